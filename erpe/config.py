@@ -1,0 +1,326 @@
+"""What flows through erpe: frozen, checked, serialisable configurations. No torch in here.
+
+    defaults(variant, dataset) -> TrialConfig -> .replace({"train.lr": 1e-3}) -> TrialConfig
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from erpe.errors import ConfigError, nearest
+
+ATTENTIONS = ("softmax", "favor", "relu")
+ENCODINGS = ("none", "general", "circulant", "rope")
+VARIANTS = tuple(a if e == "none" else f"{a}_{e}" for a in ATTENTIONS for e in ENCODINGS)
+
+
+class DatasetFacts(NamedTuple):
+    """What is known of a data set before it is loaded."""
+
+    image: tuple[int, int, int]
+    """(channels, height, width) in pixels."""
+    classes: int
+    train: int
+    """Images of the training set, validation part included."""
+    test: int
+    mean: tuple[float, ...]
+    """Mean of each channel over the training set, pixels in [0, 1]."""
+    std: tuple[float, ...]
+
+
+DATASETS = {
+    "digits": DatasetFacts((1, 8, 8), 10, 1437, 360, (0.3053,), (0.3762,)),
+    "mnist": DatasetFacts((1, 28, 28), 10, 60_000, 10_000, (0.1307,), (0.3081,)),
+    "cifar10": DatasetFacts(
+        (3, 32, 32), 10, 50_000, 10_000, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    ),
+}
+
+
+def split_variant(variant: str) -> tuple[str, str]:
+    """`"relu_general"` -> `("relu", "general")`; `"softmax"` -> `("softmax", "none")`.
+
+    Raises:
+        ConfigError: there is no such variant.
+    """
+    if variant not in VARIANTS:
+        raise ConfigError(f"unknown variant {variant!r}; {nearest(variant, VARIANTS)}")
+    attention, _, encoding = variant.partition("_")
+    return attention, encoding or "none"
+
+
+def _known_variant(variant: str) -> str:
+    split_variant(variant)
+    return variant
+
+
+def _known_dataset(dataset: str) -> str:
+    if dataset not in DATASETS:
+        raise ConfigError(f"unknown data set {dataset!r}; {nearest(dataset, DATASETS)}")
+    return dataset
+
+
+Variant = Annotated[str, AfterValidator(_known_variant)]
+Dataset = Annotated[str, AfterValidator(_known_dataset)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Config(BaseModel):
+    """Frozen; an unknown key, a NaN or an infinity is a `ConfigError` of one line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(explain(error, type(self))) from None
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting under its dotted name: `{"model.width": 64, ...}`."""
+        return flatten(self.model_dump(mode="json"))
+
+    def replace(self, values: dict[str, Any]) -> Self:
+        """A copy with some dotted names changed: `{"train.lr": 1e-3}`.
+
+        Raises:
+            ConfigError: an unknown name, or a value that does not fit.
+        """
+        tree = self.model_dump()
+        for name, value in values.items():
+            *path, leaf = name.split(".")
+            branch: Any = tree
+            for key in path:
+                branch = branch.get(key) if isinstance(branch, dict) else None
+            if not isinstance(branch, dict) or leaf not in branch:
+                raise ConfigError(f"unknown setting {name!r}; {nearest(name, self.flat())}")
+            branch[leaf] = value
+        return type(self)(**tree)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts to one dict of dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def explain(error: ValidationError, owner: type[BaseModel]) -> str:
+    """One line for the first thing pydantic found wrong: where, what was given, what would do."""
+    first = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        model: Any = owner
+        for part in first["loc"][:-1]:
+            model = model.model_fields[str(part)].annotation
+        return f"{place}: unknown key; {nearest(str(first['loc'][-1]), model.model_fields)}"
+    said = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{place}: {said}" if place else said
+    if first["type"] == "missing":
+        return f"{place}: a value is needed"
+    return f"{place}: {first['input']!r} given; {said[:1].lower()}{said[1:]}"
+
+
+class ModelConfig(Config):
+    """A Vision Transformer with one of the twelve attentions."""
+
+    variant: Variant
+    """ATTENTION[_ENCODING]; see `VARIANTS`."""
+    image: tuple[PositiveInt, PositiveInt, PositiveInt]
+    """(channels, height, width) in pixels."""
+    classes: Annotated[int, Field(ge=2)]
+    """Number of classes."""
+    patch: PositiveInt = 4
+    """Side of a square patch in pixels."""
+    width: PositiveInt = 64
+    """Size of a token, C = heads * head size."""
+    depth: PositiveInt = 4
+    """Number of blocks."""
+    heads: PositiveInt = 4
+    """Attention heads, H."""
+    mlp_ratio: PositiveFloat = 4.0
+    """Hidden size of the MLP over the width."""
+    dropout: Fraction = 0.0
+    """Probability that an activation is dropped after attention, inside the MLP and after the embedding."""
+    drop_path: Fraction = 0.0
+    """Stochastic depth: probability that the last block is skipped; grows linearly from 0."""
+    position: Literal["learned", "sincos2d", "none"] = "learned"
+    """Absolute position embedding, the same for every variant: an axis of the study."""
+    pooling: Literal["mean", "cls"] = "mean"
+    """What the classifier reads: the mean of the patch tokens, or a class token."""
+    features: PositiveInt | None = None
+    """Random features m of favor, and of relu with a projection; none: twice the head size."""
+    relu_projection: Literal["none", "orthogonal"] = "none"
+    """What Performer-ReLU projects q and k with before the ReLU."""
+    rotary_placement: Literal["pre", "post"] = "pre"
+    """Rotate q and k before the feature map, or the features in the numerator only (RoFormer eq. 19)."""
+    rope: Literal["axial", "mixed"] = "axial"
+    """Fixed frequencies, one axis a pair; or learned ones that mix both axes."""
+    rope_base: PositiveFloat | None = None
+    """Base of the frequencies; none: 100 for axial, 10 for mixed."""
+    circulant_init: Literal["rope", "normal"] = "rope"
+    """Start circulant-STRING at the frequencies of mixed RoPE, or at N(0, 0.02^2)."""
+    circulant_block: PositiveInt | None = None
+    """Size of the circulant blocks; none: the whole head."""
+    normalize_qk: bool = False
+    """l2-normalise q and k per head; then no d^(-1/4)."""
+    method: Literal["auto", "dense", "fft"] = "auto"
+    """How the general encoding of linear attention is computed; every method is exact."""
+    eps: NonNegativeFloat = 1e-6
+    """Added to every feature of linear attention."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) patches."""
+        return self.image[1] // self.patch, self.image[2] // self.patch
+
+    @property
+    def head_dim(self) -> int:
+        """Head size D."""
+        return self.width // self.heads
+
+    @property
+    def feature_dim(self) -> int:
+        """Features a head: m of the feature map, or D where there is none."""
+        attention, _ = split_variant(self.variant)
+        if attention == "softmax" or (attention == "relu" and self.relu_projection == "none"):
+            return self.head_dim
+        return self.features or 2 * self.head_dim
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        _, height, width = self.image
+        if height % self.patch or width % self.patch:
+            raise ConfigError(f"patch {self.patch} does not divide the {height} x {width} image")
+        if self.width % self.heads:
+            raise ConfigError(f"heads {self.heads} does not divide width {self.width}")
+        if self.position == "sincos2d" and self.width % 4:
+            raise ConfigError(f"position sincos2d needs a width that 4 divides, not {self.width}")
+        check_rotation(self)
+        return self
+
+
+def check_rotation(model: ModelConfig) -> None:
+    """Refuse what a rotary encoding cannot rotate.
+
+    Raises:
+        ConfigError: names the size that was given and one that would do.
+    """
+    attention, encoding = split_variant(model.variant)
+    if encoding not in ("rope", "circulant"):
+        return
+    post = model.rotary_placement == "post"
+    if post and attention == "softmax":
+        raise ConfigError(f"rotary_placement post rotates features and {model.variant} has none; pre would do")
+    what, size = ("features", model.feature_dim) if post else ("the head size", model.head_dim)
+    if encoding == "rope" and size % 4:
+        raise ConfigError(f"rope needs 4 to divide {what}, got {size}; {4 * max(1, round(size / 4))} would do")
+    block = model.circulant_block or size
+    if encoding == "circulant" and (block < 3 or size % block):
+        raise ConfigError(
+            f"circulant needs blocks of 3 or more that divide {what}, got {block} for {size}"
+            + ("" if size < 3 else "; circulant_block none would do")
+        )
+
+
+class DataConfig(Config):
+    """Which images, in which split, how they are varied in training."""
+
+    dataset: Dataset
+    """One of `DATASETS`."""
+    validation: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Part of the training set that is held out, stratified; 0 trains on all of it."""
+    split_seed: NonNegativeInt = 0
+    """Seed of that split; the same for every trial of a study."""
+    train_limit: PositiveInt | None = None
+    """Train on this many images only, stratified; none: on all."""
+    augment: Literal["none", "standard", "rand", "trivial"] = "standard"
+    """Standard: shifts (and flips for CIFAR-10); rand and trivial: torchvision's policies on top."""
+    mixup: NonNegativeFloat = 0.0
+    """Alpha of mixup; 0 is off."""
+    cutmix: NonNegativeFloat = 0.0
+    """Alpha of cutmix; 0 is off."""
+
+
+class TrainConfig(Config):
+    """How a model is trained."""
+
+    epochs: PositiveInt = 5
+    """Passes over the training images."""
+    batch: PositiveInt = 128
+    """Images a step."""
+    lr: PositiveFloat = 1e-3
+    """Peak learning rate of AdamW, reached after warm-up."""
+    weight_decay: NonNegativeFloat = 0.05
+    """Decoupled decay of matrices; never of position parameters, biases and norms."""
+    warmup: Fraction = 0.1
+    """Part of all steps in which the learning rate rises; after it, a cosine to zero."""
+    label_smoothing: Fraction = 0.1
+    """Mass spread over all classes."""
+    clip_norm: NonNegativeFloat = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+    ema: Fraction = 0.0
+    """Decay of the averaged weights a step, which are then the model; 0 is off."""
+    redraw: NonNegativeInt = 0
+    """Draw new random features every so many steps; 0 never. Frozen in evaluation."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Auto: bfloat16 autocast on GPUs that have it, float32 elsewhere."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto: on GPUs with a compiler, where it pays."""
+
+
+class TrialConfig(Config):
+    """One trial: one configuration and one seed."""
+
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    seed: NonNegativeInt = 0
+    """Decides initial weights, random features, data order, augmentation and dropout."""
+
+    @model_validator(mode="after")
+    def _model_fits_data(self) -> Self:
+        facts = DATASETS[self.data.dataset]
+        if self.model.image != facts.image or self.model.classes != facts.classes:
+            raise ConfigError(
+                f"{self.data.dataset} has {facts.image} images of {facts.classes} classes, "
+                f"the model expects {self.model.image} and {self.model.classes}"
+            )
+        return self
+
+
+_BY_DATASET: dict[str, dict[str, Any]] = {
+    "digits": {
+        "model.patch": 2, "data.validation": 0.15, "train.epochs": 30, "train.batch": 64, "train.lr": 2e-3,
+    },
+    "mnist": {"train.epochs": 5},
+    "cifar10": {"model.width": 192, "model.depth": 6, "model.heads": 6, "train.epochs": 50},
+}  # fmt: skip
+
+
+def defaults(variant: str, dataset: str, seed: int = 0) -> TrialConfig:
+    """The default trial of a variant on a data set; equal for all variants but for the variant.
+
+    Raises:
+        ConfigError: unknown variant or data set.
+    """
+    split_variant(variant)
+    facts = DATASETS[_known_dataset(dataset)]
+    model = ModelConfig(variant=variant, image=facts.image, classes=facts.classes)
+    config = TrialConfig(model=model, data=DataConfig(dataset=dataset), seed=seed)
+    return config.replace(_BY_DATASET[dataset])

@@ -1,0 +1,49 @@
+"""What can go wrong because of what a user gave us.
+
+Every `ErpeError` is shown as one line: where, what was given, what would do. A bug of ours is no
+`ErpeError` and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ErpeError(Exception):
+    """A mistake the user can mend; its text is the whole message."""
+
+
+class ConfigError(ErpeError, ValueError):
+    """A value, key or combination of values that makes no sense."""
+
+
+class ShapeError(ErpeError, ValueError):
+    """A tensor of the wrong shape was given to a layer."""
+
+
+class DataError(ErpeError):
+    """A data set is missing, truncated or altered."""
+
+
+class StoreError(ErpeError):
+    """The store cannot be read or written, or another version wrote it."""
+
+
+class StudyError(ErpeError):
+    """The study on disk is not the one that was asked for, or someone else is running it."""
+
+
+class TrackingError(ErpeError):
+    """The tracking server is down, refuses us, or is not MLflow."""
+
+
+class TrialError(ErpeError):
+    """A trial cannot go on: its loss is not finite, or its worker died too often."""
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """The end of an error line: the name that was probably meant, or all that would do."""
+    names = list(allowed)
+    close = get_close_matches(given, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"one of {', '.join(names)} would do"
