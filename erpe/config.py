@@ -1,6 +1,6 @@
 """What flows through erpe: frozen, checked, serialisable configurations. No torch in here.
 
-    defaults(variant, dataset) -> TrialConfig -> .replace({"train.lr": 1e-3}) -> TrialConfig
+defaults(variant, dataset) -> TrialConfig -> .replace({"train.lr": 1e-3}) -> TrialConfig
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ class DatasetFacts(NamedTuple):
 DATASETS = {
     "digits": DatasetFacts((1, 8, 8), 10, 1437, 360, (0.3053,), (0.3762,)),
     "mnist": DatasetFacts((1, 28, 28), 10, 60_000, 10_000, (0.1307,), (0.3081,)),
-    "cifar10": DatasetFacts(
-        (3, 32, 32), 10, 50_000, 10_000, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-    ),
+    "cifar10": DatasetFacts((3, 32, 32), 10, 50_000, 10_000, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }
 
 
@@ -136,33 +134,11 @@ def explain(error: ValidationError, owner: type[BaseModel]) -> str:
     return f"{place}: {first['input']!r} given; {said[:1].lower()}{said[1:]}"
 
 
-class ModelConfig(Config):
-    """A Vision Transformer with one of the twelve attentions."""
+class AttentionConfig(Config):
+    """One of the twelve attentions, with the switches that are axes of the study."""
 
     variant: Variant
     """ATTENTION[_ENCODING]; see `VARIANTS`."""
-    image: tuple[PositiveInt, PositiveInt, PositiveInt]
-    """(channels, height, width) in pixels."""
-    classes: Annotated[int, Field(ge=2)]
-    """Number of classes."""
-    patch: PositiveInt = 4
-    """Side of a square patch in pixels."""
-    width: PositiveInt = 64
-    """Size of a token, C = heads * head size."""
-    depth: PositiveInt = 4
-    """Number of blocks."""
-    heads: PositiveInt = 4
-    """Attention heads, H."""
-    mlp_ratio: PositiveFloat = 4.0
-    """Hidden size of the MLP over the width."""
-    dropout: Fraction = 0.0
-    """Probability that an activation is dropped after attention, inside the MLP and after the embedding."""
-    drop_path: Fraction = 0.0
-    """Stochastic depth: probability that the last block is skipped; grows linearly from 0."""
-    position: Literal["learned", "sincos2d", "none"] = "learned"
-    """Absolute position embedding, the same for every variant: an axis of the study."""
-    pooling: Literal["mean", "cls"] = "mean"
-    """What the classifier reads: the mean of the patch tokens, or a class token."""
     features: PositiveInt | None = None
     """Random features m of favor, and of relu with a projection; none: twice the head size."""
     relu_projection: Literal["none", "orthogonal"] = "none"
@@ -185,6 +161,77 @@ class ModelConfig(Config):
     """Added to every feature of linear attention."""
 
     @property
+    def attention(self) -> str:
+        """One of `ATTENTIONS`."""
+        return split_variant(self.variant)[0]
+
+    @property
+    def encoding(self) -> str:
+        """One of `ENCODINGS`."""
+        return split_variant(self.variant)[1]
+
+    @property
+    def projected(self) -> bool:
+        """Whether the feature map has a random projection."""
+        return self.attention == "favor" or (self.attention == "relu" and self.relu_projection != "none")
+
+    def feature_count(self, head_dim: int) -> int:
+        """Features a head: m of the projection, or the head size where there is none."""
+        return (self.features or 2 * head_dim) if self.projected else head_dim
+
+    def rotated_size(self, head_dim: int) -> int:
+        """Size of the vectors that a rotary encoding turns: features if placed after the map, else heads."""
+        return self.feature_count(head_dim) if self.rotary_placement == "post" else head_dim
+
+    def check_rotation(self, head_dim: int) -> None:
+        """Refuse what a rotary encoding cannot rotate.
+
+        Raises:
+            ConfigError: names the size that was given and one that would do.
+        """
+        if self.encoding not in ("rope", "circulant"):
+            return
+        if self.rotary_placement == "post" and self.attention == "softmax":
+            raise ConfigError(f"rotary_placement post rotates features and {self.variant} has none; pre would do")
+        size = self.rotated_size(head_dim)
+        what = "features" if self.rotary_placement == "post" else "the head size"
+        if self.encoding == "rope" and size % 4:
+            raise ConfigError(f"rope needs 4 to divide {what}, got {size}; {4 * max(1, round(size / 4))} would do")
+        block = self.circulant_block or size
+        if self.encoding == "circulant" and (block < 3 or size % block):
+            would_do = f"circulant_block {size}" if size >= 3 else "4"
+            raise ConfigError(
+                f"circulant needs blocks of 3 or more that divide {what}, got {block} for {size}; {would_do} would do"
+            )
+
+
+class ModelConfig(AttentionConfig):
+    """A Vision Transformer with one of the twelve attentions."""
+
+    image: tuple[PositiveInt, PositiveInt, PositiveInt]
+    """(channels, height, width) in pixels."""
+    classes: Annotated[int, Field(ge=2)]
+    """Number of classes."""
+    patch: PositiveInt = 4
+    """Side of a square patch in pixels."""
+    width: PositiveInt = 64
+    """Size of a token, C = heads * head size."""
+    depth: PositiveInt = 4
+    """Number of blocks."""
+    heads: PositiveInt = 4
+    """Attention heads, H."""
+    mlp_ratio: PositiveFloat = 4.0
+    """Hidden size of the MLP over the width."""
+    dropout: Fraction = 0.0
+    """Probability that an activation is dropped after attention, inside the MLP and after the embedding."""
+    drop_path: Fraction = 0.0
+    """Stochastic depth: probability that the last block is skipped; grows linearly from 0."""
+    position: Literal["learned", "sincos2d", "none"] = "learned"
+    """Absolute position embedding, the same for every variant: an axis of the study."""
+    pooling: Literal["mean", "cls"] = "mean"
+    """What the classifier reads: the mean of the patch tokens, or a class token."""
+
+    @property
     def grid(self) -> tuple[int, int]:
         """(h, w) patches."""
         return self.image[1] // self.patch, self.image[2] // self.patch
@@ -193,14 +240,6 @@ class ModelConfig(Config):
     def head_dim(self) -> int:
         """Head size D."""
         return self.width // self.heads
-
-    @property
-    def feature_dim(self) -> int:
-        """Features a head: m of the feature map, or D where there is none."""
-        attention, _ = split_variant(self.variant)
-        if attention == "softmax" or (attention == "relu" and self.relu_projection == "none"):
-            return self.head_dim
-        return self.features or 2 * self.head_dim
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -211,31 +250,8 @@ class ModelConfig(Config):
             raise ConfigError(f"heads {self.heads} does not divide width {self.width}")
         if self.position == "sincos2d" and self.width % 4:
             raise ConfigError(f"position sincos2d needs a width that 4 divides, not {self.width}")
-        check_rotation(self)
+        self.check_rotation(self.head_dim)
         return self
-
-
-def check_rotation(model: ModelConfig) -> None:
-    """Refuse what a rotary encoding cannot rotate.
-
-    Raises:
-        ConfigError: names the size that was given and one that would do.
-    """
-    attention, encoding = split_variant(model.variant)
-    if encoding not in ("rope", "circulant"):
-        return
-    post = model.rotary_placement == "post"
-    if post and attention == "softmax":
-        raise ConfigError(f"rotary_placement post rotates features and {model.variant} has none; pre would do")
-    what, size = ("features", model.feature_dim) if post else ("the head size", model.head_dim)
-    if encoding == "rope" and size % 4:
-        raise ConfigError(f"rope needs 4 to divide {what}, got {size}; {4 * max(1, round(size / 4))} would do")
-    block = model.circulant_block or size
-    if encoding == "circulant" and (block < 3 or size % block):
-        raise ConfigError(
-            f"circulant needs blocks of 3 or more that divide {what}, got {block} for {size}"
-            + ("" if size < 3 else "; circulant_block none would do")
-        )
 
 
 class DataConfig(Config):

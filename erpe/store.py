@@ -48,7 +48,9 @@ class Store:
         except ValueError:
             raise StoreError(f"store {store.root}: erpe.json is damaged; it should hold {LAYOUT=}") from None
         if not isinstance(found, dict) or found.get("layout") != LAYOUT:
-            raise StoreError(f"store {store.root}: layout {found!r}, this erpe reads layout {LAYOUT}; --store names another")
+            raise StoreError(
+                f"store {store.root}: layout {found!r}, this erpe reads layout {LAYOUT}; --store names another"
+            )
         return store
 
     @property

@@ -1,0 +1,214 @@
+"""The twelve attentions: y = (K(q, k) * C) v, rows divided by their sums.
+
+K is the kernel (softmax, FAVOR+, ReLU), C = exp(bias) the general encoding; rope and circulant turn q and k,
+or the features. A new attention or encoding is one class and one line in a dict.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.functional import normalize, pad, scaled_dot_product_attention
+
+from erpe.config import AttentionConfig
+from erpe.errors import ConfigError, ShapeError
+from erpe.model.encoding import ENCODING, GeneralRPE, Shape, full_precision
+from erpe.model.features import FavorFeatures, Features, ReluFeatures
+
+CHUNK = 2**22
+"""Entries of the tensor that the FFT path transforms at once: bounded memory for long sequences."""
+
+
+class Attention(nn.Module):
+    """What all share: the encoding, and the check of shapes."""
+
+    def __init__(self, config: AttentionConfig, shape: Shape, generator: Generator) -> None:
+        super().__init__()
+        self.config = config
+        self.shape = shape
+        self.encoding = ENCODING[config.encoding](config, shape, generator)
+
+    def check(self, q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
+        """Raises ShapeError unless q and k are (B, H, N, D) and v is (B, H, N, any)."""
+        expected = (self.shape.heads, self.shape.tokens, self.shape.head_dim)
+        for name, x in (("q", q), ("k", k)):
+            if x.ndim != 4 or x.shape[1:] != expected:
+                raise ShapeError(f"{name} is {tuple(x.shape)}, this layer takes (B, {', '.join(map(str, expected))})")
+        if v is not None and (v.ndim != 4 or v.shape[:3] != q.shape[:3]):
+            raise ShapeError(f"v is {tuple(v.shape)}, this layer takes {(*q.shape[:3], 'any')}")
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, H, N, D) twice and (B, H, N, Dv) -> (B, H, N, Dv)."""
+        raise NotImplementedError
+
+    def weights(self, q: Tensor, k: Tensor) -> Tensor:
+        """The dense twin: A (B, H, N, N) with `layer(q, k, v) == A @ v`."""
+        raise NotImplementedError
+
+
+class Softmax(Attention):
+    """K(q, k) = exp(q . k / sqrt(D)); the bias is added to the logits."""
+
+    def scaled(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Rotated q and k (B, H, N, D), and the factor of their products."""
+        q, k = self.encoding.rotate(q, k)
+        if self.config.normalize_qk:
+            return normalize(q, dim=-1), normalize(k, dim=-1), 1.0
+        return q, k, self.shape.head_dim**-0.5
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, H, N, D) twice and (B, H, N, Dv) -> (B, H, N, Dv), by torch's fused kernel."""
+        self.check(q, k, v)
+        q, k, scale = self.scaled(q, k)
+        bias = self.encoding.log_weights()
+        return scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype)[None], scale=scale)
+
+    def weights(self, q: Tensor, k: Tensor) -> Tensor:
+        """A (B, H, N, N), dense."""
+        self.check(q, k)
+        q, k, scale = self.scaled(q, k)
+        logits = q @ k.mT * scale                                 # (B, H, N, N)
+        bias = self.encoding.log_weights()
+        return (logits if bias is None else logits + bias).softmax(dim=-1)
+
+
+class Linear(Attention):
+    """K(q, k) = phi(q) . phi(k), never formed without the general encoding: O(N m D).
+
+        y_i = phi_q_i . sum_j phi_k_j v_j / (phi_q_i . sum_j phi_k_j)
+
+    A column of ones beside v gives the denominator in the same product. Features and both contractions are in
+    float32 at least, under autocast too: a sum over keys in half precision loses small features.
+    Source: Choromanski et al. 2021 (Performer), section 3.1.
+    """
+
+    FEATURES: type[Features]
+
+    def __init__(self, config: AttentionConfig, shape: Shape, generator: Generator) -> None:
+        super().__init__(config, shape, generator)
+        self.features = self.FEATURES(config, shape.head_dim, generator)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(B, H, N, D) twice and (B, H, N, Dv) -> (B, H, N, Dv)."""
+        self.check(q, k, v)
+        with torch.autocast(q.device.type, enabled=False):
+            phi_q, phi_k = self.phi(q, k)                         # (B, H, N, m)
+            v1 = pad(full_precision(v), (0, 1), value=1.0)        # (B, H, N, Dv + 1)
+            if isinstance(self.encoding, GeneralRPE):
+                method = self.method(v.shape[-1], q.device)
+                total = (self.fft if method == "fft" else self.dense)(phi_q, phi_k, v1, self.encoding)
+            else:
+                total = phi_q @ (phi_k.mT @ v1)                   # (B, H, N, Dv + 1)
+            numerator, denominator = total[..., :-1], total[..., -1:]
+            if self.config.rotary_placement == "post" and self.config.encoding in ("rope", "circulant"):
+                # RoFormer equation 19: signed weights above, the positive unrotated sum below.
+                phi_q, phi_k = self.encoding.rotate(phi_q, phi_k)
+                numerator = phi_q @ (phi_k.mT @ v1[..., :-1])
+            return (numerator / denominator).to(v.dtype)
+
+    def phi(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of q and k, rotated before the map unless placed after: (B, H, N, m) each."""
+        q, k = full_precision(q), full_precision(k)
+        if self.config.rotary_placement == "pre":
+            q, k = self.encoding.rotate(q, k)
+        return self.features(q, k)
+
+    def method(self, v_dim: int, device: torch.device) -> str:
+        """The path that was measured to be faster for these sizes; see `erpe.model.cost`."""
+        if self.config.method != "auto":
+            return self.config.method
+        return faster_method(self.shape.tokens, self.features.m, v_dim, device.type)
+
+    def dense(self, phi_q: Tensor, phi_k: Tensor, v1: Tensor, encoding: GeneralRPE) -> Tensor:
+        """((phi_q phi_k^T) * C) v1: (B, H, N, Dv + 1). The oracle of `fft`, and the faster one for short N."""
+        log_c = encoding.log_weights()                            # (H, N, N)
+        c = (log_c - log_c.amax(dim=(-2, -1), keepdim=True).detach()).exp()
+        return (phi_q @ phi_k.mT * c) @ v1
+
+    def fft(self, phi_q: Tensor, phi_k: Tensor, v1: Tensor, encoding: GeneralRPE) -> Tensor:
+        """The same by FFT over each feature-value channel: (B, H, N, Dv + 1) without an N x N tensor.
+
+        Source: Luo et al. 2021 (NeurIPS), algorithm 1, on a 2-D grid.
+        """
+        channels = v1.shape[-1]
+        step = max(1, CHUNK // (v1.numel() * 4))                  # the padded grid has four times the tokens
+        total = torch.zeros_like(v1)
+        for q_part, k_part in zip(phi_q.split(step, dim=-1), phi_k.split(step, dim=-1), strict=True):
+            outer = k_part.mT[:, :, :, None] * v1.mT[:, :, None]  # (B, H, step, Dv + 1, N)
+            mixed = encoding.weigh(outer.flatten(2, 3)).unflatten(2, (-1, channels))
+            total = total + torch.einsum("bhnf,bhfcn->bhnc", q_part, mixed)
+        # The error of an FFT is relative to its largest value and may leave a small denominator negative. All its
+        # terms are positive, so it is at least the one of the token itself.
+        c, c_cls = encoding.relative_weights()
+        own = c[:, c.shape[1] // 2, c.shape[2] // 2, None].expand(-1, phi_q.shape[2])     # (H, N)
+        if c_cls is not None:
+            own = torch.cat([c_cls[2, :, None], own[:, 1:]], dim=1)
+        least = (phi_q * phi_k).sum(-1) * own                     # (B, H, N)
+        return torch.cat([total[..., :-1], torch.maximum(total[..., -1], least)[..., None]], dim=-1)
+
+    def weights(self, q: Tensor, k: Tensor) -> Tensor:
+        """A (B, H, N, N), dense; with `rotary_placement="post"` some weights are negative and rows do not sum to 1."""
+        self.check(q, k)
+        phi_q, phi_k = self.phi(q, k)
+        kernel = phi_q @ phi_k.mT                                 # (B, H, N, N)
+        log_c = self.encoding.log_weights()
+        if log_c is not None:
+            kernel = kernel * (log_c - log_c.amax(dim=(-2, -1), keepdim=True)).exp()
+        denominator = kernel.sum(dim=-1, keepdim=True)
+        if self.config.rotary_placement == "post":
+            phi_q, phi_k = self.encoding.rotate(phi_q, phi_k)
+            kernel = phi_q @ phi_k.mT if log_c is None else kernel
+        return kernel / denominator
+
+
+class Favor(Linear):
+    """Performer with FAVOR+ features: an unbiased estimate of the softmax kernel."""
+
+    FEATURES = FavorFeatures
+
+
+class Relu(Linear):
+    """Performer-ReLU."""
+
+    FEATURES = ReluFeatures
+
+
+ATTENTION = {"softmax": Softmax, "favor": Favor, "relu": Relu}
+
+
+def faster_method(tokens: int, features: int, v_dim: int, device: str) -> str:
+    """Which exact path of the general encoding to take. TODO measured."""
+    return "dense"
+
+
+def build_attention(
+    variant: str,
+    *,
+    grid: tuple[int, int],
+    heads: int,
+    head_dim: int,
+    cls: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> Attention:
+    """One attention layer.
+
+    Args:
+        variant: one of `VARIANTS`.
+        grid: (h, w) patches; N = h w tokens, row-major, and one more in front with `cls`.
+        heads: H.
+        head_dim: D of q and k.
+        cls: token 0 is a class token, outside the grid.
+        seed: of random features and learned frequencies.
+        options: of `AttentionConfig`; one that the variant has no use for changes nothing.
+    Raises:
+        ConfigError: an unknown variant or option, or a value that does not fit.
+    """
+    if min(*grid, heads, head_dim) < 1:
+        raise ConfigError(f"grid {grid}, heads {heads}, head_dim {head_dim}: each must be at least 1")
+    config = AttentionConfig(variant=variant, **options)
+    config.check_rotation(head_dim)
+    generator = torch.Generator().manual_seed(seed)
+    return ATTENTION[config.attention](config, Shape(grid, heads, head_dim, cls), generator)

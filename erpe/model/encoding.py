@@ -1,0 +1,263 @@
+"""Position encodings. Two seams: `rotate` (rope, circulant) and `log_weights` (general).
+
+Positions are whole patches, r = (y, x). A class token, if there is one, is token 0; it lies outside the
+grid: it is not rotated, and the general encoding has scalars of its own for it.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from erpe.config import AttentionConfig
+from erpe.model.toeplitz import toeplitz_dense, toeplitz_matmul
+
+
+class Shape(NamedTuple):
+    """What a layer is built for."""
+
+    grid: tuple[int, int]
+    """(h, w) patches, row-major."""
+    heads: int
+    """H."""
+    head_dim: int
+    """D of q and k."""
+    cls: bool = False
+    """Token 0 is a class token."""
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return self.grid[0] * self.grid[1] + self.cls
+
+
+class Encoding(nn.Module):
+    """No relative position: the identity rotation, no weights. The base of the others."""
+
+    def __init__(self, config: AttentionConfig, shape: Shape, generator: Generator) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def rotate(self, *vectors: Tensor) -> tuple[Tensor, ...]:
+        """Each (B, H, N, D), turned by the rotation of its token's position."""
+        return vectors
+
+    def log_weights(self) -> Tensor | None:
+        """(H, N, N), what is added to the logits; None: nothing."""
+        return None
+
+
+class GeneralRPE(Encoding):
+    """The most general relative encoding: a learned log-weight of each 2-D offset and head.
+
+        C[i, j] = exp(bias[r_j - r_i]);   logits + bias for softmax, K(q, k) * C for linear attention
+
+    `bias` (H, 2h-1, 2w-1) at [dy + h - 1, dx + w - 1] with (dy, dx) = position of key minus position of query;
+    zero at the start, which is no encoding. `cls_bias` (3, H): patch to class token, class token to patch,
+    class token to itself.
+    Source: Luo et al. 2021 (NeurIPS), equations 6 and 10-13, with two axes as for its ImageNet model.
+    """
+
+    def __init__(self, config: AttentionConfig, shape: Shape, generator: Generator) -> None:
+        super().__init__(config, shape, generator)
+        h, w = shape.grid
+        self.bias = nn.Parameter(torch.zeros(shape.heads, 2 * h - 1, 2 * w - 1))
+        self.cls_bias = nn.Parameter(torch.zeros(3, shape.heads)) if shape.cls else None
+
+    def log_weights(self) -> Tensor:
+        """(H, N, N) dense."""
+        patches = toeplitz_dense(self.bias)                       # (H, hw, hw)
+        if self.cls_bias is None:
+            return patches
+        to_cls, from_cls, own = self.cls_bias[:, :, None, None]   # (H, 1, 1) each
+        n = patches.shape[-1]
+        first = torch.cat([own, from_cls.expand(-1, 1, n)], dim=2)
+        rest = torch.cat([to_cls.expand(-1, n, 1), patches], dim=2)
+        return torch.cat([first, rest], dim=1)                    # (H, N, N)
+
+    def relative_weights(self) -> tuple[Tensor, Tensor | None]:
+        """exp(bias) and exp(cls_bias), each head divided by its largest: a factor that cancels in the quotient."""
+        top = self.bias.flatten(1).amax(1)                        # (H,)
+        if self.cls_bias is not None:
+            top = torch.maximum(top, self.cls_bias.amax(0))
+        top = top.detach()
+        return (self.bias - top[:, None, None]).exp(), None if self.cls_bias is None else (self.cls_bias - top).exp()
+
+    def weigh(self, x: Tensor) -> Tensor:
+        """C x by FFT, never forming C: (B, H, F, N) -> (B, H, F, N)."""
+        c, c_cls = self.relative_weights()
+        patches = x[..., 1:] if self.shape.cls else x
+        y = toeplitz_matmul(c, patches.unflatten(-1, self.shape.grid)).flatten(-2)
+        if c_cls is None:
+            return y
+        to_cls, from_cls, own = c_cls[:, :, None, None]           # (H, 1, 1) each
+        first = x[..., :1]                                        # (B, H, F, 1)
+        cls = from_cls * patches.sum(-1, keepdim=True) + own * first
+        return torch.cat([cls, y + to_cls * first], dim=-1)
+
+
+def rotate_planes(x: Tensor, phase: Tensor) -> Tensor:
+    """Turn adjacent channel pairs (2t, 2t+1) by the angles of `phase`; further channels stay.
+
+    Args:
+        x: (B, H, N, D).
+        phase: (H, N, P) complex of modulus one, 2 P <= D.
+    Returns:
+        (B, H, N, D).
+    Source: Su et al. 2021 (RoFormer), equation 34, as one complex product.
+    """
+    planes = x[..., : 2 * phase.shape[-1]].contiguous().unflatten(-1, (-1, 2))
+    turned = torch.view_as_real(torch.view_as_complex(planes) * phase).flatten(-2)
+    rest = x[..., turned.shape[-1] :]
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+
+
+class Rotary(Encoding):
+    """R(r) turns plane t of a head by the angle y fy_t + x fx_t, so that R(a)^T R(b) = R(b - a)."""
+
+    positions: Tensor
+
+    def __init__(self, config: AttentionConfig, shape: Shape, generator: Generator) -> None:
+        super().__init__(config, shape, generator)
+        self.size = config.rotated_size(shape.head_dim)
+        y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in shape.grid), indexing="ij")
+        positions = torch.stack([y.flatten(), x.flatten()])       # (2, hw)
+        if shape.cls:
+            positions = torch.cat([torch.zeros(2, 1), positions], dim=1)  # R(0) = I
+        self.register_buffer("positions", positions, persistent=False)
+
+    def planes(self) -> Tensor:
+        """(2, H, P) frequencies in rad per patch along y and x."""
+        raise NotImplementedError
+
+    def phase(self) -> Tensor:
+        """(H, N, P) complex e^(i angle), in float32 at least."""
+        fy, fx = full_precision(self.planes())[:, :, None, :]              # (H, 1, P) each
+        y, x = self.positions.to(fy.dtype)[:, :, None]            # (N, 1) each
+        angle = y * fy + x * fx                                   # (H, N, P)
+        return torch.complex(angle.cos(), angle.sin())
+
+    def rotate(self, *vectors: Tensor) -> tuple[Tensor, ...]:
+        """Each (B, H, N, D) turned, computed in float32 at least and given back in its own dtype."""
+        with torch.autocast(vectors[0].device.type, enabled=False):
+            phase = self.phase()
+            return tuple(self.turn(full_precision(x), phase).to(x.dtype) for x in vectors)
+
+    def turn(self, x: Tensor, phase: Tensor) -> Tensor:
+        """(B, H, N, D) -> (B, H, N, D)."""
+        return rotate_planes(x, phase)
+
+
+class Rope(Rotary):
+    """2-D RoPE; `frequencies` (2, H, D/2) along y and x: a buffer if axial, learned if mixed.
+
+        axial: theta_t = base^(-4t/D), the first D/4 planes along x, the others along y
+        mixed: those magnitudes, at a random angle per head, the second half perpendicular to the first
+
+    Source: Su et al. 2021 (RoFormer), equations 15-16; Heo et al. 2024 (RoPE-ViT) for both 2-D forms.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, config: AttentionConfig, shape: Shape, generator: Generator) -> None:
+        super().__init__(config, shape, generator)
+        mixed = config.rope == "mixed"
+        base = config.rope_base or (10.0 if mixed else 100.0)
+        # Axial is mixed at angle zero: the first half along x, the perpendicular half along y.
+        angle = torch.rand(shape.heads, 1, generator=generator) * 2 * math.pi if mixed else torch.zeros(shape.heads, 1)
+        frequencies = planar_frequencies(self.size // 2, base, angle)
+        if mixed:
+            self.frequencies = nn.Parameter(frequencies)
+        else:
+            self.register_buffer("frequencies", frequencies)
+
+    def planes(self) -> Tensor:
+        """(2, H, D/2) rad per patch."""
+        return self.frequencies
+
+
+def planar_frequencies(planes: int, base: float, angle: Tensor) -> Tensor:
+    """Magnitudes base^(-2t/planes) in direction `angle` for the first half of the planes, perpendicular for the rest.
+
+    Args:
+        planes: P; an odd one leaves one plane more to the first half.
+        angle: (H, 1) rad; 0 is along x.
+    Returns:
+        (2, H, P) rad per patch along y and x.
+    """
+    first = -(-planes // 2)
+    t = torch.arange(first)
+    magnitude = base ** (-2.0 * t / planes)                       # (P/2,)
+    x = torch.cat([magnitude * angle.cos(), -magnitude[: planes - first] * angle.sin()], dim=-1)
+    y = torch.cat([magnitude * angle.sin(), magnitude[: planes - first] * angle.cos()], dim=-1)
+    return torch.stack([y, x])                                    # (2, H, P)
+
+
+class CirculantString(Rotary):
+    """Circulant-STRING: R(r) = exp(y L_y + x L_x), L = C - C^T with C circulant.
+
+    `coefficients` (2, H, D): first columns c of C for y and x. In the real Fourier basis of the circulants R is
+    a rotation of planes by theta = 2 Im fft(c), so it is applied there: one small matrix product in, one out.
+    At head sizes that is faster than an FFT, and equal to it. Only the odd part of c matters.
+    Source: Schenck et al. 2025 (STRING), definition 3.1 and circulant-STRING. Blocks: `circulant_block`.
+    """
+
+    def __init__(self, config: AttentionConfig, shape: Shape, generator: Generator) -> None:
+        super().__init__(config, shape, generator)
+        self.block = config.circulant_block or self.size
+        self.free = self.size // self.block * (2 - self.block % 2)
+        """Channels that no rotation reaches: the mean of a block, and its alternating sum if it is even."""
+        self.coefficients = nn.Parameter(torch.zeros(2, shape.heads, self.size))
+        if config.circulant_init == "normal":
+            self.coefficients.data.normal_(0, 0.02, generator=generator)
+        else:
+            angle = torch.rand(shape.heads, 1, generator=generator) * 2 * math.pi
+            planes = planar_frequencies((self.size - self.free) // 2, config.rope_base or 10.0, angle)
+            sines = self.basis(planes)[:, 1 : self.size - self.free : 2]
+            self.coefficients.data = planes @ sines.T / math.sqrt(2 * self.block)
+
+    def basis(self, like: Tensor) -> Tensor:
+        """(D, D) orthogonal, in the dtype and on the device of `like`."""
+        return fourier_basis(self.size, self.block, like.dtype, like.device)
+
+    def planes(self) -> Tensor:
+        """(2, H, P) rad per patch: theta = 2 Im fft(c) for the frequencies below half the block size."""
+        c = full_precision(self.coefficients)
+        sines = self.basis(c)[:, 1 : self.size - self.free : 2]   # (D, P)
+        return math.sqrt(2 * self.block) * (c @ sines)
+
+    def turn(self, x: Tensor, phase: Tensor) -> Tensor:
+        """(B, H, N, D) -> (B, H, N, D): to the Fourier basis, turn its planes, back."""
+        basis = self.basis(x)
+        return rotate_planes(x @ basis, phase) @ basis.T
+
+
+@lru_cache(maxsize=64)
+def fourier_basis(size: int, block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The real Fourier basis of block-circulant matrices, columns normalised.
+
+        columns: cos f, -sin f of each block and frequency 0 < f < block/2, then the position-free ones (1, (-1)^n)
+
+    Returns:
+        (D, D) orthogonal: `(x @ basis)[2t], [2t+1]` are Re and Im of sqrt(2/block) fft(x)_f.
+    """
+    with torch.inference_mode(False):  # a cached inference tensor could not be trained through later
+        n = torch.arange(block, dtype=torch.float64)
+        angle = 2 * math.pi / block * torch.outer(n, n[1 : (block + 1) // 2])      # (block, planes)
+        pairs = torch.stack([angle.cos(), -angle.sin()], dim=-1).flatten(1) * math.sqrt(2 / block)
+        ones, signs = torch.ones_like(n), 1 - 2 * (n % 2)
+        free = torch.stack([ones, signs][: 2 - block % 2], dim=1) / math.sqrt(block)
+        columns = [torch.block_diag(*[part] * (size // block)) for part in (pairs, free)]
+        return torch.cat(columns, dim=1).to(device=device, dtype=dtype)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """At least float32: half precision loses angles and small weights."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+ENCODING = {"none": Encoding, "general": GeneralRPE, "circulant": CirculantString, "rope": Rope}

@@ -1,0 +1,53 @@
+"""Toeplitz matrices on a 2-D grid: the mask C of the general relative position encoding."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.fft import irfft2, rfft2
+from torch.nn.functional import pad
+
+from erpe.errors import ShapeError
+
+
+def toeplitz_dense(c: Tensor) -> Tensor:
+    """The block-Toeplitz matrix of a table of offsets.
+
+        T[i, j] = c[j - i],      i, j on the (h, w) grid, row-major
+
+    Args:
+        c: (H, 2h-1, 2w-1), weight of each offset j - i, zero offset in the centre.
+    Returns:
+        (H, N, N) with N = h w.
+    """
+    h, w = (c.shape[-2] + 1) // 2, (c.shape[-1] + 1) // 2
+    windows = c.unfold(-2, h, 1).unfold(-2, w, 1)                 # (H, h, w, h, w)  starting at the last query
+    return windows.flip(-4, -3).reshape(-1, h * w, h * w)         # (H, N, N)
+
+
+def toeplitz_matmul(c: Tensor, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """Apply that matrix without forming it: a circular correlation on a padded grid, O(N log N).
+
+        y[i] = sum_j c[j - i] x[j],      i, j on the (h, w) grid
+
+    Args:
+        c: (H, 2h-1, 2w-1), weight of each offset j - i, zero offset in the centre.
+        x: (B, H, F, h, w).
+        size: padded grid, at least (2h-1, 2w-1); none: (2h, 2w), which factors better.
+    Returns:
+        (B, H, F, h, w).
+    Raises:
+        ShapeError: the offsets of `c` do not span the grid of `x`, or `size` is too small.
+    Source: Luo et al. 2021 (NeurIPS), section 3.2, on two axes. Dense twin: `toeplitz_dense`.
+    """
+    h, w = x.shape[-2:]
+    span = (2 * h - 1, 2 * w - 1)
+    size = size or (2 * h, 2 * w)
+    if c.shape[-2:] != span:
+        raise ShapeError(f"a ({h}, {w}) grid has offsets {span}, got {tuple(c.shape[-2:])}")
+    if size[0] < span[0] or size[1] < span[1]:
+        raise ShapeError(f"offsets {span} do not fit on a circular grid of {size}")
+    circular = pad(c, (0, size[1] - span[1], 0, size[0] - span[0]))
+    circular = circular.roll((1 - h, 1 - w), dims=(-2, -1))       # (H, *size)  zero offset to index 0
+    c_hat = rfft2(circular).conj()[:, None]                       # (H, 1, ..)  conjugate: offsets are j - i, not i - j
+    y = irfft2(c_hat * rfft2(x, s=size), s=size)                  # (B, H, F, *size)
+    return y[..., :h, :w]                                         # (B, H, F, h, w)

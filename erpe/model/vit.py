@@ -1,0 +1,160 @@
+"""The Vision Transformer around an attention layer: pre-norm blocks, mean pooling over exactly the patch grid."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor, nn
+
+from erpe.config import ModelConfig
+from erpe.errors import ShapeError
+from erpe.model.attention import ATTENTION
+from erpe.model.encoding import Encoding, Shape
+
+
+class ViT(nn.Module):
+    """images (B, channels, height, width) -> logits (B, classes).
+
+    Source: Dosovitskiy et al. 2021 (ViT), with mean pooling instead of a class token unless asked otherwise.
+    """
+
+    def __init__(self, config: ModelConfig, generator: Generator) -> None:
+        super().__init__()
+        self.config = config
+        channels, patch, width = config.image[0], config.patch, config.width
+        self.embed = nn.Linear(channels * patch * patch, width)
+        self.cls = nn.Parameter(torch.zeros(1, 1, width)) if config.pooling == "cls" else None
+        self.position = absolute_position(config)
+        self.dropout = nn.Dropout(config.dropout)
+        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        self.blocks = nn.ModuleList(Block(config, rate, generator) for rate in rates)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, config.classes)
+        self.initialise(generator)
+
+    def initialise(self, generator: Generator) -> None:
+        """Xavier-uniform matrices, zero biases, N(0, 0.02^2) learned positions and class token."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+                nn.init.zeros_(module.bias)
+        for parameter in (self.cls, self.position):
+            if isinstance(parameter, nn.Parameter):
+                nn.init.normal_(parameter, std=0.02, generator=generator)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """(B, channels, height, width) -> (B, N, C): patches row by row, a class token first if there is one."""
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.config.image:
+            raise ShapeError(f"images are {tuple(images.shape)}, this model takes (B, *{self.config.image})")
+        (h, w), p = self.config.grid, self.config.patch
+        patches = images.unflatten(3, (w, p)).unflatten(2, (h, p))                  # (B, c, h, p, w, p)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)        # (B, h w, c p p)
+        x = self.embed(patches)
+        if self.position is not None:
+            x = x + self.position
+        if self.cls is not None:
+            x = torch.cat([self.cls.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        return self.dropout(x)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, channels, height, width) float -> (B, classes) logits."""
+        x = self.tokens(images)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        return self.head(x.mean(dim=1) if self.cls is None else x[:, 0])
+
+    @torch.no_grad()
+    def attention_maps(self, images: Tensor) -> Tensor:
+        """(B, channels, height, width) -> (B, depth, H, N, N): who attends to whom in each block."""
+        x, maps = self.tokens(images), []
+        for block in self.blocks:
+            maps.append(block.attention_map(x))
+            x = block(x)
+        return torch.stack(maps, dim=1)
+
+    def redraw(self, generator: Generator) -> None:
+        """Draw new random features in every block."""
+        for block in self.blocks:
+            if hasattr(block.attention, "features"):
+                block.attention.features.redraw(generator)
+
+    def decay_groups(self, weight_decay: float) -> list[dict[str, object]]:
+        """Parameter groups of AdamW: matrices decay; biases, norms, class token and every position parameter do not."""
+        free = {self.cls, self.position}
+        for module in self.modules():
+            if isinstance(module, Encoding):
+                free.update(module.parameters())
+        still = [p for p in self.parameters() if p.ndim < 2 or p in free]
+        moving = [p for p in self.parameters() if p.ndim >= 2 and p not in free]
+        return [{"params": moving, "weight_decay": weight_decay}, {"params": still, "weight_decay": 0.0}]
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); both branches skipped together by stochastic depth."""
+
+    def __init__(self, config: ModelConfig, drop_path: float, generator: Generator) -> None:
+        super().__init__()
+        width, hidden = config.width, round(config.width * config.mlp_ratio)
+        self.heads, self.drop_path = config.heads, drop_path
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        shape = Shape(config.grid, config.heads, config.head_dim, cls=config.pooling == "cls")
+        self.attention = ATTENTION[config.attention](config, shape, generator)
+        self.out = nn.Sequential(nn.Linear(width, width), nn.Dropout(config.dropout))
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(hidden, width),
+            nn.Dropout(config.dropout),
+        )
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (B, N, C) -> q, k, v (B, H, N, D), views of one product."""
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        y = self.attention(*self.split(x))                        # (B, H, N, D)
+        x = x + self.thin(self.out(y.transpose(1, 2).flatten(2)))
+        return x + self.thin(self.mlp(self.norm2(x)))
+
+    def thin(self, y: Tensor) -> Tensor:
+        """Stochastic depth: in training the branch of some images is zero, the others' grows to keep the mean."""
+        if not self.training or self.drop_path == 0:
+            return y
+        keep = 1 - self.drop_path
+        return y * torch.empty(len(y), 1, 1, dtype=y.dtype, device=y.device).bernoulli_(keep) / keep
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> A (B, H, N, N)."""
+        q, k, _ = self.split(x)
+        return self.attention.weights(q, k)
+
+
+def absolute_position(config: ModelConfig) -> nn.Parameter | nn.Buffer | None:
+    """(1, h w, C) added to the patch tokens; learned, or the fixed sines of both axes; the class token has none."""
+    h, w = config.grid
+    if config.position == "none":
+        return None
+    if config.position == "learned":
+        return nn.Parameter(torch.zeros(1, h * w, config.width))
+    quarter = config.width // 4
+    frequency = torch.exp(-math.log(10_000) * torch.arange(quarter) / max(1, quarter - 1))
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    angles = [axis.flatten()[:, None] * frequency for axis in (y, x)]               # (h w, C/4) each
+    table = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+    return nn.Buffer(table[None], persistent=False)
+
+
+def build(config: ModelConfig, seed: int = 0) -> ViT:
+    """A Vision Transformer with random weights that depend on the configuration and the seed alone.
+
+    Raises:
+        ConfigError: the configuration does not fit together.
+    """
+    return ViT(config, torch.Generator().manual_seed(seed))
