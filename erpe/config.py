@@ -39,12 +39,18 @@ class DatasetFacts(NamedTuple):
     mean: tuple[float, ...]
     """Mean of each channel over the training set, pixels in [0, 1]."""
     std: tuple[float, ...]
+    names: tuple[str, ...] = tuple("0123456789")
+    """Of the classes."""
 
+
+_OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 DATASETS = {
-    "digits": DatasetFacts((1, 8, 8), 10, 1437, 360, (0.3053,), (0.3762,)),
+    "digits": DatasetFacts((1, 8, 8), 10, 1437, 360, (0.3054,), (0.3760,)),
     "mnist": DatasetFacts((1, 28, 28), 10, 60_000, 10_000, (0.1307,), (0.3081,)),
-    "cifar10": DatasetFacts((3, 32, 32), 10, 50_000, 10_000, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar10": DatasetFacts(
+        (3, 32, 32), 10, 50_000, 10_000, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), _OBJECTS
+    ),
 }
 
 

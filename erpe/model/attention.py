@@ -99,19 +99,24 @@ class Linear(Attention):
             if isinstance(self.encoding, GeneralRPE):
                 method = self.method(v.shape[-1], q.device)
                 total = (self.fft if method == "fft" else self.dense)(phi_q, phi_k, v1, self.encoding)
+            elif self.rotates_features:
+                # RoFormer equation 19: signed weights above, the positive unrotated sum below.
+                denominator = phi_q @ (phi_k.mT @ v1[..., -1:])
+                phi_q, phi_k = self.encoding.rotate(phi_q, phi_k)
+                total = torch.cat([phi_q @ (phi_k.mT @ v1[..., :-1]), denominator], dim=-1)
             else:
                 total = phi_q @ (phi_k.mT @ v1)                   # (B, H, N, Dv + 1)
-            numerator, denominator = total[..., :-1], total[..., -1:]
-            if self.config.rotary_placement == "post" and self.config.encoding in ("rope", "circulant"):
-                # RoFormer equation 19: signed weights above, the positive unrotated sum below.
-                phi_q, phi_k = self.encoding.rotate(phi_q, phi_k)
-                numerator = phi_q @ (phi_k.mT @ v1[..., :-1])
-            return (numerator / denominator).to(v.dtype)
+            return (total[..., :-1] / total[..., -1:]).to(v.dtype)
+
+    @property
+    def rotates_features(self) -> bool:
+        """Whether a rotary encoding turns the features instead of q and k."""
+        return self.config.rotary_placement == "post" and self.config.encoding in ("rope", "circulant")
 
     def phi(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Features of q and k, rotated before the map unless placed after: (B, H, N, m) each."""
         q, k = full_precision(q), full_precision(k)
-        if self.config.rotary_placement == "pre":
+        if not self.rotates_features:
             q, k = self.encoding.rotate(q, k)
         return self.features(q, k)
 
@@ -136,7 +141,7 @@ class Linear(Attention):
         step = max(1, CHUNK // (v1.numel() * 4))                  # the padded grid has four times the tokens
         total = torch.zeros_like(v1)
         for q_part, k_part in zip(phi_q.split(step, dim=-1), phi_k.split(step, dim=-1), strict=True):
-            outer = k_part.mT[:, :, :, None] * v1.mT[:, :, None]  # (B, H, step, Dv + 1, N)
+            outer = k_part.mT[:, :, :, None] * v1.mT[:, :, None]  # (B, H, .., Dv + 1, N)
             mixed = encoding.weigh(outer.flatten(2, 3)).unflatten(2, (-1, channels))
             total = total + torch.einsum("bhnf,bhfcn->bhnc", q_part, mixed)
         # The error of an FFT is relative to its largest value and may leave a small denominator negative. All its
@@ -157,9 +162,9 @@ class Linear(Attention):
         if log_c is not None:
             kernel = kernel * (log_c - log_c.amax(dim=(-2, -1), keepdim=True)).exp()
         denominator = kernel.sum(dim=-1, keepdim=True)
-        if self.config.rotary_placement == "post":
+        if self.rotates_features:
             phi_q, phi_k = self.encoding.rotate(phi_q, phi_k)
-            kernel = phi_q @ phi_k.mT if log_c is None else kernel
+            kernel = phi_q @ phi_k.mT
         return kernel / denominator
 
 

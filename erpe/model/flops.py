@@ -1,0 +1,97 @@
+"""FLOPs in closed form: what the field counts, and the oracle of the tools that count.
+
+Counted are matrix products (multiply and add are two) and FFTs (2.5 L log2 L for a real one of length L), for a
+batch of one image. Work on single entries (norms, activations, exponentials, divisions, rotations of planes, the
+mask times the scores) is not, as usual: `erpe.model.counters` lists those operators by name.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from erpe.config import ModelConfig
+from erpe.model.attention import faster_method
+
+
+class Cost(NamedTuple):
+    """FLOPs of a part of the model."""
+
+    forward: float
+    train: float
+    """Forward and backward together: three times forward where both operands learn, twice where one does."""
+
+    def __add__(self, other: object) -> Cost:
+        assert isinstance(other, Cost)
+        return Cost(self.forward + other.forward, self.train + other.train)
+
+
+def both(flops: float) -> Cost:
+    """A product of two operands that need gradients."""
+    return Cost(flops, 3 * flops)
+
+
+def one(flops: float) -> Cost:
+    """A product with a constant, or with the images: one operand needs a gradient."""
+    return Cost(flops, 2 * flops)
+
+
+NOTHING = Cost(0, 0)
+
+
+def forward_flops(config: ModelConfig) -> int:
+    """FLOPs of the forward pass of one image."""
+    return round(model_cost(config).forward)
+
+
+def train_step_flops(config: ModelConfig) -> int:
+    """FLOPs of forward and backward of one image; the optimiser is not in it."""
+    return round(model_cost(config).train)
+
+
+def model_cost(config: ModelConfig) -> Cost:
+    """The whole Vision Transformer, for one image."""
+    (h, w), width = config.grid, config.width
+    tokens = h * w + (config.pooling == "cls")
+    hidden = round(width * config.mlp_ratio)
+    embed = one(2 * h * w * config.image[0] * config.patch**2 * width)
+    linear = both(2 * tokens * width * (4 * width + 2 * hidden))          # q, k, v and out; two layers of the MLP
+    block = linear + attention_cost(config, tokens)
+    head = both(2 * width * config.classes)
+    return embed + Cost(*(config.depth * flops for flops in block)) + head
+
+
+def attention_cost(config: ModelConfig, n: int) -> Cost:
+    """All heads of one attention layer over `n` tokens.
+
+    Per head, D the head size, m the features:
+
+        softmax         4 N^2 D                   q k^T, then times v
+        linear          4 N m (D + 1)             phi_k^T [v 1], then phi_q times it
+        with general    2 N^2 m + 2 N^2 (D + 1)   dense; or 2 m (D + 1) FFTs of 4 N and 2 N m (D + 1)
+        projection      4 N D m                   of q and of k
+        circulant       8 N S^2 + 4 S P           S rotated channels into the Fourier basis and back, P planes
+    """
+    d, m, heads = config.head_dim, config.feature_count(config.head_dim), config.heads
+    core = both(4 * n * n * d) if config.attention == "softmax" else both(4 * n * m * (d + 1))
+    if config.attention != "softmax" and config.encoding == "general":
+        core = general_cost(config, n, m, d)
+    projection = one(4 * n * d * m) if config.projected else NOTHING
+    circulant = NOTHING
+    if config.encoding == "circulant":
+        size = config.rotated_size(d)
+        block = config.circulant_block or size
+        planes = size // block * ((block - 1) // 2)
+        circulant = one(8 * n * size**2) + one(4 * size * planes)
+    return Cost(*(heads * flops for flops in core + projection + circulant))
+
+
+def general_cost(config: ModelConfig, n: int, m: int, d: int) -> Cost:
+    """The masked product of linear attention, by the method that the layer takes."""
+    method = config.method if config.method != "auto" else faster_method(n, m, d, "cpu")
+    if method == "dense":
+        return both(2 * n * n * (m + d + 1))
+    h, w = config.grid
+    length = 4 * h * w
+    transform = 2.5 * length * math.log2(length)
+    return both(2 * n * m * (d + 1)) + one((2 * m * (d + 1) + 1) * transform)

@@ -1,0 +1,191 @@
+"""Which settings the search varies, per data set and variant; and how a file overrides that.
+
+space = load_space("space.toml", "favor_rope", "mnist")       # or default_space(variant, dataset)
+"""
+
+from __future__ import annotations
+
+import tomllib
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from erpe.config import TrialConfig, defaults, split_variant
+from erpe.errors import ConfigError, ErpeError, nearest
+from erpe.search.axes import Axis, Choices, Floats, Ints, Space
+
+# Sizes that fit together: every width is divisible by 4 x every number of heads, as rope asks.
+_BY_DATASET: dict[str, dict[str, Axis]] = {
+    "digits": {
+        "model.patch": Choices(values=(2, 4)), "model.width": Choices(values=(32, 64, 96)),
+        "model.depth": Ints(low=2, high=4), "model.heads": Choices(values=(2, 4, 8)),
+        "train.batch": Choices(values=(32, 64, 128)), "train.lr": Floats(low=5e-4, high=1e-2, log=True),
+    },
+    "mnist": {
+        "model.patch": Choices(values=(4, 7)), "model.width": Choices(values=(32, 64, 96)),
+        "model.depth": Ints(low=2, high=6), "model.heads": Choices(values=(2, 4, 8)),
+        "train.batch": Choices(values=(64, 128, 256)), "train.lr": Floats(low=3e-4, high=5e-3, log=True),
+    },
+    "cifar10": {
+        "model.patch": Choices(values=(4, 8)), "model.width": Choices(values=(96, 192, 288, 384)),
+        "model.depth": Ints(low=4, high=9), "model.heads": Choices(values=(3, 6, 12)),
+        "train.batch": Choices(values=(64, 128, 256)), "train.lr": Floats(low=1e-4, high=3e-3, log=True),
+    },
+}  # fmt: skip
+_COMMON: dict[str, Axis] = {
+    "train.weight_decay": Floats(low=1e-3, high=0.3, log=True),
+    "model.dropout": Floats(low=0.0, high=0.2),
+    "model.drop_path": Floats(low=0.0, high=0.2),
+}
+_FEATURES = {"digits": (16, 32, 64), "mnist": (32, 64, 128), "cifar10": (32, 64, 128, 256)}
+
+RESERVED = {
+    "model.variant": "--variant", "data.dataset": "--dataset", "train.epochs": "--epochs", "seed": "--seed",
+    "model.image": "--dataset", "model.classes": "--dataset",
+}  # fmt: skip
+"""Settings that are no axis, and what sets them instead."""
+
+_SIZES = (
+    "model.width", "model.heads", "model.features", "model.relu_projection", "model.rotary_placement",
+    "model.circulant_block", "model.position",
+)  # fmt: skip
+"""Settings that constrain one another."""
+
+_SAME_FOR_ALL = ("data.validation", "data.split_seed", "data.train_limit")
+"""Trials are compared on one split: a space may fix these, not vary them."""
+
+
+def knobs(variant: str, dataset: str) -> dict[str, Axis]:
+    """The axes only some variants have: features m, placement, projection, normalisation, frequencies.
+
+    Raises:
+        ConfigError: unknown variant or data set.
+    """
+    attention, encoding = split_variant(variant)
+    defaults(variant, dataset)  # refuses an unknown data set
+    linear, rotary = attention != "softmax", encoding in ("circulant", "rope")
+    found: dict[str, Axis] = {}
+    if attention == "relu":
+        found["model.relu_projection"] = Choices(values=("none", "orthogonal"))
+    if linear:
+        found["model.features"] = Choices(values=_FEATURES[dataset])
+        found["model.normalize_qk"] = Choices(values=(False, True))
+    if linear and rotary:
+        found["model.rotary_placement"] = Choices(values=("pre", "post"))
+    if encoding == "rope":
+        found["model.rope"] = Choices(values=("axial", "mixed"))
+    return found
+
+
+def default_space(variant: str, dataset: str) -> Space:
+    """The space of a variant on a data set: the same for all variants, plus the variant's own knobs."""
+    own = knobs(variant, dataset)
+    return Space(axes=_BY_DATASET[dataset] | _COMMON | own)
+
+
+def load_space(path: str | Path, variant: str, dataset: str) -> Space:
+    """The default space with the entries of a TOML file's `[space]` table laid over it.
+
+        "train.lr" = {low = 1e-4, high = 1e-2, log = true}     # a range
+        "model.patch" = [2, 4]                                  # a choice
+        "model.depth" = 4                                       # fixed
+
+    A knob that only other variants have is skipped, so that one file serves all twelve.
+
+    Raises:
+        ConfigError: one line naming the file, the key and what is wrong with it.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    entries = table.get("space")
+    if not isinstance(entries, dict) or set(table) != {"space"}:
+        stray = ", ".join(sorted(set(table) - {"space"})) or "nothing"
+        raise ConfigError(f"{path}: a space file has one table, [space]; found {stray}")
+    base = defaults(variant, dataset)
+    axes = dict(default_space(variant, dataset).axes)
+    elsewhere = {name for other in ("favor", "relu_rope") for name in knobs(other, dataset)} - set(
+        knobs(variant, dataset)
+    )
+    for name, entry in entries.items():
+        try:
+            axis = read_axis(name, entry, base)
+            check_axis(name, axis, base)
+        except ErpeError as error:
+            raise ConfigError(f"{path}: space.\"{name}\": {error}") from None
+        if name not in elsewhere:
+            axes[name] = axis
+    space = Space(axes=axes)
+    try:
+        check_together(space, base)
+    except ErpeError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return space
+
+
+def read_axis(name: str, entry: Any, base: TrialConfig) -> Axis:
+    """An entry of a space file as an axis.
+
+    Raises:
+        ConfigError: not a setting the search may vary, or not a range.
+    """
+    if name in RESERVED:
+        raise ConfigError(f"not for a space; {RESERVED[name]} sets it")
+    if name not in base.flat():
+        raise ConfigError(f"unknown setting; {nearest(name, base.flat())}")
+    if not isinstance(entry, dict):
+        axis: Axis = Choices(values=tuple(entry) if isinstance(entry, list) else (entry,))
+    elif takes_whole_numbers(name, base):
+        axis = Ints(**entry)
+    else:
+        axis = Floats(**entry)
+    if name in _SAME_FOR_ALL and len(axis.probes()) > 1:
+        raise ConfigError("trials are compared on one split; give a single value")
+    return axis
+
+
+def takes_whole_numbers(name: str, base: TrialConfig) -> bool:
+    """Whether a setting refuses 0.5, which every real-valued setting of a TrialConfig takes."""
+    try:
+        base.replace({name: 0.5})
+    except ConfigError:
+        return True
+    return False
+
+
+def check_axis(name: str, axis: Axis, base: TrialConfig) -> None:
+    """Refuse a range with a value that the configuration refuses, whatever the other settings are.
+
+    Raises:
+        ConfigError: what the configuration says about that value.
+    """
+    room, _, setting = name.rpartition(".")
+    for value in axis.probes():
+        try:
+            base.replace({name: value})
+        except ConfigError as error:
+            text = str(error).removeprefix(f"{room}: ")
+            # A size that only clashes with another size's default is judged by `check_together`.
+            if name not in _SIZES or text.startswith(f"{setting}: "):
+                raise ConfigError(text.removeprefix(f"{setting}: ")) from None
+
+
+def check_together(space: Space, base: TrialConfig) -> None:
+    """Refuse a space that could draw sizes that do not fit together: then every sample is valid.
+
+    Only the sizes of a model constrain one another, so their whole product is tried.
+
+    Raises:
+        ConfigError: the first combination that does not fit.
+    """
+    names = [name for name in _SIZES if name in space.axes]
+    fixed = {name: axis.probes()[0] for name, axis in space.axes.items() if name not in names}
+    for values in product(*(space.axes[name].probes() for name in names)):
+        chosen = dict(zip(names, values, strict=True))
+        active = {name: chosen[name] for name in names if name in space.active(chosen)}
+        try:
+            base.replace(fixed | active)
+        except ConfigError as error:
+            drawn = ", ".join(f"{name} {value}" for name, value in active.items())
+            raise ConfigError(f"the space can draw {drawn}: {str(error).removeprefix('model: ')}") from None

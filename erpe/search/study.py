@@ -1,0 +1,136 @@
+"""What a study is, so that the same command finds it again and another one is refused.
+
+    spec = define("relu_general", "digits", epochs=10)
+    spec.identity, spec.name            # a hash of everything that shapes the result, and "digits-relu_general"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any, Literal
+
+from pydantic import NonNegativeInt
+
+from erpe.config import Config, TrialConfig, defaults, flatten
+from erpe.errors import ConfigError
+from erpe.search.axes import Space
+from erpe.search.space import check_together, default_space
+
+CONTRACT = 1
+"""Version of what a trial means; raised when the same configuration would give another result."""
+
+METRIC = "val/accuracy"
+"""What a study maximises, and what pruning compares; the value of a trial is that of its last epoch."""
+
+Sampler = Literal["tpe", "gp", "cmaes", "random"]
+Pruner = Literal["asha", "hyperband", "median", "none"]
+
+
+class StudySpec(Config):
+    """Everything that shapes a study's result. Budget, workers, device and folders are not in it."""
+
+    base: TrialConfig
+    """The configuration the space varies; its seed is 0, every trial gets its own."""
+    space: Space
+    """What is varied."""
+    sampler: Sampler = "tpe"
+    """Optuna's sampler."""
+    pruner: Pruner = "asha"
+    """Optuna's pruner."""
+    seed: NonNegativeInt = 0
+    """Seed of the samplers and of the trials' seeds."""
+    contract: int = CONTRACT
+    """Version of the code's meaning."""
+
+    @property
+    def variant(self) -> str:
+        """One of the twelve."""
+        return self.base.model.variant
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set."""
+        return self.base.data.dataset
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of a trial that is not pruned."""
+        return self.base.train.epochs
+
+    @property
+    def name(self) -> str:
+        """The study's name, unless the user gives one."""
+        return f"{self.dataset}-{self.variant}"
+
+    @property
+    def identity(self) -> str:
+        """Twelve hexadecimal digits: equal for equal studies."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def define(
+    variant: str,
+    dataset: str,
+    *,
+    space: Space | None = None,
+    settings: dict[str, Any] | None = None,
+    epochs: int | None = None,
+    sampler: Sampler = "tpe",
+    pruner: Pruner = "asha",
+    seed: int = 0,
+) -> StudySpec:
+    """A study of one variant on one data set.
+
+    Args:
+        space: what is varied; none: the default space.
+        settings: dotted names that every trial has, `{"train.ema": 0.99}`; they leave the space.
+        epochs: of a trial; none: the data set's default.
+    Raises:
+        ConfigError: an unknown name, a value that does not fit, or a space that could draw a configuration
+            that does not fit.
+    """
+    given = dict(settings or {}) | ({} if epochs is None else {"train.epochs": epochs})
+    base = defaults(variant, dataset).replace(given | {"seed": 0})
+    space = space or default_space(variant, dataset)
+    space = Space(axes={name: axis for name, axis in space.axes.items() if name not in given})
+    check_together(space, base)
+    return StudySpec(base=base, space=space, sampler=sampler, pruner=pruner, seed=seed)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What changed between two specifications, as `model_dump(mode="json")` gives them, a line each.
+
+    ["space.axes.train.lr.high: 0.01, now 0.1", "pruner: asha, now none"]
+    """
+    before, after = flatten(old), flatten(new)
+    names = sorted(set(before) | set(after))
+    absent = object()
+
+    def show(value: Any) -> str:
+        return "absent" if value is absent else json.dumps(value).strip('"')
+
+    return [
+        f"{name}: {show(before.get(name, absent))}, now {show(after.get(name, absent))}"
+        for name in names
+        if before.get(name, absent) != after.get(name, absent)
+    ]
+
+
+def check_name(name: str) -> str:
+    """A study's name is also a folder's.
+
+    Raises:
+        ConfigError: it holds something else than letters, digits, dots, dashes and underscores.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ConfigError(f"study name {name!r}: letters, digits, dots, dashes and underscores would do")
+    return name
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed in [0, 2^31) that depends on all parts and on nothing else."""
+    digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4]) & 0x7FFF_FFFF

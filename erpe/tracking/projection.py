@@ -1,0 +1,156 @@
+"""MLflow as the image of a spool's events: every event may be applied again, and changes nothing then."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from erpe.config import flatten
+from erpe.store import Store
+from erpe.tracking import artifacts
+from erpe.tracking.server import connect
+from erpe.tracking.spool import Event
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
+STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+"""A run's status in MLflow; any other state ends it as KILLED. The exact state is the tag `state`."""
+
+_STUDY, _TRIAL = "erpe.study_uid", "erpe.trial_uid"
+
+
+class Projection:
+    """One study's experiment in MLflow: a run for the study, and under it a run for each trial.
+
+    Raises:
+        mlflow.exceptions.MlflowException: the server or the database does not let us.
+    """
+
+    def __init__(self, store: Store, study: str) -> None:
+        self.store, self.study = store, study
+        self.client = connect(store.tracking_uri)
+        self._experiment = ""
+        self._runs: dict[str, str] = {}
+
+    def find_experiment(self) -> bool:
+        """Whether the experiment is there; if not, all events must be applied from the first."""
+        found = self.client.get_experiment_by_name(self.study)
+        self._experiment = found.experiment_id if found else ""
+        return found is not None
+
+    def create_experiment(self) -> None:
+        """Make the experiment; where no server says otherwise, its artifacts lie in the store."""
+        server = self.store.tracking_uri.startswith(("http://", "https://"))
+        location = None if server else (self.store.artifacts / self.study).as_uri()
+        self._experiment = self.client.create_experiment(self.study, location, VIEW)
+
+    def apply(self, events: list[Event]) -> None:
+        """Bring MLflow to where these events lead. The epochs of a run travel together."""
+        try:
+            epochs: dict[str, list[Metric]] = defaultdict(list)
+            for event in events:
+                run = self._run_of(event)
+                if not run:
+                    continue
+                if event.kind == "epoch":
+                    epochs[run] += _metrics(event)
+                    continue
+                self.client.log_batch(run, epochs.pop(run, []) + _metrics(event))
+                getattr(self, f"_{event.kind}")(event, run)
+            for run, metrics in epochs.items():
+                self.client.log_batch(run, metrics)
+        except Exception:
+            self._runs.clear()  # one of them may have been deleted
+            raise
+
+    def _run_of(self, event: Event) -> str:
+        """The event's run, made if it is not there; empty if a user deleted it.
+
+        A run that has ended is looked for once more: a create that timed out may have made it twice.
+        """
+        if event.kind in ("end_trial", "end_study"):
+            self._runs.pop(event.uid, None)
+        key = _STUDY if event.kind.endswith("study") else _TRIAL
+        run = self._find(key, event.uid)
+        if run is None:
+            made = self.client.create_run(self._experiment, event.ts, {key: event.uid}, self._name(event))
+            run = self._runs[event.uid] = made.info.run_id
+        return run
+
+    def _find(self, key: str, uid: str) -> str | None:
+        """The run with this tag; nothing if there is none, empty if it was deleted."""
+        from mlflow.entities import ViewType
+
+        if uid in self._runs:
+            return self._runs[uid]
+        found = self.client.search_runs([self._experiment], f"tags.`{key}` = '{uid}'", ViewType.ALL)
+        alive = [run for run in found if run.info.lifecycle_stage == "active"]
+        alive.sort(key=lambda run: (-len(run.data.metrics), -len(run.data.params), run.info.run_id))
+        for twin in alive[1:]:
+            self.client.delete_run(twin.info.run_id)
+        if found:
+            self._runs[uid] = alive[0].info.run_id if alive else ""
+        return self._runs.get(uid)
+
+    def _name(self, event: Event) -> str:
+        if event.kind.endswith("study"):
+            return self.study
+        return event.uid if event.number is None else f"trial {event.number}"
+
+    def _start_study(self, event: Event, run: str) -> None:
+        self._start(event, run, event.tags, "study.json")
+
+    def _start_trial(self, event: Event, run: str) -> None:
+        parent = self._find(_STUDY, event.parent) if event.parent else None
+        tags = event.tags | {"optuna.number": str(event.number)} | ({"mlflow.parentRunId": parent} if parent else {})
+        self._start(event, run, tags, "config.json")
+
+    def _start(self, event: Event, run: str, tags: dict[str, str], config: str) -> None:
+        self._tag(run, tags | {"state": "RUNNING"})
+        if event.kind == "start_trial":
+            from mlflow.entities import Param
+
+            self.client.log_batch(run, params=[Param(key, str(value)) for key, value in flatten(event.config).items()])
+        self.client.update_run(run, status="RUNNING", name=self._name(event))
+        self.client.log_text(run, json.dumps(event.config, indent=2), config)
+
+    def _end_trial(self, event: Event, run: str) -> None:
+        if event.state == "COMPLETE" and event.folder:
+            self._log_results(event, run)
+        self._end(event, run, {})
+
+    def _end_study(self, event: Event, run: str) -> None:
+        if event.folder:
+            self._log_results(event, run)
+        artifacts.log_plots(self.client, run, self.store.storage_url, self.study)
+        champion = self._find(_TRIAL, event.best) if event.best else None
+        if champion and event.folder:
+            artifacts.register(self.client, self.study, champion, str(event.best), self.store.root / event.folder)
+        self._end(event, run, {"best_trial_uid": event.best} if event.best else {})
+
+    def _log_results(self, event: Event, run: str) -> None:
+        """Files and figures of a trial's folder; a damaged file is named in a tag, and the others go their way."""
+        notes = artifacts.log_folder(self.client, run, self.store.root / str(event.folder))
+        if notes:
+            self._tag(run, {"erpe.note": "; ".join(notes)})
+
+    def _end(self, event: Event, run: str, tags: dict[str, str]) -> None:
+        state = event.state or "COMPLETE"
+        if event.reason:
+            tags = tags | {"reason": event.reason.strip().splitlines()[-1]}
+            self.client.log_text(run, event.reason, "traceback.txt")
+        self._tag(run, tags | {"state": state})
+        self.client.set_terminated(run, STATUS.get(state, "KILLED"), event.ts)
+
+    def _tag(self, run: str, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def _metrics(event: Event) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    return [Metric(key, value, event.ts, event.step) for key, value in event.metrics.items()]

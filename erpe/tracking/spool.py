@@ -1,0 +1,226 @@
+"""Events on their way to MLflow: one append-only file of JSON lines a study, which outlives every process.
+
+    with spool.exclusive():       # one writer at a time; first reads what others have written
+        spool.write(event)        # one line, fsynced
+    spool.read(offset)            # the sender, at its own pace
+    spool.acknowledge(...)        # how far the tracking server has everything
+
+A line carries a sequence number and a CRC. A last line without its end was torn by a kill or a full disk:
+its writer never got an answer, so it is cut. Any other damaged line is moved to `STUDY.corrupt`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+
+from erpe.errors import ConfigError, StoreError
+from erpe.store import write_atomic
+
+BATCH_BYTES = 1 << 20
+"""The sender holds at most about this much of the file in memory."""
+
+
+class Event(BaseModel):
+    """Something that happened to a run. Fields a kind does not need stay at their default and are not written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    kind: Literal["start_study", "start_trial", "epoch", "end_trial", "end_study"]
+    uid: str
+    """Whose event: the run's tag in MLflow."""
+    seq: NonNegativeInt = 0
+    """Position in the spool, from 1; the spool gives it."""
+    ts: NonNegativeInt = 0
+    """Milliseconds since 1970, rising with seq even when the clock steps back; the spool gives it."""
+    step: int = 0
+    metrics: dict[str, float] = {}
+    tags: dict[str, str] = {}
+    number: int | None = None
+    parent: str | None = None
+    """uid of the study a trial belongs to."""
+    config: dict[str, Any] = {}
+    """A trial's TrialConfig, a study's specification."""
+    state: str | None = None
+    reason: str | None = None
+    folder: str | None = None
+    """Where the results lie, relative to the store."""
+    best: str | None = None
+    """uid of a study's best trial."""
+
+
+class Ack(NamedTuple):
+    """How far a destination has everything."""
+
+    uri: str = ""
+    """The tracking URI without its password; another destination starts over, which is harmless."""
+    offset: int = 0
+    """Bytes."""
+    seq: int = 0
+
+
+def encode(event: Event) -> bytes:
+    """One line; the CRC covers the object without the CRC."""
+    body = event.model_dump_json(exclude_defaults=True).encode()
+    return body[:-1] + b',"crc":"%08x"}\n' % zlib.crc32(body)
+
+
+def decode(line: bytes) -> Event | None:
+    """The event of a line, or nothing if the line is damaged."""
+    body, found, end = line.rpartition(b',"crc":"')
+    body += b"}"
+    if not found or end.rstrip(b"\n") != b'%08x"}' % zlib.crc32(body):
+        return None
+    try:
+        return Event.model_validate_json(body)
+    except ValidationError:
+        return None
+
+
+class Spool:
+    """One study's events.
+
+    Raises:
+        ConfigError: the study's name cannot be the name of a file and of a model.
+    """
+
+    def __init__(self, folder: Path, study: str, observe: Callable[[Event], None] = lambda event: None) -> None:
+        """`observe` sees every event once, in order: those already there and those written by anyone."""
+        if not re.fullmatch(r"\w[\w.-]*", study):
+            raise ConfigError(f"study name {study!r}: letters, digits, '_', '-' and '.' would do")
+        self.path = folder / f"{study}.jsonl"
+        self.seq = 0
+        self._end = 0
+        self._ts = 0
+        self._observe = observe
+        self._fd = -1
+        self._lock = FileLock(self.path.with_suffix(".lock"), timeout=10)
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Be the only writer, having seen everything.
+
+        Raises:
+            StoreError: the folder or the disk does not let us; or a line was damaged and has been moved.
+        """
+        try:
+            with self._lock:
+                self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+                try:
+                    self._catch_up()
+                    yield
+                finally:
+                    os.close(self._fd)
+        except Timeout:
+            raise StoreError(f"spool {self.path}: another process has held its lock for 10 s; end it") from None
+        except OSError as error:
+            raise StoreError(f"spool {self.path}: cannot be written ({error.strerror or error})") from None
+
+    def write(self, event: Event) -> Event:
+        """Append under `exclusive`; gives the event its place and time."""
+        ts = max(int(time.time() * 1000), self._ts + 1)
+        event = event.model_copy(update={"seq": self.seq + 1, "ts": ts})
+        line = encode(event)
+        try:
+            if os.write(self._fd, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._fd)
+        except OSError:
+            os.ftruncate(self._fd, self._end)
+            raise
+        self._see(event, len(line))
+        return event
+
+    def _see(self, event: Event, size: int) -> None:
+        self.seq, self._ts = max(self.seq, event.seq), max(self._ts, event.ts)
+        self._end += size
+        self._observe(event)
+
+    def _catch_up(self) -> None:
+        if os.fstat(self._fd).st_size < self._end:
+            raise StoreError(f"spool {self.path}: it has shrunk while in use; put it back, or use a new store")
+        if self._end == 0 and os.fstat(self._fd).st_size == 0:
+            self._beside(".ack").unlink(missing_ok=True)  # of a spool that was deleted
+        damaged = 0
+        with open(self._fd, "rb", closefd=False) as file:
+            file.seek(self._end)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    os.ftruncate(self._fd, self._end)
+                elif event := decode(line):
+                    self._see(event, len(line))
+                else:
+                    if line.strip():
+                        self._move_away(line)
+                        damaged += 1
+                    self._end += len(line)
+        if damaged:
+            raise StoreError(
+                f"spool {self.path}: {damaged} damaged line(s), moved to {self._beside('.corrupt').name}; "
+                f"all others are kept, and the same command goes on"
+            )
+
+    def _move_away(self, line: bytes) -> None:
+        """Copy a damaged line, then blank it where it stands: every offset stays as it is."""
+        with self._beside(".corrupt").open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        # O_APPEND makes even pwrite append, so blank through a second descriptor
+        with self.path.open("r+b") as file:
+            file.seek(self._end)
+            file.write(b" " * (len(line) - 1))
+
+    def _beside(self, suffix: str) -> Path:
+        return self.path.with_suffix(suffix)
+
+    def read(self, offset: int) -> tuple[list[Event], int]:
+        """The next events from a byte offset, about `BATCH_BYTES` of them, and where the following begin.
+
+        Raises:
+            StoreError: damage in the middle; the next writer moves it away.
+        """
+        events: list[Event] = []
+        if not self.path.exists():
+            return events, offset
+        try:
+            with self.path.open("rb") as file:
+                start = file.seek(offset)
+                for line in file:
+                    if not line.endswith(b"\n") or offset - start > BATCH_BYTES:
+                        break
+                    event = decode(line)
+                    if event is None and line.strip():
+                        raise StoreError(f"spool {self.path}: damaged at byte {offset}; `erpe sync` mends it")
+                    if event:
+                        events.append(event)
+                    offset += len(line)
+        except OSError as error:
+            raise StoreError(f"spool {self.path}: cannot be read ({error.strerror})") from None
+        return events, offset
+
+    @property
+    def ack(self) -> Ack:
+        """What has been acknowledged; nothing, if that cannot be read: sending twice is harmless."""
+        try:
+            return Ack(**json.loads(self._beside(".ack").read_text()))
+        except (OSError, ValueError, TypeError):
+            return Ack()
+
+    def acknowledge(self, ack: Ack) -> None:
+        """Remember how far a destination has everything."""
+        try:
+            write_atomic(self._beside(".ack"), json.dumps(ack._asdict()))
+        except OSError as error:
+            raise StoreError(f"spool {self.path}: cannot be written ({error.strerror})") from None

@@ -1,0 +1,203 @@
+"""MNIST, CIFAR-10 and digits: verified files, fixed splits, the whole set as one uint8 tensor on the device."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from erpe.config import DATASETS, DataConfig
+from erpe.errors import DataError
+from erpe.training.vision import torchvision
+
+
+class Images(NamedTuple):
+    """Pictures and what they show."""
+
+    pixels: Tensor
+    """(n, channels, height, width) uint8."""
+    labels: Tensor
+    """(n,) int64."""
+
+    def to(self, device: torch.device | str) -> Images:
+        """The same on a device."""
+        return Images(self.pixels.to(device), self.labels.to(device))
+
+    def take(self, index: np.ndarray) -> Images:
+        """The pictures at these places."""
+        rows = torch.from_numpy(index)
+        return Images(self.pixels[rows], self.labels[rows])
+
+
+class Split(NamedTuple):
+    """The training set in two parts; the test set is not in it."""
+
+    train: Images
+    validation: Images
+    digest: str
+    """SHA-256 of pixels and labels of the whole training set."""
+    split_digest: str
+    """SHA-256 of the places held out for validation."""
+
+
+def find_data_dir(data_dir: str | Path | None) -> Path:
+    """The folder given, else `ERPE_DATA`, else `data` here."""
+    return Path(data_dir or os.environ.get("ERPE_DATA") or "data").expanduser()
+
+
+def prepare(dataset: str, data_dir: str | Path | None = None) -> None:
+    """Make sure that every file of the data set is there and unaltered; download what is missing.
+
+    Raises:
+        DataError: a file is missing and cannot be downloaded, or is not the published one.
+    """
+    if dataset == "digits":
+        return
+    root = find_data_dir(data_dir)
+    files = _published(dataset)
+    folder = _folder(dataset, root)
+    if any(not (folder / name).exists() for name in files):
+        _download(dataset, root, files)
+        folder = _folder(dataset, root)
+    for name, expected in files.items():
+        found = hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
+        if found != expected:
+            raise DataError(f"{folder / name}: MD5 is {found}, expected {expected}; delete it to download it again")
+
+
+def load_training(config: DataConfig, data_dir: str | Path | None = None) -> Split:
+    """The training set, split as the configuration says: stratified, the same for every seed of a trial.
+
+    Raises:
+        DataError: see `prepare`.
+    """
+    whole, _ = _load(config.dataset, find_data_dir(data_dir))
+    rows, held = np.arange(len(whole.labels)), np.arange(0)
+    if config.validation:
+        rows, held = _stratified(rows, whole.labels, config.validation, config.split_seed)
+    if config.train_limit and config.train_limit < len(rows):
+        if config.train_limit < DATASETS[config.dataset].classes:
+            raise DataError(f"train_limit {config.train_limit}: at least one image a class is needed")
+        _, rows = _stratified(rows, whole.labels, config.train_limit, config.split_seed)
+    return Split(whole.take(rows), whole.take(held), _digest(config.dataset, find_data_dir(data_dir)), _sha256(held))
+
+
+def load_test(dataset: str, data_dir: str | Path | None = None) -> Images:
+    """The test set: for the final evaluation alone, never for the search.
+
+    Raises:
+        DataError: see `prepare`.
+    """
+    return _load(dataset, find_data_dir(data_dir))[1]
+
+
+def normalise(pixels: Tensor, dataset: str) -> Tensor:
+    """uint8 (..., channels, height, width) -> float32 with mean 0 and standard deviation 1 over the training set."""
+    facts = DATASETS[dataset]
+    mean, std = (torch.tensor(x, device=pixels.device)[:, None, None] for x in (facts.mean, facts.std))
+    return (pixels.float() / 255 - mean) / std
+
+
+def batches(count: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Places of the images of each step of an epoch, in the generator's order; the last batch may be shorter."""
+    yield from torch.randperm(count, generator=generator).split(batch)
+
+
+def _stratified(rows: np.ndarray, labels: Tensor, second: float | int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    first, other = train_test_split(rows, test_size=second, random_state=seed, stratify=labels[torch.from_numpy(rows)])
+    return np.sort(first), np.sort(other)
+
+
+def _sha256(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=2)
+def _digest(dataset: str, root: Path) -> str:
+    train, _ = _load(dataset, root)
+    return _sha256(train.pixels.numpy(), train.labels.numpy())
+
+
+@lru_cache(maxsize=2)
+def _load(dataset: str, root: Path) -> tuple[Images, Images]:
+    """Training and test set, once a process."""
+    prepare(dataset, root)
+    return {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10}[dataset](_folder(dataset, root))
+
+
+def _digits(_: Path) -> tuple[Images, Images]:
+    """scikit-learn's 1,797 real digits; the data set has no test part of its own, so a fifth is set apart for good."""
+    images, labels = load_digits(return_X_y=True)
+    pixels = torch.from_numpy(np.rint(images * 255 / 16).astype(np.uint8).reshape(-1, 1, 8, 8))
+    whole = Images(pixels, torch.from_numpy(labels.astype(np.int64)))
+    train, test = _stratified(np.arange(len(labels)), whole.labels, DATASETS["digits"].test, seed=0)
+    return whole.take(train), whole.take(test)
+
+
+def _mnist(folder: Path) -> tuple[Images, Images]:
+    """The gzipped idx files, read where they are: big-endian header of 16 and 8 bytes, then uint8 values."""
+
+    def part(name: str) -> Images:
+        pixels = np.frombuffer(gzip.decompress((folder / f"{name}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
+        labels = np.frombuffer(gzip.decompress((folder / f"{name}-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
+        images = torch.from_numpy(pixels.reshape(-1, 1, 28, 28).copy())
+        return Images(images, torch.from_numpy(labels.astype(np.int64)))
+
+    return part("train"), part("t10k")
+
+
+def _cifar10(folder: Path) -> tuple[Images, Images]:
+    """torchvision reads the pickles, whose MD5 has just been checked."""
+
+    def part(train: bool) -> Images:
+        data = torchvision().datasets.CIFAR10(folder.parent, train=train)
+        pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+        return Images(pixels, torch.tensor(data.targets))
+
+    return part(True), part(False)
+
+
+def _published(dataset: str) -> dict[str, str]:
+    """File names and MD5 sums as torchvision knows them."""
+    if dataset == "mnist":
+        return dict(torchvision().datasets.MNIST.resources)
+    known = torchvision().datasets.CIFAR10
+    return dict([*known.train_list, *known.test_list, (known.meta["filename"], known.meta["md5"])])
+
+
+def _folder(dataset: str, root: Path) -> Path:
+    """torchvision's layout below `root`, or below `root/mnist` and `root/cifar10`."""
+    layout = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py", "digits": ""}[dataset]
+    nested = root / dataset / layout
+    return nested if nested.exists() else root / layout
+
+
+def _download(dataset: str, root: Path, files: dict[str, str]) -> None:
+    folder = _folder(dataset, root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        known = torchvision().datasets
+        (known.MNIST if dataset == "mnist" else known.CIFAR10)(root, download=True)
+    except (OSError, RuntimeError) as error:
+        names = ", ".join(sorted(name for name in files if not (folder / name).exists()))
+        raise DataError(
+            f"{dataset}: no {names} in {folder} and no download ({_reason(error)}); "
+            "put the files there, name their folder with --data-dir, or try --dataset digits"
+        ) from None
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -1,0 +1,154 @@
+"""The measures of the study: how good a trained model is, and what it costs."""
+
+from __future__ import annotations
+
+import math
+import re
+import resource
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from erpe.config import DATASETS
+from erpe.model import ViT
+from erpe.training.data import Images, normalise
+
+FULL_BATCH = 256
+"""Images of a full batch in evaluation and timing."""
+
+
+@torch.no_grad()
+def logits_of(model: ViT, images: Images, dataset: str) -> Tensor:
+    """(n, classes) float32 on the CPU, in eval mode, clean images, no autocast."""
+    model.eval()
+    parts = [model(normalise(pixels, dataset)) for pixels in images.pixels.split(FULL_BATCH)]
+    return torch.cat(parts).float().cpu()
+
+
+def scores(logits: Tensor, labels: Tensor, split: str) -> dict[str, float]:
+    """Measures of predictions.
+
+    Args:
+        logits: (n, classes).
+        labels: (n,).
+        split: prefix of the keys: `val`, `test` or `train`.
+    Returns:
+        `accuracy` in [0, 1], macro `precision`, `recall`, `f1` (scikit-learn), `log_likelihood` (sum of
+        ln p(y given x), nats), `loss` (its mean, negated).
+    """
+    labels = labels.cpu()
+    predicted = logits.argmax(dim=1)
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, average="macro", zero_division=0)
+    likelihood = -cross_entropy(logits.double(), labels, reduction="sum").item()
+    found = {
+        "accuracy": (predicted == labels).double().mean().item(),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "log_likelihood": likelihood,
+        "loss": -likelihood / len(labels),
+    }
+    return {f"{split}/{name}": value for name, value in found.items()}
+
+
+def confusion(logits: Tensor, labels: Tensor, dataset: str, split: str) -> dict[str, Any]:
+    """`matrix[true][predicted]` counts, for a figure."""
+    names = list(DATASETS[dataset].names)
+    matrix = confusion_matrix(labels.cpu(), logits.argmax(dim=1), labels=range(len(names)))
+    return {"split": split, "classes": names, "matrix": matrix.tolist()}
+
+
+def per_class(logits: Tensor, labels: Tensor, dataset: str) -> dict[str, Any]:
+    """Precision, recall, F1 and support of each class (scikit-learn)."""
+    names = DATASETS[dataset].names
+    report: dict[str, Any] = classification_report(
+        labels.cpu(), logits.argmax(dim=1), labels=range(len(names)), target_names=names, output_dict=True, zero_division=0
+    )
+    return report
+
+
+def information_criteria(log_likelihood: float, k: int, n: int) -> dict[str, float]:
+    """AIC = 2k - 2 lnL and BIC = k ln n - 2 lnL, with lnL on the n training images and k trainable parameters.
+
+    Source: Akaike 1974; Schwarz 1978. For networks of more parameters than images the penalty dwarfs the fit.
+    """
+    return {"aic": 2 * k - 2 * log_likelihood, "bic": k * math.log(n) - 2 * log_likelihood, "train/images": n}
+
+
+def inference_time(model: ViT, images: Images, dataset: str, repeats: int = 30) -> dict[str, float]:
+    """Milliseconds an image: median and 95th percentile over repeats after warm-up, the device synchronised.
+
+    `_ms_per_image` is of a full batch of `time/inference_batch` images, `_ms_batch1` of one image alone. The images
+    lie normalised on the device before the clock starts.
+    """
+    model.eval()
+    ready = normalise(images.pixels[:FULL_BATCH], dataset)
+    found: dict[str, float] = {"time/inference_batch": len(ready)}
+    for name, batch in (("ms_per_image", ready), ("ms_batch1", ready[:1])):
+        times = _repeat(model, batch, repeats)
+        found[f"time/inference_{name}"] = statistics.median(times)
+        found[f"time/inference_{name}_p95"] = float(np.percentile(times, 95))
+    return found
+
+
+@torch.no_grad()
+def _repeat(model: ViT, batch: Tensor, repeats: int) -> list[float]:
+    times = []
+    for turn in range(repeats + 3):
+        _wait(batch.device)
+        started = time.perf_counter()
+        model(batch)
+        _wait(batch.device)
+        if turn >= 3:
+            times.append((time.perf_counter() - started) * 1000 / len(batch))
+    return times
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+@torch.no_grad()
+def attention_example(model: ViT, images: Images, dataset: str) -> dict[str, np.ndarray]:
+    """What one image's tokens attend to: `image` (channels, height, width) in [0, 1], `maps` (depth, H, N, N), `grid`.
+
+    For more than 256 tokens the heads are averaged, to keep the file small.
+    """
+    model.eval()
+    pixels = images.pixels[:1]
+    maps = model.attention_maps(normalise(pixels, dataset))[0]
+    if maps.shape[-1] > 256:
+        maps = maps.mean(dim=1, keepdim=True)
+    image = (pixels[0].float() / 255).cpu().numpy()
+    return {"image": image, "maps": maps.half().cpu().numpy(), "grid": np.array(model.config.grid)}
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget the peak of whatever this process did before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass  # not Linux, or not allowed: the peak is of the whole process
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak device memory (CUDA) or resident set of this process (elsewhere), in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        peak = None
+    return int(peak[1]) / 1024 if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

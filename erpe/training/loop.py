@@ -1,0 +1,209 @@
+"""The training loop: a straight one, over images that lie on the device."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from erpe.config import TrainConfig, TrialConfig
+from erpe.errors import ConfigError, TrialError
+from erpe.model import ViT
+from erpe.training.augment import augmentation, mixing
+from erpe.training.data import Images, batches, normalise
+
+CHECK_EVERY = 50
+"""Steps between looks at the losses; each look waits for the device."""
+
+OnStep = Callable[[int, int], None]
+"""Called with the steps done and all steps of the epoch."""
+
+
+def derive(*parts: int | str) -> int:
+    """A seed for one purpose from a seed for all: the same parts, the same number."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
+
+
+def pick_device(wanted: str = "auto") -> torch.device:
+    """`auto`: CUDA, else MPS, else the CPU.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {wanted!r}: not to be had here ({reason}); cpu would do") from None
+    return device
+
+
+def learning_rate(step: int, steps: int, train: TrainConfig) -> float:
+    """Linear warm-up to the peak, then half a cosine to zero; `step` counts from 0."""
+    warmup = max(1, round(train.warmup * steps))
+    if step < warmup:
+        return train.lr * (step + 1) / warmup
+    return train.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def autocast(train: TrainConfig, device: torch.device) -> AbstractContextManager[None]:
+    """bfloat16 where asked for, or, left to us, on GPUs that have it."""
+    gains = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    wanted = train.precision == "bfloat16" or (train.precision == "auto" and gains)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
+
+
+class Trainer:
+    """A model and its optimiser, an epoch at a time. All randomness of epoch e comes from (seed, e)."""
+
+    def __init__(self, config: TrialConfig, model: ViT, images: Images, device: torch.device) -> None:
+        self.config, self.model, self.images, self.device = config, model, images, device
+        train = config.train
+        self.steps = math.ceil(len(images.labels) / train.batch)
+        """Steps an epoch."""
+        self.optimiser = torch.optim.AdamW(model.decay_groups(train.weight_decay), lr=train.lr, fused=True)
+        self.averaged: AveragedModel | None = None
+        if train.ema:
+            self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema))
+        self.augment, self.mix = augmentation(config.data), mixing(config.data)
+        self.forward = compiled(model, train, device)
+
+    @property
+    def final(self) -> ViT:
+        """The model that is evaluated and kept: the averaged one, if weights are averaged."""
+        return self.model if self.averaged is None else self.averaged.module  # type: ignore[return-value]
+
+    def epoch(self, epoch: int, on_step: OnStep | None = None) -> dict[str, float]:
+        """Train epoch `epoch` (from 0).
+
+        Returns:
+            `train/loss` (mean over images, with augmentation and label smoothing, nats), `lr` (of the last step),
+            `time/epoch_seconds` (evaluation excluded).
+        Raises:
+            TrialError: the loss of a step is not finite.
+        """
+        seed = self.config.seed
+        torch.manual_seed(derive(seed, "dropout", epoch))
+        order = torch.Generator().manual_seed(derive(seed, "order", epoch))
+        vary = torch.Generator().manual_seed(derive(seed, "augment", epoch))
+        self.model.train()
+        started, losses, rate = time.perf_counter(), [], 0.0
+        total = torch.zeros((), device=self.device)
+        for done, rows in enumerate(batches(len(self.images.labels), self.config.train.batch, order)):
+            step = epoch * self.steps + done
+            self.redraw(step)
+            rate = learning_rate(step, self.config.train.epochs * self.steps, self.config.train)
+            loss = self.step(rows.to(self.device), rate, vary)
+            losses.append(loss)
+            total += loss * len(rows)
+            if (done + 1) % CHECK_EVERY == 0 or done + 1 == self.steps:
+                check_finite(losses, step)
+                losses.clear()
+            if on_step:
+                on_step(done + 1, self.steps)
+        mean = total.item() / len(self.images.labels)             # waits for the device
+        return {"train/loss": mean, "lr": rate, "time/epoch_seconds": time.perf_counter() - started}
+
+    def step(self, rows: Tensor, rate: float, vary: torch.Generator) -> Tensor:
+        """One step of AdamW on the images at `rows`; returns the loss, still on the device."""
+        train = self.config.train
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        pixels = self.augment(self.images.pixels[rows], vary)
+        images, labels = self.mix(normalise(pixels, self.config.data.dataset), self.images.labels[rows])
+        with autocast(train, self.device):
+            loss = cross_entropy(self.forward(images).float(), labels, label_smoothing=train.label_smoothing)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if train.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm)
+        self.optimiser.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+        return loss.detach()
+
+    def redraw(self, step: int) -> None:
+        """New random features every `train.redraw` steps; a step's features depend on the seed and the step alone."""
+        every = self.config.train.redraw
+        if every and step and step % every == 0:
+            self.model.redraw(torch.Generator().manual_seed(derive(self.config.seed, "features", step)))
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors that the next epoch needs, by name."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self.averaged is not None:
+            tensors |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
+        for name, parameter in self._slots():
+            tensors |= {f"adam.{name}.{key}": value for key, value in self.optimiser.state[parameter].items()}
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what `state` gave.
+
+        Raises:
+            RuntimeError, KeyError: the tensors are of another configuration.
+        """
+        part = {kind: _below(tensors, kind) for kind in ("model", "averaged", "adam")}
+        self.model.load_state_dict(part["model"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(part["averaged"])
+        for name, parameter in self._slots():
+            slot = _below(part["adam"], name)
+            self.optimiser.state[parameter] = {
+                key: value if key == "step" and self.device.type == "cpu" else value.to(self.device)
+                for key, value in slot.items()
+            }
+
+    def _slots(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.model.named_parameters()
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): x for name, x in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def check_finite(losses: list[Tensor], last_step: int) -> None:
+    """Raises TrialError naming the first step whose loss is not finite; `last_step` is that of the last loss."""
+    finite = torch.stack(losses).isfinite().tolist()
+    if not all(finite):
+        step = last_step - len(finite) + 1 + finite.index(False)
+        raise TrialError(f"the loss of step {step} is not finite; a smaller train.lr or train.clip_norm would do")
+
+
+def compiled(model: ViT, train: TrainConfig, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The model, through torch.compile where asked for or, left to us, on CUDA with Triton at hand.
+
+    Measured on 2 CPU cores (Xeon-class, float32, 205k and 2.7M parameters): 6 to 19 % faster steps for 18 to 58 s
+    of compilation, so `auto` leaves the CPU alone. Without a compiler, or where it fails, the model runs as it is.
+    """
+    wanted = train.compile == "on" or (train.compile == "auto" and device.type == "cuda" and _has_triton())
+    if not wanted:
+        return model
+    fast: Callable[[Tensor], Tensor] | None = torch.compile(model)
+
+    def forward(images: Tensor) -> Tensor:
+        nonlocal fast
+        if fast is not None:
+            try:
+                return fast(images)
+            except (torch._dynamo.exc.TorchDynamoException, ImportError, OSError):
+                fast = None  # no compiler, or none for this model: the same mathematics, slower
+        return model(images)
+
+    return forward
+
+
+def _has_triton() -> bool:
+    from torch.utils._triton import has_triton
+
+    return bool(has_triton())
