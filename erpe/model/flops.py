@@ -94,4 +94,7 @@ def general_cost(config: ModelConfig, n: int, m: int, d: int) -> Cost:
     h, w = config.grid
     length = 4 * h * w
     transform = 2.5 * length * math.log2(length)
-    return both(2 * n * m * (d + 1)) + one((2 * m * (d + 1) + 1) * transform)
+    channels = m * (d + 1)
+    # Backward, the inverse transform of a channel is a real one, its transform a complex one of twice the work.
+    transforms = Cost((2 * channels + 1) * transform, (5 * channels + 3) * transform)
+    return both(2 * n * channels) + transforms

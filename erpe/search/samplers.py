@@ -25,24 +25,25 @@ _SAMPLERS: dict[str, dict[str, Any]] = {
 """Random start-up is short, since most studies are; a sampler that meets a conditional axis draws it alone."""
 
 
+_CMAES_STATE = {
+    ("cmaes._cma", "CMA"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy.random._mt19937", "MT19937"),
+    ("numpy.random._pickle", "__bit_generator_ctor"),
+    ("numpy.random._pickle", "__randomstate_ctor"),
+    ("numpy.random.bit_generator", "SeedSequence"),
+}
+
+
 class _Unpickler(pickle.Unpickler):
     """Reads the CMA-ES state, which Optuna keeps as a pickle in the database, and no other object."""
 
-    _PARTS = {
-        ("cmaes._cma", "CMA"),
-        ("numpy", "dtype"),
-        ("numpy", "ndarray"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "scalar"),
-        ("numpy._core.numeric", "_frombuffer"),
-        ("numpy.random._mt19937", "MT19937"),
-        ("numpy.random._pickle", "__bit_generator_ctor"),
-        ("numpy.random._pickle", "__randomstate_ctor"),
-        ("numpy.random.bit_generator", "SeedSequence"),
-    }
-
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._PARTS:
+        if (module, name) not in _CMAES_STATE:
             raise StoreError(f"the state of the CMA-ES sampler names {module}.{name}: the database was altered")
         return super().find_class(module, name)
 

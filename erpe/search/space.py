@@ -113,7 +113,7 @@ def load_space(path: str | Path, variant: str, dataset: str) -> Space:
             axis = read_axis(name, entry, base)
             check_axis(name, axis, base)
         except ErpeError as error:
-            raise ConfigError(f"{path}: space.\"{name}\": {error}") from None
+            raise ConfigError(f'{path}: space."{name}": {error}') from None
         if name not in elsewhere:
             axes[name] = axis
     space = Space(axes=axes)

@@ -1,7 +1,7 @@
 """What a study is, so that the same command finds it again and another one is refused.
 
-    spec = define("relu_general", "digits", epochs=10)
-    spec.identity, spec.name            # a hash of everything that shapes the result, and "digits-relu_general"
+spec = define("relu_general", "digits", epochs=10)
+spec.identity, spec.name            # a hash of everything that shapes the result, and "digits-relu_general"
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ def define(
     """
     given = dict(settings or {}) | ({} if epochs is None else {"train.epochs": epochs})
     base = defaults(variant, dataset).replace(given | {"seed": 0})
+    if base.data.validation == 0:
+        raise ConfigError(f"data.validation: 0 given; a search needs {METRIC}, so above 0 would do")
     space = space or default_space(variant, dataset)
     space = Space(axes={name: axis for name, axis in space.axes.items() if name not in given})
     check_together(space, base)

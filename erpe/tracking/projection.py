@@ -7,6 +7,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from erpe.config import flatten
+from erpe.errors import TrackingError
 from erpe.store import Store
 from erpe.tracking import artifacts
 from erpe.tracking.server import connect
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 """A run's status in MLflow; any other state ends it as KILLED. The exact state is the tag `state`."""
+
+VIEW = {"mlflow.experimentKind": "custom_model_development"}
 
 _STUDY, _TRIAL = "erpe.study_uid", "erpe.trial_uid"
 
@@ -35,8 +38,17 @@ class Projection:
         self._runs: dict[str, str] = {}
 
     def find_experiment(self) -> bool:
-        """Whether the experiment is there; if not, all events must be applied from the first."""
+        """Whether the experiment is there; if not, all events must be applied from the first.
+
+        Raises:
+            TrackingError: someone deleted it.
+        """
         found = self.client.get_experiment_by_name(self.study)
+        if found and found.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"experiment {self.study} was deleted in MLflow; "
+                f"`mlflow experiments restore -x {found.experiment_id}` would do"
+            )
         self._experiment = found.experiment_id if found else ""
         return found is not None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import threading
 import traceback
 from typing import TYPE_CHECKING
@@ -17,62 +17,127 @@ from erpe.tracking.spool import Ack, Event, Spool
 if TYPE_CHECKING:
     from erpe.tracking.projection import Projection
 
-log = logging.getLogger(__name__)
-
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds between attempts while the server is down: doubled each time."""
+"""Seconds between attempts while nothing gets through: doubled each time."""
+
+_ATTEMPTS = 3
+"""So often is an event tried that a healthy server will not take."""
 
 
 class Sender:
-    """Sends one study's events in order; what has arrived is acknowledged in `STUDY.ack`."""
+    """Sends one study's events in order; how far they have arrived is in `STUDY.ack`."""
 
     def __init__(self, store: Store, study: str) -> None:
         self.store, self.study = store, study
         self.spool = Spool(store.spool, study)
-        self.uri = redact(store.tracking_uri)
         self.problem: str | None = None
-        """What someone must do before anything more can arrive; nothing while the server is merely down."""
+        """What someone must mend; nothing while the server is merely down."""
+        self._uri = redact(store.tracking_uri)
         self._projection: Projection | None = None
+        self._failures = 0
+        self._singly = 0
+        self._refused = store.spool / f"{study}.refused"
         self._lock = FileLock(store.spool / f"{study}.sender", thread_local=False)
 
     @property
-    def acknowledged(self) -> Ack:
+    def ack(self) -> Ack:
         """How far this destination has everything; another destination has nothing yet."""
         ack = self.spool.ack
-        return ack if ack.uri == self.uri else Ack(self.uri)
+        return ack if ack.uri == self._uri else Ack(self._uri)
 
     def run(self, stop: threading.Event, wake: threading.Event, last: threading.Event) -> None:
-        """Send until `stop`; after `last`, until all is sent or a problem needs someone."""
+        """Send until `stop`; once `last` is set, until all is sent or someone must mend something."""
         pause = FIRST_PAUSE
         while not stop.is_set():
             wake.clear()
             moved = self.step()
             if last.is_set() and (moved is None or self.problem):
                 break
-            if moved:
-                pause = FIRST_PAUSE
-            elif moved is None:
-                wake.wait(1)  # another process may write, too
-            else:
+            if moved is None:
+                wake.wait(1)  # another process may write to the spool, too
+            elif not moved:
                 stop.wait(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
-        self._lock.release()
+            pause = min(2 * pause, LONGEST_PAUSE) if moved is False else FIRST_PAUSE
+        self._lock.release(force=True)
+
+    def again(self) -> None:
+        """Send from the first event on, if some were refused: what has arrived does not change."""
+        if self._refused.exists():
+            self.spool.acknowledge(Ack(self._uri))
+            self._refused.unlink()
 
     def step(self) -> bool | None:
-        """Send one batch: True if it arrived, False if it did not, None if there was nothing to send."""
+        """Send one batch: True if it arrived, False if it did not, None if there is nothing to send."""
+        events: list[tuple[Event, int]] = []
         try:
-            ack = self.acknowledged
-            events, offset = self.spool.read(ack.offset)
+            ack = self.ack
+            events = self.spool.read(ack.offset)
             if not events:
                 return None
-            self._lock.acquire(timeout=0)
-            self._send(events, ack, offset)
-            self.problem = None
+            if not self._lock.is_locked:
+                self._lock.acquire(timeout=0)
+            if events[0][0].seq <= self._singly:
+                events = events[:1]
+            if self._open(ack):
+                self._projection.apply([event for event, _ in events])
+                self._arrived(events[-1])
             return True
         except Timeout:
-            return False  # another process is sending
+            return False  # another process sends
         except ErpeError as error:
             self.problem = str(error)
             return False
         except Exception as error:
-            return self._understand(error)
+            return self._understand(error, events)
+
+    def _open(self, ack: Ack) -> bool:
+        """Connect; False if the experiment has vanished and all must be sent again from the first event."""
+        from erpe.tracking.projection import Projection
+
+        if self._projection is None:
+            projection = Projection(self.store, self.study)
+            if not projection.find_experiment():
+                if ack.offset:
+                    self.spool.acknowledge(Ack(self._uri))
+                    return False
+                projection.create_experiment()
+            self._projection = projection
+        return True
+
+    def _arrived(self, last: tuple[Event, int]) -> None:
+        event, end = last
+        self.spool.acknowledge(Ack(self._uri, end, event.seq))
+        self._failures = 0
+        self.problem = f"MLflow refused events; {self._refused} says why" if self._refused.exists() else None
+
+    def _understand(self, error: Exception, events: list[tuple[Event, int]]) -> bool:
+        """Wait for a server that is down; name what someone must mend; set apart an event that cannot be sent."""
+        self._projection = None
+        health = examine(self.store.tracking_uri)
+        if health.state != "well":
+            self.problem = health.line if health.state == "refuses" else None
+            return False
+        self._failures += 1
+        if events and _definite(error):
+            self._singly = max(self._singly, events[-1][0].seq)
+            if len(events) == 1 and self._failures >= _ATTEMPTS:
+                self._set_apart(events[0], error)
+                return True
+        elif self._failures >= _ATTEMPTS:
+            self.problem = f"{self._uri}: {redact_text(str(error).strip().splitlines()[0])}"
+        return False
+
+    def _set_apart(self, event: tuple[Event, int], error: Exception) -> None:
+        told = redact_text("".join(traceback.format_exception(error)))
+        with self._refused.open("a") as file:
+            file.write(json.dumps({"event": event[0].model_dump(exclude_defaults=True), "error": told}) + "\n")
+        self._arrived(event)
+
+
+def _definite(error: Exception) -> bool:
+    """Whether trying again is of no use: MLflow says that the request is wrong, or we have a bug."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.get_http_status_code() in (400, 404, 409)
+    return not isinstance(error, OSError)

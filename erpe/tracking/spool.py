@@ -185,30 +185,29 @@ class Spool:
     def _beside(self, suffix: str) -> Path:
         return self.path.with_suffix(suffix)
 
-    def read(self, offset: int) -> tuple[list[Event], int]:
-        """The next events from a byte offset, about `BATCH_BYTES` of them, and where the following begin.
+    def read(self, offset: int) -> list[tuple[Event, int]]:
+        """The events from a byte offset on, about `BATCH_BYTES` of them, each with the offset behind it.
 
         Raises:
             StoreError: damage in the middle; the next writer moves it away.
         """
-        events: list[Event] = []
+        events: list[tuple[Event, int]] = []
         if not self.path.exists():
-            return events, offset
+            return events
         try:
             with self.path.open("rb") as file:
                 start = file.seek(offset)
                 for line in file:
                     if not line.endswith(b"\n") or offset - start > BATCH_BYTES:
                         break
-                    event = decode(line)
-                    if event is None and line.strip():
-                        raise StoreError(f"spool {self.path}: damaged at byte {offset}; `erpe sync` mends it")
-                    if event:
-                        events.append(event)
                     offset += len(line)
+                    if event := decode(line):
+                        events.append((event, offset))
+                    elif line.strip():
+                        raise StoreError(f"spool {self.path}: a damaged line ends at byte {offset}; `erpe sync` mends it")
         except OSError as error:
             raise StoreError(f"spool {self.path}: cannot be read ({error.strerror})") from None
-        return events, offset
+        return events
 
     @property
     def ack(self) -> Ack:

@@ -1,0 +1,152 @@
+"""What happens to a study, in the one order that survives a kill anywhere. Nothing of Ray in here.
+
+    conductor.next() -> Ticket           a trial to run
+    conductor.hear(ticket, event)        True while the trial should go on
+
+The ledger hears of everything first. An epoch the tracker missed is replayed from the trial's checkpoint;
+an ending it missed is in the ledger, as a decision that was not told.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from erpe.errors import TrialError
+from erpe.search.ledger import Ledger, Ticket
+from erpe.search.play import Event, Start, play
+from erpe.search.progress import Moment, Progress, Silent
+from erpe.search.records import StudyRecord
+from erpe.search.study import METRIC
+from erpe.store import Store
+
+
+@dataclass
+class Conductor:
+    """A study that runs: ledger first, then tracker, then whoever watches."""
+
+    ledger: Ledger
+    tracker: Any
+    """`erpe.tracking.tracker.Tracker`, which also makes its calls repeatable."""
+    store: Store
+    budget: int
+    progress: Progress = field(default_factory=Silent)
+    tags: dict[str, str] = field(default_factory=dict)
+    """Tags of every trial's run."""
+    draining: bool = False
+    """Set by Ctrl-C: trials end after their epoch, none is started, all can be continued."""
+    _study: StudyRecord | None = None
+
+    def folder(self, ticket: Ticket) -> Path:
+        """Where a trial's checkpoint and results lie."""
+        return self.store.trial_folder(self.ledger.name, ticket.number, ticket.config.seed)
+
+    def next(self) -> Ticket | None:
+        """A trial to run; None when the budget is used, or when draining."""
+        while not self.draining:
+            ticket = self.ledger.ask(self.budget)
+            if ticket is None:
+                return None
+            tags = self.tags | {"optuna.number": str(ticket.number), "seed": str(ticket.config.seed)}
+            self.tracker.start_trial(ticket.uid, ticket.number, ticket.config, tags)
+            if self.ledger.trial(ticket.number).verdict is None:
+                self.progress.on_start(self._moment(ticket))
+                return ticket
+            self._end(ticket)  # was decided by a driver that was killed before it told anyone
+        return None
+
+    def hear(self, ticket: Ticket, event: Event) -> bool:
+        """Record what a worker says.
+
+        Returns:
+            Whether the trial should go on now.
+        Raises:
+            ErpeError: the machine is broken, or another driver took over; the study can be continued.
+        """
+        if event.broken:
+            raise event.broken
+        try:
+            for epoch in event.epochs:
+                step = int(epoch["epoch"])
+                prune = self.ledger.report(ticket.number, step, epoch[METRIC])
+                self.tracker.epoch(ticket.uid, step, epoch)
+                self.progress.on_epoch(self._moment(ticket, study=False))
+                if prune:
+                    return self._decide(ticket, "PRUNED")
+        except TrialError as error:
+            return self._decide(ticket, "FAIL", reason=str(error))
+        if event.outcome is not None:
+            return self._decide(ticket, "COMPLETE", event.outcome)
+        if event.failure is not None:
+            return self._decide(ticket, "FAIL", reason=event.failure)
+        return not self.draining
+
+    def crashed(self, ticket: Ticket, reason: str) -> bool:
+        """Record that a worker died, or raised something nobody foresaw.
+
+        Returns:
+            Whether to run the trial again.
+        """
+        if self.ledger.crashed(ticket.number, reason):
+            return not self.draining
+        return self._end(ticket)
+
+    def _decide(
+        self, ticket: Ticket, state: Any, metrics: dict[str, float] | None = None, reason: str | None = None
+    ) -> bool:
+        self.ledger.decide(ticket.number, state, metrics or {}, reason)
+        return self._end(ticket)
+
+    def _end(self, ticket: Ticket) -> bool:
+        verdict = self.ledger.trial(ticket.number).verdict
+        if verdict:
+            folder = self.folder(ticket) if verdict.state == "COMPLETE" else None
+            self.tracker.end_trial(ticket.uid, verdict.state, verdict.metrics, folder, verdict.reason)
+            self.ledger.tell(ticket.number)
+            self.progress.on_end(self._moment(ticket))
+        return False
+
+    def _moment(self, ticket: Ticket, *, study: bool = True) -> Moment:
+        """Where the trial stands; reading the whole study again is for when a trial starts or ends."""
+        if study or self._study is None:
+            self._study = self.ledger.read()
+        trial = self.ledger.trial(ticket.number)
+        best = self._study.best
+        return Moment(
+            number=trial.number,
+            state=trial.state,
+            epoch=max(trial.epochs, default=0),
+            epochs=trial.config.train.epochs,
+            value=trial.value,
+            reason=trial.verdict.reason if trial.verdict else None,
+            config=trial.config,
+            counts=dict(self._study.counts),
+            budget=self.budget,
+            best=best.value if best else None,
+            lag=self.tracker.lag(),
+        )
+
+
+def run_inline(conductor: Conductor, start: Start) -> None:
+    """The search in this process, one trial after the other: for a machine without Ray.
+
+    Raises:
+        ErpeError: see `Conductor.hear`.
+    """
+    while ticket := conductor.next():
+        while _run_again(conductor, ticket, start):
+            pass
+
+
+def _run_again(conductor: Conductor, ticket: Ticket, start: Start) -> bool:
+    """Run a trial; whether it crashed and should have another try."""
+    events = play(ticket.config, conductor.folder(ticket), start)
+    while True:
+        try:
+            event = next(events)
+        except Exception:
+            return conductor.crashed(ticket, traceback.format_exc())
+        if not conductor.hear(ticket, event):
+            return False

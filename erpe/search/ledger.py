@@ -1,0 +1,275 @@
+"""The Optuna database as the only truth about a study's trials. Nothing of Ray in here.
+
+    with Ledger.open(store, spec) as ledger:              # leased: one driver a study
+        ticket = ledger.ask(budget=20)                    # or None; after a crash the orphans come first
+        prune = ledger.report(ticket.number, epoch=1, value=0.8)
+        ledger.decide(ticket.number, "COMPLETE", metrics)  # written ahead ...
+        ledger.tell(ticket.number)                         # ... and frozen
+
+Every call may be repeated, by this process or by the next one: nothing is counted twice. A trial counts
+towards the budget from the moment its configuration is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import uuid
+from typing import Any, Literal, NamedTuple, Self
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from erpe.config import TrialConfig
+from erpe.errors import StudyError, TrialError
+from erpe.search import samplers, storage
+from erpe.search.axes import default_point, sample
+from erpe.search.records import (
+    CONFIG,
+    END,
+    STUDY,
+    TEST,
+    Record,
+    StudyRecord,
+    Verdict,
+    read_about,
+    read_config,
+    read_study,
+    read_trial,
+)
+from erpe.search.study import StudySpec, check_name, derive_seed, differences
+from erpe.store import Store
+
+MAX_ATTEMPTS = 3
+"""Crashes of a trial without a finished epoch between them, after which it is FAIL."""
+
+_EPOCH, _ATTEMPTS = "erpe.epoch", "erpe.attempts"
+
+
+class Ticket(NamedTuple):
+    """A trial to be run: now, or again after a crash."""
+
+    number: int
+    """Optuna's number; the same after every restart."""
+    uid: str
+    """Unique over all studies and stores."""
+    config: TrialConfig
+    """With the trial's own seed."""
+
+
+class Ledger:
+    """One study, leased by this process. Raises `StudyError` when another process took over."""
+
+    def __init__(self, study: optuna.Study, backend: BaseStorage, spec: StudySpec, lease: storage.Lease) -> None:
+        self._study, self._backend, self._spec, self._lease = study, backend, spec, lease
+        self._id = backend.get_study_id_from_name(study.study_name)
+        self._orphans: list[Ticket] = []
+        self.uid = read_about(study.study_name, study.user_attrs).uid
+        self._study.pruner = samplers.make_pruner(spec)
+        self._epoch = int(study.user_attrs.get(_EPOCH, 0)) + 1
+        study.set_user_attr(_EPOCH, self._epoch)
+        self._attach()
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self._study.study_name
+
+    @classmethod
+    def open(cls, store: Store, spec: StudySpec, *, name: str | None = None, new: bool = False) -> Ledger:
+        """Continue the newest study of this name, or make one.
+
+        Args:
+            name: none: `spec.name`.
+            new: make another one beside the studies of this name: NAME-2, NAME-3, ...
+        Raises:
+            StudyError: the study is another one (the differences are in the text), or someone is running it.
+            StoreError: the database cannot be used.
+        """
+        wanted = check_name(name or spec.name)
+        url = storage.parse(store.storage_url)
+        backend = optuna.storages.get_storage(storage.open_storage(url))
+        existing = storage.patient(optuna.get_all_study_names)(backend)
+        family = [wanted, *(f"{wanted}-{i}" for i in range(2, len(existing) + 2))]
+        taken = [candidate for candidate in family if candidate in existing]
+        chosen = next(n for n in family if n not in taken) if new or not taken else taken[-1]
+        lease = storage.lease(url, chosen)
+        try:
+            return storage.patient(cls._enter)(backend, spec, chosen, lease)
+        except BaseException:
+            lease.release()
+            raise
+
+    @classmethod
+    def _enter(cls, backend: BaseStorage, spec: StudySpec, name: str, lease: storage.Lease) -> Ledger:
+        try:
+            study = optuna.create_study(study_name=name, storage=backend, direction="maximize")
+        except DuplicatedStudyError:
+            study = optuna.load_study(study_name=name, storage=backend)
+        attrs, wanted = study.user_attrs, spec.model_dump(mode="json")
+        if STUDY not in attrs and not study.get_trials(deepcopy=False):
+            about = {"uid": uuid.uuid4().hex[:12], "spec": wanted, "settings": samplers.settings(spec)}
+            study.set_user_attr(STUDY, about)
+        else:
+            changed = differences(read_about(name, attrs).spec, wanted)
+            if changed:
+                raise StudyError(f"study {name} is another one ({'; '.join(changed)}); --new starts afresh beside it")
+        return cls(study, backend, spec, lease)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lease.release()
+
+    def _guard(self) -> None:
+        """Fence: whoever bumped the epoch last is the driver; an older one may not write."""
+        self._lease.check()
+        if self._backend.get_study_user_attrs(self._id).get(_EPOCH) != self._epoch:
+            raise StudyError(f"study {self.name}: another erpe took over; this one stops, nothing is lost")
+
+    def _trial_id(self, number: int) -> int:
+        return self._backend.get_trial_id_from_study_id_trial_number(self._id, number)
+
+    def _trial(self, number: int) -> FrozenTrial:
+        return self._backend.get_trial(self._trial_id(number))
+
+    def _note(self, number: int, key: str, value: Any) -> None:
+        self._backend.set_trial_user_attr(self._trial_id(number), key, value)
+
+    def _attach(self) -> None:
+        """Take up what a killed driver left: an unwritten trial is void, a written one is handed out again."""
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if CONFIG not in trial.user_attrs:
+                self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            elif all(trial.number != ticket.number for ticket in self._orphans):
+                self._orphans.append(self._ticket(trial))
+
+    def _ticket(self, trial: FrozenTrial) -> Ticket:
+        return Ticket(trial.number, f"{self.uid}-{trial.number}", read_config(trial))
+
+    @storage.patient
+    def ask(self, budget: int) -> Ticket | None:
+        """The next trial to run; None when `budget` trials have a configuration.
+
+        Raises:
+            StudyError: another driver took over.
+        """
+        self._guard()
+        if self._orphans:
+            return self._orphans.pop(0)
+        trials = self._study.get_trials(deepcopy=False)
+        written = [trial for trial in trials if CONFIG in trial.user_attrs]
+        if len(written) >= budget:
+            return None
+        for trial in trials:
+            if trial.state == TrialState.RUNNING and CONFIG not in trial.user_attrs:  # of an `ask` cut short
+                self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        if not written and not any(trial.state == TrialState.WAITING for trial in trials):
+            self._study.enqueue_trial(default_point(self._spec.space, self._spec.base))
+        # From the count of trials, not from a running generator: a restart does not repeat suggestions.
+        self._study.sampler = samplers.make_sampler(self._spec, derive_seed(self._spec.seed, "sampler", len(trials)))
+        asked = self._study.ask()
+        drawn = sample(asked, self._spec.space, self._spec.base)
+        config = drawn.replace({"seed": derive_seed(self._spec.seed, "trial", asked.number)})
+        self._note(asked.number, CONFIG, config.model_dump(mode="json"))
+        return self._ticket(self._trial(asked.number))
+
+    @storage.patient
+    def report(self, number: int, epoch: int, value: float) -> bool:
+        """Record the value of an epoch, counted from 1; the first word on an epoch counts.
+
+        Returns:
+            Whether the trial should be pruned; never after its last epoch, when nothing is left to save.
+        Raises:
+            TrialError: the value is not finite.
+            StudyError: another driver took over.
+        """
+        self._guard()
+        if not math.isfinite(value):
+            raise TrialError(f"epoch {epoch}: the value is {value}")
+        trial = self._trial(number)
+        if trial.state.is_finished():
+            return trial.state == TrialState.PRUNED
+        if epoch < (trial.last_step or 0):
+            return False  # was decided when it was new
+        if epoch not in trial.intermediate_values:
+            self._backend.set_trial_intermediate_value(trial._trial_id, epoch, float(value))
+            if trial.user_attrs.get(_ATTEMPTS):
+                self._note(number, _ATTEMPTS, 0)
+        last = epoch >= self._spec.epochs
+        return not last and self._study.pruner.prune(self._study, self._trial(number))
+
+    @storage.patient
+    def crashed(self, number: int, reason: str) -> bool:
+        """A worker died, or raised what nobody foresaw.
+
+        Returns:
+            Whether to try again; if not, the trial is decided to be FAIL with this reason.
+        """
+        self._guard()
+        trial = self._trial(number)
+        if trial.state.is_finished() or END in trial.user_attrs:
+            return False
+        attempts = int(trial.user_attrs.get(_ATTEMPTS, 0)) + 1
+        self._note(number, _ATTEMPTS, attempts)
+        if attempts < MAX_ATTEMPTS:
+            return True
+        self.decide(number, "FAIL", {}, f"{reason}\ncrashed {attempts} times without finishing an epoch")
+        return False
+
+    @storage.patient
+    def decide(
+        self,
+        number: int,
+        state: Literal["COMPLETE", "PRUNED", "FAIL"],
+        metrics: dict[str, float],
+        reason: str | None = None,
+    ) -> Verdict:
+        """Write ahead how a trial ends, before anyone else is told; the first decision counts.
+
+        A trial cannot be COMPLETE without a value: then it is FAIL.
+        """
+        self._guard()
+        trial = self._trial(number)
+        if END not in trial.user_attrs:
+            if state == "COMPLETE" and not trial.intermediate_values:
+                state, reason = "FAIL", "no epoch was reported"
+            self._note(number, END, {"state": state, "metrics": metrics, "reason": reason})
+            trial = self._trial(number)
+        return Verdict(**trial.user_attrs[END])
+
+    @storage.patient
+    def tell(self, number: int) -> None:
+        """Freeze a decided trial. Telling again changes nothing."""
+        self._guard()
+        trial = self._trial(number)
+        state = TrialState[Verdict(**trial.user_attrs[END]).state]
+        value = self.trial(number).value if state == TrialState.COMPLETE else None
+        with contextlib.suppress(UpdateFinishedTrialError):  # a first attempt arrived, its answer did not
+            self._study.tell(number, value, state=state, skip_if_finished=True)
+
+    @storage.patient
+    def trial(self, number: int) -> Record:
+        """One trial as it stands."""
+        return read_trial(self.uid, self._trial(number))
+
+    @storage.patient
+    def record_test(self, number: int, metrics: dict[str, float]) -> dict[str, float]:
+        """Keep the test measures of a trial; the first ones stay, since the test split is opened once."""
+        self._guard()
+        found = self.test(number)
+        if found is None:
+            self._backend.set_study_user_attr(self._id, f"{TEST}.{number}", metrics)
+        return found or metrics
+
+    def test(self, number: int) -> dict[str, float] | None:
+        """The test measures of a trial, if it was ever tested."""
+        return self._backend.get_study_user_attrs(self._id).get(f"{TEST}.{number}")
+
+    @storage.patient
+    def read(self) -> StudyRecord:
+        """The study as it stands."""
+        return read_study(self._study)

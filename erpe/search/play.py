@@ -1,0 +1,71 @@
+"""The worker's side: a trial played as a series of events. Nothing of Ray or Optuna in here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from erpe.config import TrialConfig
+from erpe.errors import ErpeError, StoreError, TrialError
+
+
+class Training(Protocol):
+    """A trial in training, as `erpe.training.objective.Trial` is: made on its folder, it goes on where it stopped."""
+
+    history: list[dict[str, float]]
+
+    def epoch(self) -> dict[str, float]:
+        """Train one epoch, save, and measure."""
+
+    def finish(self) -> dict[str, float]:
+        """Write the results and measure them."""
+
+
+Start = Callable[[TrialConfig, Path], Training]
+"""Makes the training of a trial on its folder."""
+
+
+class Event(NamedTuple):
+    """What a worker has to say about its trial."""
+
+    epochs: tuple[dict[str, float], ...] = ()
+    """Finished epochs, each with `epoch` (from 1) and its measures; after a restart all of them again."""
+    outcome: dict[str, float] | None = None
+    """Final measures: the trial is complete."""
+    failure: str | None = None
+    """The configuration does not work: the trial fails, the search goes on."""
+    broken: ErpeError | None = None
+    """The machine does not work (a full disk, missing data): the search stops, the trial stays as it is."""
+
+
+def play(config: TrialConfig, folder: Path, start: Start) -> Iterator[Event]:
+    """Run a trial, or what is left of it; one event an epoch, then its outcome."""
+    try:
+        finished = read_outcome(config, folder)
+        if finished:
+            yield Event(epochs=tuple(finished["history"]), outcome=finished["metrics"])
+            return
+        training = start(config, folder)
+        if training.history:
+            yield Event(epochs=tuple(training.history))
+        while len(training.history) < config.train.epochs:
+            yield Event(epochs=(training.epoch(),))
+        yield Event(outcome=training.finish())
+    except TrialError as error:
+        yield Event(failure=str(error))
+    except ErpeError as error:
+        yield Event(broken=error)
+    except OSError as error:
+        yield Event(broken=StoreError(f"{error.filename or folder}: {error.strerror or error}; nothing is lost"))
+
+
+def read_outcome(config: TrialConfig, folder: Path) -> dict[str, Any] | None:
+    """`outcome.json`, if this very trial was finished before the driver could write it down."""
+    try:
+        found = json.loads((folder / "outcome.json").read_text())
+        same = TrialConfig(**json.loads(found["config"])) == config
+        return found if same and isinstance(found["history"], list) and isinstance(found["metrics"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,59 @@
+"""What a study shows of itself while it runs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from erpe.config import TrialConfig
+
+
+class Moment(NamedTuple):
+    """Where a trial and its study stand, for whoever shows it."""
+
+    number: int
+    state: str
+    """RUNNING, COMPLETE, PRUNED or FAIL."""
+    epoch: int
+    epochs: int
+    """Of a trial that is not pruned."""
+    value: float | None
+    """Validation accuracy of the last epoch."""
+    reason: str | None
+    """Why it failed."""
+    config: TrialConfig
+    counts: dict[str, int]
+    """Trials of the study by state."""
+    budget: int
+    """Trials the study will have."""
+    best: float | None
+    """The highest value of a complete trial."""
+    lag: int
+    """Events MLflow has not got yet."""
+
+
+class Progress(Protocol):
+    """Shows a study while it runs. Called on the driver's main thread; should return at once."""
+
+    def on_phase(self, phase: str) -> None:
+        """What begins now: `data`, `workers`, `search`, `test` or `tracking`."""
+
+    def on_start(self, moment: Moment) -> None:
+        """A trial is handed to a worker, perhaps again."""
+
+    def on_epoch(self, moment: Moment) -> None:
+        """An epoch is recorded."""
+
+    def on_end(self, moment: Moment) -> None:
+        """A trial is complete, pruned or failed."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def on_phase(self, phase: str) -> None:
+        """Nothing."""
+
+    def on_start(self, moment: Moment) -> None:
+        """Nothing."""
+
+    on_epoch = on_end = on_start

@@ -1,0 +1,166 @@
+"""What the ledger holds, read without a lease: `erpe status`, the reconciler and the report look here.
+
+for study in read_studies(store):
+    study.name, study.counts, study.best
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from erpe.config import TrialConfig
+from erpe.errors import ConfigError, StoreError, StudyError, nearest
+from erpe.search import storage
+from erpe.store import Store
+
+STUDY, CONFIG, END, TEST = "erpe.study", "erpe.config", "erpe.end", "erpe.test"
+"""Attributes of a study and of its trials. A trial with CONFIG counts; one with END is decided."""
+
+
+class Verdict(NamedTuple):
+    """How a trial ends; written before it is told to anyone."""
+
+    state: str
+    """COMPLETE, PRUNED or FAIL."""
+    metrics: dict[str, float]
+    """Final measures; empty unless COMPLETE."""
+    reason: str | None
+    """Why it failed, with a traceback where there is one."""
+
+
+class Record(NamedTuple):
+    """One trial that counts."""
+
+    number: int
+    uid: str
+    state: str
+    """RUNNING, COMPLETE, PRUNED or FAIL."""
+    config: TrialConfig
+    epochs: dict[int, float]
+    """Epoch, from 1 -> its value."""
+    verdict: Verdict | None
+    started: datetime | None
+    ended: datetime | None
+
+    @property
+    def value(self) -> float | None:
+        """The value of the last epoch."""
+        return self.epochs[max(self.epochs)] if self.epochs else None
+
+
+class About(NamedTuple):
+    """What a study is."""
+
+    uid: str
+    spec: dict[str, Any]
+    """`StudySpec.model_dump`, perhaps of another version of erpe."""
+    settings: dict[str, Any]
+    """Every setting of sampler and pruner."""
+
+
+class StudyRecord(NamedTuple):
+    """A study and its trials."""
+
+    name: str
+    about: About
+    trials: list[Record]
+    tests: dict[int, dict[str, float]]
+    """Number of a trial -> its measures on the test split."""
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Trials by state."""
+        return Counter(trial.state for trial in self.trials)
+
+    @property
+    def best(self) -> Record | None:
+        """See `best_of`."""
+        return best_of(self.trials)
+
+
+def best_of(trials: list[Record]) -> Record | None:
+    """The complete trial of the highest value; of equals the first."""
+    complete = [trial for trial in trials if trial.state == "COMPLETE" and trial.value is not None]
+    return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
+
+
+def read_about(name: str, attrs: dict[str, Any]) -> About:
+    """What a study is, from its attributes.
+
+    Raises:
+        StudyError: erpe did not make it.
+    """
+    try:
+        return About(**attrs[STUDY])
+    except (KeyError, TypeError):
+        raise StudyError(f"study {name}: in Optuna's database, but not made by erpe; --name gives another") from None
+
+
+def read_trial(uid: str, trial: FrozenTrial) -> Record:
+    """A trial that counts.
+
+    Raises:
+        StoreError: its configuration is of another version.
+    """
+    end = trial.user_attrs.get(END)
+    return Record(
+        number=trial.number,
+        uid=f"{uid}-{trial.number}",
+        state=trial.state.name,
+        config=read_config(trial),
+        epochs=dict(trial.intermediate_values),
+        verdict=Verdict(**end) if end else None,
+        started=trial.datetime_start,
+        ended=trial.datetime_complete,
+    )
+
+
+def read_config(trial: FrozenTrial) -> TrialConfig:
+    """The configuration a trial was given.
+
+    Raises:
+        StoreError: it is of another version.
+    """
+    try:
+        return TrialConfig(**trial.user_attrs[CONFIG])
+    except (ConfigError, TypeError) as error:
+        raise StoreError(f"trial {trial.number}: {error}; another version of erpe wrote it") from None
+
+
+def read_study(study: optuna.Study) -> StudyRecord:
+    """A study as it stands in the database."""
+    attrs = study.user_attrs
+    about = read_about(study.study_name, attrs)
+    counted = [trial for trial in study.get_trials(deepcopy=False) if CONFIG in trial.user_attrs]
+    return StudyRecord(
+        name=study.study_name,
+        about=about,
+        trials=[read_trial(about.uid, trial) for trial in counted],
+        tests={int(key.removeprefix(f"{TEST}.")): value for key, value in attrs.items() if key.startswith(f"{TEST}.")},
+    )
+
+
+@storage.patient
+def read_studies(store: Store, name: str | None = None) -> list[StudyRecord]:
+    """The studies of a store, or the one of that name, without disturbing whoever runs them.
+
+    Raises:
+        StudyError: there is none of that name.
+        StoreError: the database cannot be read.
+    """
+    url = storage.parse(store.storage_url)
+    names: list[str] = []
+    if storage.exists(url):
+        backend = optuna.storages.get_storage(storage.open_storage(url))
+        names = sorted(optuna.get_all_study_names(backend))
+    if name is not None and name not in names:
+        raise StudyError(
+            f"study {name}: not in {storage.show(url)}; " + (nearest(name, names) if names else "it is empty")
+        )
+    chosen = names if name is None else [name]
+    return [read_study(optuna.load_study(study_name=each, storage=backend)) for each in chosen]

@@ -1,0 +1,219 @@
+"""The conductor's decisions as Ray Tune knows them: a Searcher, a Scheduler, a Stopper and a Trainable.
+
+Tune places trials, reuses workers and notices dead ones; it decides nothing and remembers nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from erpe.config import TrialConfig
+from erpe.search.conductor import Conductor
+from erpe.search.ledger import Ticket
+from erpe.search.play import Event, Start, play
+
+# Read by Ray when it is imported or started; what the user set stays.
+for _name, _value in {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run`, workers would be started by uv, from a copy
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # a local cluster listens on the loopback only
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about its coming default
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours lets trials finish their epoch
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the ledger keeps them
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the snapshot is never read
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+from ray import tune  # noqa: E402
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
+from ray.tune.search import Searcher  # noqa: E402
+
+WORKER_ENV = {
+    # Spinning threads collapse as soon as two processes share a core: 54-137 against 670 images/s.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # Big tensors from the heap, not from mmap and back: 17 % faster MNIST epochs on a CPU.
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+}
+"""Environment of every worker, from before its start."""
+
+T = TypeVar("T")
+
+
+class Worker(tune.Trainable):
+    """A process that plays one trial after the other, an event a step. The checkpoint is the trial's own affair."""
+
+    _events: Iterator[Event]
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take a trial; nothing is built before the first step, whose errors are reported."""
+        trial = TrialConfig(**config["config"])
+        self._events = play(trial, Path(config["folder"]), config["start"])
+
+    def reset_config(self, config: dict[str, Any]) -> bool:
+        """Take another trial in the same process."""
+        self.cleanup()
+        self.setup(config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The next event, or the exception nobody foresaw."""
+        return {"event": next(self._events)}
+
+    def cleanup(self) -> None:
+        """Let go of the trial's memory, also on the GPU."""
+        self._events = iter(())
+        gc.collect()
+        if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+            sys.modules["torch"].cuda.empty_cache()
+
+
+class Link:
+    """Which trial of Tune is which ticket, and the first error of ours, which Tune would wrap and swallow."""
+
+    def __init__(self, conductor: Conductor, start: Start) -> None:
+        self.conductor, self.start = conductor, start
+        self.tickets: dict[str, Ticket] = {}
+        self.error: BaseException | None = None
+
+    def guarded(self, call: Callable[[], T], otherwise: T) -> T:
+        """The call's answer; after an error of ours, the search stops and every trial stays as it is."""
+        if self.error is not None:
+            return otherwise
+        try:
+            return call()
+        except Exception as error:
+            self.error = error
+            return otherwise
+
+
+class LedgerSearcher(Searcher):
+    """Hands the ledger's tickets to Tune."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__()
+        self._link = link
+
+    def suggest(self, trial_id: str) -> Any:
+        """A ticket as Tune's configuration."""
+        link = self._link
+        ticket = link.guarded(link.conductor.next, None)
+        if ticket is None:
+            return Searcher.FINISHED
+        link.tickets[trial_id] = ticket
+        return {
+            "config": ticket.config.model_dump(mode="json"),
+            "folder": str(link.conductor.folder(ticket)),
+            "start": link.start,
+        }
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """The scheduler has recorded it."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """The database is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """The database is the state."""
+
+    def __reduce__(self) -> Any:
+        # Tune pickles its searcher into a file that nobody reads.
+        return Searcher, ()
+
+
+class LedgerScheduler(FIFOScheduler):
+    """Lets the conductor hear every event, and stops a trial when it says so."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__()
+        self._link = link
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        """Record what the worker says."""
+        link = self._link
+        ticket = link.tickets[trial.trial_id]
+        go_on = link.guarded(lambda: link.conductor.hear(ticket, result["event"]), False)
+        return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """A trial is new, or comes back after a crash: whether it is run again is the ledger's decision."""
+        if not trial.run_metadata.error_filename:
+            return
+        link = self._link
+        ticket, reason = link.tickets[trial.trial_id], last_error(trial)
+        if not link.guarded(lambda: link.conductor.crashed(ticket, reason), False):
+            tune_controller.stop_trial(trial)
+
+    def __reduce__(self) -> Any:
+        return FIFOScheduler, ()
+
+
+class Brake(tune.Stopper):
+    """Stops the experiment at once when the machine is broken. Draining is gentler: see `Conductor.hear`."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def __call__(self, trial_id: str, result: dict) -> bool:
+        """Single trials are stopped by the scheduler."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether an error of ours ended the search."""
+        return self._link.error is not None
+
+    def __reduce__(self) -> Any:
+        return tune.Stopper, ()
+
+
+def last_error(trial: Any) -> str:
+    """What Tune wrote about the last crash of a trial: the worker's traceback, or how its process ended."""
+    try:
+        text = Path(trial.error_file).read_text(errors="replace")
+    except (OSError, TypeError):
+        return "the worker died"
+    return text.rpartition("\nFailure # ")[2].partition("\n")[2].strip()[-4000:] or text.strip()[-4000:]
+
+
+def run_ray(conductor: Conductor, start: Start, *, concurrency: int, cpus: float, gpus: float, scratch: Path) -> None:
+    """The search on Ray, which is running.
+
+    Args:
+        concurrency: trials at a time.
+        cpus, gpus: of each trial; a fraction of a GPU is bookkeeping, not isolation.
+        scratch: where Tune writes what nobody reads.
+    Raises:
+        ErpeError: see `Conductor.hear`.
+    """
+    link = Link(conductor, start)
+    tuner = tune.Tuner(
+        tune.with_resources(Worker, {"cpu": cpus, "gpu": gpus}),
+        tune_config=tune.TuneConfig(
+            search_alg=LedgerSearcher(link),
+            scheduler=LedgerScheduler(link),
+            num_samples=-1,
+            max_concurrent_trials=concurrency,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.trial_id,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=conductor.ledger.name,
+            storage_path=str(scratch),
+            stop=Brake(link),
+            failure_config=tune.FailureConfig(max_failures=-1),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    if link.error is not None:
+        raise link.error

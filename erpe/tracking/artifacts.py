@@ -1,0 +1,149 @@
+"""Files of a run: what a trial's folder holds, figures of it, Optuna's plots, and the registered champion.
+
+Only plain files with known names are read; a link in a store could point anywhere.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import erpe
+from erpe.errors import ErpeError
+from erpe.report import figures
+from erpe.store import read_json
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CHECKPOINT = ("model.safetensors", "config.json", "outcome.json")
+RESULTS = ("test.json", "per_class.json", "confusion.json", "confusion_test.json")
+ALIAS = "champion"
+
+
+def log_folder(client: MlflowClient, run: str, folder: Path) -> list[str]:
+    """Send a trial's checkpoint, results and figures, as far as they are there.
+
+    Returns:
+        A line for each file that is damaged.
+    """
+    for name in filter(lambda name: _is_plain(folder / name), CHECKPOINT):
+        client.log_artifact(run, str(folder / name), "checkpoint")
+    for name in filter(lambda name: _is_plain(folder / name), RESULTS):
+        client.log_artifact(run, str(folder / name))
+    with tempfile.TemporaryDirectory() as drawn:
+        notes = draw(folder, Path(drawn))
+        client.log_artifacts(run, drawn, "figures")
+    return notes
+
+
+def draw(folder: Path, into: Path) -> list[str]:
+    """Draw the figures of a trial's folder as PNG files; a line for each one that cannot be drawn."""
+    sources: dict[str, tuple[str, Callable[[Path], figures.Figure]]] = {
+        "learning_curves": ("outcome.json", lambda path: figures.learning_curves(read_json(path)["history"])),
+        "confusion": ("confusion.json", _confusion),
+        "confusion_test": ("confusion_test.json", _confusion),
+        "attention": ("attention.npz", _attention),
+    }
+    notes = []
+    for name, (source, picture) in sources.items():
+        if not _is_plain(folder / source):
+            continue
+        try:
+            figures.save(picture(folder / source), into / f"{name}.png")
+        except (ErpeError, ValueError, KeyError, TypeError, EOFError) as error:
+            notes.append(f"{source}: no figure, the file is damaged ({error})")
+    return notes
+
+
+def _confusion(path: Path) -> figures.Figure:
+    found = read_json(path)
+    return figures.confusion(found["matrix"], found["classes"], found["split"])
+
+
+def _attention(path: Path) -> figures.Figure:
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as found:
+        return figures.attention_maps(found["image"], found["maps"], tuple(found["grid"]))
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def log_plots(client: MlflowClient, run: str, storage_url: str, study: str) -> None:
+    """Optuna's plots of a study as HTML. Each holds all of plotly (5 MB): MLflow shows it in a frame, offline."""
+    import optuna
+    from optuna import visualization
+
+    try:
+        found = optuna.load_study(study_name=study, storage=storage_url)
+    except KeyError:
+        return  # a single training is no study
+    plots: dict[str, Callable[..., Any]] = {
+        "history": visualization.plot_optimization_history,
+        "importances": visualization.plot_param_importances,
+        "parallel_coordinates": visualization.plot_parallel_coordinate,
+    }
+    complete = found.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+    with tempfile.TemporaryDirectory() as drawn, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, plot in plots.items():
+            if len(complete) < 2 and name != "history":
+                continue  # nothing to compare
+            plot(found).write_html(Path(drawn) / f"{name}.html", include_plotlyjs=True)
+        client.log_artifacts(run, drawn, "optuna")
+
+
+def register(client: MlflowClient, name: str, run: str, uid: str, folder: Path) -> None:
+    """Make a trial's checkpoint the champion of the registered model `name`; the same trial is registered once."""
+    from mlflow.exceptions import MlflowException
+
+    if not all(_is_plain(folder / file) for file in CHECKPOINT[:2]):
+        return
+    versions = client.search_model_versions(f"name='{name}'")
+    found = next((known for known in versions if known.tags.get("erpe.trial_uid") == uid), None)
+    if found is None:
+        with tempfile.TemporaryDirectory() as saved:
+            save_model(folder, Path(saved) / "model")
+            client.log_artifacts(run, str(Path(saved) / "model"), "model")
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"{client.get_run(run).info.artifact_uri}/model"
+        found = client.create_model_version(name, source, run, {"erpe.trial_uid": uid}, await_creation_for=None)
+    client.set_registered_model_alias(name, ALIAS, found.version)
+
+
+def save_model(folder: Path, path: Path) -> None:
+    """A checkpoint as an MLflow pyfunc model: a loader module of ours, no pickle, nothing inferred."""
+    import mlflow.pyfunc
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    model = read_json(folder / "config.json")["model"]
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *model["image"]), "images")]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, model["classes"]), "probabilities")]),
+    )
+    with tempfile.TemporaryDirectory() as staged:
+        data = Path(staged) / "checkpoint"
+        data.mkdir()
+        for name in filter(lambda name: _is_plain(folder / name), CHECKPOINT):
+            (data / name).write_bytes((folder / name).read_bytes())
+        mlflow.pyfunc.save_model(
+            path,
+            loader_module="erpe.tracking.pyfunc",
+            data_path=str(data),
+            signature=signature,
+            pip_requirements=[f"erpe=={erpe.__version__}"],  # which names its own
+        )
+
+

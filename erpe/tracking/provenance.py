@@ -1,0 +1,61 @@
+"""Which code, versions and machine made a result: tags for every run. No torch, ray or mlflow is imported."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from importlib.metadata import distributions, version
+from pathlib import Path
+
+import erpe
+
+_NAMED = ("torch", "ray", "optuna", "mlflow")
+
+
+def collect(command: str, threads: int | None = None) -> dict[str, str]:
+    """Tags that say where a run comes from. Call it on the driver: a Ray worker would name Ray's own script.
+
+    Args:
+        command: what was called, without its arguments, which may hold passwords: "erpe tune".
+        threads: CPU threads a trial computes with; none: the cores this process may use.
+    """
+    commit, dirty = _commit(Path(erpe.__file__).parent)
+    cores = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "mlflow.source.name": command,
+        "mlflow.source.type": "LOCAL",
+        **({"mlflow.source.git.commit": commit} if commit else {}),
+        "git_sha": commit or "unknown",
+        "git_dirty": dirty,
+        "lock_sha256": lock_hash(),
+        "version.erpe": erpe.__version__,
+        **{f"version.{name}": version(name) for name in _NAMED},
+        "version.python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "threads": str(cores),
+    }
+
+
+def lock_hash() -> str:
+    """SHA-256 of the versions that are installed, sorted: what the lock file asks for and what came."""
+    installed = sorted({f"{item.metadata['Name'].lower()}=={item.version}" for item in distributions()})
+    return hashlib.sha256("\n".join(installed).encode()).hexdigest()
+
+
+def _commit(folder: Path) -> tuple[str, str]:
+    """Commit of the repository that holds this code, and "true", "false" or "unknown" for changes since."""
+
+    def git(*words: str) -> str:
+        run = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+        )
+        return run.stdout.strip()
+
+    try:
+        if not git("ls-files", "--", "__init__.py"):
+            return "", "unknown"  # installed inside someone else's repository
+        return git("rev-parse", "HEAD"), "true" if git("status", "--porcelain", "--", str(folder)) else "false"
+    except (OSError, subprocess.SubprocessError):
+        return "", "unknown"
