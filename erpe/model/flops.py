@@ -88,7 +88,7 @@ def attention_cost(config: ModelConfig, n: int) -> Cost:
 
 def general_cost(config: ModelConfig, n: int, m: int, d: int) -> Cost:
     """The masked product of linear attention, by the method that the layer takes."""
-    method = config.method if config.method != "auto" else faster_method(n, m, d, "cpu")
+    method = config.method if config.method != "auto" else faster_method(n, m, d)
     if method == "dense":
         return both(2 * n * n * (m + d + 1))
     h, w = config.grid

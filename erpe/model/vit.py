@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 
 from erpe.config import ModelConfig
 from erpe.errors import ShapeError
-from erpe.model.attention import ATTENTION
+from erpe.model.attention import ATTENTION, Linear
 from erpe.model.encoding import Encoding, Shape
 
 
@@ -70,6 +70,7 @@ class ViT(nn.Module):
         """(B, channels, height, width) -> (B, depth, H, N, N): who attends to whom in each block."""
         x, maps = self.tokens(images), []
         for block in self.blocks:
+            assert isinstance(block, Block)
             maps.append(block.attention_map(x))
             x = block(x)
         return torch.stack(maps, dim=1)
@@ -77,7 +78,7 @@ class ViT(nn.Module):
     def redraw(self, generator: Generator) -> None:
         """Draw new random features in every block."""
         for block in self.blocks:
-            if hasattr(block.attention, "features"):
+            if isinstance(block, Block) and isinstance(block.attention, Linear):
                 block.attention.features.redraw(generator)
 
     def decay_groups(self, weight_decay: float) -> list[dict[str, object]]:

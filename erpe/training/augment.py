@@ -58,10 +58,10 @@ def shift(pixels: Tensor, largest: int, generator: Generator) -> Tensor:
     """
     batch, _, height, width = pixels.shape
     offsets = torch.randint(2 * largest + 1, (2, batch, 1), generator=generator).to(pixels.device)
-    rows = offsets[0] + torch.arange(height, device=pixels.device)                # (B, height)
-    columns = offsets[1] + torch.arange(width, device=pixels.device)              # (B, width)
+    rows = offsets[0] + torch.arange(height, device=pixels.device)  # (B, height)
+    columns = offsets[1] + torch.arange(width, device=pixels.device)  # (B, width)
     images = torch.arange(batch, device=pixels.device)[:, None, None]
-    padded = pad(pixels, (largest,) * 4).permute(0, 2, 3, 1)                      # (B, height + 2s, width + 2s, c)
+    padded = pad(pixels, (largest,) * 4).permute(0, 2, 3, 1)  # (B, height + 2s, width + 2s, c)
     return padded[images, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 

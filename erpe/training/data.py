@@ -151,10 +151,10 @@ def _mnist(folder: Path) -> tuple[Images, Images]:
     """The gzipped idx files, read where they are: big-endian header of 16 and 8 bytes, then uint8 values."""
 
     def part(name: str) -> Images:
-        pixels = np.frombuffer(gzip.decompress((folder / f"{name}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
-        labels = np.frombuffer(gzip.decompress((folder / f"{name}-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
-        images = torch.from_numpy(pixels.reshape(-1, 1, 28, 28).copy())
-        return Images(images, torch.from_numpy(labels.astype(np.int64)))
+        pixels = gzip.decompress((folder / f"{name}-images-idx3-ubyte.gz").read_bytes())
+        labels = gzip.decompress((folder / f"{name}-labels-idx1-ubyte.gz").read_bytes())
+        images = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 1, 28, 28)
+        return Images(torch.tensor(images), torch.tensor(np.frombuffer(labels, np.uint8, offset=8), dtype=torch.int64))
 
     return part("train"), part("t10k")
 

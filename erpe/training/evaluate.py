@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import resource
@@ -67,9 +68,9 @@ def confusion(logits: Tensor, labels: Tensor, dataset: str, split: str) -> dict[
 
 def per_class(logits: Tensor, labels: Tensor, dataset: str) -> dict[str, Any]:
     """Precision, recall, F1 and support of each class (scikit-learn)."""
-    names = DATASETS[dataset].names
+    names, predicted = DATASETS[dataset].names, logits.argmax(dim=1)
     report: dict[str, Any] = classification_report(
-        labels.cpu(), logits.argmax(dim=1), labels=range(len(names)), target_names=names, output_dict=True, zero_division=0
+        labels.cpu(), predicted, labels=range(len(names)), target_names=names, output_dict=True, zero_division=0
     )
     return report
 
@@ -119,10 +120,11 @@ def _wait(device: torch.device) -> None:
 
 
 @torch.no_grad()
-def attention_example(model: ViT, images: Images, dataset: str) -> dict[str, np.ndarray]:
-    """What one image's tokens attend to: `image` (channels, height, width) in [0, 1], `maps` (depth, H, N, N), `grid`.
+def save_attention_example(path: Path, model: ViT, images: Images, dataset: str) -> None:
+    """Write what the first image's tokens attend to, as an `.npz` without pickles.
 
-    For more than 256 tokens the heads are averaged, to keep the file small.
+    `image` (channels, height, width) in [0, 1], `maps` (depth, H, N, N), `grid` (h, w). For more than 256 tokens the
+    heads are averaged, to keep the file small.
     """
     model.eval()
     pixels = images.pixels[:1]
@@ -130,17 +132,15 @@ def attention_example(model: ViT, images: Images, dataset: str) -> dict[str, np.
     if maps.shape[-1] > 256:
         maps = maps.mean(dim=1, keepdim=True)
     image = (pixels[0].float() / 255).cpu().numpy()
-    return {"image": image, "maps": maps.half().cpu().numpy(), "grid": np.array(model.config.grid)}
+    np.savez_compressed(path, image=image, maps=maps.half().cpu().numpy(), grid=np.array(model.config.grid))
 
 
 def reset_peak_memory(device: torch.device) -> None:
     """Forget the peak of whatever this process did before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    try:
+    with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is of the whole process
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # not Linux, or not allowed: the peak is of the whole process
 
 
 def peak_memory_mib(device: torch.device) -> float:

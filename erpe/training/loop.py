@@ -111,7 +111,7 @@ class Trainer:
                 losses.clear()
             if on_step:
                 on_step(done + 1, self.steps)
-        mean = total.item() / len(self.images.labels)             # waits for the device
+        mean = total.item() / len(self.images.labels)  # waits for the device
         return {"train/loss": mean, "lr": rate, "time/epoch_seconds": time.perf_counter() - started}
 
     def step(self, rows: Tensor, rate: float, vary: torch.Generator) -> Tensor:

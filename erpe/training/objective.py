@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from erpe.config import TrialConfig
@@ -19,7 +18,6 @@ from erpe.store import write_atomic
 from erpe.training.checkpoint import STATE, load_model, load_tensors, save_model, save_tensors
 from erpe.training.data import load_test, load_training
 from erpe.training.evaluate import (
-    attention_example,
     confusion,
     inference_time,
     information_criteria,
@@ -27,6 +25,7 @@ from erpe.training.evaluate import (
     peak_memory_mib,
     per_class,
     reset_peak_memory,
+    save_attention_example,
     scores,
 )
 from erpe.training.loop import OnStep, Trainer, pick_device
@@ -58,7 +57,7 @@ class Trial:
         model = build(config.model, config.seed).to(self.device)
         self.trainer = Trainer(config, model, self.split.train.to(self.device), self.device)
         self.history: list[dict[str, float]] = []
-        """One entry an epoch: `epoch` (from 1), `train/loss`, `val/loss`, `val/accuracy`, `lr`, `time/epoch_seconds`."""
+        """An entry an epoch: `epoch` (from 1), `train/loss`, `val/loss`, `val/accuracy`, `lr`, `time/epoch_seconds`."""
         if (folder / STATE).exists():
             self._resume()
 
@@ -100,7 +99,7 @@ class Trial:
             logits = logits_of(model, self.validation, dataset)
             found |= scores(logits, self.validation.labels, "val")
             self._write("confusion.json", confusion(logits, self.validation.labels, dataset, "validation"))
-            np.savez_compressed(self.folder / "attention.npz", **attention_example(model, self.validation, dataset))
+            save_attention_example(self.folder / "attention.npz", model, self.validation, dataset)
         self._write("outcome.json", {"metrics": found, "history": self.history, **self._facts()})
         (self.folder / STATE).unlink(missing_ok=True)
         return found
@@ -157,9 +156,7 @@ def objective(
     return trial.finish()
 
 
-def final_evaluation(
-    folder: Path, *, data_dir: str | Path | None = None, device: str = "auto"
-) -> dict[str, float]:
+def final_evaluation(folder: Path, *, data_dir: str | Path | None = None, device: str = "auto") -> dict[str, float]:
     """All measures of a finished trial. This opens the test split; call it once for a model that is confirmed.
 
     Returns:
@@ -184,7 +181,7 @@ def final_evaluation(
         "per_class.json": per_class(logits, test.labels, dataset),
     }.items():
         write_atomic(folder / name, json.dumps(content))
-    np.savez_compressed(folder / "attention.npz", **attention_example(model, test, dataset))
+    save_attention_example(folder / "attention.npz", model, test, dataset)
     return found
 
 
