@@ -42,6 +42,7 @@ class Event(NamedTuple):
 
 def play(config: TrialConfig, folder: Path, start: Start) -> Iterator[Event]:
     """Run a trial, or what is left of it; one event an epoch, then its outcome."""
+    yield Event()  # a worker has it, and has built nothing yet: now it costs nothing to be stopped
     try:
         finished = read_outcome(config, folder)
         if finished:

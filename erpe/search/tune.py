@@ -1,3 +1,238 @@
-"""`tune`: a study from its specification to a tested model, as often as the command is given."""
+"""`tune`: from a specification to a tuned and tested model, as often as the command is given.
+
+    result = tune(define("relu_general", "digits"), Store.open("runs"), trials=6)
+
+The same call continues the same study: after the end (nothing is left to do), after Ctrl-C, after a kill.
+"""
 
 from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from erpe.config import TrialConfig
+from erpe.errors import ConfigError
+from erpe.search.conductor import Conductor
+from erpe.search.ledger import Ledger
+from erpe.search.play import Start, Training
+from erpe.search.progress import Progress, Silent
+from erpe.search.study import StudySpec
+from erpe.search.workers import Asked, Workers, in_process, on_ray
+from erpe.store import Store
+
+
+class Work(NamedTuple):
+    """What a trial is. The default trains and tests Vision Transformers; a stand-in may do less."""
+
+    prepare: Callable[[], None]
+    """Checks once, before any trial, that the data are there."""
+    start: Start
+    """Called in a worker; importable there."""
+    evaluate: Callable[[Path], dict[str, float]]
+    """Opens the test split for the trial in this folder."""
+
+
+def vision(dataset: str, data_dir: Path | None, device: str) -> Work:
+    """Train and test Vision Transformers."""
+    given = data_dir or os.environ.get("ERPE_DATA")
+    data = Path(given).expanduser().resolve() if given else None  # a worker may run in another folder
+    return Work(
+        prepare=partial(_prepare, dataset, data),
+        start=partial(_start, data_dir=data, device=device),
+        evaluate=partial(_evaluate, data_dir=data, device=device),
+    )
+
+
+def _prepare(dataset: str, data_dir: Path | None) -> None:
+    from erpe.training.data import prepare
+
+    prepare(dataset, data_dir)
+
+
+def _start(config: TrialConfig, folder: Path, *, data_dir: Path | None, device: str) -> Training:
+    from erpe.training.objective import Trial
+
+    return Trial(config, folder, data_dir=data_dir, device=device)
+
+
+def _evaluate(folder: Path, *, data_dir: Path | None, device: str) -> dict[str, float]:
+    from erpe.training.objective import final_evaluation
+
+    return final_evaluation(folder, data_dir=data_dir, device=device)
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """How a study stands when `tune` returns."""
+
+    study: str
+    """Its name."""
+    counts: dict[str, int]
+    """Trials by state: COMPLETE, PRUNED, FAIL, RUNNING (to be continued)."""
+    best: int | None
+    """Number of the complete trial with the highest value; none is complete: None."""
+    value: float | None
+    """Its validation accuracy."""
+    config: TrialConfig | None
+    metrics: dict[str, float]
+    """Its measures on the validation part."""
+    test: dict[str, float] | None
+    """Its measures on the test split, opened once when all trials were done."""
+    folder: Path | None
+    """Its checkpoint and results."""
+    reasons: dict[int, str]
+    """Number of a failed trial -> why."""
+    interrupted: bool
+    """Ctrl-C ended the search early; the same command continues it."""
+    lag: int
+    """Events that MLflow has not got yet; they are kept."""
+    problem: str | None
+    """Why MLflow does not get them, where that will not mend itself."""
+    seconds: float
+
+
+def tune(
+    spec: StudySpec,
+    store: Store,
+    *,
+    trials: int,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    concurrency: int | None = None,
+    cpus_per_trial: int = 1,
+    gpus_per_trial: float | None = None,
+    ray_address: str | None = None,
+    executor: Literal["ray", "inline"] = "ray",
+    name: str | None = None,
+    new: bool = False,
+    progress: Progress | None = None,
+    work: Work | None = None,
+) -> TuneResult:
+    """Search until `trials` trials are done, then test the best one.
+
+    Args:
+        trials: of the whole study; those of earlier calls count.
+        ray_address: of a cluster; none: `ERPE_RAY_ADDRESS`, or else Ray starts here.
+        executor: `inline` needs no Ray and runs one trial after the other.
+        name: of the study; none: DATASET-VARIANT.
+        new: another study, beside the ones of this name.
+        work: what a trial is; none: train a Vision Transformer.
+    Raises:
+        ConfigError: numbers that make no sense, or a GPU that is not there.
+        StudyError: the study of this name is another one, or is being run by someone else.
+        DataError, StoreError: the data or the store cannot be used; trials stay as they are.
+        KeyboardInterrupt: the second Ctrl-C. Checkpoints of finished epochs are safe.
+    """
+    began = time.monotonic()
+    if trials < 1:
+        raise ConfigError(f"trials: {trials} given; 1 or more would do")
+    asked = Asked(concurrency, cpus_per_trial, gpus_per_trial, ray_address or os.environ.get("ERPE_RAY_ADDRESS"))
+    asked.check()
+    work = work or vision(spec.dataset, data_dir, device)
+    with Ledger.open(store, spec, name=name, new=new) as ledger:
+        conductor = _conductor(ledger, store, spec, trials, cpus_per_trial, progress or Silent())
+        with interruptible(conductor):
+            if _left(ledger, trials):
+                conductor.progress.on_phase("data")
+                work.prepare()
+                conductor.tracker.start_study(ledger.uid, spec.model_dump(mode="json"), _study_tags(spec, conductor))
+                conductor.progress.on_phase("workers")
+                scratch = store.root / "ray" / ledger.name
+                with in_process() if executor == "inline" else on_ray(asked, trials, scratch) as workers:
+                    _run(conductor, work, workers)
+            return _close(conductor, began)
+
+
+def _conductor(
+    ledger: Ledger, store: Store, spec: StudySpec, trials: int, threads: int, progress: Progress
+) -> Conductor:
+    from erpe.tracking.provenance import collect
+    from erpe.tracking.tracker import Tracker
+
+    tags = collect("erpe tune", threads) | {"variant": spec.variant, "dataset": spec.dataset}
+    return Conductor(ledger, Tracker(store, ledger.name), store, trials, progress, tags)
+
+
+def _study_tags(spec: StudySpec, conductor: Conductor) -> dict[str, str]:
+    own = {"sampler": spec.sampler, "pruner": spec.pruner, "seed": str(spec.seed), "study_hash": spec.identity}
+    return conductor.tags | own
+
+
+def _left(ledger: Ledger, trials: int) -> bool:
+    """Whether there are trials to run or to continue, or a best one to test."""
+    study = ledger.read()
+    running = study.counts["RUNNING"]
+    return (
+        bool(running) or len(study.trials) < trials or (study.best is not None and study.best.number not in study.tests)
+    )
+
+
+def _run(conductor: Conductor, work: Work, workers: Workers) -> None:
+    """Search; then the best trial meets the test split, once."""
+    conductor.progress.on_phase("search")
+    workers.search(conductor, work.start)
+    study = conductor.ledger.read()
+    if conductor.draining or study.best is None or study.best.number in study.tests:
+        return
+    conductor.progress.on_phase("test")
+    best = study.best
+    folder = conductor.store.trial_folder(study.name, best.number, best.config.seed)
+    conductor.ledger.record_test(best.number, workers.call(work.evaluate, folder))
+
+
+def _close(conductor: Conductor, began: float) -> TuneResult:
+    """Tell the tracker how the study ends, or pauses, and sum up."""
+    ledger, tracker = conductor.ledger, conductor.tracker
+    study = ledger.read()
+    best, over = study.best, not _left(ledger, conductor.budget)
+    folder = conductor.store.trial_folder(study.name, best.number, best.config.seed) if best else None
+    metrics = best.verdict.metrics if best and best.verdict else {}
+    test = study.tests.get(best.number) if best else None
+    state = ("COMPLETE" if best else "FAIL") if over else "INTERRUPTED"
+    tracker.end_study(ledger.uid, best.uid if best else None, metrics | (test or {}), folder if over else None, state)
+    conductor.progress.on_phase("tracking")
+    lag = tracker.close(30 if over else 5)
+    return TuneResult(
+        study=study.name,
+        counts=dict(study.counts),
+        best=best.number if best else None,
+        value=best.value if best else None,
+        config=best.config if best else None,
+        metrics=metrics,
+        test=test,
+        folder=folder,
+        reasons={t.number: t.verdict.reason for t in study.trials if t.verdict and t.verdict.reason},
+        interrupted=not over,
+        lag=lag,
+        problem=tracker.problem,
+        seconds=time.monotonic() - began,
+    )
+
+
+@contextmanager
+def interruptible(conductor: Conductor) -> Iterator[None]:
+    """SIGINT or SIGTERM once: trials finish their epoch, and the search ends. Twice: KeyboardInterrupt."""
+
+    def on_signal(number: int, frame: Any) -> None:
+        if conductor.draining:
+            raise KeyboardInterrupt
+        conductor.draining = True
+        conductor.progress.on_phase("stopping")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

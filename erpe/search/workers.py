@@ -1,0 +1,172 @@
+"""Where trials run: on Ray, here or on a cluster; or in this process, on a machine without Ray."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from erpe.errors import ConfigError
+from erpe.search.conductor import Conductor, run_inline
+from erpe.search.play import Start
+
+OBJECT_STORE_BYTES = 100 * 2**20
+"""Trials exchange a few numbers; Ray's default is 30 % of the memory."""
+
+
+class Asked(NamedTuple):
+    """What the user asks of the machine; none of it is part of a study's identity."""
+
+    concurrency: int | None = None
+    """Trials at a time; none: as many as there are GPUs, or else as the CPUs allow."""
+    cpus: int = 1
+    """CPUs, and threads, of a trial."""
+    gpus: float | None = None
+    """GPUs of a trial, or a part of one; none: whatever Ray sees, shared evenly."""
+    address: str | None = None
+    """Of a Ray cluster; none: Ray is started here."""
+
+    def check(self) -> None:
+        """Refuse what can be refused before anything is started.
+
+        Raises:
+            ConfigError: a number that makes no sense, or a GPU where there is none.
+        """
+        if self.concurrency is not None and self.concurrency < 1:
+            raise ConfigError(f"concurrency: {self.concurrency} given; 1 or more would do")
+        if self.cpus < 1:
+            raise ConfigError(f"cpus per trial: {self.cpus} given; 1 or more would do")
+        if self.gpus is None:
+            return
+        if not 0 <= self.gpus < math.inf or (self.gpus > 1 and self.gpus % 1):
+            raise ConfigError(f"gpus per trial: {self.gpus:g} given; a whole number or a part of 1 would do")
+        if self.gpus and self.address is None:
+            import torch
+
+            if not torch.cuda.is_available():
+                raise ConfigError(f"gpus per trial: {self.gpus:g} given, and torch sees no GPU here; 0 would do")
+
+
+class Shares(NamedTuple):
+    """How the machine is shared out."""
+
+    concurrency: int
+    cpus: float
+    gpus: float
+
+
+def share(asked: Asked, trials: int, cpus: float, gpus: float) -> Shares:
+    """Share out what Ray sees.
+
+    Raises:
+        ConfigError: a trial would wait for ever for what is not there.
+    """
+    if asked.gpus and asked.gpus > gpus:
+        raise ConfigError(f"gpus per trial: {asked.gpus:g} given, and Ray sees {gpus:g}; --gpus-per-trial 0 would do")
+    if asked.cpus > cpus:
+        raise ConfigError(f"cpus per trial: {asked.cpus} given, and Ray sees {cpus:g}")
+    wanted = asked.concurrency or (int(gpus) if gpus and asked.gpus is None else int(cpus // asked.cpus))
+    wanted = max(1, min(wanted, trials))
+    # Parts that divide 1, so that every GPU is used up.
+    part = asked.gpus if asked.gpus is not None else (1 / math.ceil(wanted / gpus) if gpus else 0.0)
+    return Shares(wanted, asked.cpus, part)
+
+
+class Workers(Protocol):
+    """Something that runs trials."""
+
+    def search(self, conductor: Conductor, start: Start) -> None:
+        """Run trials until the conductor has no more."""
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function where a trial would run."""
+
+
+class InProcess:
+    """One trial after the other, here."""
+
+    def search(self, conductor: Conductor, start: Start) -> None:
+        """See `run_inline`."""
+        run_inline(conductor, start)
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Just call it."""
+        return function(*args)
+
+
+class OnRay:
+    """Trials on Ray's workers."""
+
+    def __init__(self, shares: Shares, scratch: Path) -> None:
+        self._shares, self._scratch = shares, scratch
+
+    def search(self, conductor: Conductor, start: Start) -> None:
+        """See `run_ray`."""
+        from erpe.search.scheduling import run_ray
+
+        run_ray(conductor, start, **self._shares._asdict(), scratch=self._scratch)
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call it in a task with a trial's resources; what it raises is raised here."""
+        import ray
+
+        task = ray.remote(num_cpus=self._shares.cpus, num_gpus=self._shares.gpus)(function)
+        try:
+            return ray.get(task.remote(*args))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+
+
+@contextmanager
+def on_ray(asked: Asked, trials: int, scratch: Path) -> Iterator[Workers]:
+    """Start Ray, or join it, for as long as the block runs.
+
+    Raises:
+        ConfigError: no cluster answers, or it has not what is asked for.
+    """
+    from erpe.search.scheduling import WORKER_ENV  # sets Ray's environment: before Ray is imported
+
+    import ray  # isort: skip
+
+    if asked.address and asked.address.startswith("ray://"):
+        raise ConfigError(f"ray address {asked.address}: Ray's client is not used; HOST:6379 would do")
+    ours = not ray.is_initialized()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here: dict[str, Any] = {
+        "num_cpus": asked.cpus * (asked.concurrency or max(1, min(trials, cores // asked.cpus))),
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+    }
+    if ours:
+        try:
+            ray.init(
+                address=asked.address or "local",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env={"env_vars": WORKER_ENV},
+                **({} if asked.address else here),
+            )
+        except (ConnectionError, ValueError) as error:
+            if not asked.address:
+                raise
+            raise ConfigError(f"ray address {asked.address}: no cluster answers ({error})") from None
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        found = ray.cluster_resources()
+        yield OnRay(share(asked, trials, found.get("CPU", 0), found.get("GPU", 0)), scratch)
+    finally:
+        if ours:
+            ray.shutdown()
+        with suppress(OSError):
+            shutil.rmtree(scratch)
+
+
+@contextmanager
+def in_process() -> Iterator[Workers]:
+    """This process."""
+    yield InProcess()
