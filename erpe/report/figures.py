@@ -1,4 +1,7 @@
-"""Figures of a trial: matplotlib objects without pyplot, so any thread may draw them. Colours are safe for colour-blind eyes."""
+"""Figures of a trial: matplotlib objects without pyplot, so any thread may draw them.
+
+The colours are safe for colour-blind eyes.
+"""
 
 from __future__ import annotations
 
@@ -68,8 +71,9 @@ def confusion(matrix: Sequence[Sequence[int]] | np.ndarray, classes: Sequence[st
             colour = "white" if part[row, column] > 0.5 else "black"
             axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8, color=colour)
     names = [str(name)[:_LONGEST_NAME] for name in classes]
-    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 2 else {}
-    axes.set_xticks(range(len(names)), names, **slanted)
+    axes.set_xticks(range(len(names)), names)
+    if max(map(len, names)) > 2:
+        axes.tick_params(axis="x", labelrotation=45, labelrotation_mode="xtick")
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted class", ylabel="true class")
     right = np.trace(counts) / max(counts.sum(), 1)
@@ -94,10 +98,10 @@ def attention_maps(image: np.ndarray, maps: np.ndarray, grid: tuple[int, int]) -
     h, w = (int(side) for side in grid)
     if maps.ndim != 4 or maps.shape[2] != maps.shape[3] or maps.shape[3] not in (h * w, h * w + 1):
         raise ShapeError(f"maps of a ({h}, {w}) grid are (blocks, H, {h * w}, {h * w}), got {maps.shape}")
-    weights = maps[:, :, -h * w :, -h * w :].astype(float).mean(axis=1) * maps.shape[-1]     # (blocks, N, N)
+    weights = maps[:, :, -h * w :, -h * w :].astype(float).mean(axis=1) * maps.shape[-1]  # (blocks, N, N)
     query = (h // 2, w // 2)
     looks = weights[:, query[0] * w + query[1]].reshape(-1, h, w)
-    offsets = np.stack([_by_offset(layer, h, w) for layer in weights])                       # (blocks, 2h-1, 2w-1)
+    offsets = np.stack([_by_offset(layer, h, w) for layer in weights])  # (blocks, 2h-1, 2w-1)
 
     columns = len(weights) + 1
     figure = _figure(1.75 * columns + 0.9, 4.3)

@@ -1,7 +1,8 @@
 """From events to MLflow: a spool on disk, a sender in the background. The only room that knows mlflow.
 
-spool.py       events of a study in one append-only file        tracker.py    what a study calls
-sender.py      carries the file to the server, for ever trying  projection.py events -> runs, repeatable
-artifacts.py   figures, checkpoints, plots, the champion        server.py     is it there, and is it MLflow
-provenance.py  which code, versions and machine                 pyfunc.py     the champion, loaded again
+spool.py       events of a study, one append-only file        tracker.py    what a study calls
+sender.py      carries the file to the server, however long   projection.py events -> runs, repeatable
+artifacts.py   files, figures, plots, the champion            view.py       how MLflow shows a study
+server.py      is it there, and is it MLflow                  pyfunc.py     the champion, loaded again
+provenance.py  which code, versions and machine
 """

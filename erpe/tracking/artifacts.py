@@ -6,7 +6,6 @@ Only plain files with known names are read; a link in a store could point anywhe
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +23,18 @@ RESULTS = ("test.json", "per_class.json", "confusion.json", "confusion_test.json
 ALIAS = "champion"
 
 
-def log_folder(client: MlflowClient, run: str, folder: Path) -> list[str]:
-    """Send a trial's checkpoint, results and figures, as far as they are there.
+def log_checkpoint(client: MlflowClient, run: str, folder: Path) -> None:
+    """Send a trial's weights and configuration: safetensors and JSON."""
+    for name in filter(lambda name: _is_plain(folder / name), CHECKPOINT):
+        client.log_artifact(run, str(folder / name), "checkpoint")
+
+
+def log_results(client: MlflowClient, run: str, folder: Path) -> list[str]:
+    """Send a trial's results and figures, as far as they are there.
 
     Returns:
         A line for each file that is damaged.
     """
-    for name in filter(lambda name: _is_plain(folder / name), CHECKPOINT):
-        client.log_artifact(run, str(folder / name), "checkpoint")
     for name in filter(lambda name: _is_plain(folder / name), RESULTS):
         client.log_artifact(run, str(folder / name))
     with tempfile.TemporaryDirectory() as drawn:
@@ -90,8 +93,7 @@ def log_plots(client: MlflowClient, run: str, storage_url: str, study: str) -> N
         "parallel_coordinates": visualization.plot_parallel_coordinate,
     }
     complete = found.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
-    with tempfile.TemporaryDirectory() as drawn, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as drawn:
         for name, plot in plots.items():
             if len(complete) < 2 and name != "history":
                 continue  # nothing to compare
@@ -117,7 +119,7 @@ def register(client: MlflowClient, name: str, run: str, uid: str, folder: Path) 
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         source = f"{client.get_run(run).info.artifact_uri}/model"
-        found = client.create_model_version(name, source, run, {"erpe.trial_uid": uid}, await_creation_for=None)
+        found = client.create_model_version(name, source, run, {"erpe.trial_uid": uid}, await_creation_for=0)
     client.set_registered_model_alias(name, ALIAS, found.version)
 
 
@@ -143,7 +145,6 @@ def save_model(folder: Path, path: Path) -> None:
             loader_module="erpe.tracking.pyfunc",
             data_path=str(data),
             signature=signature,
+            input_example=np.zeros((1, *model["image"]), np.uint8),
             pip_requirements=[f"erpe=={erpe.__version__}"],  # which names its own
         )
-
-

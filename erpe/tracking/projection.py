@@ -12,14 +12,13 @@ from erpe.store import Store
 from erpe.tracking import artifacts
 from erpe.tracking.server import connect
 from erpe.tracking.spool import Event
+from erpe.tracking.view import EXPERIMENT_TAGS
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 """A run's status in MLflow; any other state ends it as KILLED. The exact state is the tag `state`."""
-
-VIEW = {"mlflow.experimentKind": "custom_model_development"}
 
 _STUDY, _TRIAL = "erpe.study_uid", "erpe.trial_uid"
 
@@ -56,7 +55,7 @@ class Projection:
         """Make the experiment; where no server says otherwise, its artifacts lie in the store."""
         server = self.store.tracking_uri.startswith(("http://", "https://"))
         location = None if server else (self.store.artifacts / self.study).as_uri()
-        self._experiment = self.client.create_experiment(self.study, location, VIEW)
+        self._experiment = self.client.create_experiment(self.study, location, EXPERIMENT_TAGS)
 
     def apply(self, events: list[Event]) -> None:
         """Bring MLflow to where these events lead. The epochs of a run travel together."""
@@ -130,6 +129,7 @@ class Projection:
 
     def _end_trial(self, event: Event, run: str) -> None:
         if event.state == "COMPLETE" and event.folder:
+            artifacts.log_checkpoint(self.client, run, self.store.root / event.folder)
             self._log_results(event, run)
         self._end(event, run, {})
 
@@ -144,15 +144,17 @@ class Projection:
 
     def _log_results(self, event: Event, run: str) -> None:
         """Files and figures of a trial's folder; a damaged file is named in a tag, and the others go their way."""
-        notes = artifacts.log_folder(self.client, run, self.store.root / str(event.folder))
+        notes = artifacts.log_results(self.client, run, self.store.root / str(event.folder))
         if notes:
             self._tag(run, {"erpe.note": "; ".join(notes)})
 
     def _end(self, event: Event, run: str, tags: dict[str, str]) -> None:
         state = event.state or "COMPLETE"
         if event.reason:
-            tags = tags | {"reason": event.reason.strip().splitlines()[-1]}
-            self.client.log_text(run, event.reason, "traceback.txt")
+            lines = event.reason.strip().splitlines() or [""]
+            tags = tags | {"reason": lines[-1]}
+            if len(lines) > 1:
+                self.client.log_text(run, event.reason, "traceback.txt")
         self._tag(run, tags | {"state": state})
         self.client.set_terminated(run, STATUS.get(state, "KILLED"), event.ts)
 

@@ -22,7 +22,7 @@ def collect(command: str, threads: int | None = None) -> dict[str, str]:
         threads: CPU threads a trial computes with; none: the cores this process may use.
     """
     commit, dirty = _commit(Path(erpe.__file__).parent)
-    cores = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "mlflow.source.name": command,
         "mlflow.source.type": "LOCAL",
@@ -34,13 +34,16 @@ def collect(command: str, threads: int | None = None) -> dict[str, str]:
         **{f"version.{name}": version(name) for name in _NAMED},
         "version.python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "threads": str(cores),
+        "threads": str(threads or cores),
     }
 
 
 def lock_hash() -> str:
-    """SHA-256 of the versions that are installed, sorted: what the lock file asks for and what came."""
-    installed = sorted({f"{item.metadata['Name'].lower()}=={item.version}" for item in distributions()})
+    """SHA-256 of `infra/constraints.txt`; where erpe is installed without it, of the versions that are installed."""
+    lock = Path(erpe.__file__).parents[1] / "infra" / "constraints.txt"
+    if lock.exists():
+        return hashlib.sha256(lock.read_bytes()).hexdigest()
+    installed = sorted({f"{item.metadata['Name']}=={item.version}".lower() for item in distributions()})
     return hashlib.sha256("\n".join(installed).encode()).hexdigest()
 
 
@@ -48,9 +51,7 @@ def _commit(folder: Path) -> tuple[str, str]:
     """Commit of the repository that holds this code, and "true", "false" or "unknown" for changes since."""
 
     def git(*words: str) -> str:
-        run = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
-        )
+        run = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True)
         return run.stdout.strip()
 
     try:

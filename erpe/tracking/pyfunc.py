@@ -1,6 +1,6 @@
 """A checkpoint as an MLflow pyfunc model: MLflow calls `_load_pyfunc`, so no pickle is involved.
 
-    mlflow.pyfunc.load_model("models:/STUDY@champion").predict(images)
+mlflow.pyfunc.load_model("models:/STUDY@champion").predict(images)
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class Classifier:
         """
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[1:] != self.config.model.image or images.dtype != np.uint8:
-            raise ShapeError(f"a uint8 batch of {self.config.model.image} images would do, not {images.dtype} {images.shape}")
+            raise ShapeError(
+                f"a uint8 batch of {self.config.model.image} images would do, not {images.dtype} {images.shape}"
+            )
         pixels = torch.from_numpy(np.ascontiguousarray(images))
         with torch.inference_mode():
             return self.model(normalise(pixels, self.config.data.dataset)).softmax(-1).numpy()

@@ -78,8 +78,8 @@ class Sender:
                 self._lock.acquire(timeout=0)
             if events[0][0].seq <= self._singly:
                 events = events[:1]
-            if self._open(ack):
-                self._projection.apply([event for event, _ in events])
+            if projection := self._open(ack):
+                projection.apply([event for event, _ in events])
                 self._arrived(events[-1])
             return True
         except Timeout:
@@ -90,8 +90,8 @@ class Sender:
         except Exception as error:
             return self._understand(error, events)
 
-    def _open(self, ack: Ack) -> bool:
-        """Connect; False if the experiment has vanished and all must be sent again from the first event."""
+    def _open(self, ack: Ack) -> Projection | None:
+        """Connect; nothing if the experiment has vanished, so that all must be sent again from the first event."""
         from erpe.tracking.projection import Projection
 
         if self._projection is None:
@@ -99,10 +99,10 @@ class Sender:
             if not projection.find_experiment():
                 if ack.offset:
                     self.spool.acknowledge(Ack(self._uri))
-                    return False
+                    return None
                 projection.create_experiment()
             self._projection = projection
-        return True
+        return self._projection
 
     def _arrived(self, last: tuple[Event, int]) -> None:
         event, end = last

@@ -204,7 +204,9 @@ class Spool:
                     if event := decode(line):
                         events.append((event, offset))
                     elif line.strip():
-                        raise StoreError(f"spool {self.path}: a damaged line ends at byte {offset}; `erpe sync` mends it")
+                        raise StoreError(
+                            f"spool {self.path}: a damaged line ends at byte {offset}; `erpe sync` mends it"
+                        )
         except OSError as error:
             raise StoreError(f"spool {self.path}: cannot be read ({error.strerror})") from None
         return events

@@ -95,9 +95,7 @@ class Tracker:
     def start_trial(self, uid: str, number: int, config: TrialConfig, tags: dict[str, str]) -> None:
         """A trial's run; its parameters are `config.flat()`."""
         settings = config.model_dump(mode="json")
-        self._put(
-            Event(kind="start_trial", uid=uid, number=number, parent=self._study, config=settings, tags=tags)
-        )
+        self._put(Event(kind="start_trial", uid=uid, number=number, parent=self._study, config=settings, tags=tags))
 
     def epoch(self, uid: str, step: int, metrics: dict[str, float]) -> None:
         """Measures of one epoch. The first word on a step counts, also after a restart."""
@@ -129,7 +127,9 @@ class Tracker:
         """
         self._end("end_study", uid, state, self._runs[uid].news(metrics), folder, best=best_uid)
 
-    def _end(self, kind: Any, uid: str, state: str, metrics: dict[str, float], folder: Path | None, **more: Any) -> None:
+    def _end(
+        self, kind: Any, uid: str, state: str, metrics: dict[str, float], folder: Path | None, **more: Any
+    ) -> None:
         if folder is not None:
             folder = folder.resolve()
             inside = folder.is_relative_to(self._store.root)
