@@ -61,18 +61,20 @@ def prepare(dataset: str, data_dir: str | Path | None = None) -> None:
     Raises:
         DataError: a file is missing and cannot be downloaded, or is not the published one.
     """
-    if dataset == "digits":
-        return
     root = find_data_dir(data_dir)
-    files = _published(dataset)
+    if missing_files(dataset, root):
+        _download(dataset, root)
     folder = _folder(dataset, root)
-    if any(not (folder / name).exists() for name in files):
-        _download(dataset, root, files)
-        folder = _folder(dataset, root)
-    for name, expected in files.items():
+    for name, expected in _published(dataset).items():
         found = hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
         if found != expected:
             raise DataError(f"{folder / name}: MD5 is {found}, expected {expected}; delete it to download it again")
+
+
+def missing_files(dataset: str, root: Path) -> list[str]:
+    """Names of the data set's files that are not below `root`; none for digits, which scikit-learn brings."""
+    folder = _folder(dataset, root)
+    return sorted(name for name in _published(dataset) if not (folder / name).exists())
 
 
 def load_training(config: DataConfig, data_dir: str | Path | None = None) -> Split:
@@ -172,6 +174,8 @@ def _cifar10(folder: Path) -> tuple[Images, Images]:
 
 def _published(dataset: str) -> dict[str, str]:
     """File names and MD5 sums as torchvision knows them."""
+    if dataset == "digits":
+        return {}
     if dataset == "mnist":
         return dict(torchvision().datasets.MNIST.resources)
     known = torchvision().datasets.CIFAR10
@@ -185,16 +189,16 @@ def _folder(dataset: str, root: Path) -> Path:
     return nested if nested.exists() else root / layout
 
 
-def _download(dataset: str, root: Path, files: dict[str, str]) -> None:
-    folder = _folder(dataset, root)
+def _download(dataset: str, root: Path) -> None:
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        known = torchvision().datasets
-        (known.MNIST if dataset == "mnist" else known.CIFAR10)(root, download=True)
+        known, folder = torchvision().datasets, _folder(dataset, root)
+        home = folder.parents[1] if dataset == "mnist" else folder.parent  # what torchvision calls root
+        home.mkdir(parents=True, exist_ok=True)
+        (known.MNIST if dataset == "mnist" else known.CIFAR10)(home, download=True)
     except (OSError, RuntimeError) as error:
-        names = ", ".join(sorted(name for name in files if not (folder / name).exists()))
+        names = ", ".join(missing_files(dataset, root))
         raise DataError(
-            f"{dataset}: no {names} in {folder} and no download ({_reason(error)}); "
+            f"{dataset}: {names} not in {_folder(dataset, root)}, and no download ({_reason(error)}); "
             "put the files there, name their folder with --data-dir, or try --dataset digits"
         ) from None
 

@@ -1,0 +1,297 @@
+"""The command line: parse, call, print. Whatever is heavy is imported inside its command.
+
+Exit codes: 0 done; 1 a mistake, told in one line; 2 a command line that makes no sense; 130 interrupted, to be
+continued by the same command.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from erpe import __version__
+from erpe.errors import ConfigError, ErpeError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="erpe",
+    help="Tune and compare Vision Transformers with softmax and linear attention, with and without relative positions.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+VariantOption = Annotated[str, typer.Option("--variant", "-v", help="One of the twelve; `erpe variants` lists them.")]
+DatasetOption = Annotated[str, typer.Option("--dataset", "-d", help="digits (no download), mnist or cifar10.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the data sets; none: $ERPE_DATA, or ./data. What is missing is downloaded."),
+]
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder of results, databases and checkpoints.")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs of a trial; none: the data set's default.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting for every trial, as train.ema=0.99; may be repeated.")
+]
+Seed = Annotated[int, typer.Option(help="Decides samples, initial weights, data order and augmentation.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")]
+New = Annotated[bool, typer.Option("--new", help="Start afresh, beside what is there.")]
+STORE = Path("runs")
+
+
+@app.command()
+def tune(
+    variant: VariantOption,
+    dataset: DatasetOption,
+    trials: Annotated[int | None, typer.Option(help="Trials of the study, earlier ones included.")] = None,
+    epochs: Epochs = None,
+    space: Annotated[Path | None, typer.Option(help="TOML file whose [space] is laid over the default.")] = None,
+    settings: Settings = None,
+    sampler: Annotated[str, typer.Option(help="tpe, gp, cmaes or random.")] = "tpe",
+    pruner: Annotated[str, typer.Option(help="asha, hyperband, median or none.")] = "asha",
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    store: StoreOption = STORE,
+    name: Annotated[str | None, typer.Option(help="Of the study; none: DATASET-VARIANT.")] = None,
+    new: New = False,
+    concurrency: Annotated[int | None, typer.Option(help="Trials at a time; none: what the machine allows.")] = None,
+    cpus_per_trial: Annotated[int, typer.Option(help="CPUs, and threads, of a trial.")] = 1,
+    gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of a trial, or a part of one.")] = None,
+    device: Device = "auto",
+    ray_address: Annotated[str | None, typer.Option(help="Of a Ray cluster; none: $ERPE_RAY_ADDRESS, or here.")] = None,
+    executor: Annotated[str, typer.Option(help="ray, or inline: one trial after the other, without Ray.")] = "ray",
+    as_json: AsJson = False,
+) -> None:
+    """Search the best settings of a variant; test the best model once. The same command continues."""
+    from erpe.search.space import load_space
+    from erpe.search.study import define
+
+    ranges = load_space(space, variant, dataset) if space else None
+    spec = define(
+        variant, dataset, space=ranges, settings=parse_settings(settings), epochs=epochs,
+        sampler=one_of("sampler", sampler, ("tpe", "gp", "cmaes", "random")),
+        pruner=one_of("pruner", pruner, ("asha", "hyperband", "median", "none")), seed=seed,
+    )  # fmt: skip
+    run_study(
+        spec, store, as_json, trials=DEFAULT_TRIALS[dataset] if trials is None else trials, data_dir=data_dir,
+        name=name, new=new, concurrency=concurrency, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial,
+        device=device, ray_address=ray_address, executor=one_of("executor", executor, ("ray", "inline")),
+    )  # fmt: skip
+
+
+@app.command()
+def train(
+    variant: VariantOption,
+    dataset: DatasetOption,
+    epochs: Epochs = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    store: StoreOption = STORE,
+    new: New = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train one configuration and test it: a study of one trial, in this process."""
+    from erpe.search.axes import Space
+    from erpe.search.study import define
+
+    spec = define(
+        variant, dataset, space=Space(axes={}), settings=parse_settings(settings), epochs=epochs,
+        sampler="random", pruner="none", seed=seed,
+    )  # fmt: skip
+    name = f"train-{spec.name}-{spec.identity[:6]}"
+    run_study(
+        spec, store, as_json, trials=1, data_dir=data_dir, name=name, new=new, device=device, executor="inline"
+    )  # fmt: skip
+
+
+DEFAULT_TRIALS = {"digits": 6, "mnist": 20, "cifar10": 20}
+"""Trials of `erpe tune`, by data set."""
+
+
+def run_study(spec: Any, store: Path, as_json: bool, **how: Any) -> None:
+    """Tune, show it while it goes on, and end with a table or a JSON object."""
+    from erpe.search.tune import tune as run
+    from erpe.show import LiveProgress, continuation, result_json, result_table
+    from erpe.store import Store
+
+    opened = Store.open(store)
+    warn_of_tracking(opened)
+    with LiveProgress(spec) as progress:
+        result = run(spec, opened, progress=progress, **how)
+    print(json.dumps(result_json(result))) if as_json else result_table(result, spec, store)
+    if result.interrupted:
+        print(continuation(sys.argv), file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+    if result.best is None:
+        raise ErpeError(f"study {result.study}: no trial was completed; {first_reason(result.reasons)}")
+
+
+def first_reason(reasons: dict[int, str]) -> str:
+    """Why the first failed trial failed, in a line."""
+    return next((f"trial {n}: {why.strip().splitlines()[-1]}" for n, why in sorted(reasons.items())), "see erpe status")
+
+
+def warn_of_tracking(store: Any) -> None:
+    """Say before a long search that its results will wait in the spool."""
+    from erpe.tracking.server import probe
+
+    if store.tracking_uri.startswith("http") and (trouble := probe(store.tracking_uri)):
+        print(f"warning: {trouble}", file=sys.stderr)
+
+
+@app.command()
+def variants(dataset: DatasetOption = "mnist", as_json: AsJson = False) -> None:
+    """List the twelve variants with their size and cost at the default configuration."""
+    from erpe.show import variants_rows, variants_table
+
+    rows = variants_rows(dataset)
+    print(json.dumps(rows)) if as_json else variants_table(rows, dataset)
+
+
+@app.command()
+def status(
+    study: Annotated[str | None, typer.Argument(help="Its name; none: all.")] = None,
+    store: StoreOption = STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Show studies and their trials, finished or running."""
+    from erpe.show import status_rows, status_table
+
+    rows = status_rows(existing(store), study)
+    print(json.dumps(rows)) if as_json else status_table(rows)
+
+
+@app.command()
+def sync(study: Annotated[str | None, typer.Argument()] = None, store: StoreOption = STORE) -> None:
+    """Send to MLflow what waits in the spool."""
+    from erpe.tracking.tracker import sync as send
+
+    left = send(existing(store), study)
+    for name, count in left.items():
+        print(f"{name}: {'everything arrived' if not count else f'{count} events still wait'}")
+    if any(left.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    store: StoreOption = STORE,
+    port: Annotated[int, typer.Option(help="On 127.0.0.1.")] = 5000,
+) -> None:
+    """Open the MLflow UI on the store, on this machine only."""
+    from erpe.serve import serve
+
+    serve(existing(store), port)
+
+
+@app.command()
+def predict(
+    run: Annotated[
+        str, typer.Argument(help="A study (its best trial), STUDY/NUMBER, a trial's folder, or an MLflow run.")
+    ],
+    image: Annotated[Path, typer.Argument(help="A picture; it is scaled to the size the model knows.")],
+    store: StoreOption = STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a trained model sees in a picture."""
+    from erpe.predict import find_folder
+    from erpe.predict import predict as see
+    from erpe.show import prediction_table
+
+    shares = see(find_folder(run, existing(store)), image)
+    print(json.dumps(shares)) if as_json else prediction_table(shares)
+
+
+@app.command()
+def doctor(data_dir: DataDir = None, store: StoreOption = STORE, as_json: AsJson = False) -> None:
+    """Check versions, devices, data, store and tracking; say what is wrong and what would do."""
+    from erpe.doctor import examine
+    from erpe.show import doctor_table
+
+    findings = examine(data_dir, store)
+    print(json.dumps([finding._asdict() for finding in findings])) if as_json else doctor_table(findings)
+    if any(finding.state == "wrong" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Options of all commands."""
+    if show:
+        print(f"erpe {__version__}")
+        raise typer.Exit
+
+
+def existing(folder: Path) -> Any:
+    """The store, which must be there already: looking at one does not make it.
+
+    Raises:
+        StoreError: there is none.
+    """
+    from erpe.errors import StoreError
+    from erpe.store import Store
+
+    if not (folder / "erpe.json").exists():
+        raise StoreError(f"store {folder}: nothing there; `erpe tune` makes one, --store names another")
+    return Store.open(folder)
+
+
+def parse_settings(given: list[str] | None) -> dict[str, Any]:
+    """`["train.ema=0.99"]` -> `{"train.ema": 0.99}`; values as in TOML, a bare word is text.
+
+    Raises:
+        ConfigError: no equals sign.
+    """
+    import tomllib
+
+    found: dict[str, Any] = {}
+    for item in given or []:
+        key, sign, text = item.partition("=")
+        if not sign:
+            raise ConfigError(f"--set {item}: NAME=VALUE would do, as train.ema=0.99")
+        try:
+            found[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key.strip()] = text.strip()
+    return found
+
+
+def one_of(what: str, given: str, allowed: tuple[str, ...]) -> Any:
+    """The word, if it is one of these.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    from erpe.errors import nearest
+
+    if given not in allowed:
+        raise ConfigError(f"unknown {what} {given!r}; {nearest(given, allowed)}")
+    return given
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user's is one line on stderr."""
+    import click
+
+    try:
+        code = app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except ErpeError as error:
+        print(f"erpe: {error}", file=sys.stderr)
+        code = 1
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        print("erpe: stopped; finished epochs are saved, the same command continues", file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:
+        code = 0
+    sys.stdout.flush()
+    sys.exit(code)

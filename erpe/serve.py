@@ -1,0 +1,47 @@
+"""The MLflow UI on a store."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+from erpe.errors import ConfigError
+from erpe.store import Store
+from erpe.tracking.server import redact
+from erpe.tracking.view import runs_page
+
+
+def serve(store: Store, port: int) -> None:
+    """Become the MLflow server, on 127.0.0.1 alone; with a tracking server elsewhere, say where to look.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
+    uri = store.tracking_uri
+    if uri.startswith("http"):
+        print(f"The UI is served by the tracking server: {redact(uri)}")
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):
+            raise ConfigError(f"port {port}: taken or not allowed; --port 0 < PORT < 65536 names another") from None
+    for name, page in pages(store).items():
+        print(f"{name}: http://127.0.0.1:{port}{page}")
+    print("Ctrl-C ends the server.", flush=True)
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--default-artifact-root",
+        store.artifacts.as_uri(), "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+    ]  # fmt: skip
+    os.execve(sys.executable, command, environment)
+
+
+def pages(store: Store) -> dict[str, str]:
+    """Study -> the page of its runs in the UI."""
+    from erpe.tracking.server import connect
+
+    experiments = connect(store.tracking_uri).search_experiments()
+    return {found.name: runs_page(found.experiment_id) for found in experiments if found.name != "Default"}

@@ -1,0 +1,272 @@
+"""What the terminal shows: a live table while a study runs, tables of results, plain lines where nobody watches."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from erpe.config import VARIANTS, defaults, split_variant
+from erpe.search.progress import Moment
+from erpe.search.study import StudySpec
+from erpe.search.tune import TuneResult
+from erpe.store import Store
+from erpe.tracking.server import redact
+
+PHASES = {
+    "data": "checking the data",
+    "workers": "starting the workers",
+    "search": "searching",
+    "test": "testing the best model, once",
+    "stopping": "finishing the running epochs; Ctrl-C again stops now",
+    "tracking": "sending the rest to MLflow",
+}
+SHOWN = 12
+"""Rows of the live table: the running trials and the last ones that ended."""
+
+MEASURES = {
+    "test/accuracy": "test accuracy", "test/precision": "test precision (macro)", "test/recall": "test recall (macro)",
+    "test/f1": "test F1 (macro)", "test/log_likelihood": "test log-likelihood (nats)",
+    "train/log_likelihood": "train log-likelihood (nats)", "aic": "AIC", "bic": "BIC", "params": "parameters",
+    "flops/forward": "FLOPs, forward, an image", "flops/train_step": "FLOPs, training step, an image",
+    "time/inference_ms_per_image": "inference, ms an image", "time/inference_ms_batch1": "inference, ms, one alone",
+    "time/train_seconds_per_epoch": "training, s an epoch", "memory/peak_mib": "peak memory, MiB",
+}  # fmt: skip
+"""Measures of the final table, in the order of the question."""
+
+
+class LiveProgress:
+    """Shows a search on stderr: a table that redraws itself in a terminal, lines elsewhere."""
+
+    def __init__(self, spec: StudySpec) -> None:
+        self.spec, self.phase, self.began = spec, "", time.monotonic()
+        self.moments: dict[int, Moment] = {}
+        self.console = Console(stderr=True)
+        self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> LiveProgress:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.stop()
+
+    def on_phase(self, phase: str) -> None:
+        """Another part of the work begins."""
+        self.phase = PHASES[phase]
+        if not self.console.is_terminal:
+            self.say(self.phase)
+
+    def on_start(self, moment: Moment) -> None:
+        """A trial is handed to a worker."""
+        self.moments[moment.number] = moment
+
+    def on_epoch(self, moment: Moment) -> None:
+        """An epoch is recorded."""
+        self.moments[moment.number] = moment
+        if not self.console.is_terminal:
+            self.say(f"trial {moment.number:>3}  epoch {moment.epoch}/{moment.epochs}  {percent(moment.value)}")
+
+    def on_end(self, moment: Moment) -> None:
+        """A trial has ended."""
+        self.moments[moment.number] = moment
+        if not self.console.is_terminal:
+            why = f"  {moment.reason.strip().splitlines()[-1]}" if moment.reason else ""
+            self.say(f"trial {moment.number:>3}  {moment.state.lower()}  {percent(moment.value)}{why}")
+
+    def say(self, line: str) -> None:
+        """One line on stderr, with the seconds since the start."""
+        print(f"{time.monotonic() - self.began:7.1f} s  {line}", file=sys.stderr, flush=True)
+
+    def table(self) -> Table:
+        """The study as it stands."""
+        title = f"{self.spec.variant} on {self.spec.dataset}: {self.phase} ({time.monotonic() - self.began:.0f} s)"
+        table = Table(box=SIMPLE, title=title, title_justify="left", caption=self.caption(), caption_justify="left")
+        for name in ("trial", "state", "epoch", "accuracy", "lr", "batch", "width", "depth", "heads", "patch"):
+            table.add_column(name, justify="left" if name == "state" else "right")
+        running = [m for m in self.moments.values() if m.state == "RUNNING"]
+        ended = [m for m in self.moments.values() if m.state != "RUNNING"]
+        for moment in [*ended[-max(0, SHOWN - len(running)) :], *running]:
+            model, train = moment.config.model, moment.config.train
+            table.add_row(
+                str(moment.number), moment.state.lower(), f"{moment.epoch}/{moment.epochs}", percent(moment.value),
+                f"{train.lr:.1e}", *map(str, (train.batch, model.width, model.depth, model.heads, model.patch)),
+                style=STYLES[moment.state],
+            )  # fmt: skip
+        return table
+
+    def caption(self) -> str:
+        """Best value, trials done, pruned and left, and what MLflow has not got."""
+        if not self.moments:
+            return ""
+        last = list(self.moments.values())[-1]
+        done = sum(count for state, count in last.counts.items() if state != "RUNNING")
+        counts = ", ".join(f"{count} {state.lower()}" for state, count in sorted(last.counts.items()) if count)
+        return (
+            f"best {percent(last.best)} · {done} of {last.budget} trials done ({counts}) · {last.lag} events for MLflow"
+        )
+
+
+STYLES = {"RUNNING": "bold", "COMPLETE": "green", "PRUNED": "dim", "FAIL": "red"}
+
+
+def tally(counts: dict[str, int]) -> str:
+    """Trials by state: `4 complete, 2 pruned`."""
+    return ", ".join(f"{count} {state.lower()}" for state, count in sorted(counts.items()) if count) or "no trials"
+
+
+def percent(value: float | None) -> str:
+    """A share as per cent."""
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def number(value: float) -> str:
+    """A measure, readable: thousands apart, four digits where it is small."""
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
+
+
+def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
+    """The end of `erpe tune`: the best trial, its settings and measures, where to look, how to go on."""
+    console = Console()
+    if result.best is not None and result.config is not None:
+        table = Table(
+            box=SIMPLE, title=f"{result.study}: best of {sum(result.counts.values())} trials", title_justify="left"
+        )
+        table.add_column("trial")
+        table.add_column(str(result.best), justify="right")
+        table.add_row("validation accuracy", percent(result.value), style="bold")
+        measures = result.metrics | (result.test or {})
+        for name, label in MEASURES.items():
+            if name in measures:
+                value = measures[name]
+                table.add_row(label, percent(value) if name.split("/")[-1] in SHARES else number(value))
+        table.add_section()
+        flat = result.config.flat()
+        for name in sorted(name for name in spec.space.axes if name in spec.space.active(flat)):
+            value = flat[name]
+            table.add_row(name, f"{value:.3g}" if isinstance(value, float) else str(value))
+        console.print(table)
+    console.print(f"{tally(result.counts)}, {result.seconds:.0f} s", highlight=False)
+    where = "" if store == Path("runs") else f" --store {shlex.quote(str(store))}"
+    print(f"look: erpe ui{where}    status: erpe status{where}    use: erpe predict {result.study} IMAGE{where}")
+    if result.lag:
+        why = f" ({result.problem})" if result.problem else ""
+        print(f"{result.lag} events wait for MLflow; erpe sync{where} sends them{why}")
+
+
+SHARES = ("accuracy", "precision", "recall", "f1")
+
+
+def continuation(command: list[str]) -> str:
+    """How to go on after Ctrl-C."""
+    words = " ".join(shlex.quote(word) for word in command[1:] if word != "--new")
+    return f"stopped; every finished epoch is saved. To continue: erpe {words}"
+
+
+def result_json(result: TuneResult) -> dict[str, Any]:
+    """`TuneResult` for scripts."""
+    return {
+        "study": result.study, "best": result.best, "value": result.value, "counts": result.counts,
+        "config": result.config.model_dump(mode="json") if result.config else None, "metrics": result.metrics,
+        "test": result.test, "folder": str(result.folder) if result.folder else None,
+        "reasons": {str(n): why for n, why in result.reasons.items()}, "interrupted": result.interrupted,
+        "lag": result.lag, "problem": result.problem, "seconds": round(result.seconds, 1),
+    }  # fmt: skip
+
+
+def variants_rows(dataset: str) -> list[dict[str, Any]]:
+    """Each variant's parts, parameters and FLOPs at the default configuration of a data set."""
+    from erpe.model import build
+    from erpe.training.objective import cost
+
+    rows = []
+    for variant in VARIANTS:
+        config = defaults(variant, dataset)
+        attention, encoding = split_variant(variant)
+        params = sum(p.numel() for p in build(config.model).parameters())
+        rows.append({"variant": variant, "attention": attention, "encoding": encoding, "params": params} | cost(config))
+    return rows
+
+
+def variants_table(rows: list[dict[str, Any]], dataset: str) -> None:
+    """The twelve, for people."""
+    table = Table(box=SIMPLE, title=f"variants, at the defaults of {dataset}", title_justify="left")
+    for name in ("variant", "attention", "encoding"):
+        table.add_column(name, no_wrap=True)
+    for name in ("parameters", "MFLOPs forward", "MFLOPs training step"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        costs = (f"{row[name] / 1e6:.2f}" for name in ("flops/forward", "flops/train_step"))
+        table.add_row(row["variant"], row["attention"], row["encoding"], f"{row['params']:,}", *costs)
+    Console().print(table)
+
+
+def status_rows(store: Store, study: str | None) -> list[dict[str, Any]]:
+    """Each study with its trials, as the database has them."""
+    from erpe.search.records import read_studies
+    from erpe.tracking.tracker import lags
+
+    waiting = lags(store)
+    return [
+        {
+            "study": found.name, "counts": dict(found.counts), "best": found.best.number if found.best else None,
+            "value": found.best.value if found.best else None, "lag": waiting.get(found.name, 0),
+            "test": found.tests.get(found.best.number) if found.best else None,
+            "trials": [
+                {
+                    "number": trial.number, "state": trial.state, "epochs": len(trial.epochs), "value": trial.value,
+                    "of": trial.config.train.epochs, "reason": trial.verdict.reason if trial.verdict else None,
+                    "started": trial.started.isoformat(timespec="seconds") if trial.started else None,
+                }
+                for trial in found.trials
+            ],
+        }
+        for found in read_studies(store, study)
+    ]  # fmt: skip
+
+
+def status_table(rows: list[dict[str, Any]]) -> None:
+    """Studies and trials, for people."""
+    console = Console()
+    if not rows:
+        console.print("no studies yet; `erpe tune` makes one")
+    for row in rows:
+        tested = f" · test {percent(row['test']['test/accuracy'])}" if row["test"] else ""
+        lag = f" · {row['lag']} events wait for MLflow" if row["lag"] else ""
+        title = f"{row['study']}: {tally(row['counts'])} · best {percent(row['value'])}{tested}{lag}"
+        table = Table(box=SIMPLE, title=title, title_justify="left")
+        for name in ("trial", "state", "epoch", "accuracy", "started (UTC)", "why"):
+            table.add_column(name, justify="right" if name in ("trial", "epoch", "accuracy") else "left")
+        for trial in row["trials"]:
+            reason = (trial["reason"] or "").strip().splitlines() or [""]
+            style = "bold" if trial["number"] == row["best"] else STYLES[trial["state"]]
+            epochs = f"{trial['epochs']}/{trial['of']}"
+            cells = (str(trial["number"]), trial["state"].lower(), epochs, percent(trial["value"]))
+            table.add_row(*cells, trial["started"] or "", reason[-1], style=style)
+        console.print(table)
+
+
+def prediction_table(shares: dict[str, float]) -> None:
+    """What the model sees, with bars."""
+    for name, share in list(shares.items())[:5]:
+        print(f"{name:>10}  {100 * share:5.1f} %  {'█' * round(30 * share)}")
+
+
+def doctor_table(findings: list[Any]) -> None:
+    """One line a finding."""
+    signs = {"well": "[green]ok[/]", "note": "[yellow]note[/]", "wrong": "[red]wrong[/]"}
+    table = Table(show_header=False, box=None)
+    for finding in findings:
+        table.add_row(signs[finding.state], finding.what, redact(finding.text))
+    Console().print(table)
