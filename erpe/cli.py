@@ -123,8 +123,12 @@ def run_study(spec: Any, store: Path, as_json: bool, **how: Any) -> None:
 
     opened = Store.open(store)
     warn_of_tracking(opened)
-    with LiveProgress(spec) as progress:
-        result = run(spec, opened, progress=progress, **how)
+    try:
+        with LiveProgress(spec) as progress:
+            result = run(spec, opened, progress=progress, **how)
+    except KeyboardInterrupt:
+        print(continuation(sys.argv), file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
     print(json.dumps(result_json(result))) if as_json else result_table(result, spec, store)
     if result.interrupted:
         print(continuation(sys.argv), file=sys.stderr)
@@ -278,20 +282,8 @@ def one_of(what: str, given: str, allowed: tuple[str, ...]) -> Any:
 
 def main() -> None:
     """Run the command line; a mistake of the user's is one line on stderr."""
-    import click
-
     try:
-        code = app(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        app()
     except ErpeError as error:
         print(f"erpe: {error}", file=sys.stderr)
-        code = 1
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        print("erpe: stopped; finished epochs are saved, the same command continues", file=sys.stderr)
-        code = INTERRUPTED
-    except BrokenPipeError:
-        code = 0
-    sys.stdout.flush()
-    sys.exit(code)
+        sys.exit(1)
