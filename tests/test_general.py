@@ -94,7 +94,7 @@ def test_equal_offsets_have_equal_weights_and_other_offsets_have_not(variant):
     q, k, _ = inputs(layer)
     alike = [x[:, :, :1].expand_as(x) for x in (q, k)]  # one q and one k everywhere: only C is left
     C = layer.weights(*alike)[0, 0].detach()
-    h, w = GRID
+    w = GRID[1]
     centre, right, end_of_row = C[w + 2], C[w + 3], C[2 * w - 1]
     # The same offset from two queries, once for each row sum.
     assert centre[w + 3] / centre[w + 2] == pytest.approx((right[w + 4] / right[w + 3]).item())
