@@ -225,6 +225,30 @@ def doctor(data_dir: DataDir = None, store: StoreOption = STORE, as_json: AsJson
         raise typer.Exit(1)
 
 
+@app.command()
+def bench(
+    variant: Annotated[list[str] | None, typer.Option("--variant", "-v", help="May be repeated; none: all.")] = None,
+    dataset: DatasetOption = "mnist",
+    rounds: Annotated[int, typer.Option(min=2, help="Interleaved rounds that count.")] = 7,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    settings: Settings = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Time a training step against a bare loop over torch's nn.TransformerEncoder."""
+    import torch
+
+    from erpe.bench import bench_training
+    from erpe.config import VARIANTS
+    from erpe.show import bench_table
+
+    torch.set_num_threads(threads)
+    found = bench_training(
+        variant or list(VARIANTS), dataset, rounds=rounds, settings=parse_settings(settings), device=device
+    )
+    print(json.dumps(found)) if as_json else bench_table(found)
+
+
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Options of all commands."""

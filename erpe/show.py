@@ -270,3 +270,16 @@ def doctor_table(findings: list[Any]) -> None:
     for finding in findings:
         table.add_row(signs[finding.state], finding.what, redact(finding.text))
     Console().print(table)
+
+
+def bench_table(found: dict[str, Any]) -> None:
+    """Times, ratios, and what they depend on."""
+    machine = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
+    table = Table(box=SIMPLE, title="a training step", caption=machine, title_justify="left", caption_justify="left")
+    table.add_column("loop", no_wrap=True)
+    for name in ("ms, median", "lowest to highest", "ratio of medians"):
+        table.add_column(name, justify="right")
+    for row in found["rows"]:
+        spread = f"{row['low']:.1f} to {row['high']:.1f} (n={row['n']})"
+        table.add_row(row["name"], f"{row['ms']:.1f}", spread, f"{row['ratio']:.2f}")
+    Console().print(table)

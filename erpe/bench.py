@@ -1,0 +1,132 @@
+"""What a training step costs: erpe's loop against a bare one over torch's own transformer, in the same run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from erpe.config import ModelConfig, TrialConfig, defaults
+from erpe.model import build
+from erpe.training.data import Images, batches, normalise
+from erpe.training.loop import Trainer, autocast, pick_device
+
+STEPS = 10
+"""Steps a round."""
+
+
+class Bare(nn.Module):
+    """The same Vision Transformer from torch's `nn.TransformerEncoder`: patches by convolution, mean pooling."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        (h, w), width = config.grid, config.width
+        self.embed = nn.Conv2d(config.image[0], width, config.patch, config.patch)
+        self.position = nn.Parameter(torch.zeros(1, h * w, width))
+        layer = nn.TransformerEncoderLayer(
+            width, config.heads, round(width * config.mlp_ratio), 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, config.depth, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.head = nn.Linear(width, config.classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, channels, height, width) -> (B, classes)."""
+        x = self.embed(images).flatten(2).transpose(1, 2) + self.position
+        logits: Tensor = self.head(self.encoder(x).mean(dim=1))
+        return logits
+
+
+def bare_epoch(model: nn.Module, config: TrialConfig, images: Images, device: torch.device) -> Callable[[], None]:
+    """An epoch as one would write it by hand: shuffle, normalise, forward, backward, clip, step. No augmentation."""
+    train = config.train
+    optimiser = torch.optim.AdamW(model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True)
+
+    def epoch() -> None:
+        for rows in batches(len(images.labels), train.batch, torch.Generator().manual_seed(0)):
+            pixels, labels = images.pixels[rows.to(device)], images.labels[rows.to(device)]
+            with autocast(train, device):
+                logits = model(normalise(pixels, config.data.dataset))
+                loss = cross_entropy(logits, labels, label_smoothing=train.label_smoothing)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
+            optimiser.step()
+        loss.item()  # waits for the device
+
+    return epoch
+
+
+def bench_training(
+    variants: list[str], dataset: str, *, rounds: int = 7, settings: dict[str, Any] | None = None, device: str = "auto"
+) -> dict[str, Any]:
+    """Milliseconds of a training step of each variant and of the bare loop, in interleaved rounds.
+
+    Returns:
+        `machine`, and a row for each loop: `name`, `ms` (median), `low`, `high` (over the rounds after the first,
+        which warms up), `ratio` (of medians, to the bare loop), `n` rounds.
+    """
+    where = pick_device(device)
+    base = defaults("softmax", dataset).replace(settings or {})
+    generator = torch.Generator().manual_seed(0)
+    count = STEPS * base.train.batch
+    pixels = torch.randint(0, 256, (count, *base.model.image), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, base.model.classes, (count,), generator=generator)
+    images = Images(pixels, labels).to(where)
+    loops = {"nn.TransformerEncoder, bare loop": bare_epoch(Bare(base.model).to(where), base, images, where)}
+    for variant in variants:
+        config = base.replace({"model.variant": variant, "train.epochs": rounds + 1})
+        loops[variant] = epochs_of(Trainer(config, build(config.model).to(where), images, where))
+    times: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(rounds + 1):
+        for name, loop in loops.items():
+            started = time.perf_counter()
+            loop()
+            times[name].append((time.perf_counter() - started) * 1000 / STEPS)
+    medians = {name: statistics.median(found[1:]) for name, found in times.items()}
+    reference = next(iter(medians.values()))
+    rows = [
+        {
+            "name": name, "ms": median, "low": min(times[name][1:]), "high": max(times[name][1:]),
+            "ratio": median / reference, "n": rounds,
+        }
+        for name, median in medians.items()
+    ]  # fmt: skip
+    return {"machine": machine(where) | {"batch": base.train.batch, "dataset": dataset}, "rows": rows}
+
+
+def epochs_of(trainer: Trainer) -> Callable[[], None]:
+    """Train the next epoch at each call."""
+    done = iter(range(10**9))
+
+    def epoch() -> None:
+        trainer.epoch(next(done))
+
+    return epoch
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a number depends on: hardware, threads, versions."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    return {
+        "device": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "torch": version("torch"), "python": platform.python_version(), "erpe": version("erpe"),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
+    }  # fmt: skip
+
+
+def cpu_name() -> str:
+    """As the kernel calls it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
