@@ -307,7 +307,7 @@ def one_of(what: str, given: str, allowed: tuple[str, ...]) -> Any:
 def main() -> None:
     """Run the command line; a mistake of the user's is one line on stderr."""
     try:
-        app()
+        app(prog_name="erpe")
     except ErpeError as error:
         print(f"erpe: {error}", file=sys.stderr)
         sys.exit(1)

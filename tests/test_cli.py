@@ -1,0 +1,210 @@
+"""The command line: one line for a mistake, an exit code for a script, nothing heavy for --help."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from erpe import cli
+from erpe.config import VARIANTS
+from erpe.errors import ConfigError
+
+TINY = ("--epochs", "2", "--set", "model.width=32", "--set", "model.depth=1", "--set", "data.train_limit=100")
+
+
+@pytest.fixture
+def erpe(monkeypatch, capsys, tmp_path):
+    """Run a command line in this process, in an empty folder -> (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["erpe", *words])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A store with one trained model, made by the command itself."""
+    store = tmp_path_factory.mktemp("trained") / "runs"
+    command = [sys.executable, "-m", "erpe", "train", "-v", "relu", "-d", "digits", "--store", str(store), "--json"]
+    done = subprocess.run([*command, *TINY], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return store, json.loads(done.stdout)
+
+
+MISTAKES = {
+    "variant": (("tune", "-v", "relu_rotary", "-d", "digits"), "did you mean relu_rope?"),
+    "data set": (("tune", "-v", "relu", "-d", "minst"), "did you mean mnist?"),
+    "setting": (("train", "-v", "relu", "-d", "digits", "--set", "train.lrr=1"), "did you mean train.lr?"),
+    "value": (("train", "-v", "relu", "-d", "digits", "--set", "model.pooling=max"), "pooling"),
+    "negative": (("train", "-v", "relu", "-d", "digits", "--set", "train.lr=-1"), "greater than 0"),
+    "nan": (("train", "-v", "relu", "-d", "digits", "--set", "train.lr=nan"), "finite"),
+    "infinite": (("train", "-v", "relu", "-d", "digits", "--set", "train.weight_decay=inf"), "finite"),
+    "no equals sign": (("train", "-v", "relu", "-d", "digits", "--set", "train.lr"), "NAME=VALUE"),
+    "epochs": (("tune", "-v", "relu", "-d", "digits", "--epochs", "0"), "epochs"),
+    "trials": (("tune", "-v", "relu", "-d", "digits", "--trials", "0"), "trials"),
+    "sampler": (("tune", "-v", "relu", "-d", "digits", "--sampler", "tpee"), "did you mean tpe?"),
+    "pruner": (("tune", "-v", "relu", "-d", "digits", "--pruner", "asher"), "did you mean asha?"),
+    "executor": (("tune", "-v", "relu", "-d", "digits", "--executor", "spark"), "ray, inline"),
+    "patch": (("train", "-v", "relu", "-d", "digits", "--set", "model.patch=3"), "patch 3 does not divide"),
+    "heads": (("train", "-v", "relu", "-d", "digits", "--set", "model.heads=5"), "heads 5 does not divide width 64"),
+    "rope head": (("train", "-v", "relu_rope", "-d", "digits", "--set", "model.heads=32"), "4 to divide the head size"),
+    "circulant": (("train", "-v", "relu_circulant", "-d", "digits", "--set", "model.heads=32"), "blocks of 3"),
+    "placement": (("train", "-v", "softmax_rope", "-d", "digits", "--set", "model.rotary_placement=post"), "pre would"),
+    "space file": (("tune", "-v", "relu", "-d", "digits", "--space", "none.toml"), "none.toml: cannot be read"),
+    "device": (("train", "-v", "relu", "-d", "digits", "--device", "gpu0"), "cpu would do"),
+    "gpu": (("tune", "-v", "relu", "-d", "digits", "--gpus-per-trial", "1"), "0 would do"),
+    "study name": (("tune", "-v", "relu", "-d", "digits", "--name", "../x"), "letters, digits"),
+    "empty store": (("status",), "erpe tune"),
+    "no such run": (("predict", "nothing", "x.png"), "erpe tune"),
+    "bench variant": (("bench", "-v", "relux"), "did you mean relu?"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_1(erpe, mistake, monkeypatch):
+    monkeypatch.delenv("ERPE_DATA", raising=False)
+    words, would_do = MISTAKES[mistake]
+    code, out, err = erpe(*words)
+    told = [line for line in err.splitlines() if not line.lstrip()[:1].isdigit()]  # without progress
+    assert code == 1 and out == "" and len(told) == 1 and told[0].startswith("erpe: "), err
+    assert would_do in told[0] and "Traceback" not in err
+
+
+@pytest.mark.parametrize("words", [("tune", "--varant", "relu"), ("tune",), ("tunes",), ("bench", "--rounds", "1")])
+def test_a_command_line_that_makes_no_sense_is_exit_code_2(erpe, words):
+    code, _, err = erpe(*words)
+    assert code == 2 and "Traceback" not in err
+
+
+def test_missing_data_without_network_names_folder_files_and_digits(erpe, tmp_path):
+    code, _, err = erpe("train", "-v", "relu", "-d", "mnist", "--data-dir", str(tmp_path / "here"))
+    line = err.splitlines()[-1]
+    assert code == 1 and str(tmp_path / "here") in line and "train-images-idx3-ubyte.gz" in line
+    assert "--dataset digits" in line
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    script = (
+        "import sys; sys.argv = ['erpe', '--help']\n"
+        "from erpe.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'torchvision', 'ray', 'mlflow', 'optuna', 'sklearn', 'pandas', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", ["tune", "train", "variants", "status", "sync", "ui", "predict", "doctor", "bench"])
+def test_every_command_explains_itself(erpe, command):
+    code, out, _ = erpe(command, "--help")
+    assert code == 0 and "Usage: erpe" in out
+
+
+def test_variants_lists_the_twelve_with_size_and_cost(erpe):
+    code, out, _ = erpe("variants", "--dataset", "digits", "--json")
+    rows = json.loads(out)
+    assert code == 0 and tuple(row["variant"] for row in rows) == VARIANTS
+    by_name = {row["variant"]: row for row in rows}
+    # The general encoding has a scalar for each of 7 x 7 offsets, 4 heads and 4 layers.
+    assert by_name["relu_general"]["params"] - by_name["relu"]["params"] == 4 * 4 * 49
+    assert by_name["softmax"]["flops/forward"] > 0
+
+
+def test_settings_are_read_as_toml_and_bare_words_as_text():
+    given = ["train.ema=0.99", "model.pooling=cls", "model.normalize_qk=true", "model.patch=2"]
+    expected = {"train.ema": 0.99, "model.pooling": "cls", "model.normalize_qk": True, "model.patch": 2}
+    assert cli.parse_settings(given) == expected
+    with pytest.raises(ConfigError, match="NAME=VALUE"):
+        cli.parse_settings(["train.ema"])
+
+
+def test_train_reports_every_measure_and_continues_where_it_was(erpe, trained):
+    store, first = trained
+    assert {"test/accuracy", "test/f1", "test/log_likelihood", "aic", "bic"} <= first["test"].keys()
+    assert {"val/accuracy", "params", "flops/forward", "memory/peak_mib"} <= first["metrics"].keys()
+    code, out, _ = erpe("train", "-v", "relu", "-d", "digits", "--store", str(store), "--json", *TINY)
+    again = json.loads(out)
+    assert code == 0 and again["test"] == first["test"], "the test split is opened once"
+
+
+def test_status_shows_the_trial_and_its_test(erpe, trained):
+    store, first = trained
+    code, out, _ = erpe("status", "--store", str(store), "--json")
+    (row,) = json.loads(out)
+    assert code == 0 and row["study"] == first["study"] and row["counts"] == {"COMPLETE": 1}
+    assert row["trials"][0]["epochs"] == 2 and row["test"] == first["test"]
+    assert erpe("status", "--store", str(store))[1].count("complete") == 2
+
+
+def test_predict_takes_a_study_a_trial_or_a_folder(erpe, trained, tmp_path):
+    store, first = trained
+    picture = tmp_path / "digit.png"
+    Image.fromarray((load_digits().images[0] * 15).astype(np.uint8)).resize((80, 80)).save(picture)
+    answers = [
+        erpe("predict", run, str(picture), "--store", str(store), "--json")
+        for run in (first["study"], f"{first['study']}/0", first["folder"])
+    ]
+    shares = json.loads(answers[0][1])
+    assert [code for code, _, _ in answers] == [0, 0, 0]
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-5) and len(shares) == 10
+    assert answers[0][1] == answers[1][1] == answers[2][1]
+
+
+def test_predict_refuses_what_is_no_picture_and_what_is_no_run(erpe, trained, tmp_path):
+    store, first = trained
+    (tmp_path / "text.png").write_text("not a picture")
+    for run, picture in ((first["study"], "text.png"), (first["study"], "missing.png"), ("nothing", "text.png")):
+        code, _, err = erpe("predict", run, picture, "--store", str(store))
+        assert code == 1 and len(err.splitlines()) == 1
+
+
+def test_a_damaged_model_is_named(erpe, trained, tmp_path):
+    _, first = trained
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        data = (Path(first["folder"]) / name).read_bytes()
+        (folder / name).write_bytes(data[: len(data) // 2] if name == "model.safetensors" else data)
+    store, _ = trained
+    code, _, err = erpe("predict", str(folder), "x.png", "--store", str(store))
+    assert code == 1 and "model.safetensors" in err and len(err.splitlines()) == 1
+
+
+def test_a_store_that_is_a_file_or_of_another_layout_is_refused(erpe, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = erpe("train", "-v", "relu", "-d", "digits", "--store", "file")
+    assert code == 1 and "cannot be written" in err and len(err.splitlines()) == 1
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "erpe.json").write_text('{"layout": 99}')
+    code, _, err = erpe("train", "-v", "relu", "-d", "digits", "--store", "old")
+    assert code == 1 and "layout" in err and len(err.splitlines()) == 1
+
+
+def test_doctor_finds_nothing_wrong_here_and_says_what_is_missing(erpe, tmp_path):
+    code, out, _ = erpe("doctor", "--data-dir", str(tmp_path), "--json")
+    findings = {finding["what"]: finding for finding in json.loads(out)}
+    assert code == 0 and findings["torch"]["state"] == "well" and findings["digits"]["state"] == "well"
+    assert findings["mnist"]["state"] == "note" and str(tmp_path) in findings["mnist"]["text"]
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (tmp_path / "MNIST" / "raw" / f"{name}-ubyte.gz").write_bytes(b"altered")
+    code, out, _ = erpe("doctor", "--data-dir", str(tmp_path), "--json")
+    findings = {finding["what"]: finding for finding in json.loads(out)}
+    assert code == 1 and findings["mnist"]["state"] == "wrong" and "MD5" in findings["mnist"]["text"]
