@@ -1,6 +1,6 @@
 """What happens to a study, in the one order that survives a kill anywhere. Nothing of Ray in here.
 
-    conductor.next() -> Ticket           a trial to run
+    conductor.next() -> Record           a trial to run
     conductor.hear(ticket, event)        True while the trial should go on
 
 The ledger hears of everything first. An epoch the tracker missed is replayed from the trial's checkpoint;
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from erpe.errors import TrialError
-from erpe.search.ledger import Ledger, Ticket
+from erpe.search.ledger import Ledger
 from erpe.search.play import Event, Start, play
 from erpe.search.progress import Moment, Progress, Silent
-from erpe.search.records import StudyRecord
+from erpe.search.records import Record, StudyRecord
 from erpe.search.study import METRIC
 from erpe.store import Store
 
@@ -39,11 +39,11 @@ class Conductor:
     """Set by Ctrl-C: trials end after their epoch, none is started, all can be continued."""
     _study: StudyRecord | None = None
 
-    def folder(self, ticket: Ticket) -> Path:
+    def folder(self, ticket: Record) -> Path:
         """Where a trial's checkpoint and results lie."""
         return self.store.trial_folder(self.ledger.name, ticket.number, ticket.config.seed)
 
-    def next(self) -> Ticket | None:
+    def next(self) -> Record | None:
         """A trial to run; None when the budget is used, or when draining."""
         while not self.draining:
             ticket = self.ledger.ask(self.budget)
@@ -51,13 +51,13 @@ class Conductor:
                 return None
             tags = self.tags | {"optuna.number": str(ticket.number), "seed": str(ticket.config.seed)}
             self.tracker.start_trial(ticket.uid, ticket.number, ticket.config, tags)
-            if self.ledger.trial(ticket.number).verdict is None:
+            if ticket.verdict is None:
                 self.progress.on_start(self._moment(ticket))
                 return ticket
             self._end(ticket)  # was decided by a driver that was killed before it told anyone
         return None
 
-    def hear(self, ticket: Ticket, event: Event) -> bool:
+    def hear(self, ticket: Record, event: Event) -> bool:
         """Record what a worker says.
 
         Returns:
@@ -83,7 +83,7 @@ class Conductor:
             return self._decide(ticket, "FAIL", reason=event.failure)
         return not self.draining
 
-    def crashed(self, ticket: Ticket, reason: str) -> bool:
+    def crashed(self, ticket: Record, reason: str) -> bool:
         """Record that a worker died, or raised something nobody foresaw.
 
         Returns:
@@ -94,12 +94,12 @@ class Conductor:
         return self._end(ticket)
 
     def _decide(
-        self, ticket: Ticket, state: Any, metrics: dict[str, float] | None = None, reason: str | None = None
+        self, ticket: Record, state: Any, metrics: dict[str, float] | None = None, reason: str | None = None
     ) -> bool:
         self.ledger.decide(ticket.number, state, metrics or {}, reason)
         return self._end(ticket)
 
-    def _end(self, ticket: Ticket) -> bool:
+    def _end(self, ticket: Record) -> bool:
         verdict = self.ledger.trial(ticket.number).verdict
         if verdict:
             folder = self.folder(ticket) if verdict.state == "COMPLETE" else None
@@ -108,7 +108,7 @@ class Conductor:
             self.progress.on_end(self._moment(ticket))
         return False
 
-    def _moment(self, ticket: Ticket, *, study: bool = True) -> Moment:
+    def _moment(self, ticket: Record, *, study: bool = True) -> Moment:
         """Where the trial stands; reading the whole study again is for when a trial starts or ends."""
         if study or self._study is None:
             self._study = self.ledger.read()
@@ -140,7 +140,7 @@ def run_inline(conductor: Conductor, start: Start) -> None:
             pass
 
 
-def _run_again(conductor: Conductor, ticket: Ticket, start: Start) -> bool:
+def _run_again(conductor: Conductor, ticket: Record, start: Start) -> bool:
     """Run a trial; whether it crashed and should have another try."""
     events = play(ticket.config, conductor.folder(ticket), start)
     while True:

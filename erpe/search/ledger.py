@@ -15,31 +15,18 @@ from __future__ import annotations
 import contextlib
 import math
 import uuid
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from erpe.config import TrialConfig
 from erpe.errors import StudyError, TrialError
-from erpe.search import samplers, storage
+from erpe.search import records, samplers, storage
 from erpe.search.axes import default_point, sample
-from erpe.search.records import (
-    CONFIG,
-    END,
-    STUDY,
-    TEST,
-    Record,
-    StudyRecord,
-    Verdict,
-    read_about,
-    read_config,
-    read_study,
-    read_trial,
-)
-from erpe.search.study import StudySpec, check_name, derive_seed, differences
+from erpe.search.lease import Lease, take
+from erpe.search.records import CONFIG, END, STUDY, TEST, Record, StudyRecord, Verdict
+from erpe.search.study import StudySpec, check_name, derive_seed, differences_from
 from erpe.store import Store
 
 MAX_ATTEMPTS = 3
@@ -48,26 +35,16 @@ MAX_ATTEMPTS = 3
 _EPOCH, _ATTEMPTS = "erpe.epoch", "erpe.attempts"
 
 
-class Ticket(NamedTuple):
-    """A trial to be run: now, or again after a crash."""
-
-    number: int
-    """Optuna's number; the same after every restart."""
-    uid: str
-    """Unique over all studies and stores."""
-    config: TrialConfig
-    """With the trial's own seed."""
-
-
 class Ledger:
     """One study, leased by this process. Raises `StudyError` when another process took over."""
 
-    def __init__(self, study: optuna.Study, backend: BaseStorage, spec: StudySpec, lease: storage.Lease) -> None:
-        self._study, self._backend, self._spec, self._lease = study, backend, spec, lease
-        self._id = backend.get_study_id_from_name(study.study_name)
-        self._orphans: list[Ticket] = []
-        self.uid = read_about(study.study_name, study.user_attrs).uid
-        self._study.pruner = samplers.make_pruner(spec)
+    def __init__(self, database: storage.Database, lease: Lease, study: optuna.Study, spec: StudySpec) -> None:
+        self._lease, self._study, self._spec, self._backend = lease, study, spec, database.backend
+        self._opened = contextlib.ExitStack()
+        self._id = self._backend.get_study_id_from_name(study.study_name)
+        self._orphans: list[int] = []
+        self.uid = records.read_about(study.study_name, study.user_attrs).uid
+        study.pruner = samplers.make_pruner(spec)
         self._epoch = int(study.user_attrs.get(_EPOCH, 0)) + 1
         study.set_user_attr(_EPOCH, self._epoch)
         self._attach()
@@ -89,40 +66,38 @@ class Ledger:
             StoreError: the database cannot be used.
         """
         wanted = check_name(name or spec.name)
-        url = storage.parse(store.storage_url)
-        backend = optuna.storages.get_storage(storage.open_storage(url))
-        existing = storage.patient(optuna.get_all_study_names)(backend)
-        family = [wanted, *(f"{wanted}-{i}" for i in range(2, len(existing) + 2))]
-        taken = [candidate for candidate in family if candidate in existing]
-        chosen = next(n for n in family if n not in taken) if new or not taken else taken[-1]
-        lease = storage.lease(url, chosen)
-        try:
-            return storage.patient(cls._enter)(backend, spec, chosen, lease)
-        except BaseException:
-            lease.release()
-            raise
+        with contextlib.ExitStack() as opened:
+            database = storage.Database(store.storage_url)
+            opened.callback(database.close)
+            existing = database.names()
+            family = [wanted, *(f"{wanted}-{i}" for i in range(2, len(existing) + 3))]
+            taken = [member for member in family if member in existing]
+            chosen = next(member for member in family if member not in taken) if new or not taken else taken[-1]
+            lease = take(database.url, chosen)
+            opened.callback(lease.release)
+            ledger = storage.patient(cls._enter)(database, lease, chosen, spec)
+            ledger._opened = opened.pop_all()
+            return ledger
 
     @classmethod
-    def _enter(cls, backend: BaseStorage, spec: StudySpec, name: str, lease: storage.Lease) -> Ledger:
+    def _enter(cls, database: storage.Database, lease: Lease, name: str, spec: StudySpec) -> Ledger:
         try:
-            study = optuna.create_study(study_name=name, storage=backend, direction="maximize")
+            study = optuna.create_study(study_name=name, storage=database.backend, direction="maximize")
         except DuplicatedStudyError:
-            study = optuna.load_study(study_name=name, storage=backend)
-        attrs, wanted = study.user_attrs, spec.model_dump(mode="json")
-        if STUDY not in attrs and not study.get_trials(deepcopy=False):
-            about = {"uid": uuid.uuid4().hex[:12], "spec": wanted, "settings": samplers.settings(spec)}
-            study.set_user_attr(STUDY, about)
-        else:
-            changed = differences(read_about(name, attrs).spec, wanted)
-            if changed:
-                raise StudyError(f"study {name} is another one ({'; '.join(changed)}); --new starts afresh beside it")
-        return cls(study, backend, spec, lease)
+            study = optuna.load_study(study_name=name, storage=database.backend)
+        if STUDY not in study.user_attrs and not study.get_trials(deepcopy=False):
+            uid, wanted = uuid.uuid4().hex[:12], spec.model_dump(mode="json")
+            study.set_user_attr(STUDY, {"uid": uid, "spec": wanted, "settings": samplers.settings(spec)})
+        changed = differences_from(records.read_about(name, study.user_attrs).spec, spec)
+        if changed:
+            raise StudyError(f"study {name} is another one ({'; '.join(changed)}); --new starts afresh beside it")
+        return cls(database, lease, study, spec)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lease.release()
+        self._opened.close()
 
     def _guard(self) -> None:
         """Fence: whoever bumped the epoch last is the driver; an older one may not write."""
@@ -144,14 +119,11 @@ class Ledger:
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if CONFIG not in trial.user_attrs:
                 self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-            elif all(trial.number != ticket.number for ticket in self._orphans):
-                self._orphans.append(self._ticket(trial))
-
-    def _ticket(self, trial: FrozenTrial) -> Ticket:
-        return Ticket(trial.number, f"{self.uid}-{trial.number}", read_config(trial))
+            elif trial.number not in self._orphans:
+                self._orphans.append(trial.number)
 
     @storage.patient
-    def ask(self, budget: int) -> Ticket | None:
+    def ask(self, budget: int) -> Record | None:
         """The next trial to run; None when `budget` trials have a configuration.
 
         Raises:
@@ -159,7 +131,9 @@ class Ledger:
         """
         self._guard()
         if self._orphans:
-            return self._orphans.pop(0)
+            orphan = self.trial(self._orphans[0])
+            self._orphans.pop(0)
+            return orphan
         trials = self._study.get_trials(deepcopy=False)
         written = [trial for trial in trials if CONFIG in trial.user_attrs]
         if len(written) >= budget:
@@ -175,7 +149,7 @@ class Ledger:
         drawn = sample(asked, self._spec.space, self._spec.base)
         config = drawn.replace({"seed": derive_seed(self._spec.seed, "trial", asked.number)})
         self._note(asked.number, CONFIG, config.model_dump(mode="json"))
-        return self._ticket(self._trial(asked.number))
+        return self.trial(asked.number)
 
     @storage.patient
     def report(self, number: int, epoch: int, value: float) -> bool:
@@ -254,7 +228,7 @@ class Ledger:
     @storage.patient
     def trial(self, number: int) -> Record:
         """One trial as it stands."""
-        return read_trial(self.uid, self._trial(number))
+        return records.read_trial(self.uid, self._trial(number))
 
     @storage.patient
     def record_test(self, number: int, metrics: dict[str, float]) -> dict[str, float]:
@@ -272,4 +246,4 @@ class Ledger:
     @storage.patient
     def read(self) -> StudyRecord:
         """The study as it stands."""
-        return read_study(self._study)
+        return records.read_study(self._study)

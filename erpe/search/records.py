@@ -154,13 +154,16 @@ def read_studies(store: Store, name: str | None = None) -> list[StudyRecord]:
         StoreError: the database cannot be read.
     """
     url = storage.parse(store.storage_url)
-    names: list[str] = []
-    if storage.exists(url):
-        backend = optuna.storages.get_storage(storage.open_storage(url))
-        names = sorted(optuna.get_all_study_names(backend))
+    database = storage.Database(store.storage_url) if storage.exists(url) else None
+    names = database.names() if database else []
     if name is not None and name not in names:
         raise StudyError(
             f"study {name}: not in {storage.show(url)}; " + (nearest(name, names) if names else "it is empty")
         )
-    chosen = names if name is None else [name]
-    return [read_study(optuna.load_study(study_name=each, storage=backend)) for each in chosen]
+    if database is None:
+        return []
+    try:
+        chosen = names if name is None else [name]
+        return [read_study(optuna.load_study(study_name=each, storage=database.backend)) for each in chosen]
+    finally:
+        database.close()

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from erpe.config import TrialConfig
 from erpe.search.conductor import Conductor
-from erpe.search.ledger import Ticket
 from erpe.search.play import Event, Start, play
+from erpe.search.records import Record
 
 # Read by Ray when it is imported or started; what the user set stays.
 for _name, _value in {
@@ -82,7 +82,7 @@ class Link:
 
     def __init__(self, conductor: Conductor, start: Start) -> None:
         self.conductor, self.start = conductor, start
-        self.tickets: dict[str, Ticket] = {}
+        self.tickets: dict[str, Record] = {}
         self.error: BaseException | None = None
 
     def guarded(self, call: Callable[[], T], otherwise: T) -> T:
@@ -207,7 +207,7 @@ def run_ray(conductor: Conductor, start: Start, *, concurrency: int, cpus: float
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
-            name=conductor.ledger.name,
+            name="tune",
             storage_path=str(scratch),
             stop=Brake(link),
             failure_config=tune.FailureConfig(max_failures=-1),

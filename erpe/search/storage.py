@@ -1,18 +1,16 @@
-"""The database under the ledger: opened with one line for what is wrong, waited for, and leased.
+"""The database under the ledger: opened with one line for what is wrong, and waited for when it goes away.
 
-Two homes: SQLite (a file and a lock beside it) and PostgreSQL (a server and an advisory lock).
+Two homes: SQLite, a file, and PostgreSQL, a server.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-import filelock
 import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
@@ -20,7 +18,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
 
-from erpe.errors import StoreError, StudyError
+from erpe.errors import StoreError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,22 +36,27 @@ _POSTGRES = {
 }  # fmt: skip
 
 
-def parse(url: str) -> URL:
+def parse(address: str) -> URL:
     """The address of a database.
 
     Raises:
         StoreError: not an address, or neither SQLite in a file nor PostgreSQL.
     """
     try:
-        parsed = make_url(url)
+        url = make_url(address)
     except ArgumentError:
-        raise StoreError(f"database {url!r}: not an address; postgresql+psycopg://user@host/name would do") from None
-    if parsed.get_backend_name() == "postgres":
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    in_file = parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:")
-    if not in_file and parsed.get_backend_name() != "postgresql":
-        raise StoreError(f"database {show(parsed)}: sqlite:///FILE or postgresql+psycopg://... would do")
-    return parsed
+        raise StoreError("database: no address; postgresql+psycopg://USER@HOST/NAME would do") from None
+    if url.get_backend_name() == "postgres":
+        url = url.set(drivername="postgresql+psycopg")
+    in_file = is_file(url) and url.database not in (None, "", ":memory:")
+    if not in_file and url.get_backend_name() != "postgresql":
+        raise StoreError(f"database {show(url)}: sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME would do")
+    return url
+
+
+def is_file(url: URL) -> bool:
+    """Whether it is SQLite."""
+    return url.get_backend_name() == "sqlite"
 
 
 def show(url: URL) -> str:
@@ -61,39 +64,14 @@ def show(url: URL) -> str:
     return url.render_as_string(hide_password=True)
 
 
-def exists(url: URL) -> bool:
-    """Whether there may be something to read: looking must not make a file."""
-    return url.get_backend_name() != "sqlite" or Path(str(url.database)).exists()
-
-
 def connect_args(url: URL) -> dict[str, Any]:
     """Patience with locks, and notice of dead peers."""
-    return {"timeout": 30} if url.get_backend_name() == "sqlite" else dict(_POSTGRES)
+    return {"timeout": 30} if is_file(url) else dict(_POSTGRES)
 
 
-def open_storage(url: URL) -> RDBStorage:
-    """Open Optuna's database, making its tables if it is empty.
-
-    Raises:
-        StoreError: it cannot be reached, is damaged, or belongs to another program or version.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    text = url.render_as_string(hide_password=False)
-    engine = {"pool_pre_ping": True, "connect_args": connect_args(url)}
-    try:
-        return patient(RDBStorage, OPENING_SECONDS)(text, engine_kwargs=engine)
-    except (RuntimeError, ModuleNotFoundError, AssertionError) as error:
-        # Optuna compares the version in the schema with its own.
-        raise StoreError(
-            f"database {show(url)}: not one of Optuna {optuna.__version__} ({_line(error)}); "
-            "ERPE_STORAGE_URL or --store names another"
-        ) from None
-    except Exception as error:
-        if type(error).__module__.startswith("alembic"):
-            raise StoreError(
-                f"database {show(url)}: another program's tables are in it; a database of its own would do"
-            ) from None
-        raise
+def exists(url: URL) -> bool:
+    """Whether there may be something to read: looking must not make a file."""
+    return not is_file(url) or Path(str(url.database)).exists()
 
 
 def patient(call: Callable[P, R], seconds: float | None = None) -> Callable[P, R]:
@@ -113,15 +91,11 @@ def patient(call: Callable[P, R], seconds: float | None = None) -> Callable[P, R
                 return call(*args, **kwargs)
             except (StorageInternalError, SQLAlchemyError) as error:
                 cause = error if isinstance(error, SQLAlchemyError) else error.__cause__
+                said, waited = first_line(cause or error), time.monotonic() - start
                 if not _may_pass(cause):
-                    raise StoreError(
-                        f"database: {_line(cause or error)}; nothing is lost, mend it and run again"
-                    ) from error
-                waited = time.monotonic() - start
+                    raise StoreError(f"database: {said}; nothing is lost, mend it and run again") from error
                 if waited > (PATIENCE_SECONDS if seconds is None else seconds):
-                    raise StoreError(
-                        f"database: away for {waited:.0f} s ({_line(cause or error)}); nothing is lost"
-                    ) from error
+                    raise StoreError(f"database: away for {waited:.0f} s ({said}); nothing is lost") from error
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
 
@@ -138,87 +112,59 @@ def _may_pass(error: BaseException | None) -> bool:
     return not any(hint in text for hint in ("password", "authentication", "does not exist", "no space", "disk full"))
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of what a database said."""
     text = str(getattr(error, "orig", None) or error).strip()
     return (text.splitlines() or [type(error).__name__])[0][:200]
 
 
-class Lease(Protocol):
-    """The right to write to a study; one process has it, and a killed one loses it at once."""
-
-    def check(self) -> None:
-        """Make sure that it is still held.
-
-        Raises:
-            StudyError: somebody else took it after the database went away.
-        """
-
-    def release(self) -> None:
-        """Let the next one in."""
+def _write_ahead(connection: Any, _: Any) -> None:
+    for pragma in ("journal_mode = WAL", "synchronous = NORMAL"):
+        connection.execute(f"PRAGMA {pragma}").close()
 
 
-def lease(url: URL, study: str) -> Lease:
-    """Take a study's lease, or refuse.
+class Database:
+    """Optuna's tables; made if they are not there.
 
     Raises:
-        StudyError: another process has it.
+        StoreError: it cannot be reached, is damaged, or belongs to another program or version.
     """
-    return _FileLease(url, study) if url.get_backend_name() == "sqlite" else patient(_PostgresLease)(url, study)
 
+    def __init__(self, address: str) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.url = parse(address)
+        self._tables = self._open()
+        if is_file(self.url):
+            # One fsync a commit made a trial wait 0.3 s for its twenty commits. With a write-ahead log a kill
+            # loses nothing and a power cut the last moments, which trials and their seeds repeat identically.
+            sqlalchemy.event.listen(self._tables.engine, "connect", _write_ahead)
+            self._tables.engine.dispose()
+        self.backend = optuna.storages.get_storage(self._tables)
+        """What Optuna's studies are made on."""
 
-def _taken(study: str) -> StudyError:
-    return StudyError(f"study {study}: another erpe is running it; wait for it, stop it, or --new starts another")
-
-
-class _FileLease:
-    def __init__(self, url: URL, study: str) -> None:
-        folder = Path(str(url.database)).resolve().parent / "locks"
+    def _open(self) -> RDBStorage:
+        text = self.url.render_as_string(hide_password=False)
+        engine = {"pool_pre_ping": True, "connect_args": connect_args(self.url)}
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # Released by the kernel however the process ends.
-            self._lock = filelock.FileLock(folder / f"{study}.lock")
-            self._lock.acquire(blocking=False)
-        except filelock.Timeout:
-            raise _taken(study) from None
-        except OSError as error:
-            raise StoreError(f"{folder}: no lock can be made ({error.strerror})") from None
+            return patient(RDBStorage, OPENING_SECONDS)(text, engine_kwargs=engine)
+        except (RuntimeError, AssertionError) as error:
+            # Optuna compares the version in the schema with its own.
+            raise StoreError(
+                f"database {show(self.url)}: not one of Optuna {optuna.__version__} ({first_line(error)}); "
+                "ERPE_STORAGE_URL or --store names another"
+            ) from None
+        except Exception as error:
+            if type(error).__module__.startswith("alembic"):
+                raise StoreError(
+                    f"database {show(self.url)}: another program's tables are in it; one of its own would do"
+                ) from None
+            raise
 
-    def check(self) -> None:
-        """Held as long as the process lives."""
+    def names(self) -> list[str]:
+        """All studies."""
+        return sorted(patient(optuna.get_all_study_names)(self.backend))
 
-    def release(self) -> None:
-        self._lock.release()
-
-
-class _PostgresLease:
-    def __init__(self, url: URL, study: str) -> None:
-        self._study = study
-        self._key = int.from_bytes(hashlib.sha256(f"erpe:{study}".encode()).digest()[:8], signed=True)
-        self._engine = sqlalchemy.create_engine(
-            url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT", connect_args=connect_args(url)
-        )
-        self._connection = self._engine.connect()
-        self._take()
-
-    def _take(self) -> None:
-        # A dead machine's session would keep its lock until the server notices: let it notice.
-        for name, value in (("idle", 30), ("interval", 10), ("count", 3)):
-            self._connection.execute(sqlalchemy.text(f"SET tcp_keepalives_{name} = {value}"))
-        query = sqlalchemy.text("SELECT pg_try_advisory_lock(:key)")
-        if not self._connection.execute(query, {"key": self._key}).scalar():
-            self._connection.close()
-            raise _taken(self._study)
-
-    def check(self) -> None:
-        try:
-            self._connection.execute(sqlalchemy.text("SELECT 1"))
-        except SQLAlchemyError:
-            # The lock went with its connection; whoever came first has it now.
-            self._connection.close()
-            self._connection = self._engine.connect()
-            self._take()
-
-    def release(self) -> None:
-        self._connection.close()
-        self._engine.dispose()
+    def close(self) -> None:
+        """Give the connections back."""
+        self._tables.remove_session()
+        self._tables.engine.dispose()

@@ -6,6 +6,7 @@ spec.identity, spec.name            # a hash of everything that shapes the resul
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -97,7 +98,8 @@ def define(
     if base.data.validation == 0:
         raise ConfigError(f"data.validation: 0 given; a search needs {METRIC}, so above 0 would do")
     space = space or default_space(variant, dataset)
-    space = Space(axes={name: axis for name, axis in space.axes.items() if name not in given})
+    # Sorted: the order decides what a seed draws.
+    space = Space(axes={name: axis for name, axis in sorted(space.axes.items()) if name not in given})
     check_together(space, base)
     return StudySpec(base=base, space=space, sampler=sampler, pruner=pruner, seed=seed)
 
@@ -119,6 +121,13 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for name in names
         if before.get(name, absent) != after.get(name, absent)
     ]
+
+
+def differences_from(stored: dict[str, Any], spec: StudySpec) -> list[str]:
+    """What changed since a specification was stored; a setting it did not know yet had its default."""
+    with contextlib.suppress(ConfigError, TypeError):  # what cannot be read differs anyway
+        stored = StudySpec(**stored).model_dump(mode="json")
+    return differences(stored, spec.model_dump(mode="json"))
 
 
 def check_name(name: str) -> str:

@@ -52,6 +52,8 @@ def vision(dataset: str, data_dir: Path | None, device: str) -> Work:
 
 
 def _prepare(dataset: str, data_dir: Path | None) -> None:
+    if dataset == "digits":
+        return  # comes with scikit-learn; a driver without torch starts sooner and is smaller
     from erpe.training.data import prepare
 
     prepare(dataset, data_dir)

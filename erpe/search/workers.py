@@ -115,9 +115,12 @@ class OnRay:
         """Call it in a task with a trial's resources; what it raises is raised here."""
         import ray
 
-        task = ray.remote(num_cpus=self._shares.cpus, num_gpus=self._shares.gpus)(function)
+        def task() -> Any:
+            return function(*args)
+
+        remote = ray.remote(num_cpus=self._shares.cpus, num_gpus=self._shares.gpus)(task)
         try:
-            return ray.get(task.remote(*args))
+            return ray.get(remote.remote())
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
 
@@ -164,6 +167,7 @@ def on_ray(asked: Asked, trials: int, scratch: Path) -> Iterator[Workers]:
             ray.shutdown()
         with suppress(OSError):
             shutil.rmtree(scratch)
+            scratch.parent.rmdir()  # unless another study of this store is running
 
 
 @contextmanager

@@ -1,0 +1,98 @@
+"""The right to write to a study: one process has it, and a killed one loses it at once."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Protocol
+
+import filelock
+import sqlalchemy
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import SQLAlchemyError
+
+from erpe.errors import StoreError, StudyError
+from erpe.search.storage import connect_args, is_file, patient
+
+
+class Lease(Protocol):
+    """Held from its making until `release` or the end of the process."""
+
+    def check(self) -> None:
+        """Make sure that it is still held.
+
+        Raises:
+            StudyError: somebody else took it after the database went away.
+        """
+
+    def release(self) -> None:
+        """Let the next one in."""
+
+
+def take(url: URL, study: str) -> Lease:
+    """Take a study's lease, or refuse.
+
+    Raises:
+        StudyError: another process has it.
+        StoreError: no lock can be made.
+    """
+    return _FileLease(url, study) if is_file(url) else patient(_PostgresLease)(url, study)
+
+
+def _taken(study: str) -> StudyError:
+    return StudyError(f"study {study}: another erpe is running it; wait for it, stop it, or --new starts another")
+
+
+class _FileLease:
+    """A lock on a file beside the database; the kernel lets go of it however the process ends."""
+
+    def __init__(self, url: URL, study: str) -> None:
+        folder = Path(str(url.database)).resolve().parent / "locks"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = filelock.FileLock(folder / f"{study}.lock", is_singleton=False)
+            self._lock.acquire(blocking=False)
+        except filelock.Timeout:
+            raise _taken(study) from None
+        except OSError as error:
+            raise StoreError(f"{folder}: no lock can be made ({error.strerror})") from None
+
+    def check(self) -> None:
+        """It is held as long as the process lives."""
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+class _PostgresLease:
+    """An advisory lock on a connection of its own; the server lets go of it when the connection ends."""
+
+    def __init__(self, url: URL, study: str) -> None:
+        self._study = study
+        self._key = int.from_bytes(hashlib.sha256(f"erpe:{study}".encode()).digest()[:8], signed=True)
+        self._engine = sqlalchemy.create_engine(
+            url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT", connect_args=connect_args(url)
+        )
+        self._take()
+
+    def _take(self) -> None:
+        self._connection = self._engine.connect()
+        # A dead machine's session would keep its lock until the server notices: let it notice.
+        for name, value in (("idle", 30), ("interval", 10), ("count", 3)):
+            self._connection.execute(sqlalchemy.text(f"SET tcp_keepalives_{name} = {value}"))
+        query = sqlalchemy.text("SELECT pg_try_advisory_lock(:key)")
+        if not self._connection.execute(query, {"key": self._key}).scalar():
+            self.release()
+            raise _taken(self._study)
+
+    def check(self) -> None:
+        try:
+            self._connection.execute(sqlalchemy.text("SELECT 1"))
+        except SQLAlchemyError:
+            # The lock went with its connection; whoever came first has it now.
+            self.release()
+            self._take()
+
+    def release(self) -> None:
+        self._connection.close()
+        self._engine.dispose()

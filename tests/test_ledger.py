@@ -1,0 +1,527 @@
+"""The ledger: each number counted once, nothing decided twice, whatever is killed and repeated."""
+
+import contextlib
+import math
+import os
+import pickle
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+
+import optuna
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from erpe.errors import ConfigError, StoreError, StudyError, TrialError
+from erpe.search import ledger as ledger_module
+from erpe.search import storage
+from erpe.search.ledger import Ledger
+from erpe.search.records import read_studies
+from erpe.search.study import define
+from erpe.store import Store
+
+SPEC = define("relu_general", "digits", epochs=4, sampler="random", pruner="none")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.open(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory):
+    """The address of an empty database of a PostgreSQL server of our own."""
+    if not shutil.which("initdb") or not shutil.which("pg_ctl"):
+        pytest.skip("no PostgreSQL on this machine")
+    folder = tmp_path_factory.mktemp("postgres")
+    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    if as_user:
+        for path in (folder, *folder.parents[:2]):
+            path.chmod(0o755)
+        shutil.chown(folder, "postgres")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+    quiet = {"check": True, "capture_output": True, "cwd": "/"}
+    subprocess.run([*as_user, "initdb", "-E", "UTF8", "-A", "trust", "-U", "erpe", "-D", folder / "db"], **quiet)
+    start = [*as_user, "pg_ctl", "-D", folder / "db", "-l", folder / "log", "-o", options, "-w", "start"]
+    subprocess.run(start, check=True, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield f"postgresql+psycopg://erpe@127.0.0.1:{port}/postgres"
+    subprocess.run([*as_user, "pg_ctl", "-D", folder / "db", "-m", "fast", "stop"], **quiet)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+def home(request, store, monkeypatch):
+    """Both homes of a ledger."""
+    if request.param == "postgres":
+        monkeypatch.setenv("ERPE_STORAGE_URL", request.getfixturevalue("postgres"))
+    return store
+
+
+def run(ledger, ticket, value=0.5):
+    """A trial from its first epoch to its end."""
+    for epoch in range(1, ticket.config.train.epochs + 1):
+        ledger.report(ticket.number, epoch, value + epoch / 100)
+    ledger.decide(ticket.number, "COMPLETE", {"params": 1.0})
+    ledger.tell(ticket.number)
+
+
+def states(ledger):
+    return [trial.state for trial in ledger.read().trials]
+
+
+def test_a_budget_is_of_the_whole_study(home):
+    name = f"budget-{os.path.basename(home.root)}"
+    for budget, asked in ((3, 3), (3, 0), (5, 2), (4, 0)):
+        with Ledger.open(home, SPEC, name=name) as ledger:
+            count = 0
+            while ticket := ledger.ask(budget):
+                run(ledger, ticket)
+                count += 1
+            assert count == asked
+    assert [trial.number for trial in read_studies(home, name)[0].trials] == [0, 1, 2, 3, 4]
+
+
+def test_an_orphan_is_handed_out_again_with_its_number_and_configuration(home):
+    name = f"orphan-{os.path.basename(home.root)}"
+    with Ledger.open(home, SPEC, name=name) as ledger:
+        first, second = ledger.ask(2), ledger.ask(2)
+        ledger.report(first.number, 1, 0.3)
+    with Ledger.open(home, SPEC, name=name) as ledger:
+        again = [ledger.ask(2), ledger.ask(2)]
+        assert [(t.number, t.uid, t.config) for t in again] == [(t.number, t.uid, t.config) for t in (first, second)]
+        assert again[0].epochs == {1: 0.3} and ledger.ask(2) is None
+
+
+def test_a_second_driver_is_refused_until_the_first_is_gone(home):
+    name = f"lease-{os.path.basename(home.root)}"
+    with Ledger.open(home, SPEC, name=name), pytest.raises(StudyError, match="another erpe is running it"):
+        Ledger.open(home, SPEC, name=name)
+    with Ledger.open(home, SPEC, name=name):
+        pass
+
+
+def test_a_driver_that_was_replaced_cannot_write(home):
+    name = f"fence-{os.path.basename(home.root)}"
+    with Ledger.open(home, SPEC, name=name) as old:
+        ticket = old.ask(2)
+        old._lease.release()  # as when the database restarts, or the machine slept
+        old._lease.check = lambda: None
+        with Ledger.open(home, SPEC, name=name) as new:
+            same = new.ask(2)
+            for write in (
+                lambda: old.report(ticket.number, 1, 0.1),
+                lambda: old.decide(ticket.number, "FAIL", {}),
+                lambda: old.ask(2),
+                lambda: old.crashed(ticket.number, "x"),
+                lambda: old.record_test(ticket.number, {}),
+            ):
+                with pytest.raises(StudyError, match="took over"):
+                    write()
+            run(new, same)
+            assert states(new) == ["COMPLETE"]
+
+
+def test_a_trial_killed_before_its_configuration_was_written_is_void(store, monkeypatch):
+    with Ledger.open(store, SPEC) as ledger:
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "_note", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                ledger.ask(1)
+        assert ledger._study.get_trials()[0].state == optuna.trial.TrialState.RUNNING
+    with Ledger.open(store, SPEC) as ledger:
+        assert ledger._study.get_trials()[0].state == optuna.trial.TrialState.FAIL
+        ticket = ledger.ask(1)
+        assert ticket.number == 1 and ledger.ask(1) is None
+        run(ledger, ticket)
+        assert states(ledger) == ["COMPLETE"] and ledger.read().counts == {"COMPLETE": 1}
+
+
+def test_the_first_trial_is_the_default_configuration(store):
+    spec = define("favor_rope", "digits", epochs=4)
+    with Ledger.open(store, spec) as ledger:
+        first = ledger.ask(3).config
+        seed, features = first.seed, first.model.features
+        assert first == spec.base.replace({"seed": seed, "model.features": features})
+        assert ledger.ask(3).config != first
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "random"])
+def test_a_restart_repeats_no_suggestion_and_a_seed_repeats_all(tmp_path, sampler):
+    spec = define("relu_rope", "digits", epochs=1, sampler=sampler, pruner="none")
+
+    def search(root, restart):
+        found, store = [], Store.open(tmp_path / root)
+        ledger = Ledger.open(store, spec)
+        for i in range(10):
+            ticket = ledger.ask(99)
+            found.append(ticket.config)
+            run(ledger, ticket, ticket.config.train.lr)
+            if restart and i % 4 == 2:
+                ledger.__exit__()
+                ledger = Ledger.open(store, spec)
+        ledger.__exit__()
+        return found
+
+    once = search("a", restart=True)
+    assert len({config.model_dump_json() for config in once}) == 10
+    assert len({config.seed for config in once}) == 10
+    assert search("b", restart=False) == once
+
+
+def test_pruned_trials_are_told_as_pruned_with_their_last_value(store):
+    spec = define("softmax", "digits", epochs=9, sampler="random", pruner="asha")
+    with Ledger.open(store, spec) as ledger:
+        good, bad = ledger.ask(2), ledger.ask(2)
+        assert not ledger.report(good.number, 1, 0.9)
+        assert ledger.report(bad.number, 1, 0.1)
+        ledger.decide(bad.number, "PRUNED", {})
+        ledger.tell(bad.number)
+        trial = ledger._study.get_trials()[bad.number]
+        assert trial.state == optuna.trial.TrialState.PRUNED and trial.value == 0.1
+        assert ledger.report(bad.number, 2, 0.1), "a trial that was pruned stays pruned"
+        assert ledger.read().best is None, "nothing is complete"
+
+
+def test_the_last_epoch_is_never_pruned(store):
+    spec = define("softmax", "digits", epochs=1, sampler="random", pruner="asha")
+    with Ledger.open(store, spec) as ledger:
+        for value in (0.9, 0.1):
+            assert not ledger.report(ledger.ask(2).number, 1, value)
+
+
+def test_the_first_word_counts(store):
+    with Ledger.open(store, SPEC) as ledger:
+        ticket = ledger.ask(1)
+        ledger.report(ticket.number, 1, 0.25)
+        ledger.report(ticket.number, 1, 0.75)
+        assert ledger.trial(ticket.number).epochs == {1: 0.25}
+        assert ledger.decide(ticket.number, "COMPLETE", {"a": 1.0}).state == "COMPLETE"
+        assert ledger.decide(ticket.number, "FAIL", {}, "late").state == "COMPLETE"
+        for _ in range(2):
+            ledger.tell(ticket.number)
+        assert ledger.record_test(ticket.number, {"test/accuracy": 0.5}) == {"test/accuracy": 0.5}
+        assert ledger.record_test(ticket.number, {"test/accuracy": 0.9}) == {"test/accuracy": 0.5}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_no_number_fails_the_trial(store, value):
+    with Ledger.open(store, SPEC) as ledger:
+        ticket = ledger.ask(1)
+        with pytest.raises(TrialError, match="epoch 1"):
+            ledger.report(ticket.number, 1, value)
+        assert ledger.decide(ticket.number, "COMPLETE", {}).state == "FAIL", "it has no value"
+        ledger.tell(ticket.number)
+        assert ledger.read().counts == {"FAIL": 1} and ledger.ask(1) is None, "its slot is used up"
+
+
+def test_a_poisonous_configuration_ends_after_a_bounded_number_of_tries(store):
+    with Ledger.open(store, SPEC) as ledger:
+        ticket = ledger.ask(1)
+        again = [ledger.crashed(ticket.number, "Segmentation fault") for _ in range(ledger_module.MAX_ATTEMPTS)]
+        assert again == [True] * (ledger_module.MAX_ATTEMPTS - 1) + [False]
+        verdict = ledger.trial(ticket.number).verdict
+        assert verdict.state == "FAIL" and "Segmentation fault" in verdict.reason
+
+
+def test_a_worker_that_dies_between_epochs_never_uses_up_its_tries(store):
+    with Ledger.open(store, SPEC) as ledger:
+        ticket = ledger.ask(1)
+        for epoch in range(1, 5):
+            assert all(ledger.crashed(ticket.number, "killed") for _ in range(ledger_module.MAX_ATTEMPTS - 1))
+            ledger.report(ticket.number, epoch, 0.5)
+
+
+def test_another_study_of_the_same_name_is_refused_with_the_difference(store):
+    with Ledger.open(store, SPEC):
+        pass
+    other = define("relu_general", "digits", epochs=5, sampler="random", pruner="none", settings={"train.lr": 0.01})
+    with pytest.raises(StudyError, match=r"base.train.epochs: 4, now 5; .*--new starts afresh"):
+        Ledger.open(store, other)
+    with Ledger.open(store, other, new=True) as ledger:
+        assert ledger.name == "digits-relu_general-2"
+    with Ledger.open(store, other) as ledger:
+        assert ledger.name == "digits-relu_general-2", "the newest one is continued"
+    with Ledger.open(store, other, new=True) as ledger:
+        assert ledger.name == "digits-relu_general-3"
+    assert [study.name for study in read_studies(store)] == [f"digits-relu_general{end}" for end in ("", "-2", "-3")]
+
+
+def test_a_setting_that_did_not_exist_yet_makes_no_other_study(store):
+    with Ledger.open(store, SPEC) as ledger:
+        about = ledger._study.user_attrs["erpe.study"]
+        del about["spec"]["base"]["train"]["ema"]
+        ledger._study.set_user_attr("erpe.study", about)
+    with Ledger.open(store, SPEC):
+        pass
+
+
+def test_reading_takes_no_lease_and_makes_no_file(store):
+    assert read_studies(store) == [] and not (store.root / "optuna.db").exists()
+    with pytest.raises(StudyError, match="it is empty"):
+        read_studies(store, "nothing")
+    with Ledger.open(store, SPEC) as ledger:
+        run(ledger, ledger.ask(2))
+        (study,) = read_studies(store)
+        assert study.counts == {"COMPLETE": 1} and study.best.value == pytest.approx(0.54)
+        assert study.about.uid == ledger.uid and study.trials[0].uid == f"{ledger.uid}-0"
+        assert study.about.settings["sampler"] == {"name": "random"}
+    with pytest.raises(StudyError, match="did you mean digits-relu_general"):
+        read_studies(store, "digits-relu_genral")
+
+
+def test_a_study_someone_else_made_is_left_alone(store):
+    database = storage.Database(store.storage_url)
+    study = optuna.create_study(storage=database.backend, study_name=SPEC.name)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    database.close()
+    with pytest.raises(StudyError, match="not made by erpe"):
+        Ledger.open(store, SPEC)
+
+
+def _garbage(path):
+    path.write_bytes(b"this is no database" * 100)
+
+
+def _another_program(path):
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        database.execute("INSERT INTO alembic_version VALUES ('0123456789ab')")
+
+
+def _another_version(path):
+    storage.Database(f"sqlite:///{path}").close()
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'v9.9.9.a'")
+
+
+@pytest.mark.parametrize("spoil", [_garbage, _another_program, _another_version])
+def test_a_database_that_is_not_ours_is_refused_in_one_line(store, spoil):
+    spoil(store.root / "optuna.db")
+    before = (store.root / "optuna.db").read_bytes()
+    with pytest.raises(StoreError) as error:
+        Ledger.open(store, SPEC)
+    assert "\n" not in str(error.value)
+    if spoil is _garbage:
+        assert (store.root / "optuna.db").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("nonsense", "no address"),
+        ("mysql://u:secret@h/d", "sqlite:///FILE or postgresql"),
+        ("sqlite://", "sqlite:///FILE"),
+        ("postgresql+psycopg://u:secret@127.0.0.1:1/d", "away for"),
+        ("sqlite:////nowhere/at/all/optuna.db", "unable to open"),
+    ],
+)
+def test_an_address_that_does_not_work_is_told_without_its_password(store, monkeypatch, address, said):
+    monkeypatch.setenv("ERPE_STORAGE_URL", address)
+    monkeypatch.setattr(storage, "OPENING_SECONDS", 0.0)
+    with pytest.raises(StoreError, match=said) as error:
+        Ledger.open(store, SPEC)
+    assert "secret" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_database_that_is_locked_for_a_moment_is_waited_for(store):
+    with Ledger.open(store, SPEC) as ledger:
+        calls = []
+
+        @storage.patient
+        def flaky():
+            calls.append(1)
+            if len(calls) < 3:
+                raise storage.OperationalError("x", {}, sqlite3.OperationalError("database is locked"))
+            return ledger.ask(1)
+
+        assert flaky().number == 0 and len(calls) == 3
+
+
+def test_a_full_disk_is_not_waited_for():
+    @storage.patient
+    def full():
+        raise storage.OperationalError("x", {}, sqlite3.OperationalError("database or disk is full"))
+
+    with pytest.raises(StoreError, match="disk is full; nothing is lost"):
+        full()
+
+
+def test_the_database_runs_no_code(store):
+    """Optuna keeps the state of CMA-ES as a pickle."""
+    spec = define("relu_general", "digits", epochs=1, sampler="cmaes", pruner="none")
+    with Ledger.open(store, spec) as ledger:
+        for _ in range(14):  # a population, its state, and one trial that read the state back
+            run(ledger, ledger.ask(99))
+    evil = f'"{pickle.dumps(os.path.join).hex()}"'
+    update = "UPDATE trial_system_attributes SET value_json = ? WHERE key LIKE 'cma:optimizer%'"
+    with contextlib.closing(sqlite3.connect(store.root / "optuna.db")) as database, database:
+        assert database.execute(update, [evil]).rowcount
+    with Ledger.open(store, spec) as ledger, pytest.raises(StoreError, match="was altered"):
+        ledger.ask(99)
+
+
+def test_a_killed_driver_lets_go_of_its_lease_at_once(store):
+    code = (
+        "import sys, os, signal; from erpe.store import Store; from erpe.search.ledger import Ledger;"
+        "from erpe.search.study import define;"
+        "spec = define('relu_general', 'digits', epochs=4, sampler='random', pruner='none');"
+        "ledger = Ledger.open(Store.open(sys.argv[1]), spec); ledger.ask(5); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, store.root], check=False)
+    with Ledger.open(store, SPEC) as ledger:
+        assert ledger.ask(5).number == 0
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL between two writes."""
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Any order of asking, reporting, deciding, telling, crashing in the middle of a write, and starting again."""
+
+    folder = None
+    budget = 5
+
+    def __init__(self):
+        super().__init__()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.store = Store.open(self.folder)
+        shutil.copy(self.empty, self.store.root / "optuna.db")
+        self.ledger = Ledger.open(self.store, SPEC)
+        self.tickets, self.model, self.ended = {}, {}, {}
+
+    def teardown(self):
+        self.ledger.__exit__()
+
+    def running(self):
+        return [number for number in self.tickets if number not in self.ended]
+
+    def attempt(self, call, kill_at):
+        """Do it, or be killed before the n-th write of it and start again; True if it was done."""
+        backend, writes = self.ledger._backend, 0
+        names = [name for name in dir(type(backend)) if name.startswith(("set_trial", "create_new"))]
+
+        def counted(write):
+            def killed(*args, **kwargs):
+                nonlocal writes
+                writes += 1
+                if writes == kill_at:
+                    raise Killed
+                return write(*args, **kwargs)
+
+            return killed
+
+        for name in names:
+            setattr(backend, name, counted(getattr(backend, name)))
+        try:
+            call()
+            return True
+        except Killed:
+            self.restart()
+            return False
+        finally:
+            for name in names:
+                backend.__dict__.pop(name, None)
+
+    @rule()
+    def restart(self):
+        self.ledger.__exit__()
+        self.ledger = Ledger.open(self.store, SPEC)
+        orphans = list(self.running())
+        self.tickets = {number: self.tickets[number] for number in self.ended}
+        seen = []
+        while self.ledger._orphans:
+            ticket = self.ledger.ask(self.budget)
+            seen.append(ticket.number)
+            if ticket.number in self.model:
+                assert ticket.config == self.model[ticket.number]
+            self.model[ticket.number] = ticket.config
+            self.tickets[ticket.number] = ticket
+        assert set(orphans) <= set(seen) and len(set(seen)) == len(seen)
+
+    @rule(kill_at=st.integers(0, 20))
+    def ask(self, kill_at):
+        def call():
+            ticket = self.ledger.ask(self.budget)
+            if ticket is None:
+                assert len(self.model) >= self.budget
+            else:
+                assert ticket.number not in self.model
+                self.model[ticket.number] = ticket.config
+                self.tickets[ticket.number] = ticket
+
+        self.attempt(call, kill_at)
+
+    @precondition(lambda self: self.running())
+    @rule(data=st.data(), epoch=st.integers(1, 4), value=st.floats(0, 1), kill_at=st.integers(0, 2))
+    def report(self, data, epoch, value, kill_at):
+        number = data.draw(st.sampled_from(self.running()))
+        before = self.ledger.trial(number).epochs
+        self.attempt(lambda: self.ledger.report(number, epoch, value), kill_at)
+        after = self.ledger.trial(number).epochs
+        assert all(after[e] == v for e, v in before.items())
+
+    @precondition(lambda self: self.running())
+    @rule(data=st.data(), state=st.sampled_from(["COMPLETE", "PRUNED", "FAIL"]), kill_at=st.integers(0, 4))
+    def end(self, data, state, kill_at):
+        number = data.draw(st.sampled_from(self.running()))
+
+        def call():
+            self.ledger.decide(number, state, {})
+            self.ledger.tell(number)
+            self.ledger.tell(number)
+
+        decided = self.ledger.trial(number).verdict
+        if self.attempt(call, kill_at):
+            trial = self.ledger.trial(number)
+            assert trial.state == trial.verdict.state == (decided.state if decided else trial.state)
+            self.ended[number] = trial.state
+
+    @precondition(lambda self: self.running())
+    @rule(data=st.data())
+    def crash_of_a_worker(self, data):
+        number = data.draw(st.sampled_from(self.running()))
+        if not self.ledger.crashed(number, "killed"):
+            self.ledger.tell(number)
+            self.ended[number] = self.ledger.trial(number).state
+
+    @invariant()
+    def each_number_is_counted_once(self):
+        study = self.ledger.read()
+        numbers = [trial.number for trial in study.trials]
+        assert len(set(numbers)) == len(numbers) <= self.budget
+        assert set(self.model) == set(numbers)
+        for trial in study.trials:
+            assert trial.config == self.model[trial.number]
+            assert trial.state == self.ended.get(trial.number, trial.state if trial.verdict else "RUNNING")
+
+    @invariant()
+    def what_has_no_configuration_never_counts_and_never_stays(self):
+        unwritten = [t for t in self.ledger._study.get_trials() if "erpe.config" not in t.user_attrs]
+        running = [t for t in unwritten if t.state == optuna.trial.TrialState.RUNNING]
+        assert len(running) <= 1
+
+
+def test_any_order_of_events_keeps_the_books(tmp_path):
+    LedgerMachine.folder = tmp_path / "store"
+    LedgerMachine.empty = tmp_path / "empty.db"
+    storage.Database(f"sqlite:///{LedgerMachine.empty}").close()
+    LedgerMachine.TestCase.settings = settings(
+        max_examples=int(os.environ.get("ERPE_EXAMPLES", "5")),
+        stateful_step_count=15,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    LedgerMachine.TestCase().runTest()
+
+
+def test_a_bad_name_is_refused_before_anything_is_made(store):
+    with pytest.raises(ConfigError, match="study name"):
+        Ledger.open(store, SPEC, name="../elsewhere")
+    assert not (store.root / "optuna.db").exists()
