@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import erpe
-from erpe.errors import ErpeError
+from erpe.errors import ErpeError, StoreError
 from erpe.report import figures
 from erpe.store import read_json
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT = ("model.safetensors", "config.json", "outcome.json")
 RESULTS = ("test.json", "per_class.json", "confusion.json", "confusion_test.json")
+FACTS = ("data_sha256", "split_sha256", "device", "threads")
 ALIAS = "champion"
 
 
@@ -41,6 +42,15 @@ def log_results(client: MlflowClient, run: str, folder: Path) -> list[str]:
         notes = draw(folder, Path(drawn))
         client.log_artifacts(run, drawn, "figures")
     return notes
+
+
+def facts(folder: Path) -> dict[str, str]:
+    """What a worker knows and the driver does not: hashes of data and split, device, threads."""
+    try:
+        outcome = read_json(folder / "outcome.json")
+    except StoreError:
+        return {}
+    return {key: str(outcome[key]) for key in FACTS if key in outcome}
 
 
 def draw(folder: Path, into: Path) -> list[str]:
@@ -132,8 +142,8 @@ def save_model(folder: Path, path: Path) -> None:
 
     model = read_json(folder / "config.json")["model"]
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *model["image"]), "images")]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, model["classes"]), "probabilities")]),
+        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *model["image"]))]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, model["classes"]))]),
     )
     with tempfile.TemporaryDirectory() as staged:
         data = Path(staged) / "checkpoint"

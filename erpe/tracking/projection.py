@@ -143,10 +143,10 @@ class Projection:
         self._end(event, run, {"best_trial_uid": event.best} if event.best else {})
 
     def _log_results(self, event: Event, run: str) -> None:
-        """Files and figures of a trial's folder; a damaged file is named in a tag, and the others go their way."""
-        notes = artifacts.log_results(self.client, run, self.store.root / str(event.folder))
-        if notes:
-            self._tag(run, {"erpe.note": "; ".join(notes)})
+        """What a trial's folder holds; a damaged file is named in a tag, and the others go their way."""
+        folder = self.store.root / str(event.folder)
+        notes = artifacts.log_results(self.client, run, folder)
+        self._tag(run, artifacts.facts(folder) | ({"erpe.note": "; ".join(notes)} if notes else {}))
 
     def _end(self, event: Event, run: str, tags: dict[str, str]) -> None:
         state = event.state or "COMPLETE"

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from erpe.errors import ErpeError
 from erpe.store import Store
-from erpe.tracking.server import examine, redact, redact_text
+from erpe.tracking.server import Health, examine, redact, redact_text
 from erpe.tracking.spool import Ack, Event, Spool
 
 if TYPE_CHECKING:
@@ -50,8 +50,9 @@ class Sender:
         pause = FIRST_PAUSE
         while not stop.is_set():
             wake.clear()
+            closing = last.is_set()  # asked before the step: what is told until then is in the spool
             moved = self.step()
-            if last.is_set() and (moved is None or self.problem):
+            if closing and (moved is None or (not moved and self.problem)):
                 break
             if moved is None:
                 wake.wait(1)  # another process may write to the spool, too
@@ -84,6 +85,8 @@ class Sender:
             return True
         except Timeout:
             return False  # another process sends
+        except _Unwell as error:
+            return self._unwell(error.health)
         except ErpeError as error:
             self.problem = str(error)
             return False
@@ -92,9 +95,12 @@ class Sender:
 
     def _open(self, ack: Ack) -> Projection | None:
         """Connect; nothing if the experiment has vanished, so that all must be sent again from the first event."""
-        from erpe.tracking.projection import Projection
-
         if self._projection is None:
+            # a server that is not MLflow may say yes to everything
+            if (health := examine(self.store.tracking_uri)).state != "well":
+                raise _Unwell(health)
+            from erpe.tracking.projection import Projection
+
             projection = Projection(self.store, self.study)
             if not projection.find_experiment():
                 if ack.offset:
@@ -115,8 +121,7 @@ class Sender:
         self._projection = None
         health = examine(self.store.tracking_uri)
         if health.state != "well":
-            self.problem = health.line if health.state == "refuses" else None
-            return False
+            return self._unwell(health)
         self._failures += 1
         if events and _definite(error):
             self._singly = max(self._singly, events[-1][0].seq)
@@ -127,11 +132,20 @@ class Sender:
             self.problem = f"{self._uri}: {redact_text(str(error).strip().splitlines()[0])}"
         return False
 
+    def _unwell(self, health: Health) -> bool:
+        self.problem = health.line if health.state == "refuses" else None
+        return False
+
     def _set_apart(self, event: tuple[Event, int], error: Exception) -> None:
         told = redact_text("".join(traceback.format_exception(error)))
         with self._refused.open("a") as file:
             file.write(json.dumps({"event": event[0].model_dump(exclude_defaults=True), "error": told}) + "\n")
         self._arrived(event)
+
+
+class _Unwell(Exception):
+    def __init__(self, health: Health) -> None:
+        self.health = health
 
 
 def _definite(error: Exception) -> bool:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import logging
 import os
 import re
+import sqlite3
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -99,27 +103,59 @@ def _judge(name: str, status: int, text: str) -> Health:
 
 
 def _examine_database(uri: str) -> Health:
+    if uri.startswith("sqlite:///"):
+        return _examine_file(Path(uri.removeprefix("sqlite:///")))
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     name = f"tracking database {redact(uri)}"
     try:
         connect(uri).search_experiments(max_results=1)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        said = str(error)
+    except (MlflowException, SQLAlchemyError) as error:
+        said = redact_text(str(error))
         if "out-of-date database schema" in said or "Can't locate revision" in said:
-            return Health(
-                "refuses", f"{name}: another MLflow version wrote it; `mlflow db upgrade` (back it up first) would do"
-            )
-        if "locked" in said or "connection" in said.lower():
-            return Health("down", f"{name}: busy or not reachable; events wait in the spool")
-        return Health("refuses", f"{name}: cannot be used ({_first_line(said)})")
+            return Health("refuses", f"{name}: of another MLflow version; `mlflow db upgrade` would do, with a backup")
+        if "connect" in said:
+            return Health("down", f"{name}: no answer; events wait in the spool, `erpe sync` sends them")
+        return Health("refuses", f"{name}: {said.splitlines()[0]}")
     return Health("well")
 
 
-def _first_line(text: str) -> str:
-    """The message of a nested database error without its statement."""
-    return redact_text(text.strip().splitlines()[0].removeprefix("(sqlite3.OperationalError) ")[:200]) if text else ""
+def _examine_file(path: Path) -> Health:
+    """An embedded database, without importing mlflow: it is made when there is none."""
+    name = f"tracking database {path}"
+    if not path.exists():
+        return Health("well")
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=5)) as database:
+            tables = {table for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            found = database.execute("SELECT version_num FROM alembic_version") if "alembic_version" in tables else ()
+            versions = {version for (version,) in found}
+            database.execute("BEGIN IMMEDIATE")
+    except sqlite3.Error as error:
+        if "locked" in str(error):
+            return Health("down", f"{name}: busy; events wait in the spool")
+        return Health("refuses", f"{name}: {error}; put it right, or move it away and `erpe sync` fills a new one")
+    known, newest = _schemas()
+    if not tables or versions == newest:
+        return Health("well")
+    if versions and versions <= known:
+        return Health(
+            "refuses", f"{name}: an older MLflow made it; `mlflow db upgrade sqlite:///{path}` would do, with a backup"
+        )
+    return Health("refuses", f"{name}: not of this MLflow version; move it away, and `erpe sync` fills a new one")
+
+
+def _schemas() -> tuple[set[str], set[str]]:
+    """Every revision of the database that the installed MLflow knows, and the newest."""
+    package = importlib.util.find_spec("mlflow")
+    folder = Path(next(iter(package.submodule_search_locations or []))) if package else Path()
+    known, followed = set(), set()
+    for file in (folder / "store" / "db_migrations" / "versions").glob("*.py"):
+        text = file.read_text()
+        known.update(re.findall(r'^revision\b.*?= *["\'](\w+)', text, re.M))
+        followed.update(re.findall(r'^down_revision\b.*?= *["\'](\w+)', text, re.M))
+    return known, known - followed
 
 
 def redact_text(text: str) -> str:

@@ -156,10 +156,13 @@ class Spool:
         with open(self._fd, "rb", closefd=False) as file:
             file.seek(self._end)
             for line in file:
-                if not line.endswith(b"\n"):
+                event = decode(line)
+                if event:
+                    missing = b"" if line.endswith(b"\n") else b"\n"
+                    os.write(self._fd, missing)
+                    self._see(event, len(line + missing))
+                elif not line.endswith(b"\n"):
                     os.ftruncate(self._fd, self._end)
-                elif event := decode(line):
-                    self._see(event, len(line))
                 else:
                     if line.strip():
                         self._move_away(line)

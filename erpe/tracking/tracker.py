@@ -26,13 +26,15 @@ class _Known:
     """The last epoch."""
     measures: dict[str, float] = field(default_factory=dict)
     """Of the last epoch, and final ones."""
-    told: str = ""
-    """The last start or end, without what the spool adds to it."""
+    told: dict[str, str] = field(default_factory=dict)
+    """The last start and end. A trial starts and ends once; a study goes on after a pause."""
 
     def observe(self, event: Event) -> None:
         if event.kind != "epoch":
             self.measures |= event.metrics
-            self.told = _essence(event)
+            if event.kind in ("start_study", "end_study"):
+                self.told.clear()
+            self.told[event.kind] = _essence(event)
             return
         self.steps.add(event.step)
         if event.step >= self.step:
@@ -41,7 +43,7 @@ class _Known:
     def covers(self, event: Event) -> bool:
         if event.kind == "epoch":
             return event.step in self.steps
-        return self.told == _essence(event) and not self.news(event.metrics)
+        return self.told.get(event.kind) == _essence(event) and not self.news(event.metrics)
 
     def news(self, metrics: dict[str, float]) -> dict[str, float]:
         """Measures that differ; NaN does not differ from NaN."""
@@ -49,6 +51,7 @@ class _Known:
 
 
 def _essence(event: Event) -> str:
+    """The event without what the spool adds, and without measures, which are compared one by one."""
     return event.model_dump_json(exclude={"seq", "ts", "step", "metrics"})
 
 
