@@ -5,6 +5,7 @@ defaults(variant, dataset) -> TrialConfig -> .replace({"train.lr": 1e-3}) -> Tri
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
@@ -80,6 +81,9 @@ def _known_dataset(dataset: str) -> str:
 Variant = Annotated[str, AfterValidator(_known_variant)]
 Dataset = Annotated[str, AfterValidator(_known_dataset)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Size = Annotated[int, Field(gt=0, lt=2**16)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What scikit-learn and torch both take."""
 
 
 class Config(BaseModel):
@@ -145,7 +149,7 @@ class AttentionConfig(Config):
 
     variant: Variant
     """ATTENTION[_ENCODING]; see `VARIANTS`."""
-    features: PositiveInt | None = None
+    features: Size | None = None
     """Random features m of favor, and of relu with a projection; none: twice the head size."""
     relu_projection: Literal["none", "orthogonal"] = "none"
     """What Performer-ReLU projects q and k with before the ReLU."""
@@ -157,7 +161,7 @@ class AttentionConfig(Config):
     """Base of the frequencies; none: 100 for axial, 10 for mixed."""
     circulant_init: Literal["rope", "normal"] = "rope"
     """Start circulant-STRING at the frequencies of mixed RoPE, or at N(0, 0.02^2)."""
-    circulant_block: PositiveInt | None = None
+    circulant_block: Size | None = None
     """Size of the circulant blocks; none: the whole head."""
     normalize_qk: bool = False
     """l2-normalise q and k per head; then no d^(-1/4)."""
@@ -214,17 +218,17 @@ class AttentionConfig(Config):
 class ModelConfig(AttentionConfig):
     """A Vision Transformer with one of the twelve attentions."""
 
-    image: tuple[PositiveInt, PositiveInt, PositiveInt]
+    image: tuple[Size, Size, Size]
     """(channels, height, width) in pixels."""
-    classes: Annotated[int, Field(ge=2)]
+    classes: Annotated[Size, Field(ge=2)]
     """Number of classes."""
-    patch: PositiveInt = 4
+    patch: Size = 4
     """Side of a square patch in pixels."""
-    width: PositiveInt = 64
+    width: Size = 64
     """Size of a token, C = heads * head size."""
-    depth: PositiveInt = 4
+    depth: Size = 4
     """Number of blocks."""
-    heads: PositiveInt = 4
+    heads: Size = 4
     """Attention heads, H."""
     mlp_ratio: PositiveFloat = 4.0
     """Hidden size of the MLP over the width."""
@@ -251,13 +255,23 @@ class ModelConfig(AttentionConfig):
     def _fits_together(self) -> Self:
         _, height, width = self.image
         if height % self.patch or width % self.patch:
-            raise ConfigError(f"patch {self.patch} does not divide the {height} x {width} image")
+            would_do = largest_divisor(math.gcd(height, width), self.patch)
+            raise ConfigError(f"patch {self.patch} does not divide the {height} x {width} image; {would_do} would do")
         if self.width % self.heads:
-            raise ConfigError(f"heads {self.heads} does not divide width {self.width}")
+            would_do = largest_divisor(self.width, self.heads)
+            raise ConfigError(f"heads {self.heads} does not divide width {self.width}; {would_do} would do")
         if self.position == "sincos2d" and self.width % 4:
-            raise ConfigError(f"position sincos2d needs a width that 4 divides, not {self.width}")
+            would_do = self.width + -self.width % 4
+            raise ConfigError(f"position sincos2d needs a width that 4 divides, not {self.width}; {would_do} would do")
+        if round(self.width * self.mlp_ratio) < 1:
+            raise ConfigError(f"mlp_ratio {self.mlp_ratio} leaves the MLP nothing of width {self.width}; 1 would do")
         self.check_rotation(self.head_dim)
         return self
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is not above `limit`."""
+    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
 
 
 class DataConfig(Config):
@@ -267,7 +281,7 @@ class DataConfig(Config):
     """One of `DATASETS`."""
     validation: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     """Part of the training set that is held out, stratified; 0 trains on all of it."""
-    split_seed: NonNegativeInt = 0
+    split_seed: Seed = 0
     """Seed of that split; the same for every trial of a study."""
     train_limit: PositiveInt | None = None
     """Train on this many images only, stratified; none: on all."""
@@ -278,13 +292,30 @@ class DataConfig(Config):
     cutmix: NonNegativeFloat = 0.0
     """Alpha of cutmix; 0 is off."""
 
+    @model_validator(mode="after")
+    def _every_class_in_every_part(self) -> Self:
+        facts = DATASETS[self.dataset]
+        held = math.ceil(self.validation * facts.train)
+        if 0 < held < facts.classes:
+            would_do = math.ceil(1000 * facts.classes / facts.train) / 1000
+            raise ConfigError(
+                f"validation {self.validation} of {facts.train} images is less than one a class; {would_do} would do"
+            )
+        least, most = facts.classes, facts.train - held - facts.classes
+        if self.train_limit and (self.train_limit < least or most < self.train_limit < most + facts.classes):
+            raise ConfigError(
+                f"train_limit {self.train_limit}: one image a class must be used and one left out; "
+                f"{least} to {most} would do, or none"
+            )
+        return self
+
 
 class TrainConfig(Config):
     """How a model is trained."""
 
-    epochs: PositiveInt = 5
+    epochs: Size = 5
     """Passes over the training images."""
-    batch: PositiveInt = 128
+    batch: Size = 128
     """Images a step."""
     lr: PositiveFloat = 1e-3
     """Peak learning rate of AdamW, reached after warm-up."""
@@ -312,7 +343,7 @@ class TrialConfig(Config):
     model: ModelConfig
     data: DataConfig
     train: TrainConfig = TrainConfig()
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Decides initial weights, random features, data order, augmentation and dropout."""
 
     @model_validator(mode="after")
