@@ -31,7 +31,10 @@ class Store:
         Raises:
             StoreError: it is not a folder, cannot be written, or has another layout.
         """
-        store = cls(Path(root).expanduser().resolve())
+        try:
+            store = cls(Path(root).expanduser().resolve())
+        except RuntimeError as error:  # ~nobody, or a link to itself
+            raise StoreError(f"store {root}: no such place ({error}); --store names another") from None
         version = store.root / "erpe.json"
         try:
             for folder in (store.artifacts, store.spool, store.checkpoints):
