@@ -227,3 +227,18 @@ def test_each_scalar_of_the_class_token_weighs_its_own_pairs(variant, row, query
         layer.encoding.cls_bias[row] = np.log(4.0)
     expected = before * factor
     torch.testing.assert_close(layer.weights(q, k).detach(), expected / expected.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("row", [0, 1, 2], ids=["to", "from", "own"])
+@pytest.mark.parametrize(
+    ("variant", "method", "value"),
+    [(variant, "dense", 100.0) for variant in GENERAL] + [(variant, "fft", 50.0) for variant in LINEAR_GENERAL],
+)
+def test_float32_survives_a_large_scalar_of_the_class_token(variant, method, value, row):
+    layer = fill(random_layer(variant, method=method, cls=True, eps=1e-6), 0.0)
+    with torch.no_grad():
+        layer.encoding.cls_bias[row] = value
+    q, k, v = inputs(layer)
+    expected = explicit_weights(layer, q, k) @ v.numpy()
+    y = layer.float()(q.float(), k.float(), v.float()).detach()
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-3)
