@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import socket
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from textwrap import shorten
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +21,11 @@ from torch import Tensor
 from erpe.config import DATASETS, DataConfig
 from erpe.errors import DataError
 from erpe.training.vision import torchvision
+
+PATIENCE_S = 30.0
+"""How long a download may stand still."""
+
+Part = Literal["train", "test"]
 
 
 class Images(NamedTuple):
@@ -51,8 +58,16 @@ class Split(NamedTuple):
 
 
 def find_data_dir(data_dir: str | Path | None) -> Path:
-    """The folder given, else `ERPE_DATA`, else `data` here."""
-    return Path(data_dir or os.environ.get("ERPE_DATA") or "data").expanduser()
+    """The folder given, else `ERPE_DATA`, else `data` here.
+
+    Raises:
+        DataError: it begins with the home of a user that there is not.
+    """
+    given = data_dir or os.environ.get("ERPE_DATA") or "data"
+    try:
+        return Path(given).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"data folder {given}: no such place ({error}); --data-dir names another") from None
 
 
 def prepare(dataset: str, data_dir: str | Path | None = None) -> None:
@@ -66,7 +81,10 @@ def prepare(dataset: str, data_dir: str | Path | None = None) -> None:
         _download(dataset, root)
     folder = _folder(dataset, root)
     for name, expected in _published(dataset).items():
-        found = hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
+        try:
+            found = hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
+        except OSError as error:
+            raise DataError(f"{folder / name}: cannot be read ({error.strerror}), expected MD5 {expected}") from None
         if found != expected:
             raise DataError(f"{folder / name}: MD5 is {found}, expected {expected}; delete it to download it again")
 
@@ -83,13 +101,11 @@ def load_training(config: DataConfig, data_dir: str | Path | None = None) -> Spl
     Raises:
         DataError: see `prepare`.
     """
-    whole, _ = _load(config.dataset, find_data_dir(data_dir))
+    whole = _load(config.dataset, find_data_dir(data_dir), "train")
     rows, held = np.arange(len(whole.labels)), np.arange(0)
     if config.validation:
         rows, held = _stratified(rows, whole.labels, config.validation, config.split_seed)
     if config.train_limit and config.train_limit < len(rows):
-        if config.train_limit < DATASETS[config.dataset].classes:
-            raise DataError(f"train_limit {config.train_limit}: at least one image a class is needed")
         _, rows = _stratified(rows, whole.labels, config.train_limit, config.split_seed)
     return Split(whole.take(rows), whole.take(held), _digest(config.dataset, find_data_dir(data_dir)), _sha256(held))
 
@@ -100,7 +116,7 @@ def load_test(dataset: str, data_dir: str | Path | None = None) -> Images:
     Raises:
         DataError: see `prepare`.
     """
-    return _load(dataset, find_data_dir(data_dir))[1]
+    return _load(dataset, find_data_dir(data_dir), "test")
 
 
 def normalise(pixels: Tensor, dataset: str) -> Tensor:
@@ -129,47 +145,40 @@ def _sha256(*arrays: np.ndarray) -> str:
 
 @lru_cache(maxsize=2)
 def _digest(dataset: str, root: Path) -> str:
-    train, _ = _load(dataset, root)
+    train = _load(dataset, root, "train")
     return _sha256(train.pixels.numpy(), train.labels.numpy())
 
 
-@lru_cache(maxsize=2)
-def _load(dataset: str, root: Path) -> tuple[Images, Images]:
-    """Training and test set, once a process."""
+@lru_cache(maxsize=4)
+def _load(dataset: str, root: Path, part: Part) -> Images:
+    """One part of the data set, once a process; the other stays closed."""
     prepare(dataset, root)
-    return {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10}[dataset](_folder(dataset, root))
+    return {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10}[dataset](_folder(dataset, root), part)
 
 
-def _digits(_: Path) -> tuple[Images, Images]:
+def _digits(_: Path, part: Part) -> Images:
     """scikit-learn's 1,797 real digits; the data set has no test part of its own, so a fifth is set apart for good."""
     images, labels = load_digits(return_X_y=True)
     pixels = torch.from_numpy(np.rint(images * 255 / 16).astype(np.uint8).reshape(-1, 1, 8, 8))
     whole = Images(pixels, torch.from_numpy(labels.astype(np.int64)))
     train, test = _stratified(np.arange(len(labels)), whole.labels, DATASETS["digits"].test, seed=0)
-    return whole.take(train), whole.take(test)
+    return whole.take(train if part == "train" else test)
 
 
-def _mnist(folder: Path) -> tuple[Images, Images]:
+def _mnist(folder: Path, part: Part) -> Images:
     """The gzipped idx files, read where they are: big-endian header of 16 and 8 bytes, then uint8 values."""
-
-    def part(name: str) -> Images:
-        pixels = gzip.decompress((folder / f"{name}-images-idx3-ubyte.gz").read_bytes())
-        labels = gzip.decompress((folder / f"{name}-labels-idx1-ubyte.gz").read_bytes())
-        images = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 1, 28, 28)
-        return Images(torch.tensor(images), torch.tensor(np.frombuffer(labels, np.uint8, offset=8), dtype=torch.int64))
-
-    return part("train"), part("t10k")
+    name = "train" if part == "train" else "t10k"
+    pixels = gzip.decompress((folder / f"{name}-images-idx3-ubyte.gz").read_bytes())
+    labels = gzip.decompress((folder / f"{name}-labels-idx1-ubyte.gz").read_bytes())
+    images = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 1, 28, 28)
+    return Images(torch.tensor(images), torch.tensor(np.frombuffer(labels, np.uint8, offset=8), dtype=torch.int64))
 
 
-def _cifar10(folder: Path) -> tuple[Images, Images]:
+def _cifar10(folder: Path, part: Part) -> Images:
     """torchvision reads the pickles, whose MD5 has just been checked."""
-
-    def part(train: bool) -> Images:
-        data = torchvision().datasets.CIFAR10(folder.parent, train=train)
-        pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-        return Images(pixels, torch.tensor(data.targets))
-
-    return part(True), part(False)
+    data = torchvision().datasets.CIFAR10(folder.parent, train=part == "train")
+    pixels = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+    return Images(pixels, torch.tensor(data.targets))
 
 
 def _published(dataset: str) -> dict[str, str]:
@@ -190,6 +199,8 @@ def _folder(dataset: str, root: Path) -> Path:
 
 
 def _download(dataset: str, root: Path) -> None:
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE_S)  # torchvision would wait for a silent server for ever
     try:
         known, folder = torchvision().datasets, _folder(dataset, root)
         home = folder.parents[1] if dataset == "mnist" else folder.parent  # what torchvision calls root
@@ -201,7 +212,9 @@ def _download(dataset: str, root: Path) -> None:
             f"{dataset}: {names} not in {_folder(dataset, root)}, and no download ({_reason(error)}); "
             "put the files there, name their folder with --data-dir, or try --dataset digits"
         ) from None
+    finally:
+        socket.setdefaulttimeout(patience)
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    return shorten(str(error), 120, placeholder=" ...") or type(error).__name__
