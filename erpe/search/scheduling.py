@@ -24,7 +24,7 @@ for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about its coming default
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a box even when told to be silent
+    "RAY_AIR_NEW_OUTPUT": "0",  # prints a box even when told to be silent
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours lets trials finish their epoch
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the ledger keeps them
@@ -34,6 +34,7 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 from ray import tune  # noqa: E402
+from ray.tune.progress_reporter import TrialProgressCallback  # noqa: E402
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
@@ -175,6 +176,15 @@ class Brake(tune.Stopper):
         return tune.Stopper, ()
 
 
+class Quiet(TrialProgressCallback):
+    """In the place of Tune's own progress lines: `Progress` shows the study."""
+
+    def on_trial_result(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+    on_trial_error = on_trial_complete = on_trial_result
+
+
 def last_error(trial: Any) -> str:
     """What Tune wrote about the last crash of a trial: the worker's traceback, or how its process ended."""
     try:
@@ -212,6 +222,7 @@ def run_ray(conductor: Conductor, start: Start, *, concurrency: int, cpus: float
             stop=Brake(link),
             failure_config=tune.FailureConfig(max_failures=-1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[Quiet()],
             verbose=0,
         ),
     )

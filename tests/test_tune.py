@@ -1,0 +1,486 @@
+"""`tune`: the same command continues, whatever stopped it; ledger, checkpoints and spool tell the same story."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from erpe.errors import ConfigError, DataError, StoreError, StudyError, TrialError
+from erpe.search.ledger import MAX_ATTEMPTS, Ledger
+from erpe.search.records import read_studies
+from erpe.search.study import define
+from erpe.search.tune import Work, tune
+from erpe.search.workers import Asked, share
+from erpe.store import Store, write_atomic
+from erpe.tracking.spool import Spool
+from erpe.tracking.tracker import Tracker
+
+EPOCHS = 4
+SPEC = define("relu_general", "digits", epochs=EPOCHS, sampler="random", pruner="none")
+
+
+class Toy:
+    """A training that does nothing but keep its own books, and have accidents."""
+
+    def __init__(self, config, folder, sleep, accident):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config, self.folder, self.sleep, self.accident = config, folder, sleep, accident
+        saved = folder / "toy.json"
+        self.history = json.loads(saved.read_text()) if saved.exists() else []
+        self.note("start")
+
+    def note(self, what):
+        with (self.folder / "log").open("a") as file:
+            file.write(f"{what}\n")
+
+    def epoch(self):
+        number = len(self.history) + 1
+        time.sleep(self.sleep)
+        self.note(f"epoch {number}")
+        if self.accident:
+            self.accident(self.folder, number)
+        found = {"epoch": float(number), "val/accuracy": 0.5 + self.config.train.lr + number / 100, "train/loss": 1.0}
+        self.history.append(found)
+        write_atomic(self.folder / "toy.json", json.dumps(self.history))
+        return found
+
+    def finish(self):
+        self.note("finish")
+        outcome = {
+            "metrics": {"params": 7.0, "val/accuracy": self.history[-1]["val/accuracy"]},
+            "history": self.history,
+        }
+        write_atomic(self.folder / "outcome.json", json.dumps({**outcome, "config": self.config.model_dump_json()}))
+        return outcome["metrics"]
+
+
+def toy(config, folder, sleep=0.0, accident=None):
+    return Toy(config, folder, sleep, accident)
+
+
+def examine(folder):
+    with (folder / "log").open("a") as file:
+        file.write("test\n")
+    return {"test/accuracy": 0.5}
+
+
+def nothing():
+    pass
+
+
+def work(**toys):
+    return Work(prepare=nothing, start=partial(toy, **toys), evaluate=examine)
+
+
+def number_of(folder):
+    return int(folder.name.partition("-")[0])
+
+
+def once(folder, what):
+    """Whether this is the first time for a trial."""
+    marker = folder / f"once-{what}"
+    if marker.exists():
+        return False
+    marker.touch()
+    return True
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.open(tmp_path)
+
+
+@pytest.fixture
+def spool_only(monkeypatch):
+    """Everything is recorded, nothing is sent to MLflow."""
+    monkeypatch.setattr("erpe.tracking.tracker.Tracker", partial(Tracker, send=False))
+
+
+def inline(store, trials=3, **options):
+    return tune(SPEC, store, trials=trials, executor="inline", **({"work": work()} | options))
+
+
+def logs(store, name=SPEC.name):
+    """What each trial's training did, by number."""
+    paths = (store.checkpoints / name).glob("*/log")
+    return {number_of(path.parent): path.read_text().splitlines() for path in paths}
+
+
+def check_books(store, trials, name=SPEC.name, repeated=0):
+    """Ledger, checkpoints and spool agree, trial by trial and epoch by epoch.
+
+    Nothing is there twice, and no more than `repeated` epochs were trained twice.
+    """
+    (study,) = read_studies(store, name)
+    assert len({trial.number for trial in study.trials}) == len(study.trials) == trials
+    events = [event for event, _ in Spool(store.spool, name).read(0)]
+    epochs = Counter((event.uid, event.step) for event in events if event.kind == "epoch")
+    assert set(epochs.values()) <= {1}, "an epoch is in the spool once"
+    for trial in study.trials:
+        assert trial.state == trial.verdict.state
+        mine = [event for event in events if event.uid == trial.uid]
+        spooled = {event.step: event.metrics["val/accuracy"] for event in mine if event.kind == "epoch"}
+        assert spooled == trial.epochs
+        told = [event for event in mine if event.kind != "epoch"]
+        assert told[-1].kind == "end_trial" and told[-1].state == trial.state
+        assert {event.state for event in told if event.kind == "end_trial"} == {trial.state}, "told one ending only"
+        if trial.state == "COMPLETE":
+            assert sorted(trial.epochs) == list(range(1, trial.config.train.epochs + 1))
+            saved = json.loads((store.trial_folder(name, trial.number, trial.config.seed) / "toy.json").read_text())
+            assert {int(epoch["epoch"]): epoch["val/accuracy"] for epoch in saved} == trial.epochs
+    trained = [[what for what in log if what.startswith("epoch")] for log in logs(store, name).values()]
+    extra = sum(len(epochs) - len(set(epochs)) for epochs in trained)
+    assert extra <= repeated, "at most the work since the last checkpoint is repeated per kill"
+    return study
+
+
+def test_a_study_from_its_first_trial_to_its_test(store, spool_only):
+    result = inline(store)
+    study = check_books(store, 3)
+    assert result.counts == {"COMPLETE": 3} and not result.interrupted and result.study == SPEC.name
+    best = max(study.trials, key=lambda trial: trial.value)
+    assert (result.best, result.value, result.config) == (best.number, best.value, best.config)
+    assert result.test == {"test/accuracy": 0.5} and result.metrics["params"] == 7.0
+    assert sum("test" in log for log in logs(store).values()) == 1
+    assert result.folder == store.trial_folder(SPEC.name, best.number, best.config.seed)
+
+
+def test_a_finished_study_is_not_touched_again(store, spool_only):
+    first = inline(store)
+    events = Spool(store.spool, SPEC.name).read(0)
+    broken = Work(*[lambda *_: pytest.fail("was called")] * 3)
+    again = tune(SPEC, store, trials=3, work=broken)
+    assert (again.best, again.test, again.counts) == (first.best, first.test, first.counts)
+    assert [event for event, _ in Spool(store.spool, SPEC.name).read(0)] == [event for event, _ in events]
+
+
+def test_more_trials_continue_the_study(store, spool_only):
+    inline(store, trials=2)
+    result = inline(store, trials=4)
+    assert result.counts == {"COMPLETE": 4} and all(log.count("start") == 1 for log in logs(store).values())
+    check_books(store, 4)
+
+
+def _diverge(folder, epoch):
+    if number_of(folder) == 1 and epoch == 2:
+        raise TrialError("step 17: the loss is nan")
+
+
+def test_a_configuration_that_diverges_fails_and_the_search_goes_on(store, spool_only):
+    result = inline(store, work=work(accident=_diverge))
+    assert result.counts == {"COMPLETE": 2, "FAIL": 1} and result.reasons == {1: "step 17: the loss is nan"}
+    assert check_books(store, 3).trials[1].epochs.keys() == {1}
+
+
+def _bug(folder, epoch):
+    if number_of(folder) == 0:
+        raise ZeroDivisionError("a bug")
+
+
+def test_an_exception_nobody_foresaw_fails_the_trial_with_its_traceback_after_a_few_tries(store, spool_only):
+    result = inline(store, work=work(accident=_bug))
+    assert result.counts == {"COMPLETE": 2, "FAIL": 1}
+    assert "ZeroDivisionError: a bug" in result.reasons[0] and "in epoch" in result.reasons[0]
+    assert logs(store)[0].count("epoch 1") == MAX_ATTEMPTS
+
+
+def _full_disk(folder, epoch):
+    if number_of(folder) == 1 and epoch == 3 and once(folder, "full"):
+        raise OSError(28, "No space left on device", str(folder / "x"))
+
+
+def test_a_full_disk_stops_the_search_and_costs_no_trial(store, spool_only):
+    with pytest.raises(StoreError, match="No space left on device") as error:
+        inline(store, work=work(accident=_full_disk))
+    assert "\n" not in str(error.value)
+    assert read_studies(store)[0].counts == {"COMPLETE": 1, "RUNNING": 1}
+    assert inline(store, work=work(accident=_full_disk)).counts == {"COMPLETE": 3}
+    check_books(store, 3, repeated=1)
+
+
+def test_missing_data_is_told_once_before_any_trial(store, spool_only):
+    def missing():
+        raise DataError("no files")
+
+    with pytest.raises(DataError, match="no files"):
+        inline(store, work=Work(missing, toy, examine))
+    assert read_studies(store)[0].trials == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_ends_the_search_after_the_epoch_and_the_same_call_continues(store, spool_only, number):
+    def interrupt(folder, epoch):
+        if number_of(folder) == 1 and epoch == 2 and once(folder, "signal"):
+            signal.raise_signal(number)
+
+    before = signal.getsignal(number)
+    result = inline(store, work=work(accident=interrupt))
+    assert result.interrupted and result.counts == {"COMPLETE": 1, "RUNNING": 1} and result.test is None
+    assert signal.getsignal(number) is before
+    assert list(read_studies(store)[0].trials[1].epochs) == [1, 2]
+    result = inline(store)
+    assert not result.interrupted and result.counts == {"COMPLETE": 3}
+    check_books(store, 3)
+
+
+def test_the_second_signal_stops_now(store, spool_only):
+    def interrupt(folder, epoch):
+        if epoch == 2 and once(folder, "signals"):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        inline(store, work=work(accident=interrupt))
+    assert inline(store).counts == {"COMPLETE": 3}
+    check_books(store, 3, repeated=1)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no handler of ours catches it."""
+
+
+def test_killed_before_any_write_the_same_call_continues(store, spool_only, monkeypatch):
+    """Every write to the database and to the spool, one after the other, is the one that never happens."""
+    left = 0
+
+    def mortal(call):
+        def killed(*args, **kwargs):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Killed
+            return call(*args, **kwargs)
+
+        return killed
+
+    from optuna.storages import RDBStorage
+
+    for write in ("trial_user_attr", "trial_intermediate_value", "trial_state_values", "study_user_attr"):
+        monkeypatch.setattr(RDBStorage, f"set_{write}", mortal(getattr(RDBStorage, f"set_{write}")))
+    monkeypatch.setattr(Spool, "write", mortal(Spool.write))
+    monkeypatch.setattr(Toy, "finish", mortal(Toy.finish))
+    spec = define("relu_general", "digits", epochs=2, sampler="random", pruner="none")
+    for kill in range(1, 100):
+        name, left = f"killed-{kill}", kill
+        try:
+            tune(spec, store, trials=1, executor="inline", work=work(), name=name)
+            break
+        except Killed:
+            left = 0
+        result = tune(spec, store, trials=1, executor="inline", work=work(), name=name)
+        assert result.counts == {"COMPLETE": 1} and result.test
+        check_books(store, 1, name)
+    assert kill > 15, "the writes of a trial of two epochs"
+
+
+def test_a_trial_finished_by_a_killed_driver_is_not_trained_again(store, spool_only, monkeypatch):
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "decide", killed)
+        with pytest.raises(Killed):
+            inline(store)
+    inline(store)
+    check_books(store, 3)
+    assert logs(store)[0].count("start") == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"trials": 0}, "trials: 0 given"),
+        ({"concurrency": 0}, "concurrency: 0 given"),
+        ({"cpus_per_trial": 0}, "cpus per trial: 0 given"),
+        ({"gpus_per_trial": -1}, "gpus per trial: -1 given"),
+        ({"gpus_per_trial": 1.5}, "a whole number or a part of 1"),
+        ({"gpus_per_trial": float("nan")}, "gpus per trial: nan"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_before_anything_starts(store, asked, said):
+    with pytest.raises(ConfigError, match=said):
+        inline(store, **asked)
+    assert not (store.root / "optuna.db").exists()
+
+
+def test_a_gpu_that_is_not_there_is_refused_at_once(store):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ConfigError, match="torch sees no GPU"):
+        tune(SPEC, store, trials=1, gpus_per_trial=0.5, work=work())
+
+
+@pytest.mark.parametrize(
+    ("asked", "cpus", "gpus", "expected"),
+    [
+        (Asked(), 2, 0, (2, 1, 0)),
+        (Asked(), 8, 0, (6, 1, 0)),
+        (Asked(), 16, 4, (4, 1, 1)),
+        (Asked(concurrency=6), 16, 4, (6, 1, 0.5)),
+        (Asked(concurrency=3), 16, 1, (3, 1, 1 / 3)),
+        (Asked(gpus=0), 4, 4, (4, 1, 0)),
+        (Asked(gpus=0.25), 16, 1, (6, 1, 0.25)),
+        (Asked(cpus=2), 8, 0, (4, 2, 0)),
+    ],
+)
+def test_the_machine_is_shared_out(asked, cpus, gpus, expected):
+    assert share(asked, 6, cpus, gpus) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("asked", [Asked(gpus=2), Asked(cpus=9)])
+def test_a_trial_that_would_wait_for_ever_is_refused(asked):
+    with pytest.raises(ConfigError, match="and Ray sees"):
+        share(asked, 6, 8, 1)
+
+
+PATHS = {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2]))}
+"""Where workers find the toy, and erpe if it is not installed."""
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """One Ray for all tests in this process; `tune` joins what is running."""
+    import erpe.search.scheduling  # noqa: F401  Ray's environment
+
+    import ray  # isort: skip
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PATHS["PYTHONPATH"])
+        small = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 10**8}
+        ray.init(address="local", logging_level=logging.ERROR, log_to_driver=False, **small)
+    yield ray
+    ray.shutdown()
+
+
+def _accidents(folder, epoch):
+    number = number_of(folder)
+    if number == 0 and epoch == 2:
+        raise TrialError("step 17: the loss is nan")
+    if number == 2 or (number == 1 and epoch == 3 and once(folder, "death")):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_on_ray_a_dead_worker_is_replaced_and_a_poisonous_trial_ends(store, spool_only, ray):
+    result = tune(SPEC, store, trials=5, concurrency=2, work=work(accident=_accidents))
+    assert result.counts == {"COMPLETE": 3, "FAIL": 2}
+    assert result.reasons[0] == "step 17: the loss is nan" and f"crashed {MAX_ATTEMPTS} times" in result.reasons[2]
+    assert logs(store)[2].count("epoch 1") == MAX_ATTEMPTS
+    check_books(store, 5, repeated=MAX_ATTEMPTS)
+
+
+@pytest.mark.slow
+def test_on_ray_a_broken_machine_stops_the_search(store, spool_only, ray):
+    with pytest.raises(StoreError, match="No space left on device"):
+        tune(SPEC, store, trials=4, concurrency=2, work=work(accident=_full_disk))
+    assert tune(SPEC, store, trials=4, concurrency=2, work=work(accident=_full_disk)).counts == {"COMPLETE": 4}
+    check_books(store, 4, repeated=2)
+
+
+@pytest.mark.slow
+def test_on_ray_real_training_agrees_in_ledger_and_checkpoint(store, spool_only, ray):
+    spec = define("favor_rope", "digits", epochs=3, settings={"model.width": 32, "model.depth": 1, "model.patch": 4})
+    result = tune(spec, store, trials=3)
+    assert sum(result.counts.values()) == 3
+    assert 0.5 < result.test["test/accuracy"] <= 1
+    (study,) = read_studies(store)
+    for trial in study.trials:
+        folder = store.trial_folder(study.name, trial.number, trial.config.seed)
+        if trial.state == "COMPLETE":
+            outcome = json.loads((folder / "outcome.json").read_text())
+            assert outcome["metrics"] == trial.verdict.metrics
+            assert {int(e["epoch"]): e["val/accuracy"] for e in outcome["history"]} == trial.epochs
+            assert (folder / "model.safetensors").exists()
+        else:
+            assert trial.state == "PRUNED" and len(trial.epochs) < 3
+
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+import test_tune
+from erpe.search.tune import tune
+from erpe.store import Store
+from erpe.tracking import tracker
+from functools import partial
+tracker.Tracker = partial(tracker.Tracker, send=False)
+
+class Watch:
+    def on_phase(self, phase): print(phase, flush=True)
+    def on_start(self, moment): pass
+    def on_epoch(self, moment): print("epoch", moment.number, moment.epoch, flush=True)
+    def on_end(self, moment): print("end", moment.number, flush=True)
+
+result = tune(test_tune.SPEC, Store.open(sys.argv[1]), trials=5, concurrency=2, progress=Watch(),
+              work=test_tune.work(sleep=float(sys.argv[2])))
+print(json.dumps([result.interrupted, result.counts]), flush=True)
+"""
+
+
+class Driver:
+    """A driver in a process group of its own, as a shell would start it."""
+
+    def __init__(self, store, sleep):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, store.root, str(sleep)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env=os.environ | PATHS,
+        )  # fmt: skip
+
+    def until(self, line):
+        for said in self.process.stdout:
+            if said.strip() == line:
+                return
+        pytest.fail(f"never said {line!r}: {self.process.stderr.read()}")
+
+    def end(self):
+        out, err = self.process.communicate(timeout=120)
+        return self.process.returncode, out, err
+
+
+@pytest.mark.slow
+def test_on_ray_a_killed_driver_is_continued_by_the_same_command(store):
+    driver = Driver(store, 0.3)
+    driver.until("epoch 0 2")
+    with pytest.raises(StudyError, match="another erpe is running it"):
+        inline(store)
+    driver.process.kill()
+    driver.end()
+    code, out, err = Driver(store, 0).end()
+    assert code == 0 and err == ""
+    assert json.loads(out.splitlines()[-1]) == [False, {"COMPLETE": 5}]
+    check_books(store, 5, repeated=2)  # two trials at a time
+
+
+@pytest.mark.slow
+def test_on_ray_ctrl_c_once_finishes_the_epoch_and_twice_stops_now(store):
+    driver = Driver(store, 1.0)
+    driver.until("epoch 0 1")
+    os.killpg(driver.process.pid, signal.SIGINT)  # as a terminal does: to Ray's processes, too
+    code, out, err = driver.end()
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1]) == [True, {"RUNNING": 2}]
+    assert err == ""
+    assert 1 in read_studies(store)[0].trials[0].epochs
+    driver = Driver(store, 1.0)
+    driver.until("search")
+    driver.until("epoch 0 3")
+    began = time.monotonic()
+    for _ in range(2):
+        os.killpg(driver.process.pid, signal.SIGINT)
+        time.sleep(0.3)
+    code, _, err = driver.end()
+    assert code == -signal.SIGINT and time.monotonic() - began < 15 and err.strip().endswith("KeyboardInterrupt")
+    code, out, err = Driver(store, 0).end()
+    assert code == 0 and json.loads(out.splitlines()[-1]) == [False, {"COMPLETE": 5}], err
+    check_books(store, 5, repeated=2)
