@@ -34,14 +34,19 @@ class ViT(nn.Module):
         self.initialise(generator)
 
     def initialise(self, generator: Generator) -> None:
-        """Xavier-uniform matrices, zero biases, N(0, 0.02^2) learned positions and class token."""
+        """Xavier-uniform matrices, zero biases, N(0, 0.02^2) class token, N(0, 0.5^2) learned positions.
+
+        Positions start at the size of an embedded patch. At 0.02, usual for long training, a model this small stays
+        blind to them for long: after 80 steps on MNIST relu_general had 49 % instead of 78 %, softmax likewise.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
                 nn.init.zeros_(module.bias)
-        for parameter in (self.cls, self.position):
-            if isinstance(parameter, nn.Parameter):
-                nn.init.normal_(parameter, std=0.02, generator=generator)
+        if self.cls is not None:
+            nn.init.normal_(self.cls, std=0.02, generator=generator)
+        if isinstance(self.position, nn.Parameter):
+            nn.init.normal_(self.position, std=0.5, generator=generator)
 
     def tokens(self, images: Tensor) -> Tensor:
         """(B, channels, height, width) -> (B, N, C): patches row by row, a class token first if there is one."""
