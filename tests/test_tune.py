@@ -17,7 +17,8 @@ from erpe.errors import ConfigError, DataError, StoreError, StudyError, TrialErr
 from erpe.search.ledger import MAX_ATTEMPTS, Ledger
 from erpe.search.records import read_studies
 from erpe.search.study import define
-from erpe.search.tune import Work, tune
+from erpe.search.tune import tune
+from erpe.search.work import Work
 from erpe.search.workers import Asked, share
 from erpe.store import Store, write_atomic
 from erpe.tracking.spool import Spool
@@ -350,7 +351,7 @@ PATHS = {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2]))}
 @pytest.fixture(scope="module")
 def ray():
     """One Ray for all tests in this process; `tune` joins what is running."""
-    import erpe.search.scheduling  # noqa: F401  Ray's environment
+    import erpe.search.worker  # noqa: F401  Ray's environment
 
     import ray  # isort: skip
 

@@ -1,81 +1,25 @@
-"""The conductor's decisions as Ray Tune knows them: a Searcher, a Scheduler, a Stopper and a Trainable.
+"""The conductor's decisions as Ray Tune knows them: a Searcher, a Scheduler and a Stopper.
 
 Tune places trials, reuses workers and notices dead ones; it decides nothing and remembers nothing.
 """
 
 from __future__ import annotations
 
-import gc
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from erpe.config import TrialConfig
 from erpe.search.conductor import Conductor
-from erpe.search.play import Event, Start, play
+from erpe.search.play import Start
 from erpe.search.records import Record
+from erpe.search.worker import Worker  # before Ray: sets its environment
 
-# Read by Ray when it is imported or started; what the user set stays.
-for _name, _value in {
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run`, workers would be started by uv, from a copy
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # a local cluster listens on the loopback only
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about its coming default
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # prints a box even when told to be silent
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours lets trials finish their epoch
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the ledger keeps them
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the snapshot is never read
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}.items():
-    os.environ.setdefault(_name, _value)
-
-from ray import tune  # noqa: E402
-from ray.tune.progress_reporter import TrialProgressCallback  # noqa: E402
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
-from ray.tune.search import Searcher  # noqa: E402
-
-WORKER_ENV = {
-    # Spinning threads collapse as soon as two processes share a core: 54-137 against 670 images/s.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    # Big tensors from the heap, not from mmap and back: 17 % faster MNIST epochs on a CPU.
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-}
-"""Environment of every worker, from before its start."""
+from ray import tune  # isort: skip
+from ray.tune.progress_reporter import TrialProgressCallback
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 
 T = TypeVar("T")
-
-
-class Worker(tune.Trainable):
-    """A process that plays one trial after the other, an event a step. The checkpoint is the trial's own affair."""
-
-    _events: Iterator[Event]
-
-    def setup(self, config: dict[str, Any]) -> None:
-        """Take a trial; nothing is built before the first step, whose errors are reported."""
-        trial = TrialConfig(**config["config"])
-        self._events = play(trial, Path(config["folder"]), config["start"])
-
-    def reset_config(self, config: dict[str, Any]) -> bool:
-        """Take another trial in the same process."""
-        self.cleanup()
-        self.setup(config)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """The next event, or the exception nobody foresaw."""
-        return {"event": next(self._events)}
-
-    def cleanup(self) -> None:
-        """Let go of the trial's memory, also on the GPU."""
-        self._events = iter(())
-        gc.collect()
-        if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
-            sys.modules["torch"].cuda.empty_cache()
 
 
 class Link:

@@ -11,64 +11,21 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError
 from erpe.search.conductor import Conductor
 from erpe.search.ledger import Ledger
-from erpe.search.play import Start, Training
 from erpe.search.progress import Progress, Silent
 from erpe.search.study import StudySpec
+from erpe.search.work import Work, vision
 from erpe.search.workers import Asked, Workers, in_process, on_ray
 from erpe.store import Store
-
-
-class Work(NamedTuple):
-    """What a trial is. The default trains and tests Vision Transformers; a stand-in may do less."""
-
-    prepare: Callable[[], None]
-    """Checks once, before any trial, that the data are there."""
-    start: Start
-    """Called in a worker; importable there."""
-    evaluate: Callable[[Path], dict[str, float]]
-    """Opens the test split for the trial in this folder."""
-
-
-def vision(dataset: str, data_dir: Path | None, device: str) -> Work:
-    """Train and test Vision Transformers."""
-    given = data_dir or os.environ.get("ERPE_DATA")
-    data = Path(given).expanduser().resolve() if given else None  # a worker may run in another folder
-    return Work(
-        prepare=partial(_prepare, dataset, data),
-        start=partial(_start, data_dir=data, device=device),
-        evaluate=partial(_evaluate, data_dir=data, device=device),
-    )
-
-
-def _prepare(dataset: str, data_dir: Path | None) -> None:
-    if dataset == "digits":
-        return  # comes with scikit-learn; a driver without torch starts sooner and is smaller
-    from erpe.training.data import prepare
-
-    prepare(dataset, data_dir)
-
-
-def _start(config: TrialConfig, folder: Path, *, data_dir: Path | None, device: str) -> Training:
-    from erpe.training.objective import Trial
-
-    return Trial(config, folder, data_dir=data_dir, device=device)
-
-
-def _evaluate(folder: Path, *, data_dir: Path | None, device: str) -> dict[str, float]:
-    from erpe.training.objective import final_evaluation
-
-    return final_evaluation(folder, data_dir=data_dir, device=device)
 
 
 @dataclass(frozen=True)

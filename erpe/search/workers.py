@@ -132,7 +132,7 @@ def on_ray(asked: Asked, trials: int, scratch: Path) -> Iterator[Workers]:
     Raises:
         ConfigError: no cluster answers, or it has not what is asked for.
     """
-    from erpe.search.scheduling import WORKER_ENV  # sets Ray's environment: before Ray is imported
+    from erpe.search.worker import WORKER_ENV  # sets Ray's environment: before Ray is imported
 
     import ray  # isort: skip
 

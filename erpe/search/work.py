@@ -1,0 +1,54 @@
+"""What a trial does. A worker imports this, and so neither Optuna nor the driver."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from erpe.config import TrialConfig
+from erpe.search.play import Start, Training
+
+
+class Work(NamedTuple):
+    """What a trial is. The default trains and tests Vision Transformers; a stand-in may do less."""
+
+    prepare: Callable[[], None]
+    """Checks once, before any trial, that the data are there."""
+    start: Start
+    """Called in a worker; importable there."""
+    evaluate: Callable[[Path], dict[str, float]]
+    """Opens the test split for the trial in this folder."""
+
+
+def vision(dataset: str, data_dir: Path | None, device: str) -> Work:
+    """Train and test Vision Transformers."""
+    given = data_dir or os.environ.get("ERPE_DATA")
+    data = Path(given).expanduser().resolve() if given else None  # a worker may run in another folder
+    return Work(
+        prepare=partial(_prepare, dataset, data),
+        start=partial(_start, data_dir=data, device=device),
+        evaluate=partial(_evaluate, data_dir=data, device=device),
+    )
+
+
+def _prepare(dataset: str, data_dir: Path | None) -> None:
+    if dataset == "digits":
+        return  # comes with scikit-learn; a driver without torch starts sooner and is smaller
+    from erpe.training.data import prepare
+
+    prepare(dataset, data_dir)
+
+
+def _start(config: TrialConfig, folder: Path, *, data_dir: Path | None, device: str) -> Training:
+    from erpe.training.objective import Trial
+
+    return Trial(config, folder, data_dir=data_dir, device=device)
+
+
+def _evaluate(folder: Path, *, data_dir: Path | None, device: str) -> dict[str, float]:
+    from erpe.training.objective import final_evaluation
+
+    return final_evaluation(folder, data_dir=data_dir, device=device)
