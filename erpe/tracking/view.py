@@ -8,14 +8,14 @@ MEASURES = (
     "val/accuracy", "val/loss", "test/accuracy", "params", "flops/forward",
     "time/train_seconds_per_epoch", "memory/peak_mib",
 )  # fmt: skip
-_SETTINGS = ("train.lr", "train.batch", "model.width", "model.depth")
+_SETTINGS = ("train.lr", "model.width", "model.depth")
 _NAME = "erpe"
 
-_COLUMNS = [
-    "tags.`state`",
-    *(f"metrics.`{name}`" for name in MEASURES),
-    *(f"params.`{name}`" for name in _SETTINGS),
-]
+_COLUMNS = {
+    "tags.`state`": "state",
+    **{f"metrics.`{name}`": name for name in MEASURES},
+    **{f"params.`{name}`": name for name in _SETTINGS},
+}
 _STATE = {
     "searchFilter": "",
     # sorted by a measure, MLflow lists trials beside their parent; by time it would fold them away
@@ -25,9 +25,9 @@ _STATE = {
     "lifecycleFilter": "Active",
     "datasetsFilter": [],
     "modelVersionFilter": "All Runs",
-    "selectedColumns": _COLUMNS,
+    "selectedColumns": list(_COLUMNS),
     "columnOrder": ["attributes.`Run Name`", *_COLUMNS],
-    "columnWidths": {column: 110 for column in _COLUMNS},
+    "columnWidths": {column: min(220, max(95, 8 * len(name) + 20)) for column, name in _COLUMNS.items()},
     "viewMaximized": True,
 }
 

@@ -1,0 +1,214 @@
+"""The MLflow UI in a real browser shows a study as it was told.
+
+`ERPE_SCREENSHOTS=FOLDER pytest tests/test_ui.py` keeps the pictures; with `ERPE_UI_STORE=STORE` as well, they are of
+that store's newest study instead of the small one made here.
+"""
+
+import json
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from mlflow_server import mlflow_server, rows
+from test_tracker import empty_database, results  # noqa: F401  a fixture
+
+from erpe.config import defaults
+from erpe.store import Store
+from erpe.tracking.tracker import Tracker
+from erpe.tracking.view import MEASURES, runs_page
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+STUDY = "relu_general-digits-0c3a"
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync --window-size=1900,760"
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not (chromium and driver):
+        assert not os.environ.get("CI"), "no chromium and chromedriver on the PATH; CI needs both"
+        pytest.skip("no chromium and chromedriver on the PATH")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, empty_database):  # noqa: F811
+    """A study of five trials, the last of them still running, as its driver would tell it."""
+    if given := os.environ.get("ERPE_UI_STORE"):
+        return Store.open(given)
+    store = Store.open(tmp_path_factory.mktemp("ui") / "store")
+    shutil.copy(empty_database, store.root / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.delenv("ERPE_STORAGE_URL", raising=False)
+        _tell(store)
+    return store
+
+
+def _tell(store):
+    import optuna
+
+    study = optuna.create_study(study_name=STUDY, storage=store.storage_url, direction="maximize")
+    tracker = Tracker(store, STUDY)
+    tags = {"variant": "relu_general", "dataset": "digits"}
+    tracker.start_study("s", {"variant": "relu_general", "trials": 5}, tags)
+    folder = results(store.trial_folder(STUDY, 0, 0))
+    for n in range(5):
+        asked = study.ask()
+        asked.suggest_categorical("model.depth", [4])
+        rate = asked.suggest_float("train.lr", 1e-4, 1e-2, log=True)
+        uid, config = f"s:{n}", defaults("relu_general", "digits", n).replace({"train.lr": rate})
+        tracker.start_trial(uid, n, config, tags | {"seed": str(n)})
+        for step in range(1, 4 if n < 4 else 2):
+            tracker.epoch(uid, step, {"val/accuracy": 0.97 - 0.3 / step - n / 100, "val/loss": 0.1 + 1 / step})
+        final = {"val/accuracy": 0.97 - 0.3 / 3 - n / 100, "params": 202842.0, "flops/forward": 6571264.0}
+        if n == 2:
+            tracker.end_trial(uid, "PRUNED", {}, None, "pruned after epoch 3")
+            study.tell(asked, state=optuna.trial.TrialState.PRUNED)
+        elif n < 4:
+            tracker.end_trial(uid, "COMPLETE", final, folder if n == 0 else None, None)
+            study.tell(asked, final["val/accuracy"])
+    tracker.end_study("s", "s:0", {"val/accuracy": 0.87, "test/accuracy": 0.861}, folder, "COMPLETE")
+    assert tracker.close(120) == 0, tracker.problem
+
+
+@pytest.fixture(scope="module")
+def ui(store):
+    """Where MLflow's own server shows the store."""
+    with mlflow_server(store.root / "mlflow.db", store.artifacts) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def study(store):
+    """(experiment id, name) of the newest study in MLflow's database."""
+    query = "SELECT experiment_id, name FROM experiments WHERE name != 'Default' ORDER BY experiment_id DESC LIMIT 1"
+    return rows(store.root / "mlflow.db", query)[0]
+
+
+@pytest.fixture
+def photograph(browser, tmp_path):
+    """Save what the browser shows."""
+
+    def take(name):
+        tidy(browser)
+        folder = Path(os.environ.get("ERPE_SCREENSHOTS", tmp_path))
+        folder.mkdir(parents=True, exist_ok=True)
+        browser.save_screenshot(str(folder / f"{name}.png"))
+        assert (folder / f"{name}.png").stat().st_size > 10_000
+
+    return take
+
+
+def tidy(browser):
+    """Close MLflow's assistant and its notice of a shared view: they hide columns."""
+    from selenium.common.exceptions import WebDriverException
+
+    for button in browser.find_elements("css selector", "[aria-label=Close], [aria-label='Hide banner']"):
+        with suppress(WebDriverException):
+            button.click()
+
+
+def visit(browser, address):
+    """Load a page afresh: a change behind the # alone would not."""
+    browser.get("about:blank")
+    browser.get(address)
+
+
+def wait(browser, condition, seconds=60):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, seconds, 0.3).until(lambda _: condition())
+
+
+def table(browser):
+    """The table of runs as the page has it: {run name: {column: text}}."""
+    cells = browser.execute_script(
+        "return [...document.querySelectorAll('.ag-row')].flatMap(row => [...row.querySelectorAll('.ag-cell')].map("
+        "cell => [row.getAttribute('row-index'), cell.getAttribute('col-id'), cell.innerText.trim()]))"
+    )
+    found = {}
+    for row, column, text in cells:
+        found.setdefault(row, {})[column] = text
+    return {row.get("attributes.`Run Name`", "").rpartition("\n")[2]: row for row in found.values()}
+
+
+def told(store, study):
+    """The same from MLflow's database: {run name: {metric: value}}."""
+    query = "SELECT name, key, value FROM runs LEFT JOIN latest_metrics USING (run_uuid) WHERE experiment_id = ?"
+    found = {}
+    for name, key, value in rows(store.root / "mlflow.db", query, study[0]):
+        found.setdefault(name, {})[key] = value
+    return found
+
+
+def test_the_runs_page_shows_the_parent_its_trials_and_their_measures(browser, ui, store, study, photograph):
+    expected = told(store, study)
+    visit(browser, ui + runs_page(study[0]))
+    wait(browser, lambda: set(table(browser)) >= set(expected))
+    columns = {f"metrics.`{measure}`" for measure in MEASURES if any(measure in row for row in expected.values())}
+    wait(browser, lambda: tidy(browser) or columns <= set(table(browser)[study[1]]))
+    shown = table(browser)
+    assert len(shown) == len(expected)
+    for name, metrics in expected.items():
+        for column in columns:
+            measure, text = column[9:-1], shown[name][column]
+            assert (float(text) if text != "-" else None) == metrics.get(measure), (name, measure)
+    photograph("mlflow-ui")
+
+
+def test_a_trials_page_shows_its_measures_and_its_figures(browser, ui, store, study, photograph):
+    query = "SELECT run_uuid, name FROM runs WHERE experiment_id = ? AND name LIKE 'trial %' AND status = 'FINISHED'"
+    run, name = rows(store.root / "mlflow.db", query + " ORDER BY name", study[0])[0]
+    page = f"{ui}/#/experiments/{study[0]}/runs/{run}"
+    visit(browser, f"{page}?workflowType=machine_learning")
+    metrics = told(store, study)[name]
+
+    def text():
+        return browser.find_element("tag name", "body").text
+
+    wait(browser, lambda: all(key in text() for key in metrics) and name in text())
+    assert str(metrics["val/accuracy"]) in text()
+    photograph("mlflow-trial")
+    visit(browser, f"{page}/artifacts/figures/attention.png?workflowType=machine_learning")
+    wait(browser, lambda: browser.execute_script("return [...document.images].some(i => i.naturalWidth > 500)"))
+    photograph("mlflow-attention")
+
+
+def test_optunas_plots_open_in_the_ui_without_any_network(browser, ui, store, study, photograph):
+    query = "SELECT run_uuid, artifact_uri FROM runs WHERE experiment_id = ? AND name NOT LIKE 'trial %'"
+    run, uri = rows(store.root / "mlflow.db", query, study[0])[0]
+    plots = sorted(path.name for path in Path(uri.removeprefix("file://"), "optuna").iterdir())
+    assert plots == ["history.html", "importances.html", "parallel_coordinates.html"]
+    page = f"{ui}/#/experiments/{study[0]}/runs/{run}/artifacts/optuna/{plots[-1]}"
+    visit(browser, f"{page}?workflowType=machine_learning")
+    frame = wait(browser, lambda: next(iter(browser.find_elements("tag name", "iframe")), None))
+    browser.switch_to.frame(frame)
+    wait(browser, lambda: browser.find_elements("css selector", "svg.main-svg"))
+    browser.switch_to.default_content()
+    photograph("mlflow-optuna")
+
+
+def test_the_view_is_what_the_experiment_carries(store, study):
+    query = "SELECT value FROM experiment_tags WHERE experiment_id = ? AND key = 'mlflow.sharedViewState.erpe'"
+    ((state,),) = rows(store.root / "mlflow.db", query, study[0])
+    assert {f"metrics.`{measure}`" for measure in MEASURES} <= set(json.loads(state)["selectedColumns"])
