@@ -34,7 +34,7 @@ def pair(size, squared_norm, direction):
 def estimates(projections, x):
     """FAVOR+ estimate of exp(x . x) by each projection (draws, m, d), through the exponent of the layer."""
     draws, m, d = projections.shape
-    features = FavorFeatures(AttentionConfig(variant="favor", features=draws * m), d, generator())
+    features = FavorFeatures(AttentionConfig(variant="favor"), d, generator())
     features.projection = projections.reshape(-1, d)
     return (2 * features.exponent(x)).exp().view(draws, m).mean(1)
 
