@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,16 @@ STATE = "training.safetensors"
 MODEL = "model.safetensors"
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What the disk refuses is a `StoreError`; files are written whole or not at all."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or folder
+        raise StoreError(f"{place}: cannot be written ({error.strerror}); what was there before is intact") from None
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write tensors and JSON facts as one file, whole or not at all.
 
@@ -26,11 +38,9 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) 
         StoreError: the disk is full or the folder cannot be written; the old file is intact.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, save(contiguous, metadata={"erpe": json.dumps(facts)}))
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error.strerror}); the checkpoint before it is intact") from None
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -48,9 +58,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def save_model(folder: Path, model: ViT, config: TrialConfig) -> None:
-    """`model.safetensors` (weights and random features) and `config.json`."""
+    """`model.safetensors` (weights and random features) and `config.json`.
+
+    Raises:
+        StoreError: the disk is full or the folder cannot be written.
+    """
     save_tensors(folder / MODEL, model.state_dict(), {"variant": config.model.variant})
-    write_atomic(folder / "config.json", config.model_dump_json(indent=2))
+    with writing(folder):
+        write_atomic(folder / "config.json", config.model_dump_json(indent=2))
 
 
 def load_model(folder: Path) -> tuple[ViT, TrialConfig]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import re
 import resource
@@ -19,6 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from erpe.config import DATASETS
 from erpe.model import ViT
+from erpe.store import write_atomic
 from erpe.training.data import Images, normalise
 
 FULL_BATCH = 256
@@ -132,7 +134,9 @@ def save_attention_example(path: Path, model: ViT, images: Images, dataset: str)
     if maps.shape[-1] > 256:
         maps = maps.mean(dim=1, keepdim=True)
     image = (pixels[0].float() / 255).cpu().numpy()
-    np.savez_compressed(path, image=image, maps=maps.half().cpu().numpy(), grid=np.array(model.config.grid))
+    file = io.BytesIO()
+    np.savez_compressed(file, image=image, maps=maps.half().cpu().numpy(), grid=np.array(model.config.grid))
+    write_atomic(path, file.getvalue())
 
 
 def reset_peak_memory(device: torch.device) -> None:

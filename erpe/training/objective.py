@@ -15,7 +15,7 @@ from erpe.errors import StoreError
 from erpe.model import build
 from erpe.model.flops import forward_flops, train_step_flops
 from erpe.store import write_atomic
-from erpe.training.checkpoint import STATE, load_model, load_tensors, save_model, save_tensors
+from erpe.training.checkpoint import STATE, load_model, load_tensors, save_model, save_tensors, writing
 from erpe.training.data import load_test, load_training
 from erpe.training.evaluate import (
     confusion,
@@ -87,6 +87,8 @@ class Trial:
 
         Returns:
             `val/*`, `params`, `flops/*`, `time/train_seconds_per_epoch`, `memory/peak_mib`.
+        Raises:
+            StoreError: the results cannot be written; the last epoch's checkpoint is intact.
         """
         model, dataset = self.trainer.final, self.config.data.dataset
         found = cost(self.config) | {
@@ -99,7 +101,8 @@ class Trial:
             logits = logits_of(model, self.validation, dataset)
             found |= scores(logits, self.validation.labels, "val")
             self._write("confusion.json", confusion(logits, self.validation.labels, dataset, "validation"))
-            save_attention_example(self.folder / "attention.npz", model, self.validation, dataset)
+            with writing(self.folder):
+                save_attention_example(self.folder / "attention.npz", model, self.validation, dataset)
         self._write("outcome.json", {"metrics": found, "history": self.history, **self._facts()})
         (self.folder / STATE).unlink(missing_ok=True)
         return found
@@ -114,7 +117,8 @@ class Trial:
         }
 
     def _write(self, name: str, content: object) -> None:
-        write_atomic(self.folder / name, json.dumps(content))
+        with writing(self.folder):
+            write_atomic(self.folder / name, json.dumps(content))
 
     def _resume(self) -> None:
         """Take up the last epoch's checkpoint; a damaged one is set aside and its trial begins again."""
@@ -125,7 +129,7 @@ class Trial:
                 raise StoreError(f"{path}: belongs to another configuration")
             self.trainer.load_state(tensors)
             self.history = facts["history"]
-        except (StoreError, RuntimeError, KeyError):
+        except (StoreError, RuntimeError, KeyError, TypeError):
             with contextlib.suppress(FileNotFoundError):
                 path.rename(path.with_suffix(".damaged"))
             model = build(self.config.model, self.config.seed).to(self.device)
@@ -162,7 +166,7 @@ def final_evaluation(folder: Path, *, data_dir: str | Path | None = None, device
     Returns:
         `test/*`, `train/log_likelihood`, `aic`, `bic`, `params`, `flops/*`, `time/inference_*`.
     Raises:
-        StoreError: the trial's model is missing or damaged.
+        StoreError: the trial's model is missing or damaged, or the results cannot be written.
     """
     model, config = load_model(folder)
     where, dataset = pick_device(device), config.data.dataset
@@ -175,13 +179,15 @@ def final_evaluation(folder: Path, *, data_dir: str | Path | None = None, device
     found = scores(logits, test.labels, "test") | {"train/log_likelihood": likelihood, "params": float(k)}
     found |= information_criteria(likelihood, k, len(train.labels)) | cost(config)
     found |= inference_time(model, test, dataset)
-    for name, content in {
+    results = {
         "test.json": found,
         "confusion_test.json": confusion(logits, test.labels, dataset, "test"),
         "per_class.json": per_class(logits, test.labels, dataset),
-    }.items():
-        write_atomic(folder / name, json.dumps(content))
-    save_attention_example(folder / "attention.npz", model, test, dataset)
+    }
+    with writing(folder):
+        for name, content in results.items():
+            write_atomic(folder / name, json.dumps(content))
+        save_attention_example(folder / "attention.npz", model, test, dataset)
     return found
 
 
