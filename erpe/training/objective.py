@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 
 from erpe.config import TrialConfig
-from erpe.errors import StoreError
+from erpe.errors import StoreError, TrialError
 from erpe.model import build
 from erpe.model.flops import forward_flops, train_step_flops
 from erpe.store import write_atomic
@@ -70,7 +71,7 @@ class Trial:
         """Train one epoch, validate, save the checkpoint.
 
         Raises:
-            TrialError: the loss is not finite.
+            TrialError: the loss of a step, or on the validation part, is not finite.
             StoreError: the checkpoint cannot be written; the one before it is intact.
         """
         found = {"epoch": float(len(self.history) + 1)} | self.trainer.epoch(len(self.history), on_step)
@@ -78,6 +79,9 @@ class Trial:
             logits = logits_of(self.trainer.final, self.validation, self.config.data.dataset)
             measured = scores(logits, self.validation.labels, "val")
             found |= {name: measured[name] for name in ("val/loss", "val/accuracy")}
+            if not math.isfinite(found["val/loss"]):
+                last = int(found["epoch"]) * self.trainer.steps - 1
+                raise TrialError(f"the validation loss after step {last} is not finite; a smaller train.lr would do")
         self.history.append(found)
         save_tensors(self.folder / STATE, self.trainer.state(), self._facts() | {"history": self.history})
         return found
