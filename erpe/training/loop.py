@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from textwrap import shorten
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +42,9 @@ def pick_device(wanted: str = "auto") -> torch.device:
         wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(wanted)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        torch.zeros(1, device=device).item()  # torch knows devices that hold no values
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = shorten(str(error), 120, placeholder=" ...")
         raise ConfigError(f"device {wanted!r}: not to be had here ({reason}); cpu would do") from None
     return device
 
