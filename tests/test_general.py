@@ -52,10 +52,11 @@ def test_there_is_one_scalar_an_offset_and_head_and_it_starts_without_effect(var
     assert [name for name, _ in layer.encoding.named_parameters()] == ["bias"]
 
 
-@pytest.mark.parametrize("value", [0.0, 2.5, -40.0])
+@pytest.mark.parametrize("method", ["dense", "fft"])
+@pytest.mark.parametrize("value", [0.0, 2.5, -40.0, 800.0, -800.0])
 @pytest.mark.parametrize("variant", GENERAL)
-def test_a_constant_bias_is_no_encoding(variant, value):
-    layer = fill(random_layer(variant), value)
+def test_a_constant_bias_of_any_size_is_no_encoding(variant, value, method):
+    layer = fill(random_layer(variant, method=method), value)
     q, k, v = inputs(layer)
     plain = plain_like(layer)
     torch.testing.assert_close(layer(q, k, v), plain(q, k, v), rtol=0, atol=1e-12)
