@@ -29,6 +29,9 @@ PHASES = {
     "stopping": "finishing the running epochs; Ctrl-C again stops now",
     "tracking": "sending the rest to MLflow",
 }
+LINE_SECONDS = 10
+"""Where nobody watches, a line about steps at most this often."""
+
 SHOWN = 12
 """Rows of the live table: the running trials and the last ones that ended."""
 
@@ -47,7 +50,8 @@ class LiveProgress:
     """Shows a search on stderr: a table that redraws itself in a terminal, lines elsewhere."""
 
     def __init__(self, spec: StudySpec) -> None:
-        self.spec, self.phase, self.began = spec, "", time.monotonic()
+        self.spec, self.phase, self.step = spec, "", ""
+        self.began = self.spoken = time.monotonic()
         self.moments: dict[int, Moment] = {}
         self.console = Console(stderr=True)
         self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=4, transient=True)
@@ -78,6 +82,12 @@ class LiveProgress:
         if not self.console.is_terminal:
             self.say(f"trial {moment.number:>3}  epoch {moment.epoch}/{moment.epochs}  {percent(moment.value)}")
 
+    def on_step(self, done: int, steps: int) -> None:
+        """A step of the running epoch is done; where lines are shown, not each is worth one."""
+        self.step = f", step {done}/{steps}" if done < steps else ""
+        if not self.console.is_terminal and done < steps and (time.monotonic() - self.spoken) > LINE_SECONDS:
+            self.say(f"step {done}/{steps}")
+
     def on_end(self, moment: Moment) -> None:
         """A trial has ended."""
         self.moments[moment.number] = moment
@@ -87,11 +97,12 @@ class LiveProgress:
 
     def say(self, line: str) -> None:
         """One line on stderr, with the seconds since the start."""
+        self.spoken = time.monotonic()
         print(f"{time.monotonic() - self.began:7.1f} s  {line}", file=sys.stderr, flush=True)
 
     def table(self) -> Table:
         """The study as it stands."""
-        title = f"{self.spec.variant} on {self.spec.dataset}: {self.phase} ({time.monotonic() - self.began:.0f} s)"
+        title = f"{self.spec.variant} on {self.spec.dataset}: {self.phase}{self.step} ({time.monotonic() - self.began:.0f} s)"
         table = Table(box=SIMPLE, title=title, title_justify="left", caption=self.caption(), caption_justify="left")
         for name in ("trial", "state", "epoch", "accuracy", "lr", "batch", "width", "depth", "heads", "patch"):
             table.add_column(name, justify="left" if name == "state" else "right")

@@ -40,6 +40,9 @@ class Progress(Protocol):
     def on_start(self, moment: Moment) -> None:
         """A trial is handed to a worker, perhaps again."""
 
+    def on_step(self, done: int, steps: int) -> None:
+        """Steps of the running epoch; only known of trials in this process."""
+
     def on_epoch(self, moment: Moment) -> None:
         """An epoch is recorded."""
 
@@ -57,3 +60,6 @@ class Silent:
         """Nothing."""
 
     on_epoch = on_end = on_start
+
+    def on_step(self, done: int, steps: int) -> None:
+        """Nothing."""

@@ -95,9 +95,10 @@ def tune(
         raise ConfigError(f"trials: {trials} given; 1 or more would do")
     asked = Asked(concurrency, cpus_per_trial, gpus_per_trial, ray_address or os.environ.get("ERPE_RAY_ADDRESS"))
     asked.check()
-    work = work or vision(spec.dataset, data_dir, device)
+    progress = progress or Silent()
+    work = work or vision(spec.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
     with Ledger.open(store, spec, name=name, new=new) as ledger:
-        conductor = _conductor(ledger, store, spec, trials, cpus_per_trial, progress or Silent())
+        conductor = _conductor(ledger, store, spec, trials, cpus_per_trial, progress)
         with interruptible(conductor):
             if _left(ledger, trials):
                 conductor.progress.on_phase("data")

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from erpe.config import TrialConfig
 from erpe.search.play import Start, Training
 
+OnStep = Callable[[int, int], None]
+
 
 class Work(NamedTuple):
     """What a trial is. The default trains and tests Vision Transformers; a stand-in may do less."""
@@ -23,13 +25,17 @@ class Work(NamedTuple):
     """Opens the test split for the trial in this folder."""
 
 
-def vision(dataset: str, data_dir: Path | None, device: str) -> Work:
-    """Train and test Vision Transformers."""
+def vision(dataset: str, data_dir: Path | None, device: str, on_step: OnStep | None = None) -> Work:
+    """Train and test Vision Transformers.
+
+    Args:
+        on_step: called in the worker with the steps done and all steps of an epoch; for trials in this process.
+    """
     given = data_dir or os.environ.get("ERPE_DATA")
     data = Path(given).expanduser().resolve() if given else None  # a worker may run in another folder
     return Work(
         prepare=partial(_prepare, dataset, data),
-        start=partial(_start, data_dir=data, device=device),
+        start=partial(_start, data_dir=data, device=device, on_step=on_step),
         evaluate=partial(_evaluate, data_dir=data, device=device),
     )
 
@@ -42,10 +48,12 @@ def _prepare(dataset: str, data_dir: Path | None) -> None:
     prepare(dataset, data_dir)
 
 
-def _start(config: TrialConfig, folder: Path, *, data_dir: Path | None, device: str) -> Training:
+def _start(
+    config: TrialConfig, folder: Path, *, data_dir: Path | None, device: str, on_step: OnStep | None
+) -> Training:
     from erpe.training.objective import Trial
 
-    return Trial(config, folder, data_dir=data_dir, device=device)
+    return Trial(config, folder, data_dir=data_dir, device=device, on_step=on_step)
 
 
 def _evaluate(folder: Path, *, data_dir: Path | None, device: str) -> dict[str, float]:

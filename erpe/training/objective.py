@@ -43,14 +43,21 @@ class Trial:
         folder: where its checkpoint and results lie.
         data_dir: see `erpe.training.data.find_data_dir`.
         device: `auto`, or a torch device.
+        on_step: called with the steps done and all steps of the running epoch.
     Raises:
         DataError, ConfigError, StoreError: see `load_training`, `pick_device`, `save_tensors`.
     """
 
     def __init__(
-        self, config: TrialConfig, folder: Path, *, data_dir: str | Path | None = None, device: str = "auto"
+        self,
+        config: TrialConfig,
+        folder: Path,
+        *,
+        data_dir: str | Path | None = None,
+        device: str = "auto",
+        on_step: OnStep | None = None,
     ) -> None:
-        self.config, self.folder = config, folder
+        self.config, self.folder, self.on_step = config, folder, on_step
         self.device = pick_device(device)
         reset_peak_memory(self.device)
         self.split = load_training(config.data, data_dir)
@@ -67,14 +74,14 @@ class Trial:
         """Whether all epochs are trained."""
         return len(self.history) >= self.config.train.epochs
 
-    def epoch(self, on_step: OnStep | None = None) -> dict[str, float]:
+    def epoch(self) -> dict[str, float]:
         """Train one epoch, validate, save the checkpoint.
 
         Raises:
             TrialError: the loss of a step, or on the validation part, is not finite.
             StoreError: the checkpoint cannot be written; the one before it is intact.
         """
-        found = {"epoch": float(len(self.history) + 1)} | self.trainer.epoch(len(self.history), on_step)
+        found = {"epoch": float(len(self.history) + 1)} | self.trainer.epoch(len(self.history), self.on_step)
         if len(self.validation.labels):
             logits = logits_of(self.trainer.final, self.validation, self.config.data.dataset)
             measured = scores(logits, self.validation.labels, "val")
@@ -154,11 +161,11 @@ def objective(
     Returns:
         The measures of `Trial.finish`, or None if it was stopped.
     """
-    trial = Trial(config, folder, data_dir=data_dir, device=device)
+    trial = Trial(config, folder, data_dir=data_dir, device=device, on_step=on_step)
     for past in trial.history:
         report(int(past["epoch"]), past)
     while not trial.done:
-        measured = trial.epoch(on_step)
+        measured = trial.epoch()
         if report(int(measured["epoch"]), measured) and not trial.done:
             return None
     return trial.finish()
