@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 
 import optuna
 import pytest
@@ -32,34 +33,48 @@ def store(tmp_path):
     return Store.open(tmp_path)
 
 
+class Postgres:
+    """A PostgreSQL server of our own."""
+
+    def __init__(self, folder):
+        self.folder, self.user = folder, ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+        if self.user:
+            for path in (folder, *folder.parents[:2]):
+                path.chmod(0o755)
+            shutil.chown(folder, "postgres")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"postgresql+psycopg://erpe@127.0.0.1:{self.port}/postgres"
+        self.call("initdb", "-E", "UTF8", "-A", "trust", "-U", "erpe")
+        self.start()
+
+    def call(self, *command):
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.run([*self.user, *command, "-D", self.folder / "db"], check=True, cwd="/", **quiet)
+
+    def start(self):
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder} -c fsync=off"
+        self.call("pg_ctl", "-l", self.folder / "log", "-o", options, "-w", "start")
+
+    def stop(self):
+        self.call("pg_ctl", "-m", "immediate", "stop")
+
+
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory):
-    """The address of an empty database of a PostgreSQL server of our own."""
     if not shutil.which("initdb") or not shutil.which("pg_ctl"):
         pytest.skip("no PostgreSQL on this machine")
-    folder = tmp_path_factory.mktemp("postgres")
-    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-    if as_user:
-        for path in (folder, *folder.parents[:2]):
-            path.chmod(0o755)
-        shutil.chown(folder, "postgres")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-    quiet = {"check": True, "capture_output": True, "cwd": "/"}
-    subprocess.run([*as_user, "initdb", "-E", "UTF8", "-A", "trust", "-U", "erpe", "-D", folder / "db"], **quiet)
-    start = [*as_user, "pg_ctl", "-D", folder / "db", "-l", folder / "log", "-o", options, "-w", "start"]
-    subprocess.run(start, check=True, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    yield f"postgresql+psycopg://erpe@127.0.0.1:{port}/postgres"
-    subprocess.run([*as_user, "pg_ctl", "-D", folder / "db", "-m", "fast", "stop"], **quiet)
+    server = Postgres(tmp_path_factory.mktemp("postgres"))
+    yield server
+    server.stop()
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
 def home(request, store, monkeypatch):
     """Both homes of a ledger."""
     if request.param == "postgres":
-        monkeypatch.setenv("ERPE_STORAGE_URL", request.getfixturevalue("postgres"))
+        monkeypatch.setenv("ERPE_STORAGE_URL", request.getfixturevalue("postgres").url)
     return store
 
 
@@ -125,6 +140,37 @@ def test_a_driver_that_was_replaced_cannot_write(home):
                     write()
             run(new, same)
             assert states(new) == ["COMPLETE"]
+
+
+@pytest.mark.slow
+def test_a_server_that_restarts_is_waited_for_and_the_lease_taken_again(store, postgres, monkeypatch):
+    monkeypatch.setenv("ERPE_STORAGE_URL", postgres.url)
+    with Ledger.open(store, SPEC, name="restart") as ledger:
+        first = ledger.ask(2)
+        postgres.stop()
+        back = threading.Timer(2, postgres.start)
+        back.start()
+        assert not ledger.report(first.number, 1, 0.5), "waits"
+        back.join()
+        with pytest.raises(StudyError, match="another erpe is running it"):
+            Ledger.open(store, SPEC, name="restart")
+        run(ledger, first)
+        run(ledger, ledger.ask(2))
+        assert states(ledger) == ["COMPLETE", "COMPLETE"]
+
+
+@pytest.mark.slow
+def test_a_server_that_stays_away_stops_the_study_in_one_line(store, postgres, monkeypatch):
+    monkeypatch.setenv("ERPE_STORAGE_URL", postgres.url)
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.5)
+    with Ledger.open(store, SPEC, name="away") as ledger:
+        ticket = ledger.ask(1)
+        postgres.stop()
+        with pytest.raises(StoreError, match="nothing is lost"):
+            ledger.report(ticket.number, 1, 0.5)
+        postgres.start()
+    with Ledger.open(store, SPEC, name="away") as ledger:
+        assert ledger.ask(1).number == ticket.number
 
 
 def test_a_trial_killed_before_its_configuration_was_written_is_void(store, monkeypatch):

@@ -38,6 +38,7 @@ class Conductor:
     draining: bool = False
     """Set by Ctrl-C: trials end after their epoch, none is started, all can be continued."""
     _study: StudyRecord | None = None
+    """As it was when a trial last started or ended."""
 
     def folder(self, ticket: Record) -> Path:
         """Where a trial's checkpoint and results lie."""
@@ -52,6 +53,7 @@ class Conductor:
             tags = self.tags | {"optuna.number": str(ticket.number), "seed": str(ticket.config.seed)}
             self.tracker.start_trial(ticket.uid, ticket.number, ticket.config, tags)
             if ticket.verdict is None:
+                self._study = self.ledger.read()
                 self.progress.on_start(self._moment(ticket))
                 return ticket
             self._end(ticket)  # was decided by a driver that was killed before it told anyone
@@ -72,7 +74,8 @@ class Conductor:
                 step = int(epoch["epoch"])
                 prune = self.ledger.report(ticket.number, step, epoch[METRIC])
                 self.tracker.epoch(ticket.uid, step, epoch)
-                self.progress.on_epoch(self._moment(ticket, study=False))
+                ticket.epochs.setdefault(step, epoch[METRIC])
+                self.progress.on_epoch(self._moment(ticket))
                 if prune:
                     return self._decide(ticket, "PRUNED")
         except TrialError as error:
@@ -105,15 +108,12 @@ class Conductor:
             folder = self.folder(ticket) if verdict.state == "COMPLETE" else None
             self.tracker.end_trial(ticket.uid, verdict.state, verdict.metrics, folder, verdict.reason)
             self.ledger.tell(ticket.number)
-            self.progress.on_end(self._moment(ticket))
+            self._study = self.ledger.read()
+            self.progress.on_end(self._moment(self.ledger.trial(ticket.number)))
         return False
 
-    def _moment(self, ticket: Record, *, study: bool = True) -> Moment:
-        """Where the trial stands; reading the whole study again is for when a trial starts or ends."""
-        if study or self._study is None:
-            self._study = self.ledger.read()
-        trial = self.ledger.trial(ticket.number)
-        best = self._study.best
+    def _moment(self, trial: Record) -> Moment:
+        best = self._study.best if self._study else None
         return Moment(
             number=trial.number,
             state=trial.state,
@@ -122,7 +122,7 @@ class Conductor:
             value=trial.value,
             reason=trial.verdict.reason if trial.verdict else None,
             config=trial.config,
-            counts=dict(self._study.counts),
+            counts=dict(self._study.counts) if self._study else {},
             budget=self.budget,
             best=best.value if best else None,
             lag=self.tracker.lag(),

@@ -171,10 +171,11 @@ class Ledger:
             return False  # was decided when it was new
         if epoch not in trial.intermediate_values:
             self._backend.set_trial_intermediate_value(trial._trial_id, epoch, float(value))
+            trial.intermediate_values[epoch] = float(value)  # as it is now, without reading it again
             if trial.user_attrs.get(_ATTEMPTS):
                 self._note(number, _ATTEMPTS, 0)
         last = epoch >= self._spec.epochs
-        return not last and self._study.pruner.prune(self._study, self._trial(number))
+        return not last and self._study.pruner.prune(self._study, trial)
 
     @storage.patient
     def crashed(self, number: int, reason: str) -> bool:

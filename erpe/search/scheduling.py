@@ -5,21 +5,27 @@ Tune places trials, reuses workers and notices dead ones; it decides nothing and
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from erpe.errors import StudyError
 from erpe.search.conductor import Conductor
 from erpe.search.play import Start
 from erpe.search.records import Record
 from erpe.search.worker import Worker  # before Ray: sets its environment
 
-from ray import tune  # isort: skip
+import ray  # isort: skip
+from ray import tune
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 T = TypeVar("T")
+
+LOOK_SECONDS = 5.0
+"""How often the driver looks whether Ray is alive."""
 
 
 class Link:
@@ -107,14 +113,24 @@ class Brake(tune.Stopper):
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        self._node = ray.get_runtime_context().get_node_id()
+        self._looked = time.monotonic()
 
     def __call__(self, trial_id: str, result: dict) -> bool:
         """Single trials are stopped by the scheduler."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether an error of ours ended the search."""
+        """Whether an error of ours, or the end of Ray itself, ends the search."""
+        if self._link.error is None and time.monotonic() - self._looked > LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._link.guarded(self._look, None)
         return self._link.error is not None
+
+    def _look(self) -> None:
+        # Without its node, Tune would wait for workers for ever.
+        if not any(node["NodeID"] == self._node and node["Alive"] for node in ray.nodes()):
+            raise StudyError("ray: this machine's node died; trials stay as they are, the same command continues")
 
     def __reduce__(self) -> Any:
         return tune.Stopper, ()

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from erpe.errors import ConfigError
+from erpe.errors import ConfigError, StudyError
 from erpe.search.conductor import Conductor, run_inline
 from erpe.search.play import Start
 
@@ -123,6 +123,9 @@ class OnRay:
             return ray.get(remote.remote())
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
+        except ray.exceptions.RayError as error:
+            said = str(error).splitlines()[0]
+            raise StudyError(f"ray: {said}; trials stay as they are, the same command continues") from error
 
 
 @contextmanager
