@@ -1,5 +1,7 @@
+import getpass
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -15,9 +17,10 @@ import pytest
 from mlflow_server import free_port, mlflow_server, rows
 
 from erpe.config import defaults
-from erpe.errors import StoreError, TrackingError
+from erpe.errors import StoreError, StudyError, TrackingError
 from erpe.store import Store
 from erpe.tracking.artifacts import draw
+from erpe.tracking.provenance import collect
 from erpe.tracking.sender import Sender
 from erpe.tracking.server import probe, redact
 from erpe.tracking.spool import Spool
@@ -26,12 +29,11 @@ from erpe.tracking.tracker import Tracker, lags, sync
 STUDY = "relu_general-digits"
 CONFIG = defaults("relu_general", "digits")
 
-pytestmark = [
-    # mlflow's own, raised in the thread that imports it
-    pytest.mark.filterwarnings("ignore::UserWarning:mlflow"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
+MLFLOW_WARNS = [  # of itself, when it is imported
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
 ]
+pytestmark = MLFLOW_WARNS
 slow = pytest.mark.slow
 
 
@@ -157,6 +159,14 @@ def test_the_first_word_on_an_epoch_counts(store):
     assert event.metrics == {"val/accuracy": 0.1}
 
 
+def test_two_processes_record_an_epoch_once(store):
+    first, second = Tracker(store, STUDY, send=False), Tracker(store, STUDY, send=False)
+    for step in (1, 2, 3):
+        first.epoch("s:0", step, {"val/accuracy": 0.1})
+        second.epoch("s:0", step, {"val/accuracy": 0.2})
+    assert lags(store) == {STUDY: 3}
+
+
 def test_a_final_measure_that_replaces_an_epochs_comes_after_it(store):
     tracker = Tracker(store, STUDY, send=False)
     tracker.epoch("s:0", 1, {"val/accuracy": 0.1, "val/loss": 2.0})
@@ -213,6 +223,39 @@ def test_no_mlflow_is_imported_until_there_is_something_to_send(store):
 )
 def test_a_password_is_never_shown(uri, shown):
     assert redact(uri) == shown
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("ftp://host", "sqlite:///FILE would do"),
+        ("./mlruns", "sqlite:///FILE would do"),
+        ("sqlite:////no/such/folder/mlflow.db", "unable to open"),
+        ("postgresql://me:hunter22@127.0.0.1:1/mlflow", "no answer"),
+        ("http://me:hunter22@127.0.0.1:1", "no answer"),
+        ("http:///nohost", "not a URL"),
+    ],
+)
+def test_what_is_wrong_with_an_address_is_said_in_one_line_at_once(uri, told):
+    started = time.perf_counter()
+    line = probe(uri)
+    assert time.perf_counter() - started < 20
+    assert told in line and redact(uri) in line and "\n" not in line and "hunter22" not in line
+
+
+def test_to_sync_a_study_that_is_not_there_makes_none(store):
+    Tracker(store, STUDY, send=False)
+    with pytest.raises(StudyError, match=f"did you mean {STUDY}"):
+        sync(store, "relu_general-digit")
+    assert lags(store) == {STUDY: 0}
+
+
+def test_provenance_names_code_versions_and_machine_and_nobody():
+    found = collect("erpe tune", threads=3)
+    assert found["mlflow.source.name"] == "erpe tune" and found["threads"] == "3"
+    assert {"git_sha", "git_dirty", "lock_sha256", "version.torch", "version.ray", "platform"} <= found.keys()
+    assert len(found["lock_sha256"]) == 64
+    assert not {platform.node(), getpass.getuser(), str(Path.home())} & set(found.values())
 
 
 def test_a_damaged_file_costs_its_own_figure_only(tmp_path):
@@ -425,12 +468,13 @@ def test_what_was_told_while_the_server_was_down_arrives_when_it_is_up(store, em
 
 TELLER = """
 import sys
-sys.path.insert(0, {tests!r})
-from test_tracker import CONFIG, Store, Tracker
+from erpe.config import defaults
+from erpe.store import Store
+from erpe.tracking.tracker import Tracker
 tracker = Tracker(Store.open({store!r}), "killed")
 tracker.start_study("s", {{}}, {{}})
 for n in range(6):
-    tracker.start_trial(f"s:{{n}}", n, CONFIG, {{}})
+    tracker.start_trial(f"s:{{n}}", n, defaults("relu_general", "digits"), {{}})
     for step in range(1, 51):
         tracker.epoch(f"s:{{n}}", step, {{"val/accuracy": step / 100, "train/loss": 1 / step}})
     tracker.end_trial(f"s:{{n}}", "COMPLETE", {{"params": 1.0}}, None, None)
@@ -441,7 +485,7 @@ sys.exit(tracker.close(120))
 @slow
 def test_a_sender_killed_in_the_middle_again_and_again_sends_everything_once(store, server, monkeypatch):
     database, port = server
-    script = TELLER.format(tests=str(Path(__file__).parent), store=str(store.root))
+    script = TELLER.format(store=str(store.root))
     with_server = environment() | {"MLFLOW_TRACKING_URI": f"http://localhost:{port}"}
 
     def arrived():

@@ -12,19 +12,14 @@ from pathlib import Path
 
 import pytest
 from mlflow_server import mlflow_server, rows
-from test_tracker import empty_database, results  # noqa: F401  a fixture
+from test_tracker import MLFLOW_WARNS, empty_database, results  # noqa: F401  empty_database is a fixture
 
 from erpe.config import defaults
 from erpe.store import Store
 from erpe.tracking.tracker import Tracker
 from erpe.tracking.view import MEASURES, runs_page
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
+pytestmark = [pytest.mark.slow, *MLFLOW_WARNS]
 
 STUDY = "relu_general-digits-0c3a"
 FLAGS = (

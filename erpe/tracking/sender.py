@@ -154,4 +154,4 @@ def _definite(error: Exception) -> bool:
 
     if isinstance(error, MlflowException):
         return error.get_http_status_code() in (400, 404, 409)
-    return not isinstance(error, OSError)
+    return not isinstance(error, OSError | ImportError)  # an import may meet one that another thread has begun

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import logging
 import os
 import re
-import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,6 +23,7 @@ _ENVIRONMENT = {
     "MLFLOW_UV_AUTO_DETECT": "false",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
 }
+WAITING = "events wait in the spool, `erpe sync` sends them"
 _SEARCH = "/api/2.0/mlflow/experiments/search"
 
 
@@ -54,7 +53,7 @@ def connect(uri: str) -> MlflowClient:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
+    for name in ("mlflow", "alembic", "urllib3.connectionpool", "psycopg"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
@@ -83,15 +82,19 @@ def _examine_server(uri: str) -> Health:
             creds, _SEARCH, "GET", params={"max_results": 1}, timeout=5, max_retries=0, raise_on_status=False
         )
     except MlflowException as error:
-        if "Invalid url" in str(error):
+        said = str(error)
+        if "Invalid url" in said:
             return Health("refuses", f"{name}: not a URL; MLFLOW_TRACKING_URI=http://HOST:PORT would do")
-        return Health("down", f"{name}: no answer; events wait in the spool, `erpe sync` sends them")
+        if "SSLError" in said or "CERTIFICATE" in said:
+            return Health("refuses", f"{name}: certificate not trusted; MLFLOW_TRACKING_SERVER_CERT_PATH would do")
+        why = re.search(r"Connection refused|timed out|timeout|Name or service not known|resolve", said)
+        return Health("down", f"{name}: no answer ({why[0] if why else 'connection broken'}); {WAITING}")
     return _judge(name, answer.status_code, answer.text)
 
 
 def _judge(name: str, status: int, text: str) -> Health:
     if status in (408, 429) or status >= 500:
-        return Health("down", f"{name}: answers {status}; events wait in the spool, `erpe sync` sends them")
+        return Health("down", f"{name}: answers {status}; {WAITING}")
     if status == 401:
         return Health("refuses", f"{name}: wants a login (401); MLFLOW_TRACKING_USERNAME and _PASSWORD would do")
     if status == 403:
@@ -103,46 +106,33 @@ def _judge(name: str, status: int, text: str) -> Health:
 
 
 def _examine_database(uri: str) -> Health:
-    if uri.startswith("sqlite:///"):
-        return _examine_file(Path(uri.removeprefix("sqlite:///")))
-    from mlflow.exceptions import MlflowException
+    """A database in place of a server; without mlflow, whose own attempts take minutes."""
+    from sqlalchemy import create_engine, inspect, text
+    from sqlalchemy.engine import make_url
     from sqlalchemy.exc import SQLAlchemyError
 
-    name = f"tracking database {redact(uri)}"
+    name, kind = f"tracking database {redact(uri)}", uri.partition(":")[0].partition("+")[0]
+    if kind not in ("sqlite", "postgresql", "mysql", "mssql"):
+        return Health("refuses", f"{name}: http://HOST:PORT, postgresql://HOST/NAME or sqlite:///FILE would do")
     try:
-        connect(uri).search_experiments(max_results=1)
-    except (MlflowException, SQLAlchemyError) as error:
-        said = redact_text(str(error))
-        if "out-of-date database schema" in said or "Can't locate revision" in said:
-            return Health("refuses", f"{name}: of another MLflow version; `mlflow db upgrade` would do, with a backup")
-        if "connect" in said:
-            return Health("down", f"{name}: no answer; events wait in the spool, `erpe sync` sends them")
-        return Health("refuses", f"{name}: {said.splitlines()[0]}")
-    return Health("well")
-
-
-def _examine_file(path: Path) -> Health:
-    """An embedded database, without importing mlflow: it is made when there is none."""
-    name = f"tracking database {path}"
-    if not path.exists():
-        return Health("well")
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=5)) as database:
-            tables = {table for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            found = database.execute("SELECT version_num FROM alembic_version") if "alembic_version" in tables else ()
+        path = Path(make_url(uri).database or "")
+        if kind == "sqlite" and not path.exists() and path.parent.is_dir():
+            return Health("well")
+        patience = {"timeout" if kind in ("sqlite", "mssql") else "connect_timeout": 5}
+        with create_engine(uri, connect_args=patience).connect() as connection:
+            tables = inspect(connection).get_table_names()
+            found = connection.execute(text("SELECT version_num FROM alembic_version")) if tables else ()
             versions = {version for (version,) in found}
-            database.execute("BEGIN IMMEDIATE")
-    except sqlite3.Error as error:
-        if "locked" in str(error):
-            return Health("down", f"{name}: busy; events wait in the spool")
-        return Health("refuses", f"{name}: {error}; put it right, or move it away and `erpe sync` fills a new one")
+    except (SQLAlchemyError, ImportError) as error:
+        said = redact_text(str(getattr(error, "orig", error)).strip().splitlines()[0])
+        if "locked" in said or re.search(r"connect(?!.*(authentication|denied|does not exist))", said):
+            return Health("down", f"{name}: no answer ({said}); {WAITING}")
+        return Health("refuses", f"{name}: {said}; put it right, or move it away and `erpe sync` fills a new one")
     known, newest = _schemas()
     if not tables or versions == newest:
         return Health("well")
     if versions and versions <= known:
-        return Health(
-            "refuses", f"{name}: an older MLflow made it; `mlflow db upgrade sqlite:///{path}` would do, with a backup"
-        )
+        return Health("refuses", f"{name}: an older MLflow made it; back it up, then `mlflow db upgrade` would do")
     return Health("refuses", f"{name}: not of this MLflow version; move it away, and `erpe sync` fills a new one")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from erpe.config import TrialConfig
-from erpe.errors import ErpeError, StoreError, TrackingError
+from erpe.errors import ErpeError, StoreError, StudyError, TrackingError, nearest
 from erpe.store import Store
 from erpe.tracking.sender import Sender
 from erpe.tracking.spool import Event, Spool
@@ -177,13 +177,17 @@ def sync(store: Store, study: str | None = None, timeout: float = 600) -> dict[s
     Returns:
         Events left, by study; more than none if the server is down.
     Raises:
+        StudyError: the store has no spool of this name.
         StoreError: a spool cannot be read, or had a damaged line, which is now beside it; the others were sent.
         TrackingError: the server refuses, or is not MLflow.
     """
     deadline = time.monotonic() + timeout
     left: dict[str, int] = {}
     error: ErpeError | None = None
-    for name in [study] if study else _studies(store):
+    known = _studies(store)
+    if study and study not in known:
+        raise StudyError(f"study {study!r}: not in this store; {nearest(study, known) if known else 'it has none'}")
+    for name in [study] if study else known:
         try:
             Sender(store, name).again()
             tracker = Tracker(store, name)
