@@ -362,7 +362,7 @@ _BY_DATASET: dict[str, dict[str, Any]] = {
         "model.patch": 2, "data.validation": 0.15, "data.augment": "none",
         "train.epochs": 30, "train.batch": 64, "train.lr": 2e-3,
     },
-    "mnist": {"train.epochs": 5},
+    "mnist": {"train.epochs": 5, "train.batch": 64, "train.lr": 2e-3},
     "cifar10": {"model.width": 192, "model.depth": 6, "model.heads": 6, "train.epochs": 50},
 }  # fmt: skip
 

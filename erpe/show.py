@@ -102,7 +102,8 @@ class LiveProgress:
 
     def table(self) -> Table:
         """The study as it stands."""
-        title = f"{self.spec.variant} on {self.spec.dataset}: {self.phase}{self.step} ({time.monotonic() - self.began:.0f} s)"
+        seconds = time.monotonic() - self.began
+        title = f"{self.spec.variant} on {self.spec.dataset}: {self.phase}{self.step} ({seconds:.0f} s)"
         table = Table(box=SIMPLE, title=title, title_justify="left", caption=self.caption(), caption_justify="left")
         for name in ("trial", "state", "epoch", "accuracy", "lr", "batch", "width", "depth", "heads", "patch"):
             table.add_column(name, justify="left" if name == "state" else "right")
