@@ -210,8 +210,12 @@ def test_evaluation_is_not_in_the_seconds_of_an_epoch(monkeypatch, tmp_path):
 
     monkeypatch.setattr("erpe.training.loop.time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(objective, "logits_of", slow)
-    trial = Trial(tiny(), tmp_path)
-    assert trial.epoch(lambda done, steps: now.__setitem__(0, now[0] + 1))["time/epoch_seconds"] == trial.trainer.steps
+
+    def tick(done, steps):
+        now[0] += 1
+
+    trial = Trial(tiny(), tmp_path, on_step=tick)
+    assert trial.epoch()["time/epoch_seconds"] == trial.trainer.steps == 5
 
 
 @pytest.mark.skipif(not evaluate.Path("/proc/self/clear_refs").exists(), reason="only Linux can forget a peak")

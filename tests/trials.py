@@ -3,12 +3,17 @@
 from erpe.config import TrialConfig, defaults
 
 TINY = {
+    "model.patch": 2,
     "model.width": 16,
     "model.depth": 2,
     "model.heads": 2,
     "model.mlp_ratio": 2,
+    "data.validation": 0.15,
     "data.train_limit": 300,
+    "data.augment": "none",
     "train.epochs": 3,
+    "train.batch": 64,
+    "train.lr": 2e-3,
 }
 
 
