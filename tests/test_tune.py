@@ -367,17 +367,25 @@ def _accidents(folder, epoch):
     number = number_of(folder)
     if number == 0 and epoch == 2:
         raise TrialError("step 17: the loss is nan")
-    if number == 2 or (number == 1 and epoch == 3 and once(folder, "death")):
+    if number == 1 and epoch == 3 and once(folder, "death"):
         os.kill(os.getpid(), signal.SIGKILL)
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if number == 3 and epoch == 2 and once(folder, "exception"):
+        raise RuntimeError("CUDA out of memory")
 
 
 @pytest.mark.slow
-def test_on_ray_a_dead_worker_is_replaced_and_a_poisonous_trial_ends(store, spool_only, ray):
+def test_on_ray_a_dead_worker_is_replaced_and_a_poisonous_trial_ends(store, spool_only, ray, capfd):
     result = tune(SPEC, store, trials=5, concurrency=2, work=work(accident=_accidents))
     assert result.counts == {"COMPLETE": 3, "FAIL": 2}
-    assert result.reasons[0] == "step 17: the loss is nan" and f"crashed {MAX_ATTEMPTS} times" in result.reasons[2]
+    assert result.reasons[0] == "step 17: the loss is nan"
+    assert (
+        f"Segmentation fault (crashed {MAX_ATTEMPTS} times" in result.reasons[2] and "_accidents" in result.reasons[2]
+    )
+    assert capfd.readouterr() == ("", "")
     assert logs(store)[2].count("epoch 1") == MAX_ATTEMPTS
-    check_books(store, 5, repeated=MAX_ATTEMPTS)
+    check_books(store, 5, repeated=MAX_ATTEMPTS + 1)
 
 
 @pytest.mark.slow

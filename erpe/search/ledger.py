@@ -192,7 +192,7 @@ class Ledger:
         self._note(number, _ATTEMPTS, attempts)
         if attempts < MAX_ATTEMPTS:
             return True
-        self.decide(number, "FAIL", {}, f"{reason}\ncrashed {attempts} times without finishing an epoch")
+        self.decide(number, "FAIL", {}, f"{reason.rstrip()} (crashed {attempts} times without finishing an epoch)")
         return False
 
     @storage.patient

@@ -5,8 +5,10 @@ Tune places trials, reuses workers and notices dead ones; it decides nothing and
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +16,7 @@ from erpe.errors import StudyError
 from erpe.search.conductor import Conductor
 from erpe.search.play import Start
 from erpe.search.records import Record
-from erpe.search.worker import Worker  # before Ray: sets its environment
+from erpe.search.worker import LAST_WORDS, Worker  # before Ray: sets its environment
 
 import ray  # isort: skip
 from ray import tune
@@ -23,6 +25,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 T = TypeVar("T")
+
+MOST = 8_000
+"""Characters of a traceback that are kept."""
 
 LOOK_SECONDS = 5.0
 """How often the driver looks whether Ray is alive."""
@@ -100,7 +105,8 @@ class LedgerScheduler(FIFOScheduler):
         if not trial.run_metadata.error_filename:
             return
         link = self._link
-        ticket, reason = link.tickets[trial.trial_id], last_error(trial)
+        ticket = link.tickets[trial.trial_id]
+        reason = last_error(trial, link.conductor.folder(ticket))
         if not link.guarded(lambda: link.conductor.crashed(ticket, reason), False):
             tune_controller.stop_trial(trial)
 
@@ -145,13 +151,23 @@ class Quiet(TrialProgressCallback):
     on_trial_error = on_trial_complete = on_trial_result
 
 
-def last_error(trial: Any) -> str:
-    """What Tune wrote about the last crash of a trial: the worker's traceback, or how its process ended."""
+def last_error(trial: Any, folder: Path) -> str:
+    """What is known of a worker's end, its cause in the last line.
+
+    An exception's traceback; or the traceback of a signal; or, of a process that was killed, only that.
+    """
     try:
-        text = Path(trial.error_file).read_text(errors="replace")
+        text = Path(trial.error_file).read_text(errors="replace").rpartition("Failure # ")[2]
     except (OSError, TypeError):
-        return "the worker died"
-    return text.rpartition("\nFailure # ")[2].partition("\n")[2].strip()[-4000:] or text.strip()[-4000:]
+        text = ""
+    if "Traceback" in text or "ray::" in text:
+        plain = re.sub(r"\x1b\[\d+m", "", text.partition("\n")[2])
+        return "\n".join(line for line in plain.splitlines() if line.strip(" ^"))[-MOST:]
+    with suppress(OSError):
+        words = (folder / LAST_WORDS).read_text(errors="replace").partition("\n\nExtension")[0][:MOST].strip()
+        if words:
+            return f"{words}\nthe worker died of: {words.splitlines()[0]}"
+    return "the worker was killed, perhaps for want of memory"
 
 
 def run_ray(conductor: Conductor, start: Start, *, concurrency: int, cpus: float, gpus: float, scratch: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from erpe.config import TrialConfig
 from erpe.search.play import Event, play
@@ -18,6 +20,7 @@ for _name, _value in {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # a local cluster listens on the loopback only
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about its coming default
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what Ray says of dead workers goes to stdout; the ledger has it
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # prints a box even when told to be silent
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours lets trials finish their epoch
@@ -40,15 +43,24 @@ WORKER_ENV = {
 """Environment of every worker, from before its start."""
 
 
+LAST_WORDS = "crash.txt"
+"""In a trial's folder: the traceback of a signal such as SIGSEGV, which no exception handler sees."""
+
+
 class Worker(tune.Trainable):
     """A process that plays one trial after the other, an event a step. The checkpoint is the trial's own affair."""
 
     _events: Iterator[Event]
+    _last_words: TextIO | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take a trial; nothing is built before the first step, whose errors are reported."""
-        trial = TrialConfig(**config["config"])
-        self._events = play(trial, Path(config["folder"]), config["start"])
+        folder = Path(config["folder"])
+        self._events = play(TrialConfig(**config["config"]), folder, config["start"])
+        with suppress(OSError):  # a full disk is told by the first step
+            folder.mkdir(parents=True, exist_ok=True)
+            self._last_words = (folder / LAST_WORDS).open("w")
+            faulthandler.enable(self._last_words, all_threads=False)
 
     def reset_config(self, config: dict[str, Any]) -> bool:
         """Take another trial in the same process."""
@@ -63,6 +75,11 @@ class Worker(tune.Trainable):
     def cleanup(self) -> None:
         """Let go of the trial's memory, also on the GPU."""
         self._events = iter(())
+        faulthandler.disable()
+        if self._last_words:
+            self._last_words.close()
+            Path(self._last_words.name).unlink(missing_ok=True)
+            self._last_words = None
         gc.collect()
         if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
             sys.modules["torch"].cuda.empty_cache()
