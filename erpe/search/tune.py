@@ -7,12 +7,12 @@ The same call continues the same study: after the end (nothing is left to do), a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -97,18 +97,19 @@ def tune(
     asked.check()
     progress = progress or Silent()
     work = work or vision(spec.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
-    with Ledger.open(store, spec, name=name, new=new) as ledger:
+    with Ledger.open(store, spec, name=name, new=new) as ledger, contextlib.ExitStack() as opened:
         conductor = _conductor(ledger, store, spec, trials, cpus_per_trial, progress)
-        with interruptible(conductor):
-            if _left(ledger, trials):
-                conductor.progress.on_phase("data")
-                work.prepare()
-                conductor.tracker.start_study(ledger.uid, spec.model_dump(mode="json"), _study_tags(spec, conductor))
-                conductor.progress.on_phase("workers")
-                scratch = store.root / "ray" / ledger.name
-                with in_process() if executor == "inline" else on_ray(asked, trials, scratch) as workers:
-                    _run(conductor, work, workers)
-            return _close(conductor, began)
+        opened.callback(conductor.tracker.close, 1)  # after an error, too
+        opened.enter_context(interruptible(conductor))
+        if _left(ledger, trials):
+            progress.on_phase("data")
+            work.prepare()
+            conductor.tracker.start_study(ledger.uid, spec.model_dump(mode="json"), _study_tags(spec, conductor))
+            progress.on_phase("workers")
+            scratch = store.root / "ray" / ledger.name
+            with in_process() if executor == "inline" else on_ray(asked, trials, scratch) as workers:
+                _run(conductor, work, workers)
+        return _close(conductor, began)
 
 
 def _conductor(
@@ -177,7 +178,7 @@ def _close(conductor: Conductor, began: float) -> TuneResult:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def interruptible(conductor: Conductor) -> Iterator[None]:
     """SIGINT or SIGTERM once: trials finish their epoch, and the search ends. Twice: KeyboardInterrupt."""
 

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,8 +36,10 @@ class Asked(NamedTuple):
         """Refuse what can be refused before anything is started.
 
         Raises:
-            ConfigError: a number that makes no sense, or a GPU where there is none.
+            ConfigError: a number that makes no sense, a GPU where there is none, or a cluster that is not there.
         """
+        if self.address:
+            knock(self.address)
         if self.concurrency is not None and self.concurrency < 1:
             raise ConfigError(f"concurrency: {self.concurrency} given; 1 or more would do")
         if self.cpus < 1:
@@ -50,6 +53,21 @@ class Asked(NamedTuple):
 
             if not torch.cuda.is_available():
                 raise ConfigError(f"gpus per trial: {self.gpus:g} given, and torch sees no GPU here; 0 would do")
+
+
+def knock(address: str) -> None:
+    """Make sure that somebody listens: Ray itself would try for minutes, and say so in its own words.
+
+    Raises:
+        ConfigError: nobody does, or it is no address of a cluster.
+    """
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdigit():
+        raise ConfigError(f"ray address {address!r}: HOST:PORT of the cluster's head would do, the port mostly 6379")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"ray address {address}: nobody answers ({error}); is the cluster up?") from None
 
 
 class Shares(NamedTuple):
@@ -139,8 +157,6 @@ def on_ray(asked: Asked, trials: int, scratch: Path) -> Iterator[Workers]:
 
     import ray  # isort: skip
 
-    if asked.address and asked.address.startswith("ray://"):
-        raise ConfigError(f"ray address {asked.address}: Ray's client is not used; HOST:6379 would do")
     ours = not ray.is_initialized()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     here: dict[str, Any] = {
@@ -161,6 +177,11 @@ def on_ray(asked: Asked, trials: int, scratch: Path) -> Iterator[Workers]:
             if not asked.address:
                 raise
             raise ConfigError(f"ray address {asked.address}: no cluster answers ({error})") from None
+        except OSError as error:
+            raise ConfigError(
+                f"ray: cannot write {error.filename} ({error.strerror}); "
+                "a HOME that can be written would do, or --executor inline"
+            ) from None
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         found = ray.cluster_resources()
