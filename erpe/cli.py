@@ -1,7 +1,7 @@
 """The command line: parse, call, print. Whatever is heavy is imported inside its command.
 
-Exit codes: 0 done; 1 a mistake, told in one line; 2 a command line that makes no sense; 130 interrupted, to be
-continued by the same command.
+Exit codes: 0 done; 1 a mistake, told in one line; 2 a command line that makes no sense; 3 done, but MLflow has not
+got everything yet; 130 interrupted, to be continued by the same command.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import typer
 from erpe import __version__
 from erpe.errors import ConfigError, ErpeError
 
-INTERRUPTED = 130
+UNSENT, INTERRUPTED = 3, 130
 
 app = typer.Typer(
     name="erpe",
@@ -122,7 +122,7 @@ def run_study(spec: Any, store: Path, as_json: bool, **how: Any) -> None:
     from erpe.store import Store
 
     opened = Store.open(store)
-    warn_of_tracking(opened)
+    check_tracking(opened)
     try:
         with LiveProgress(spec) as progress:
             result = run(spec, opened, progress=progress, **how)
@@ -135,6 +135,8 @@ def run_study(spec: Any, store: Path, as_json: bool, **how: Any) -> None:
         raise typer.Exit(INTERRUPTED)
     if result.best is None:
         raise ErpeError(f"study {result.study}: no trial was completed; {first_reason(result.reasons)}")
+    if result.lag:
+        raise typer.Exit(UNSENT)
 
 
 def first_reason(reasons: dict[int, str]) -> str:
@@ -142,12 +144,20 @@ def first_reason(reasons: dict[int, str]) -> str:
     return next((f"trial {n}: {why.strip().splitlines()[-1]}" for n, why in sorted(reasons.items())), "see erpe status")
 
 
-def warn_of_tracking(store: Any) -> None:
-    """Say before a long search that its results will wait in the spool."""
-    from erpe.tracking.server import probe
+def check_tracking(store: Any) -> None:
+    """Say before a long search that its results will wait in the spool, because the server is down.
 
-    if store.tracking_uri.startswith("http") and (trouble := probe(store.tracking_uri)):
-        print(f"warning: {trouble}", file=sys.stderr)
+    Raises:
+        TrackingError: the server refuses us, is not MLflow, or its database is of another version.
+    """
+    from erpe.errors import TrackingError
+    from erpe.tracking.server import examine
+
+    health = examine(store.tracking_uri)
+    if health.state == "refuses":
+        raise TrackingError(health.line)
+    if health.state == "down":
+        print(f"warning: {health.line}", file=sys.stderr)
 
 
 @app.command()

@@ -40,6 +40,8 @@ class DatasetFacts(NamedTuple):
     mean: tuple[float, ...]
     """Mean of each channel over the training set, pixels in [0, 1]."""
     std: tuple[float, ...]
+    sha256: str
+    """Of pixels and labels of the training set, as `erpe.training.data` computes it."""
     names: tuple[str, ...] = tuple("0123456789")
     """Of the classes."""
 
@@ -47,10 +49,33 @@ class DatasetFacts(NamedTuple):
 _OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 DATASETS = {
-    "digits": DatasetFacts((1, 8, 8), 10, 1437, 360, (0.3054,), (0.3760,)),
-    "mnist": DatasetFacts((1, 28, 28), 10, 60_000, 10_000, (0.1307,), (0.3081,)),
+    "digits": DatasetFacts(
+        (1, 8, 8),
+        10,
+        1437,
+        360,
+        (0.3054,),
+        (0.3760,),
+        "cf523fcf146ab6c4a2fc65ac83b5a8f7bbca3d816b439954e27c285d3462cf27",
+    ),
+    "mnist": DatasetFacts(
+        (1, 28, 28),
+        10,
+        60_000,
+        10_000,
+        (0.1307,),
+        (0.3081,),
+        "d18cfd466eb143ac1097fde604dba9eec4116885869d04cc648b510949f9e88c",
+    ),
     "cifar10": DatasetFacts(
-        (3, 32, 32), 10, 50_000, 10_000, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), _OBJECTS
+        (3, 32, 32),
+        10,
+        50_000,
+        10_000,
+        (0.4914, 0.4822, 0.4465),
+        (0.2470, 0.2435, 0.2616),
+        "973ef2abb5897efc795681a4d79a6f5f642fa2bcb1a828f7476017c89db53a57",
+        _OBJECTS,
     ),
 }
 

@@ -234,6 +234,7 @@ DIGESTS = {
 def test_data_and_splits_are_the_same_everywhere_and_for_ever(dataset):
     split = load_training(DataConfig(dataset=dataset))
     assert (split.digest, split.split_digest) == DIGESTS[dataset]
+    assert split.digest == DATASETS[dataset].sha256, "what a trial is tagged with"
 
 
 @pytest.mark.parametrize("batch", [1, 64, 100, 1000])
