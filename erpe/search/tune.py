@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from erpe.config import TrialConfig
+from erpe.config import DATASETS, TrialConfig
 from erpe.errors import ConfigError
 from erpe.search.conductor import Conductor
 from erpe.search.ledger import Ledger
@@ -108,6 +108,7 @@ def tune(
             progress.on_phase("workers")
             scratch = store.root / "ray" / ledger.name
             with in_process() if executor == "inline" else on_ray(asked, trials, scratch) as workers:
+                conductor.tags["device"] = workers.device if device == "auto" else device
                 _run(conductor, work, workers)
         return _close(conductor, began)
 
@@ -118,7 +119,8 @@ def _conductor(
     from erpe.tracking.provenance import collect
     from erpe.tracking.tracker import Tracker
 
-    tags = collect("erpe tune", threads) | {"variant": spec.variant, "dataset": spec.dataset}
+    own = {"variant": spec.variant, "dataset": spec.dataset, "data_sha256": DATASETS[spec.dataset].sha256}
+    tags = collect("erpe tune", threads) | own
     return Conductor(ledger, Tracker(store, ledger.name), store, trials, progress, tags)
 
 

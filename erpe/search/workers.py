@@ -98,6 +98,10 @@ def share(asked: Asked, trials: int, cpus: float, gpus: float) -> Shares:
 class Workers(Protocol):
     """Something that runs trials."""
 
+    @property
+    def device(self) -> str:
+        """What trials take if the choice is left to them: `cuda`, `mps` or `cpu`."""
+
     def search(self, conductor: Conductor, start: Start) -> None:
         """Run trials until the conductor has no more."""
 
@@ -107,6 +111,13 @@ class Workers(Protocol):
 
 class InProcess:
     """One trial after the other, here."""
+
+    @property
+    def device(self) -> str:
+        """See `pick_device`."""
+        from erpe.training.loop import pick_device
+
+        return pick_device().type
 
     def search(self, conductor: Conductor, start: Start) -> None:
         """See `run_inline`."""
@@ -122,6 +133,11 @@ class OnRay:
 
     def __init__(self, shares: Shares, scratch: Path) -> None:
         self._shares, self._scratch = shares, scratch
+
+    @property
+    def device(self) -> str:
+        """Ray shows a worker the GPUs of its share, and no others."""
+        return "cuda" if self._shares.gpus else "cpu"
 
     def search(self, conductor: Conductor, start: Start) -> None:
         """See `run_ray`."""
