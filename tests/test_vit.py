@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 
 from erpe.config import ModelConfig
 from erpe.errors import ConfigError, ShapeError
-from erpe.model import VARIANTS, build
+from erpe.model import VARIANTS, build, build_attention
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
 each_pooling = pytest.mark.parametrize("pooling", ["mean", "cls"])
@@ -86,6 +86,16 @@ def test_the_network_is_pre_norm_blocks_written_out(variant, pooling):
     x = model.norm(x)
     expected = model.head(x[:, 0] if pooling == "cls" else x.mean(1))
     torch.testing.assert_close(model(images()), expected, rtol=1e-4, atol=1e-4)
+
+
+@each_pooling
+@each_variant
+def test_blocks_attend_on_the_grid_of_patches(variant, pooling):
+    model = random_model(variant, pooling=pooling)
+    layer = build_attention(variant, grid=(3, 5), heads=3, head_dim=8, cls=pooling == "cls")
+    layer.load_state_dict(model.blocks[1].attention.state_dict())
+    q, k, v = model.blocks[1].split(model.tokens(images()))
+    assert torch.equal(model.blocks[1].attention(q, k, v), layer(q, k, v))
 
 
 @each_pooling
