@@ -556,7 +556,8 @@ from erpe.training.objective import Trial
 torch.set_num_threads(1)
 histories = []
 for wanted in ("off", "on"):
-    trial = Trial(tiny("relu_general", {"model.depth": 1, "train.epochs": 1, "train.compile": wanted}), Path(wanted))
+    settings = {"model.depth": 1, "data.train_limit": 128, "train.epochs": 1, "train.compile": wanted}
+    trial = Trial(tiny("relu", settings), Path(wanted))
     trial.epoch()
     histories.append(curve(trial.history)[0]["train/loss"])
     forward = trial.trainer.forward
@@ -570,7 +571,8 @@ def test_compiling_works_where_a_compiler_is_and_fails_nowhere(tmp_path, there):
     compiler = shutil.which("g++") or shutil.which("gcc") or shutil.which("clang++")
     if there and not compiler:
         pytest.skip("no compiler here")
-    env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(Path(__file__).parent)}
+    env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    env |= {"PYTHONPATH": str(Path(__file__).parent)}
     if not there:
         env |= {"PATH": str(tmp_path), "CXX": "", "CC": ""}
     done = subprocess.run([sys.executable, "-c", COMPILE], cwd=tmp_path, env=env, capture_output=True, text=True)
