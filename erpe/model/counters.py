@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from erpe.errors import ErpeError
 
 ENTRYWISE = frozenset(
-    """_conj _safe_softmax _softmax_backward_data _unsafe_view add alias amax bernoulli_ cat clamp_min clone
+    """_conj _safe_softmax _softmax_backward_data _to_copy _unsafe_view add alias amax bernoulli_ cat clamp_min clone
     complex constant_pad_nd copy_ cos detach div div_ empty empty_like eq exp expand expand_as flip ge gelu
     gelu_backward gt linalg_vector_norm lt mT masked_fill_ maximum mean mul mul_ native_layer_norm
     native_layer_norm_backward neg new_empty_strided new_zeros numpy_T ones_like pad permute pow relu roll rsub
