@@ -34,7 +34,7 @@ class Attention(nn.Module):
         """Raises ShapeError unless q and k are (B, H, N, D) and v is (B, H, N, any)."""
         expected = (self.shape.heads, self.shape.tokens, self.shape.head_dim)
         for name, x in (("q", q), ("k", k)):
-            if x.ndim != 4 or x.shape[1:] != expected:
+            if x.ndim != 4 or x.shape[1:] != expected or x.shape[0] != q.shape[0]:
                 raise ShapeError(f"{name} is {tuple(x.shape)}, this layer takes (B, {', '.join(map(str, expected))})")
         if v is not None and (v.ndim != 4 or v.shape[:3] != q.shape[:3]):
             raise ShapeError(f"v is {tuple(v.shape)}, this layer takes {(*q.shape[:3], 'any')}")
@@ -87,8 +87,10 @@ class Linear(Attention):
     FEATURES: type[Features]
 
     def __init__(self, config: AttentionConfig, shape: Shape, generator: Generator) -> None:
+        # Drawn before the encoding: one seed gives every encoding the same features.
+        features = self.FEATURES(config, shape.head_dim, generator)
         super().__init__(config, shape, generator)
-        self.features = self.FEATURES(config, shape.head_dim, generator)
+        self.features = features
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, H, N, D) twice and (B, H, N, Dv) -> (B, H, N, Dv)."""
@@ -124,9 +126,7 @@ class Linear(Attention):
 
     def dense(self, phi_q: Tensor, phi_k: Tensor, v1: Tensor, encoding: GeneralRPE) -> Tensor:
         """((phi_q phi_k^T) * C) v1: (B, H, N, Dv + 1). The oracle of `fft`, and the faster one for short N."""
-        log_c = encoding.log_weights()                            # (H, N, N)
-        c = (log_c - log_c.amax(dim=(-2, -1), keepdim=True).detach()).exp()
-        return (phi_q @ phi_k.mT * c) @ v1
+        return (phi_q @ phi_k.mT * row_weights(encoding.log_weights())) @ v1
 
     def fft(self, phi_q: Tensor, phi_k: Tensor, v1: Tensor, encoding: GeneralRPE) -> Tensor:
         """The same by FFT over each feature-value channel: (B, H, N, Dv + 1) without an N x N tensor.
@@ -135,28 +135,34 @@ class Linear(Attention):
         """
         channels = v1.shape[-1]
         step = max(1, CHUNK // (v1.numel() * 4))                  # the padded grid has four times the tokens
+        # In float32 the error of an FFT, relative to its largest value, drowns what far offsets weigh.
+        wide = torch.float32 if v1.device.type == "mps" else torch.float64
+        phi_q, phi_k, narrow, v1 = phi_q.to(wide), phi_k.to(wide), v1.dtype, v1.to(wide)
         total = torch.zeros_like(v1)
         for q_part, k_part in zip(phi_q.split(step, dim=-1), phi_k.split(step, dim=-1), strict=True):
             outer = k_part.mT[:, :, :, None] * v1.mT[:, :, None]  # (B, H, .., Dv + 1, N)
             mixed = encoding.weigh(outer.flatten(2, 3)).unflatten(2, (-1, channels))
             total = total + torch.einsum("bhnf,bhfcn->bhnc", q_part, mixed)
-        # The error of an FFT is relative to its largest value and may leave a small denominator negative. All its
-        # terms are positive, so it is at least the one of the token itself.
+        # It may still leave a tiny denominator negative. All its terms are positive: it is at least the token's own.
         c, c_cls = encoding.relative_weights()
         own = c[:, c.shape[1] // 2, c.shape[2] // 2, None].expand(-1, phi_q.shape[2])     # (H, N)
         if c_cls is not None:
             own = torch.cat([c_cls[2, :, None], own[:, 1:]], dim=1)
         least = (phi_q * phi_k).sum(-1) * own                     # (B, H, N)
-        return torch.cat([total[..., :-1], torch.maximum(total[..., -1], least)[..., None]], dim=-1)
+        return torch.cat([total[..., :-1], torch.maximum(total[..., -1], least)[..., None]], dim=-1).to(narrow)
 
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
         """A (B, H, N, N), dense; with `rotary_placement="post"` some weights are negative and rows do not sum to 1."""
         self.check(q, k)
-        phi_q, phi_k = self.phi(q, k)
+        with torch.autocast(q.device.type, enabled=False):
+            return self.dense_weights(*self.phi(q, k)).to(q.dtype)
+
+    def dense_weights(self, phi_q: Tensor, phi_k: Tensor) -> Tensor:
+        """Features (B, H, N, m) -> A (B, H, N, N)."""
         kernel = phi_q @ phi_k.mT                                 # (B, H, N, N)
         log_c = self.encoding.log_weights()
         if log_c is not None:
-            kernel = kernel * (log_c - log_c.amax(dim=(-2, -1), keepdim=True)).exp()
+            kernel = kernel * row_weights(log_c)
         denominator = kernel.sum(dim=-1, keepdim=True)
         if self.rotates_features:
             phi_q, phi_k = self.encoding.rotate(phi_q, phi_k)
@@ -177,6 +183,11 @@ class Relu(Linear):
 
 
 ATTENTION = {"softmax": Softmax, "favor": Favor, "relu": Relu}
+
+
+def row_weights(log_c: Tensor) -> Tensor:
+    """exp of log-weights (H, N, N), each row divided by its largest: a factor of the query, which cancels."""
+    return (full_precision(log_c) - full_precision(log_c).amax(dim=-1, keepdim=True).detach()).exp()
 
 
 def faster_method(tokens: int, features: int, v_dim: int) -> str:

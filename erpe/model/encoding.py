@@ -82,14 +82,15 @@ class GeneralRPE(Encoding):
     def relative_weights(self) -> tuple[Tensor, Tensor | None]:
         """exp(bias) and exp(cls_bias), each head divided by its largest: a factor that cancels in the quotient."""
         top = self.bias.flatten(1).amax(1)                        # (H,)
-        if self.cls_bias is not None:
-            top = torch.maximum(top, self.cls_bias.amax(0))
-        top = top.detach()
-        return (self.bias - top[:, None, None]).exp(), None if self.cls_bias is None else (self.cls_bias - top).exp()
+        if self.cls_bias is None:
+            return (self.bias - top.detach()[:, None, None]).exp(), None
+        top = torch.maximum(top, self.cls_bias.amax(0)).detach()
+        return (self.bias - top[:, None, None]).exp(), (self.cls_bias - top).exp()
 
     def weigh(self, x: Tensor) -> Tensor:
         """C x by FFT, never forming C: (B, H, F, N) -> (B, H, F, N)."""
-        c, c_cls = self.relative_weights()
+        c, c_cls = (None if table is None else table.to(x.dtype) for table in self.relative_weights())
+        assert c is not None
         patches = x[..., 1:] if self.shape.cls else x
         y = toeplitz_matmul(c, patches.unflatten(-1, self.shape.grid)).flatten(-2)
         if c_cls is None:
@@ -110,8 +111,8 @@ def rotate_planes(x: Tensor, phase: Tensor) -> Tensor:
         (B, H, N, D).
     Source: Su et al. 2021 (RoFormer), equation 34, as one complex product.
     """
-    planes = x[..., : 2 * phase.shape[-1]].contiguous().unflatten(-1, (-1, 2))
-    turned = torch.view_as_real(torch.view_as_complex(planes) * phase).flatten(-2)
+    planes = x[..., : 2 * phase.shape[-1]].unflatten(-1, (-1, 2))
+    turned = torch.view_as_real(torch.complex(planes[..., 0], planes[..., 1]) * phase).flatten(-2)
     rest = x[..., turned.shape[-1] :]
     return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 

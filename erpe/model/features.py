@@ -45,6 +45,10 @@ class Features(nn.Module):
             drawn = orthogonal_gaussian(self.m, head_dim, generator)
             self.register_buffer("projection", drawn.to(torch.get_default_dtype()))
 
+    def project(self, x: Tensor) -> Tensor:
+        """w_l . x: (..., D) -> (..., m), in the dtype of x."""
+        return x @ self.projection.to(x.dtype).T
+
     def redraw(self, generator: Generator) -> None:
         """Replace the random projection by a fresh one; nothing to do without a projection."""
         if hasattr(self, "projection"):
@@ -65,13 +69,13 @@ class FavorFeatures(Features):
 
     def exponent(self, x: Tensor) -> Tensor:
         """w_l . x - |x|^2 / 2 of scaled x: (..., D) -> (..., m)."""
-        return x @ self.projection.T - x.square().sum(-1, keepdim=True) / 2
+        return self.project(x) - x.square().sum(-1, keepdim=True) / 2
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """(B, H, N, D) twice -> phi_q, phi_k (B, H, N, m), positive."""
         # A factor of a query, or one common to all keys of an image and head, cancels in the quotient.
         # So the largest exponent is taken away there, and nowhere else, before the exponential.
-        a = self.scale(q) @ self.projection.T                     # (B, H, N, m)  |x|^2 / 2 is such a factor
+        a = self.project(self.scale(q))                           # (B, H, N, m)  |x|^2 / 2 is such a factor
         b = self.exponent(self.scale(k))                          # (B, H, N, m)
         a = a - a.amax(dim=-1, keepdim=True).detach()
         b = b - b.amax(dim=(-2, -1), keepdim=True).detach()
@@ -93,5 +97,5 @@ class ReluFeatures(Features):
         """(..., D) -> (..., m)."""
         x = normalize(x, dim=-1) if self.normalize else x
         if hasattr(self, "projection"):
-            x = x @ self.projection.T * self.m**-0.5
+            x = self.project(x) * self.m**-0.5
         return x.relu() + self.eps

@@ -19,16 +19,20 @@ class ViT(nn.Module):
     Source: Dosovitskiy et al. 2021 (ViT), with mean pooling instead of a class token unless asked otherwise.
     """
 
-    def __init__(self, config: ModelConfig, generator: Generator) -> None:
+    def __init__(self, config: ModelConfig, seed: int) -> None:
         super().__init__()
         self.config = config
+        # A generator for each block, and one for the matrices: variants of one seed differ in nothing they share.
+        generator = torch.Generator().manual_seed(seed)
+        seeds = torch.randint(2**62, (config.depth,), generator=generator).tolist()
+        generators = [torch.Generator().manual_seed(own) for own in seeds]
         channels, patch, width = config.image[0], config.patch, config.width
         self.embed = nn.Linear(channels * patch * patch, width)
         self.cls = nn.Parameter(torch.zeros(1, 1, width)) if config.pooling == "cls" else None
         self.position = absolute_position(config)
         self.dropout = nn.Dropout(config.dropout)
         rates = torch.linspace(0, config.drop_path, config.depth).tolist()
-        self.blocks = nn.ModuleList(Block(config, rate, generator) for rate in rates)
+        self.blocks = nn.ModuleList(Block(config, *both) for both in zip(rates, generators, strict=True))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.classes)
         self.initialise(generator)
@@ -98,7 +102,7 @@ class ViT(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); both branches skipped together by stochastic depth."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); stochastic depth skips each branch on its own."""
 
     def __init__(self, config: ModelConfig, drop_path: float, generator: Generator) -> None:
         super().__init__()
@@ -163,4 +167,4 @@ def build(config: ModelConfig, seed: int = 0) -> ViT:
     Raises:
         ConfigError: the configuration does not fit together.
     """
-    return ViT(config, torch.Generator().manual_seed(seed))
+    return ViT(config, seed)
