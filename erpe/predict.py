@@ -81,8 +81,8 @@ def predict(folder: Path, picture: str | os.PathLike[str]) -> dict[str, float]:
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DataError(f"{picture}: cannot be read as a picture ({error})") from None
     if channels == 1:
-        corners = image.resize((2, 2), Image.Resampling.NEAREST).tobytes()
-        if sum(corners) > 2 * 255:
+        grey = image.tobytes()
+        if grey[0] + grey[width - 1] + grey[-width] + grey[-1] > 2 * 255:
             image = ImageOps.invert(image)
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, channels)
     with torch.no_grad():

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from erpe import cli
 from erpe.config import VARIANTS
 from erpe.errors import ConfigError
+from erpe.predict import predict
+from erpe.training.checkpoint import load_model
+from erpe.training.data import normalise
 
 TINY = ("--epochs", "2", "--set", "model.width=32", "--set", "model.depth=1", "--set", "data.train_limit=100")
 
@@ -165,6 +169,20 @@ def test_predict_takes_a_study_a_trial_or_a_folder(erpe, trained, tmp_path):
     assert [code for code, _, _ in answers] == [0, 0, 0]
     assert sum(shares.values()) == pytest.approx(1, abs=1e-5) and len(shares) == 10
     assert answers[0][1] == answers[1][1] == answers[2][1]
+
+
+def test_a_picture_file_is_seen_as_the_pixels_it_holds_and_dark_on_bright_too(trained, tmp_path):
+    """The model gets from a picture what it was trained on, for every digit, in either polarity."""
+    folder, digits = Path(trained[1]["folder"]), load_digits().images[:50]
+    model, _ = load_model(folder)
+    for image in digits:
+        grey = np.rint(image * 255 / 16).astype(np.uint8)
+        with torch.no_grad():
+            expected = model(normalise(torch.from_numpy(grey)[None, None], "digits")).softmax(dim=1)[0]
+        for shown in (grey, 255 - grey):
+            Image.fromarray(shown).save(tmp_path / "digit.png")
+            shares = predict(folder, tmp_path / "digit.png")
+            assert [shares[str(n)] for n in range(10)] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_predict_refuses_what_is_no_picture_and_what_is_no_run(erpe, trained, tmp_path):
