@@ -193,17 +193,17 @@ def row_weights(log_c: Tensor) -> Tensor:
 def faster_method(tokens: int, features: int, v_dim: int) -> str:
     """`dense` or `fft`: the faster exact path of the general encoding on linear attention, from the sizes.
 
-    Measured on one thread of an AMD EPYC (torch 2.13, float32, B N = 2048, H = 2), fft time over dense time, forward:
+    Measured on one thread of an AMD EPYC (torch 2.13, float32 in and out, B N = 2048, H = 2; the machine was not idle,
+    so processor time and interleaved runs), fft time over dense time, forward / training step:
 
-        N                 49    64   256  1024  4096
-        m = 16, Dv = 16   25    20    11   2.4   0.5      training step at N = 4096: 0.15
-        m = 32, Dv = 32   73    62    27   7.9   1.9                                 1.4
-        m = 64, Dv = 32  105    98    47    13   3.4                                 2.6
+        N                    64         256        1024        4096
+        m = 16, Dv = 16    26 / 40    14 / 16    3.5 / 3.3   0.8 / 0.7
+        m = 32, Dv = 32    89 / 107   44 / 46    11 / 11     2.6 / 2.5
 
-    From N = 1024 on that is 6 to 9 times m (Dv + 1) / N: one path transforms m (Dv + 1) channels of N entries, the
+    From N = 1024 on that is 10 to 13 times m (Dv + 1) / N: one path transforms m (Dv + 1) channels of N entries, the
     other fills N x N. Other devices were not measured and take the same rule.
     """
-    return "fft" if 8 * features * (v_dim + 1) < tokens else "dense"
+    return "fft" if 12 * features * (v_dim + 1) < tokens else "dense"
 
 
 def build_attention(
