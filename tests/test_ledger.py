@@ -5,7 +5,6 @@ import math
 import os
 import pickle
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -31,43 +30,6 @@ SPEC = define("relu_general", "digits", epochs=4, sampler="random", pruner="none
 @pytest.fixture
 def store(tmp_path):
     return Store.open(tmp_path)
-
-
-class Postgres:
-    """A PostgreSQL server of our own."""
-
-    def __init__(self, folder):
-        self.folder, self.user = folder, ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-        if self.user:
-            for path in (folder, *folder.parents[:2]):
-                path.chmod(0o755)
-            shutil.chown(folder, "postgres")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"postgresql+psycopg://erpe@127.0.0.1:{self.port}/postgres"
-        self.call("initdb", "-E", "UTF8", "-A", "trust", "-U", "erpe")
-        self.start()
-
-    def call(self, *command):
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        subprocess.run([*self.user, *command, "-D", self.folder / "db"], check=True, cwd="/", **quiet)
-
-    def start(self):
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder} -c fsync=off"
-        self.call("pg_ctl", "-l", self.folder / "log", "-o", options, "-w", "start")
-
-    def stop(self):
-        self.call("pg_ctl", "-m", "immediate", "stop")
-
-
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory):
-    if not shutil.which("initdb") or not shutil.which("pg_ctl"):
-        pytest.skip("no PostgreSQL on this machine")
-    server = Postgres(tmp_path_factory.mktemp("postgres"))
-    yield server
-    server.stop()
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])

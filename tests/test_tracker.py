@@ -29,22 +29,7 @@ from erpe.tracking.tracker import Tracker, lags, sync
 STUDY = "relu_general-digits"
 CONFIG = defaults("relu_general", "digits")
 
-MLFLOW_WARNS = [  # of itself, when it is imported
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
-]
-pytestmark = MLFLOW_WARNS
 slow = pytest.mark.slow
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    """MLflow's tables take seconds to make: make them once."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    from erpe.tracking.server import connect
-
-    connect(f"sqlite:///{path}").search_experiments(max_results=1)
-    return path
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 from mlflow_server import mlflow_server, rows
-from test_tracker import MLFLOW_WARNS, empty_database, results  # noqa: F401  empty_database is a fixture
+from test_tracker import results
 
 from erpe.config import defaults
 from erpe.store import Store
 from erpe.tracking.tracker import Tracker
 from erpe.tracking.view import MEASURES, runs_page
 
-pytestmark = [pytest.mark.slow, *MLFLOW_WARNS]
+pytestmark = pytest.mark.slow
 
 STUDY = "relu_general-digits-0c3a"
 FLAGS = (
@@ -46,7 +46,7 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory, empty_database):  # noqa: F811
+def store(tmp_path_factory, empty_database):
     """A study of five trials, the last of them still running, as its driver would tell it."""
     if given := os.environ.get("ERPE_UI_STORE"):
         return Store.open(given)
