@@ -1,0 +1,146 @@
+"""Orders: average ranks over seeds with the tests of Friedman and Nemenyi, and Pareto fronts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from erpe.report.outcomes import Outcomes
+from erpe.report.pairing import KEY, sound_runs
+from erpe.report.statistics import HIGHER_IS_BETTER
+
+RANKED = ("test/accuracy", "aic", "bic")
+"""The measures that arms are ranked by; lowest AIC and BIC, highest accuracy come first."""
+FEWEST_ARMS, FEWEST_SEEDS = 3, 2
+"""Below so many there is no test of ranks."""
+
+
+def ranking_table(outcomes: Outcomes, study: str, dataset: str, measure: str) -> tuple[pd.DataFrame, bool]:
+    """The complete blocks of one study: (seeds, arms) values of a measure, and whether they are preliminary.
+
+    Finished arms are ranked; while fewer than two are, all arms with at least two seeds. Seeds that one of these arms
+    lacks are left out.
+    """
+    arms = outcomes.arms[(outcomes.arms["study"] == study) & (outcomes.arms["dataset"] == dataset)]
+    runs = sound_runs(outcomes)
+    if measure not in runs:
+        return pd.DataFrame(), False
+    runs = runs[(runs["study"] == study) & (runs["dataset"] == dataset)]
+    blocks = runs.pivot(index="seed", columns="arm", values=measure).sort_index()
+    enough = blocks.columns[blocks.notna().sum() >= FEWEST_SEEDS]
+    finished = [arm for arm in arms.loc[arms["finished"].astype(bool), "arm"] if arm in enough]
+    preliminary = len(finished) < 2
+    ranked = [arm for arm in arms["arm"] if arm in enough] if preliminary else finished
+    return blocks[ranked].dropna(), preliminary
+
+
+def ranks(outcomes: Outcomes, measures: Sequence[str] = RANKED) -> pd.DataFrame:
+    """Average rank of each arm over seeds, 1 the best; equal values share the mean of their ranks.
+
+    Returns:
+        A row an arm and measure: `study`, `dataset`, `arm`, `measure`, `rank`, `arms` (ranked together), `n` (seeds),
+        `preliminary`.
+    """
+    rows = []
+    for study, dataset, measure, blocks, preliminary in _tables(outcomes, measures):
+        if len(blocks) and blocks.shape[1] > 1:
+            means = stats.rankdata(_best_lowest(blocks, measure), axis=1).mean(axis=0)
+            counts = (blocks.shape[1], len(blocks), preliminary)
+            rows += [(study, dataset, arm, measure, rank, *counts) for arm, rank in zip(blocks, means, strict=True)]
+    return pd.DataFrame(rows, columns=[*KEY, "measure", "rank", "arms", "n", "preliminary"])
+
+
+def friedman(outcomes: Outcomes, measures: Sequence[str] = RANKED) -> pd.DataFrame:
+    """Friedman's test: do the arms' ranks differ at all? Needs three arms and two seeds.
+
+    Returns:
+        A row a study and measure: `study`, `dataset`, `measure`, `statistic` (chi-squared), `p`, `arms`, `n` (seeds),
+        `preliminary`. Where all arms are equal on every seed, statistic 0 and p 1.
+    """
+    rows = []
+    for study, dataset, measure, blocks, preliminary in _tables(outcomes, measures):
+        if _testable(blocks):
+            equal = (blocks.max(axis=1) == blocks.min(axis=1)).all()  # scipy would divide by zero
+            statistic, p = (0.0, 1.0) if equal else stats.friedmanchisquare(*blocks.to_numpy().T)
+            rows.append((study, dataset, measure, float(statistic), float(p), *blocks.shape[::-1], preliminary))
+    return pd.DataFrame(rows, columns=[*KEY[:2], "measure", "statistic", "p", "arms", "n", "preliminary"])
+
+
+def nemenyi(outcomes: Outcomes, measures: Sequence[str] = RANKED) -> pd.DataFrame:
+    """Nemenyi's test of every two arms' average ranks, for the critical-difference diagram.
+
+    Returns:
+        A row two arms, both ways: `study`, `dataset`, `measure`, `arm`, `against`, `p`.
+    Source: Demšar 2006, JMLR 7; scikit_posthocs.
+    """
+    import scikit_posthocs  # brings the whole of seaborn: seconds
+
+    rows = []
+    for study, dataset, measure, blocks, _ in _tables(outcomes, measures):
+        if _testable(blocks):
+            matrix = scikit_posthocs.posthoc_nemenyi_friedman(_best_lowest(blocks, measure))
+            for (row, column), p in np.ndenumerate(matrix.to_numpy()):
+                if row != column:
+                    rows.append((study, dataset, measure, blocks.columns[row], blocks.columns[column], p))
+    return pd.DataFrame(rows, columns=[*KEY[:2], "measure", "arm", "against", "p"])
+
+
+def nemenyi_matrix(table: pd.DataFrame, study: str, dataset: str, measure: str) -> pd.DataFrame:
+    """One study's rows of `nemenyi` as the symmetric (arms, arms) matrix of p-values that a diagram wants."""
+    mine = table[(table["study"] == study) & (table["dataset"] == dataset) & (table["measure"] == measure)]
+    names = list(dict.fromkeys(mine["arm"]))
+    matrix = mine.pivot(index="arm", columns="against", values="p").reindex(index=names, columns=names)
+    return matrix.where(~np.eye(len(names), dtype=bool), 1.0).rename_axis(index=None, columns=None)
+
+
+def _tables(outcomes: Outcomes, measures: Sequence[str]) -> list[tuple[str, str, str, pd.DataFrame, bool]]:
+    studies = outcomes.arms[KEY[:2]].drop_duplicates().itertuples(index=False, name=None)
+    return [
+        (study, dataset, measure, *ranking_table(outcomes, study, dataset, measure))
+        for study, dataset in studies
+        for measure in measures
+    ]
+
+
+def _testable(blocks: pd.DataFrame) -> bool:
+    return blocks.shape[1] >= FEWEST_ARMS and len(blocks) >= FEWEST_SEEDS
+
+
+def _best_lowest(blocks: pd.DataFrame, measure: str) -> pd.DataFrame:
+    return -blocks if HIGHER_IS_BETTER[measure] else blocks
+
+
+def pareto_front(cost: np.ndarray, quality: np.ndarray) -> np.ndarray:
+    """Which of n points no other beats: none is as cheap and as good, and better in one of both.
+
+    Args:
+        cost: (n,), lower is better.
+        quality: (n,), higher is better.
+    Returns:
+        (n,) bool; a point with a NaN is never on the front.
+    """
+    cost, quality = np.asarray(cost, float), np.asarray(quality, float)
+    no_worse = (cost <= cost[:, None]) & (quality >= quality[:, None])  # [i, j]: j is no worse than i
+    better = (cost < cost[:, None]) | (quality > quality[:, None])
+    return ~(no_worse & better).any(axis=1) & ~np.isnan(cost) & ~np.isnan(quality)
+
+
+def pareto(summary: pd.DataFrame, cost: str, quality: str = "test/accuracy") -> pd.DataFrame:
+    """Accuracy against a cost, of the means over seeds; each study and data set has its own front.
+
+    Args:
+        summary: of `statistics.summary`.
+        cost: a measure of which less is better.
+    Returns:
+        A row an arm that has both: `study`, `dataset`, `arm`, `cost`, `quality`, `front`.
+    """
+    means = summary.pivot(index=KEY, columns="measure", values="mean").reindex(columns=[cost, quality]).dropna()
+    order = pd.MultiIndex.from_frame(summary[KEY].drop_duplicates())
+    table = means.reindex(order[order.isin(means.index)]).set_axis(["cost", "quality"], axis=1).reset_index()
+    table["front"] = False
+    for _, rows in table.groupby(KEY[:2], sort=False):
+        table.loc[rows.index, "front"] = pareto_front(rows["cost"].to_numpy(), rows["quality"].to_numpy())
+    return table
