@@ -6,8 +6,11 @@ got everything yet; 130 interrupted, to be continued by the same command.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,25 +121,33 @@ DEFAULT_TRIALS = {"digits": 6, "mnist": 20, "cifar10": 20}
 def run_study(spec: Any, store: Path, as_json: bool, **how: Any) -> None:
     """Tune, show it while it goes on, and end with a table or a JSON object."""
     from erpe.search.tune import tune as run
-    from erpe.show import LiveProgress, continuation, result_json, result_table
+    from erpe.show import LiveProgress, result_json, result_table
     from erpe.store import Store
 
     opened = Store.open(store)
     check_tracking(opened)
-    try:
+    with interruptible_command():
         with LiveProgress(spec) as progress:
             result = run(spec, opened, progress=progress, **how)
-    except KeyboardInterrupt:
-        print(continuation(sys.argv), file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
-    print(json.dumps(result_json(result))) if as_json else result_table(result, spec, store)
-    if result.interrupted:
-        print(continuation(sys.argv), file=sys.stderr)
-        raise typer.Exit(INTERRUPTED)
+        print(json.dumps(result_json(result))) if as_json else result_table(result, spec, store)
+        if result.interrupted:
+            raise KeyboardInterrupt
     if result.best is None:
         raise ErpeError(f"study {result.study}: no trial was completed; {first_reason(result.reasons)}")
     if result.lag:
         raise typer.Exit(UNSENT)
+
+
+@contextlib.contextmanager
+def interruptible_command() -> Iterator[None]:
+    """After Ctrl-C, say how to continue."""
+    from erpe.show import continuation
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(continuation(sys.argv), file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def first_reason(reasons: dict[int, str]) -> str:
@@ -158,6 +169,97 @@ def check_tracking(store: Any) -> None:
         raise TrackingError(health.line)
     if health.state == "down":
         print(f"warning: {health.line}", file=sys.stderr)
+
+
+study_app = typer.Typer(
+    help="Compare variants fairly: search each one, confirm the best with fresh seeds, test once.", no_args_is_help=True
+)
+app.add_typer(study_app, name="study")
+StudyFile = Annotated[Path, typer.Argument(help="A study file, as studies/digits_nine.toml.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="A line of the file, as search.trials=2; may be repeated.")
+]
+
+
+@study_app.command("run")
+def study_run(
+    file: StudyFile,
+    budget: Annotated[str | None, typer.Option(help="What is equal for all: trials, epochs or flops.")] = None,
+    settings: Changes = None,
+    data_dir: DataDir = None,
+    store: StoreOption = STORE,
+    concurrency: Annotated[int | None, typer.Option(help="Trials at a time; none: what the machine allows.")] = None,
+    cpus_per_trial: Annotated[int, typer.Option(help="CPUs, and threads, of a trial.")] = 1,
+    gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of a trial, or a part of one.")] = None,
+    device: Device = "auto",
+    ray_address: Annotated[str | None, typer.Option(help="Of a Ray cluster; none: $ERPE_RAY_ADDRESS, or here.")] = None,
+    executor: Annotated[str, typer.Option(help="ray, or inline: one trial after the other, without Ray.")] = "ray",
+    offline: Annotated[bool, typer.Option("--offline", help="Without MLflow; `erpe sync` sends it later.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search, confirm and test every variant of a study file. The same command continues."""
+    from erpe.search.campaign import run
+    from erpe.search.plan import load_plan
+    from erpe.store import Store
+    from erpe.watch import StudyProgress, result_lines
+
+    plan = load_plan(file, parse_settings(settings) | ({"search.budget": budget} if budget else {}))
+    chosen, opened = one_of("executor", executor, ("ray", "inline")), Store.open(store)
+    if not offline:
+        check_tracking(opened)
+    with interruptible_command():
+        with StudyProgress(plan, opened) as progress:
+            result = run(
+                plan, opened, data_dir=data_dir, device=device, concurrency=concurrency, cpus_per_trial=cpus_per_trial,
+                gpus_per_trial=gpus_per_trial, ray_address=ray_address, executor=chosen, offline=offline,
+                progress=progress,
+            )  # fmt: skip
+        if result.interrupted:
+            raise KeyboardInterrupt
+    print(json.dumps(asdict(result))) if as_json else print("\n".join(result_lines(result, store)))
+    if not result.confirmed:
+        raise ErpeError(f"study {result.study}: no trial was completed; {next(iter(result.failed.values()))}")
+    if result.lag:
+        raise typer.Exit(UNSENT)
+
+
+@study_app.command("show")
+def study_show(file: StudyFile, settings: Changes = None, as_json: AsJson = False) -> None:
+    """Print the resolved file: every default, every arm and its cost."""
+    from erpe.search.plan import load_plan
+    from erpe.show import plan_rows, plan_table
+
+    plan = load_plan(file, parse_settings(settings))
+    print(json.dumps(plan.model_dump(mode="json"))) if as_json else plan_table(plan, plan_rows(plan))
+
+
+@study_app.command("status")
+def study_status(
+    study: Annotated[str | None, typer.Argument(help="Its name; none: all.")] = None,
+    store: StoreOption = STORE,
+    live: Annotated[bool, typer.Option("--live", help="Show it again and again until it is done.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show each variant: trials by state, best, confirmed runs, seconds left."""
+    from erpe.show import print_tables
+    from erpe.watch import status_table, statuses, watch
+
+    if live:
+        watch(existing(store), study)
+        return
+    found = statuses(existing(store), study)
+    if as_json:
+        print(json.dumps([{**each._asdict(), "arms": [arm._asdict() for arm in each.arms]} for each in found]))
+    else:
+        print_tables([status_table(each) for each in found], "no studies yet; `erpe study run FILE` makes one")
+
+
+@study_app.command("schema")
+def study_schema() -> None:
+    """Print the JSON Schema of a study file, for editors."""
+    from erpe.search.plan import schema
+
+    print(schema(), end="")
 
 
 @app.command()

@@ -26,6 +26,8 @@ from erpe.errors import ConfigError, nearest
 ATTENTIONS = ("softmax", "favor", "relu")
 ENCODINGS = ("none", "general", "circulant", "rope")
 VARIANTS = tuple(a if e == "none" else f"{a}_{e}" for a in ATTENTIONS for e in ENCODINGS)
+NINE = ("softmax", *VARIANTS[4:])
+"""The models of the question; the other three tell what an encoding does for softmax."""
 
 
 class DatasetFacts(NamedTuple):

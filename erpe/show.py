@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -15,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from erpe.config import VARIANTS, defaults, split_variant
+from erpe.search.plan import Plan
 from erpe.search.progress import Moment
 from erpe.search.study import StudySpec
 from erpe.search.tune import TuneResult
@@ -234,7 +236,7 @@ def status_rows(store: Store, study: str | None) -> list[dict[str, Any]]:
         {
             "study": found.name, "counts": dict(found.counts), "best": found.best.number if found.best else None,
             "value": found.best.value if found.best else None, "lag": waiting.get(found.name, 0),
-            "test": found.tests.get(found.best.number) if found.best else None,
+            "test": found.finals.get(found.best.number) if found.best else None,
             "trials": [
                 {
                     "number": trial.number, "state": trial.state, "epochs": len(trial.epochs), "value": trial.value,
@@ -295,3 +297,46 @@ def bench_table(found: dict[str, Any]) -> None:
         spread = f"{row['low']:.1f} to {row['high']:.1f} (n={row['n']})"
         table.add_row(row["name"], f"{row['ms']:.1f}", spread, f"{row['ratio']:.2f}")
     Console().print(table)
+
+
+def print_tables(tables: list[Table], otherwise: str) -> None:
+    """Tables for people, or a line if there is none."""
+    console = Console()
+    for table in tables:
+        console.print(table)
+    if not tables:
+        print(otherwise)
+
+
+def plan_rows(plan: Plan) -> list[dict[str, Any]]:
+    """Each arm of a study with its size and cost at the default configuration."""
+    from erpe.model import build
+    from erpe.training.objective import cost
+
+    rows = []
+    for arm in plan.arms():
+        spec = plan.search_spec(arm)
+        params = sum(p.numel() for p in build(spec.base.model).parameters())
+        rows.append({"arm": arm.name, "epochs": spec.epochs, "axes": len(spec.space.axes), "params": params})
+        rows[-1] |= cost(spec.base)
+    return rows
+
+
+def plan_table(plan: Plan, rows: list[dict[str, Any]]) -> None:
+    """The resolved file, setting by setting, and the arms it makes."""
+    console = Console()
+    flat = {name: value for name, value in plan.flat().items() if name != "variants"}
+    for name, value in flat.items():
+        console.print(f"{name} = {json.dumps(value)}", highlight=False, soft_wrap=True)
+    table = Table(box=SIMPLE, title=f"{len(rows)} arms", title_justify="left")
+    table.add_column("arm", no_wrap=True)
+    for name in ("epochs", "searched settings", "parameters", "MFLOPs training step"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        flops = f"{row['flops/train_step'] / 1e6:.2f}"
+        table.add_row(row["arm"], str(row["epochs"]), str(row["axes"]), f"{row['params']:,}", flops)
+    console.print(table)
+    epochs = sum(row["epochs"] for row in rows)
+    confirm = plan.confirm.epochs
+    confirmed = plan.confirm.seeds * (confirm * len(rows) if confirm else epochs)
+    print(f"at most {plan.search.trials * epochs} epochs of search and {confirmed} of confirmation")

@@ -12,14 +12,14 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from erpe.errors import TrialError
 from erpe.search.ledger import Ledger
 from erpe.search.play import Event, Start, play
 from erpe.search.progress import Moment, Progress, Silent
 from erpe.search.records import Record, StudyRecord
-from erpe.search.study import METRIC
+from erpe.search.study import StudySpec
 from erpe.store import Store
 
 
@@ -28,13 +28,16 @@ class Conductor:
     """A study that runs: ledger first, then tracker, then whoever watches."""
 
     ledger: Ledger
+    spec: StudySpec
     tracker: Any
     """`erpe.tracking.tracker.Tracker`, which also makes its calls repeatable."""
     store: Store
     budget: int
     progress: Progress = field(default_factory=Silent)
     tags: dict[str, str] = field(default_factory=dict)
-    """Tags of every trial's run."""
+    """Tags of every run."""
+    arm: str = ""
+    """Which arm of a greater study this one is; none: it is a study of its own."""
     draining: bool = False
     """Set by Ctrl-C: trials end after their epoch, none is started, all can be continued."""
     _study: StudyRecord | None = None
@@ -51,7 +54,8 @@ class Conductor:
             if ticket is None:
                 return None
             tags = self.tags | {"optuna.number": str(ticket.number), "seed": str(ticket.config.seed)}
-            self.tracker.start_trial(ticket.uid, ticket.number, ticket.config, tags)
+            name = f"{self.arm} seed {ticket.number}" if self.spec.phase == "confirm" else self._trial_name(ticket)
+            self.tracker.start_trial(ticket.uid, ticket.number, ticket.config, tags, parent=self.ledger.uid, name=name)
             if ticket.verdict is None:
                 self._study = self.ledger.read()
                 self.progress.on_start(self._moment(ticket))
@@ -72,9 +76,10 @@ class Conductor:
         try:
             for epoch in event.epochs:
                 step = int(epoch["epoch"])
-                prune = self.ledger.report(ticket.number, step, epoch[METRIC])
+                value = self.spec.value(epoch)
+                prune = self.ledger.report(ticket.number, step, value)
                 self.tracker.epoch(ticket.uid, step, epoch)
-                ticket.epochs.setdefault(step, epoch[METRIC])
+                ticket.epochs.setdefault(step, value)
                 self.progress.on_epoch(self._moment(ticket))
                 if prune:
                     return self._decide(ticket, "PRUNED")
@@ -96,6 +101,15 @@ class Conductor:
             return not self.draining
         return self._end(ticket)
 
+    def study(self) -> StudyRecord:
+        """As it was when a trial last started or ended here."""
+        if self._study is None:
+            self._study = self.ledger.read()
+        return self._study
+
+    def _trial_name(self, ticket: Record) -> str:
+        return f"{self.arm} trial {ticket.number}" if self.arm else ""
+
     def _decide(
         self, ticket: Record, state: Any, metrics: dict[str, float] | None = None, reason: str | None = None
     ) -> bool:
@@ -115,6 +129,8 @@ class Conductor:
     def _moment(self, trial: Record) -> Moment:
         best = self._study.best if self._study else None
         return Moment(
+            arm=self.arm,
+            phase=self.spec.phase,
             number=trial.number,
             state=trial.state,
             epoch=max(trial.epochs, default=0),
@@ -129,7 +145,30 @@ class Conductor:
         )
 
 
-def run_inline(conductor: Conductor, start: Start) -> None:
+class Drains(Protocol):
+    """What Ctrl-C stops."""
+
+    draining: bool
+    progress: Progress
+
+
+class Conducts(Protocol):
+    """What runs trials asks this of whoever conducts them: a `Conductor`, or a `Relay` of several."""
+
+    def next(self) -> Record | None:
+        """A trial to run."""
+
+    def hear(self, ticket: Record, event: Event) -> bool:
+        """Record what a worker says."""
+
+    def crashed(self, ticket: Record, reason: str) -> bool:
+        """Record that a worker died."""
+
+    def folder(self, ticket: Record) -> Path:
+        """A trial's own."""
+
+
+def run_inline(conductor: Conducts, start: Start) -> None:
     """The search in this process, one trial after the other: for a machine without Ray.
 
     Raises:
@@ -140,7 +179,7 @@ def run_inline(conductor: Conductor, start: Start) -> None:
             pass
 
 
-def _run_again(conductor: Conductor, ticket: Record, start: Start) -> bool:
+def _run_again(conductor: Conducts, ticket: Record, start: Start) -> bool:
     """Run a trial; whether it crashed and should have another try."""
     events = play(ticket.config, conductor.folder(ticket), start)
     while True:

@@ -25,7 +25,7 @@ from erpe.errors import StudyError, TrialError
 from erpe.search import records, samplers, storage
 from erpe.search.axes import default_point, sample
 from erpe.search.lease import Lease, take
-from erpe.search.records import CONFIG, END, STUDY, TEST, Record, StudyRecord, Verdict
+from erpe.search.records import CONFIG, END, FINAL, GROUP, STUDY, Group, Record, StudyRecord, Verdict
 from erpe.search.study import StudySpec, check_name, derive_seed, differences_from
 from erpe.store import Store
 
@@ -55,12 +55,15 @@ class Ledger:
         return self._study.study_name
 
     @classmethod
-    def open(cls, store: Store, spec: StudySpec, *, name: str | None = None, new: bool = False) -> Ledger:
+    def open(
+        cls, store: Store, spec: StudySpec, *, name: str | None = None, new: bool = False, group: Group | None = None
+    ) -> Ledger:
         """Continue the newest study of this name, or make one.
 
         Args:
             name: none: `spec.name`.
             new: make another one beside the studies of this name: NAME-2, NAME-3, ...
+            group: the greater study it is a part of.
         Raises:
             StudyError: the study is another one (the differences are in the text), or someone is running it.
             StoreError: the database cannot be used.
@@ -76,6 +79,8 @@ class Ledger:
             lease = take(database.url, chosen)
             opened.callback(lease.release)
             ledger = storage.patient(cls._enter)(database, lease, chosen, spec)
+            if group:
+                storage.patient(ledger._study.set_user_attr)(GROUP, group._asdict())
             ledger._opened = opened.pop_all()
             return ledger
 
@@ -147,7 +152,7 @@ class Ledger:
         self._study.sampler = samplers.make_sampler(self._spec, derive_seed(self._spec.seed, "sampler", len(trials)))
         asked = self._study.ask()
         drawn = sample(asked, self._spec.space, self._spec.base)
-        config = drawn.replace({"seed": derive_seed(self._spec.seed, "trial", asked.number)})
+        config = drawn.replace({"seed": self._spec.trial_seed(asked.number)})
         self._note(asked.number, CONFIG, config.model_dump(mode="json"))
         return self.trial(asked.number)
 
@@ -232,17 +237,16 @@ class Ledger:
         return records.read_trial(self.uid, self._trial(number))
 
     @storage.patient
-    def record_test(self, number: int, metrics: dict[str, float]) -> dict[str, float]:
-        """Keep the test measures of a trial; the first ones stay, since the test split is opened once."""
+    def record_final(self, number: int, metrics: dict[str, float]) -> dict[str, float]:
+        """Keep what was measured of a trial after its end; measures of the test split stay, since it is opened once."""
         self._guard()
-        found = self.test(number)
-        if found is None:
-            self._backend.set_study_user_attr(self._id, f"{TEST}.{number}", metrics)
-        return found or metrics
-
-    def test(self, number: int) -> dict[str, float] | None:
-        """The test measures of a trial, if it was ever tested."""
-        return self._backend.get_study_user_attrs(self._id).get(f"{TEST}.{number}")
+        key = f"{FINAL}.{number}"
+        found = self._backend.get_study_user_attrs(self._id).get(key, {})
+        tested = {name: value for name, value in found.items() if name.startswith("test/")}
+        kept: dict[str, float] = found | metrics | tested
+        if kept != found:
+            self._backend.set_study_user_attr(self._id, key, kept)
+        return kept
 
     @storage.patient
     def read(self) -> StudyRecord:

@@ -10,6 +10,10 @@ from erpe.config import TrialConfig
 class Moment(NamedTuple):
     """Where a trial and its study stand, for whoever shows it."""
 
+    arm: str
+    """Of a greater study; none: the study is its own."""
+    phase: str
+    """`search` or `confirm`."""
     number: int
     state: str
     """RUNNING, COMPLETE, PRUNED or FAIL."""

@@ -18,7 +18,7 @@ from erpe.errors import ConfigError, StoreError, StudyError, nearest
 from erpe.search import storage
 from erpe.store import Store
 
-STUDY, CONFIG, END, TEST = "erpe.study", "erpe.config", "erpe.end", "erpe.test"
+STUDY, GROUP, CONFIG, END, FINAL = "erpe.study", "erpe.group", "erpe.config", "erpe.end", "erpe.final"
 """Attributes of a study and of its trials. A trial with CONFIG counts; one with END is decided."""
 
 
@@ -63,14 +63,28 @@ class About(NamedTuple):
     """Every setting of sampler and pruner."""
 
 
+class Group(NamedTuple):
+    """The greater study that a study is a part of."""
+
+    study: str
+    """Its name."""
+    arm: str
+    """Which arm of it this one searches or confirms."""
+    phase: str
+    """`search` or `confirm`."""
+    plan: dict[str, Any]
+    """`Plan.model_dump` of the greater study."""
+
+
 class StudyRecord(NamedTuple):
     """A study and its trials."""
 
     name: str
     about: About
     trials: list[Record]
-    tests: dict[int, dict[str, float]]
-    """Number of a trial -> its measures on the test split."""
+    finals: dict[int, dict[str, float]]
+    """Number of a trial -> what was measured after its end: on the test split in a search, times in a confirmation."""
+    group: Group | None
 
     @property
     def counts(self) -> Counter[str]:
@@ -141,8 +155,37 @@ def read_study(study: optuna.Study) -> StudyRecord:
         name=study.study_name,
         about=about,
         trials=[read_trial(about.uid, trial) for trial in counted],
-        tests={int(key.removeprefix(f"{TEST}.")): value for key, value in attrs.items() if key.startswith(f"{TEST}.")},
+        finals={int(key.removeprefix(f"{FINAL}.")): found for key, found in attrs.items() if key.startswith(FINAL)},
+        group=Group(**attrs[GROUP]) if GROUP in attrs else None,
     )
+
+
+def grouped(studies: list[StudyRecord], name: str | None = None) -> list[tuple[dict[str, Any], list[StudyRecord]]]:
+    """The greater studies, or the one of that name: its plan as it was last run, and its members.
+
+    Raises:
+        StudyError: there is none of that name.
+    """
+    found: dict[str, tuple[dict[str, Any], list[StudyRecord]]] = {}
+    for study in studies:
+        if study.group:
+            found.setdefault(study.group.study, (study.group.plan, []))[1].append(study)
+    if name is not None and name not in found:
+        known = nearest(name, list(found)) if found else "there is none; `erpe study run FILE` makes one"
+        raise StudyError(f"study {name}: not one of `erpe study run`; {known}")
+    return [found[name]] if name is not None else list(found.values())
+
+
+def arm_of(members: list[StudyRecord], arm: str) -> tuple[StudyRecord | None, StudyRecord | None]:
+    """Search and confirmation of an arm; the confirmation is that of the best configuration as it is now."""
+    own = [member for member in members if member.group and member.group.arm == arm]
+    search = next((member for member in own if member.group and member.group.phase == "search"), None)
+    if search is None or search.best is None:
+        return search, None
+    kept = {"seed": 0, "data.validation": 0.0, "train.epochs": 1}
+    wanted = search.best.config.replace(kept)
+    confirmed = (m for m in own if m.group and m.group.phase == "confirm" and m.trials)
+    return search, next((m for m in confirmed if m.trials[0].config.replace(kept) == wanted), None)
 
 
 @storage.patient

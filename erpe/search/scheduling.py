@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from erpe.errors import StudyError
-from erpe.search.conductor import Conductor
+from erpe.search.conductor import Conducts
 from erpe.search.play import Start
 from erpe.search.records import Record
 from erpe.search.worker import LAST_WORDS, Worker  # before Ray: sets its environment
@@ -36,7 +36,7 @@ LOOK_SECONDS = 5.0
 class Link:
     """Which trial of Tune is which ticket, and the first error of ours, which Tune would wrap and swallow."""
 
-    def __init__(self, conductor: Conductor, start: Start) -> None:
+    def __init__(self, conductor: Conducts, start: Start) -> None:
         self.conductor, self.start = conductor, start
         self.tickets: dict[str, Record] = {}
         self.error: BaseException | None = None
@@ -170,7 +170,7 @@ def last_error(trial: Any, folder: Path) -> str:
     return "the worker was killed, perhaps for want of memory"
 
 
-def run_ray(conductor: Conductor, start: Start, *, concurrency: int, cpus: float, gpus: float, scratch: Path) -> None:
+def run_ray(conductor: Conducts, start: Start, *, concurrency: int, cpus: float, gpus: float, scratch: Path) -> None:
     """The search on Ray, which is running.
 
     Args:

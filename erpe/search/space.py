@@ -86,12 +86,6 @@ def default_space(variant: str, dataset: str) -> Space:
 def load_space(path: str | Path, variant: str, dataset: str) -> Space:
     """The default space with the entries of a TOML file's `[space]` table laid over it.
 
-        "train.lr" = {low = 1e-4, high = 1e-2, log = true}     # a range
-        "model.patch" = [2, 4]                                  # a choice
-        "model.depth" = 4                                       # fixed
-
-    A knob that only other variants have is skipped, so that one file serves all twelve.
-
     Raises:
         ConfigError: one line naming the file, the key and what is wrong with it.
     """
@@ -103,6 +97,26 @@ def load_space(path: str | Path, variant: str, dataset: str) -> Space:
     if not isinstance(entries, dict) or set(table) != {"space"}:
         stray = ", ".join(sorted(set(table) - {"space"})) or "nothing"
         raise ConfigError(f"{path}: a space file has one table, [space]; found {stray}")
+    try:
+        space = lay_over(entries, variant, dataset)
+        check_together(space, defaults(variant, dataset))
+    except ErpeError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return space
+
+
+def lay_over(entries: dict[str, Any], variant: str, dataset: str) -> Space:
+    """The default space with other ranges for some settings.
+
+        "train.lr" = {low = 1e-4, high = 1e-2, log = true}     # a range
+        "model.patch" = [2, 4]                                  # a choice
+        "model.depth" = 4                                       # fixed
+
+    A knob that only other variants have is skipped, so that one set of entries serves all twelve.
+
+    Raises:
+        ConfigError: one line naming the key and what is wrong with it.
+    """
     base = defaults(variant, dataset)
     axes = dict(default_space(variant, dataset).axes)
     elsewhere = {name for other in ("favor", "relu_rope") for name in knobs(other, dataset)} - set(
@@ -113,15 +127,10 @@ def load_space(path: str | Path, variant: str, dataset: str) -> Space:
             axis = read_axis(name, entry, base)
             check_axis(name, axis, base)
         except ErpeError as error:
-            raise ConfigError(f'{path}: space."{name}": {error}') from None
+            raise ConfigError(f'space."{name}": {error}') from None
         if name not in elsewhere:
             axes[name] = axis
-    space = Space(axes=axes)
-    try:
-        check_together(space, base)
-    except ErpeError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return space
+    return Space(axes=axes)
 
 
 def read_axis(name: str, entry: Any, base: TrialConfig) -> Axis:

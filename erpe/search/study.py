@@ -23,7 +23,7 @@ CONTRACT = 1
 """Version of what a trial means; raised when the same configuration would give another result."""
 
 METRIC = "val/accuracy"
-"""What a study maximises, and what pruning compares; the value of a trial is that of its last epoch."""
+"""What a search maximises, and what pruning compares; the value of a trial is that of its last epoch."""
 
 Sampler = Literal["tpe", "gp", "cmaes", "random"]
 Pruner = Literal["asha", "hyperband", "median", "none"]
@@ -42,6 +42,8 @@ class StudySpec(Config):
     """Optuna's pruner."""
     seed: NonNegativeInt = 0
     """Seed of the samplers and of the trials' seeds."""
+    phase: Literal["search", "confirm"] = "search"
+    """Look for the best configuration, or train one with fresh seeds on the full training set."""
     contract: int = CONTRACT
     """Version of the code's meaning."""
 
@@ -64,6 +66,14 @@ class StudySpec(Config):
     def name(self) -> str:
         """The study's name, unless the user gives one."""
         return f"{self.dataset}-{self.variant}"
+
+    def value(self, measured: dict[str, float]) -> float:
+        """What an epoch is worth. A confirmation has no validation part: its training loss, negated, is shown."""
+        return measured[METRIC] if self.phase == "search" else -measured["train/loss"]
+
+    def trial_seed(self, number: int) -> int:
+        """Of a trial. Seed k of a confirmation is the same for every arm of a study: such runs are a pair."""
+        return derive_seed(self.seed, "trial" if self.phase == "search" else "confirm", number)
 
     @property
     def identity(self) -> str:
@@ -102,6 +112,20 @@ def define(
     space = Space(axes={name: axis for name, axis in sorted(space.axes.items()) if name not in given})
     check_together(space, base)
     return StudySpec(base=base, space=space, sampler=sampler, pruner=pruner, seed=seed)
+
+
+def confirmation(config: TrialConfig, seed: int, epochs: int | None = None) -> StudySpec:
+    """One configuration, to be trained with fresh seeds on the full training set.
+
+    Args:
+        seed: what the fresh seeds come from.
+        epochs: none: those of the configuration.
+    """
+    own = {"seed": 0, "data.validation": 0.0, "train.epochs": epochs or config.train.epochs}
+    nothing = Space(axes={})
+    return StudySpec(
+        base=config.replace(own), space=nothing, sampler="random", pruner="none", seed=seed, phase="confirm"
+    )
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

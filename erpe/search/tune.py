@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from erpe.config import DATASETS, TrialConfig
 from erpe.errors import ConfigError
-from erpe.search.conductor import Conductor
+from erpe.search.conductor import Conductor, Drains
 from erpe.search.ledger import Ledger
 from erpe.search.progress import Progress, Silent
 from erpe.search.study import StudySpec
@@ -104,7 +104,7 @@ def tune(
         if _left(ledger, trials):
             progress.on_phase("data")
             work.prepare()
-            conductor.tracker.start_study(ledger.uid, spec.model_dump(mode="json"), _study_tags(spec, conductor))
+            conductor.tracker.start_study(ledger.uid, spec.model_dump(mode="json"), conductor.tags)
             progress.on_phase("workers")
             scratch = store.root / "ray" / ledger.name
             with in_process() if executor == "inline" else on_ray(asked, trials, scratch) as workers:
@@ -119,14 +119,17 @@ def _conductor(
     from erpe.tracking.provenance import collect
     from erpe.tracking.tracker import Tracker
 
-    own = {"variant": spec.variant, "dataset": spec.dataset, "data_sha256": DATASETS[spec.dataset].sha256}
-    tags = collect("erpe tune", threads) | own
-    return Conductor(ledger, Tracker(store, ledger.name), store, trials, progress, tags)
+    tags = collect("erpe tune", threads) | study_tags(spec) | {"study": ledger.name}
+    return Conductor(ledger, spec, Tracker(store, ledger.name), store, trials, progress, tags)
 
 
-def _study_tags(spec: StudySpec, conductor: Conductor) -> dict[str, str]:
-    own = {"sampler": spec.sampler, "pruner": spec.pruner, "seed": str(spec.seed), "study_hash": spec.identity}
-    return conductor.tags | own
+def study_tags(spec: StudySpec, arm: str = "") -> dict[str, str]:
+    """What every run of a study is tagged with: the same keys for all."""
+    return {
+        "arm": arm or spec.variant, "variant": spec.variant, "dataset": spec.dataset, "phase": spec.phase,
+        "data_sha256": DATASETS[spec.dataset].sha256, "study_hash": spec.identity, "study_seed": str(spec.seed),
+        "sampler": spec.sampler, "pruner": spec.pruner,
+    }  # fmt: skip
 
 
 def _left(ledger: Ledger, trials: int) -> bool:
@@ -134,7 +137,9 @@ def _left(ledger: Ledger, trials: int) -> bool:
     study = ledger.read()
     running = study.counts["RUNNING"]
     return (
-        bool(running) or len(study.trials) < trials or (study.best is not None and study.best.number not in study.tests)
+        bool(running)
+        or len(study.trials) < trials
+        or (study.best is not None and study.best.number not in study.finals)
     )
 
 
@@ -143,12 +148,12 @@ def _run(conductor: Conductor, work: Work, workers: Workers) -> None:
     conductor.progress.on_phase("search")
     workers.search(conductor, work.start)
     study = conductor.ledger.read()
-    if conductor.draining or study.best is None or study.best.number in study.tests:
+    if conductor.draining or study.best is None or study.best.number in study.finals:
         return
     conductor.progress.on_phase("test")
     best = study.best
     folder = conductor.store.trial_folder(study.name, best.number, best.config.seed)
-    conductor.ledger.record_test(best.number, workers.call(work.evaluate, folder))
+    conductor.ledger.record_final(best.number, workers.call(work.evaluate, folder))
 
 
 def _close(conductor: Conductor, began: float) -> TuneResult:
@@ -158,9 +163,10 @@ def _close(conductor: Conductor, began: float) -> TuneResult:
     best, over = study.best, not _left(ledger, conductor.budget)
     folder = conductor.store.trial_folder(study.name, best.number, best.config.seed) if best else None
     metrics = best.verdict.metrics if best and best.verdict else {}
-    test = study.tests.get(best.number) if best else None
+    test = study.finals.get(best.number) if best else None
     state = ("COMPLETE" if best else "FAIL") if over else "INTERRUPTED"
-    tracker.end_study(ledger.uid, best.uid if best else None, metrics | (test or {}), folder if over else None, state)
+    metrics, uid = metrics | (test or {}), best.uid if best else None
+    tracker.end_study(ledger.uid, uid, metrics, folder if over else None, state, model=study.name)
     conductor.progress.on_phase("tracking")
     lag = tracker.close(30 if over else 5)
     return TuneResult(
@@ -181,7 +187,7 @@ def _close(conductor: Conductor, began: float) -> TuneResult:
 
 
 @contextlib.contextmanager
-def interruptible(conductor: Conductor) -> Iterator[None]:
+def interruptible(conductor: Drains) -> Iterator[None]:
     """SIGINT or SIGTERM once: trials finish their epoch, and the search ends. Twice: KeyboardInterrupt."""
 
     def on_signal(number: int, frame: Any) -> None:

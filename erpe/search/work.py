@@ -23,6 +23,10 @@ class Work(NamedTuple):
     """Called in a worker; importable there."""
     evaluate: Callable[[Path], dict[str, float]]
     """Opens the test split for the trial in this folder."""
+    confirm: Start
+    """As `start`, for a confirmed configuration, whose end opens the test split."""
+    time: Callable[[list[Path]], list[dict[str, float]]]
+    """Times the runs in these folders, one after the other."""
 
 
 def vision(dataset: str, data_dir: Path | None, device: str, on_step: OnStep | None = None) -> Work:
@@ -35,8 +39,10 @@ def vision(dataset: str, data_dir: Path | None, device: str, on_step: OnStep | N
     data = Path(given).expanduser().resolve() if given else None  # a worker may run in another folder
     return Work(
         prepare=partial(_prepare, dataset, data),
-        start=partial(_start, data_dir=data, device=device, on_step=on_step),
+        start=partial(_start, "Trial", data_dir=data, device=device, on_step=on_step),
         evaluate=partial(_evaluate, data_dir=data, device=device),
+        confirm=partial(_start, "Confirmation", data_dir=data, device=device, on_step=on_step),
+        time=partial(_time, data_dir=data, device=device),
     )
 
 
@@ -49,14 +55,21 @@ def _prepare(dataset: str, data_dir: Path | None) -> None:
 
 
 def _start(
-    config: TrialConfig, folder: Path, *, data_dir: Path | None, device: str, on_step: OnStep | None
+    kind: str, config: TrialConfig, folder: Path, *, data_dir: Path | None, device: str, on_step: OnStep | None
 ) -> Training:
-    from erpe.training.objective import Trial
+    from erpe.training.objective import Confirmation, Trial
 
-    return Trial(config, folder, data_dir=data_dir, device=device, on_step=on_step)
+    made = {"Trial": Trial, "Confirmation": Confirmation}[kind]
+    return made(config, folder, data_dir=data_dir, device=device, on_step=on_step)
 
 
 def _evaluate(folder: Path, *, data_dir: Path | None, device: str) -> dict[str, float]:
     from erpe.training.objective import final_evaluation
 
     return final_evaluation(folder, data_dir=data_dir, device=device)
+
+
+def _time(folders: list[Path], *, data_dir: Path | None, device: str) -> list[dict[str, float]]:
+    from erpe.training.timing import time_runs
+
+    return time_runs(folders, data_dir=data_dir, device=device)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from erpe.errors import ConfigError, StudyError
-from erpe.search.conductor import Conductor, run_inline
+from erpe.search.conductor import Conducts, run_inline
 from erpe.search.play import Start
 
 OBJECT_STORE_BYTES = 100 * 2**20
@@ -102,7 +102,7 @@ class Workers(Protocol):
     def device(self) -> str:
         """What trials take if the choice is left to them: `cuda`, `mps` or `cpu`."""
 
-    def search(self, conductor: Conductor, start: Start) -> None:
+    def search(self, conductor: Conducts, start: Start) -> None:
         """Run trials until the conductor has no more."""
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -119,7 +119,7 @@ class InProcess:
 
         return pick_device().type
 
-    def search(self, conductor: Conductor, start: Start) -> None:
+    def search(self, conductor: Conducts, start: Start) -> None:
         """See `run_inline`."""
         run_inline(conductor, start)
 
@@ -139,7 +139,7 @@ class OnRay:
         """Ray shows a worker the GPUs of its share, and no others."""
         return "cuda" if self._shares.gpus else "cpu"
 
-    def search(self, conductor: Conductor, start: Start) -> None:
+    def search(self, conductor: Conducts, start: Start) -> None:
         """See `run_ray`."""
         from erpe.search.scheduling import run_ray
 

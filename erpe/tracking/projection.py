@@ -106,8 +106,8 @@ class Projection:
         return self._runs.get(uid)
 
     def _name(self, event: Event) -> str:
-        if event.kind.endswith("study"):
-            return self.study
+        if event.name or event.kind.endswith("study"):
+            return event.name or self.study
         return event.uid if event.number is None else f"trial {event.number}"
 
     def _start_study(self, event: Event, run: str) -> None:
@@ -136,10 +136,10 @@ class Projection:
     def _end_study(self, event: Event, run: str) -> None:
         if event.folder:
             self._log_results(event, run)
-        artifacts.log_plots(self.client, run, self.store.storage_url, self.study)
+        artifacts.log_plots(self.client, run, self.store.storage_url, event.name or self.study)
         champion = self._find(_TRIAL, event.best) if event.best else None
-        if champion and event.folder:
-            artifacts.register(self.client, self.study, champion, str(event.best), self.store.root / event.folder)
+        if champion and event.folder and event.model:
+            artifacts.register(self.client, event.model, champion, str(event.best), self.store.root / event.folder)
         self._end(event, run, {"best_trial_uid": event.best} if event.best else {})
 
     def _log_results(self, event: Event, run: str) -> None:

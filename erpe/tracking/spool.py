@@ -58,6 +58,10 @@ class Event(BaseModel):
     """Where the results lie, relative to the store."""
     best: str | None = None
     """uid of a study's best trial."""
+    name: str = ""
+    """Of the run; none: the experiment's, or TRIAL NUMBER. Of a study also its name in Optuna."""
+    model: str = ""
+    """Under which name the best trial is registered; none: it is not."""
 
 
 class Ack(NamedTuple):

@@ -72,7 +72,6 @@ class Tracker:
         """
         self._store = store
         self._runs: defaultdict[str, _Known] = defaultdict(_Known)
-        self._study: str | None = None
         self._mutex = threading.Lock()
         self._spool = Spool(store.spool, study, self._observe)
         with self._spool.exclusive():
@@ -90,15 +89,30 @@ class Tracker:
         """What keeps MLflow from getting the events and will not mend itself: one line. The spool keeps them."""
         return self._sender.problem
 
-    def start_study(self, uid: str, spec: dict[str, Any], tags: dict[str, str]) -> None:
-        """The parent run; trials started from now on are under it."""
-        self._put(Event(kind="start_study", uid=uid, config=json.loads(json.dumps(spec)), tags=tags))
-        self._study = uid
+    def start_study(self, uid: str, spec: dict[str, Any], tags: dict[str, str], name: str = "") -> None:
+        """A parent run. An experiment may have several, each with a name of its own."""
+        self._put(Event(kind="start_study", uid=uid, config=json.loads(json.dumps(spec)), tags=tags, name=name))
 
-    def start_trial(self, uid: str, number: int, config: TrialConfig, tags: dict[str, str]) -> None:
-        """A trial's run; its parameters are `config.flat()`."""
+    def start_trial(
+        self,
+        uid: str,
+        number: int,
+        config: TrialConfig,
+        tags: dict[str, str],
+        *,
+        parent: str | None = None,
+        name: str = "",
+    ) -> None:
+        """A trial's run; its parameters are `config.flat()`.
+
+        Args:
+            parent: uid of its study.
+            name: none: `trial NUMBER`.
+        """
         settings = config.model_dump(mode="json")
-        self._put(Event(kind="start_trial", uid=uid, number=number, parent=self._study, config=settings, tags=tags))
+        self._put(
+            Event(kind="start_trial", uid=uid, number=number, parent=parent, config=settings, tags=tags, name=name)
+        )
 
     def epoch(self, uid: str, step: int, metrics: dict[str, float]) -> None:
         """Measures of one epoch. The first word on a step counts, also after a restart."""
@@ -120,15 +134,26 @@ class Tracker:
         self._end("end_trial", uid, state, news, folder, step=step, reason=reason)
 
     def end_study(
-        self, uid: str, best_uid: str | None, metrics: dict[str, float], folder: Path | None, state: str
+        self,
+        uid: str,
+        best_uid: str | None,
+        metrics: dict[str, float],
+        folder: Path | None,
+        state: str,
+        *,
+        name: str = "",
+        model: str = "",
     ) -> None:
         """The study ends, or pauses: summary measures, Optuna's plots, the best trial's results, and the champion.
 
         Args:
             folder: results of the best trial.
             state: COMPLETE, FAIL, or what else stopped it.
+            name: as at its start.
+            model: under which name the best trial becomes the champion; none: it does not.
         """
-        self._end("end_study", uid, state, self._runs[uid].news(metrics), folder, best=best_uid)
+        news = self._runs[uid].news(metrics)
+        self._end("end_study", uid, state, news, folder, best=best_uid, name=name, model=model)
 
     def _end(
         self, kind: Any, uid: str, state: str, metrics: dict[str, float], folder: Path | None, **more: Any

@@ -105,16 +105,17 @@ def inference_time(model: ViT, images: Images, dataset: str, repeats: int = 30) 
 def _repeat(model: ViT, batch: Tensor, repeats: int) -> list[float]:
     times = []
     for turn in range(repeats + 3):
-        _wait(batch.device)
+        wait_for(batch.device)
         started = time.perf_counter()
         model(batch)
-        _wait(batch.device)
+        wait_for(batch.device)
         if turn >= 3:
             times.append((time.perf_counter() - started) * 1000 / len(batch))
     return times
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until the device has done all it was asked."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -136,6 +137,13 @@ def save_attention_example(path: Path, model: ViT, images: Images, dataset: str)
     image = (pixels[0].float() / 255).cpu().numpy()
     file = io.BytesIO()
     np.savez_compressed(file, image=image, maps=maps.half().cpu().numpy(), grid=np.array(model.config.grid))
+    write_atomic(path, file.getvalue())
+
+
+def save_predictions(path: Path, logits: Tensor, labels: Tensor) -> None:
+    """Write the `predicted` and the true class of each image, (n,) uint8 each, as an `.npz` without pickles."""
+    file = io.BytesIO()
+    np.savez_compressed(file, predicted=logits.argmax(dim=1).byte().numpy(), labels=labels.cpu().byte().numpy())
     write_atomic(path, file.getvalue())
 
 

@@ -8,14 +8,15 @@ import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from erpe.config import TrialConfig
 from erpe.errors import StoreError, TrialError
-from erpe.model import build
+from erpe.model import ViT, build
 from erpe.model.flops import forward_flops, train_step_flops
-from erpe.store import write_atomic
+from erpe.store import read_json, write_atomic
 from erpe.training.checkpoint import STATE, load_model, load_tensors, save_model, save_tensors, writing
 from erpe.training.data import load_test, load_training
 from erpe.training.evaluate import (
@@ -27,6 +28,7 @@ from erpe.training.evaluate import (
     per_class,
     reset_peak_memory,
     save_attention_example,
+    save_predictions,
     scores,
 )
 from erpe.training.loop import OnStep, Trainer, pick_device
@@ -94,29 +96,35 @@ class Trial:
         return found
 
     def finish(self) -> dict[str, float]:
-        """Measure the trained model cheaply, on the validation part only, and write the trial's results.
+        """Measure the trained model, write the trial's results, and let go of the last epoch's checkpoint.
 
         Returns:
-            `val/*`, `params`, `flops/*`, `time/train_seconds_per_epoch`, `memory/peak_mib`.
+            `params`, `flops/*`, `time/train_seconds_per_epoch`, `memory/peak_mib`, and those of `measure`.
         Raises:
             StoreError: the results cannot be written; the last epoch's checkpoint is intact.
         """
-        model, dataset = self.trainer.final, self.config.data.dataset
+        model = self.trainer.final
         found = cost(self.config) | {
             "params": float(sum(p.numel() for p in model.parameters())),
             "time/train_seconds_per_epoch": seconds_per_epoch(self.history),
             "memory/peak_mib": peak_memory_mib(self.device),
         }
         save_model(self.folder, model, self.config)
-        if len(self.validation.labels):
-            logits = logits_of(model, self.validation, dataset)
-            found |= scores(logits, self.validation.labels, "val")
-            self._write("confusion.json", confusion(logits, self.validation.labels, dataset, "validation"))
-            with writing(self.folder):
-                save_attention_example(self.folder / "attention.npz", model, self.validation, dataset)
+        found |= self.measure(model)
         self._write("outcome.json", {"metrics": found, "history": self.history, **self._facts()})
         (self.folder / STATE).unlink(missing_ok=True)
         return found
+
+    def measure(self, model: ViT) -> dict[str, float]:
+        """`val/*`: how good the model is, on the validation part only."""
+        if not len(self.validation.labels):
+            return {}
+        dataset = self.config.data.dataset
+        logits = logits_of(model, self.validation, dataset)
+        self._write("confusion.json", confusion(logits, self.validation.labels, dataset, "validation"))
+        with writing(self.folder):
+            save_attention_example(self.folder / "attention.npz", model, self.validation, dataset)
+        return scores(logits, self.validation.labels, "val")
 
     def _facts(self) -> dict[str, str]:
         return {
@@ -147,6 +155,18 @@ class Trial:
             self.trainer = Trainer(self.config, model, self.trainer.images, self.device)
 
 
+class Confirmation(Trial):
+    """The training of a confirmed configuration: at its end, and only there, the test split is opened."""
+
+    def __init__(self, config: TrialConfig, folder: Path, *, data_dir: str | Path | None = None, **more: Any) -> None:
+        super().__init__(config, folder, data_dir=data_dir, **more)
+        self._data_dir = data_dir
+
+    def measure(self, model: ViT) -> dict[str, float]:
+        """All measures but times of inference, which other trials at work would spoil."""
+        return final_evaluation(self.folder, data_dir=self._data_dir, device=str(self.device), timed=False)
+
+
 def objective(
     config: TrialConfig,
     report: Report,
@@ -171,27 +191,37 @@ def objective(
     return trial.finish()
 
 
-def final_evaluation(folder: Path, *, data_dir: str | Path | None = None, device: str = "auto") -> dict[str, float]:
-    """All measures of a finished trial. This opens the test split; call it once for a model that is confirmed.
+def final_evaluation(
+    folder: Path, *, data_dir: str | Path | None = None, device: str = "auto", timed: bool = True
+) -> dict[str, float]:
+    """All measures of a trained model. The test split is opened once: what was measured then is given again.
 
+    Args:
+        timed: whether inference is timed, too.
     Returns:
         `test/*`, `train/log_likelihood`, `aic`, `bic`, `params`, `flops/*`, `time/inference_*`.
     Raises:
         StoreError: the trial's model is missing or damaged, or the results cannot be written.
+        TrialError: the model's training blew up in its last step.
     """
+    done = folder / "test.json"
+    if done.exists():
+        known: dict[str, float] = read_json(done)
+        return known
     model, config = load_model(folder)
     where, dataset = pick_device(device), config.data.dataset
     model = model.to(where)
     train = load_training(config.data, data_dir).train.to(where)
+    likelihood = scores(logits_of(model, train, dataset), train.labels, "train")["train/log_likelihood"]
+    if not math.isfinite(likelihood):
+        raise TrialError("the loss after the last step is not finite; a smaller train.lr would do")
     test = load_test(dataset, data_dir).to(where)
     logits = logits_of(model, test, dataset)
-    likelihood = scores(logits_of(model, train, dataset), train.labels, "train")["train/log_likelihood"]
     k = sum(p.numel() for p in model.parameters())
     found = scores(logits, test.labels, "test") | {"train/log_likelihood": likelihood, "params": float(k)}
     found |= information_criteria(likelihood, k, len(train.labels)) | cost(config)
-    found |= inference_time(model, test, dataset)
+    found |= inference_time(model, test, dataset) if timed else {}
     results = {
-        "test.json": found,
         "confusion_test.json": confusion(logits, test.labels, dataset, "test"),
         "per_class.json": per_class(logits, test.labels, dataset),
     }
@@ -199,6 +229,8 @@ def final_evaluation(folder: Path, *, data_dir: str | Path | None = None, device
         for name, content in results.items():
             write_atomic(folder / name, json.dumps(content))
         save_attention_example(folder / "attention.npz", model, test, dataset)
+        save_predictions(folder / "predictions.npz", logits, test.labels)
+        write_atomic(done, json.dumps(found))  # last: with it, the split is closed
     return found
 
 

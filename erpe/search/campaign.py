@@ -1,0 +1,236 @@
+"""`run`: a whole study, from its file to confirmed, tested and timed models, as often as the command is given.
+
+    run(load_plan("studies/digits_nine.toml"), Store.open("runs"))
+
+1. Search: the arms take turns; only the validation part is seen. 2. Confirm: the best configuration of each arm,
+with fresh seeds on the full training set; at the end of each such run the test split is opened, once. 3. Time: all
+confirmed runs, interleaved, one after the other, when nothing else runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from erpe.errors import StudyError
+from erpe.search.conductor import Conductor
+from erpe.search.ledger import Ledger
+from erpe.search.plan import Arm, Plan
+from erpe.search.progress import Progress, Silent
+from erpe.search.records import Group, Record
+from erpe.search.relay import Budget, Relay
+from erpe.search.study import StudySpec
+from erpe.search.tune import interruptible, study_tags
+from erpe.search.work import Work, vision
+from erpe.search.workers import Asked, Workers, in_process, on_ray
+from erpe.store import Store
+
+
+@dataclass(frozen=True)
+class CampaignResult:
+    """How a study stands when `run` returns."""
+
+    study: str
+    confirmed: dict[str, int]
+    """Arm -> runs that are trained and tested."""
+    failed: dict[str, str]
+    """Arm without any complete trial -> why."""
+    interrupted: bool
+    """Ctrl-C ended it early; the same command continues it."""
+    lag: int
+    """Events that MLflow has not got yet; they are kept."""
+    problem: str | None
+    """Why MLflow does not get them, where that will not mend itself."""
+    seconds: float
+
+
+def run(
+    plan: Plan,
+    store: Store,
+    *,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    concurrency: int | None = None,
+    cpus_per_trial: int = 1,
+    gpus_per_trial: float | None = None,
+    ray_address: str | None = None,
+    executor: Literal["ray", "inline"] = "ray",
+    offline: bool = False,
+    progress: Progress | None = None,
+    work: Work | None = None,
+) -> CampaignResult:
+    """Search, confirm and time every arm.
+
+    Args:
+        executor: `inline` needs no Ray and runs one trial after the other.
+        offline: needs no MLflow; what it should get waits in the spool, for `erpe sync`.
+        work: what a trial is; none: train a Vision Transformer.
+    Raises:
+        ConfigError: numbers that make no sense, or a GPU that is not there.
+        StudyError: a study of this name is another one, or is being run by someone else.
+        DataError, StoreError: the data or the store cannot be used; trials stay as they are.
+        KeyboardInterrupt: the second Ctrl-C. Checkpoints of finished epochs are safe.
+    """
+    from erpe.tracking.provenance import collect
+    from erpe.tracking.tracker import Tracker
+
+    began = time.monotonic()
+    asked = Asked(concurrency, cpus_per_trial, gpus_per_trial, ray_address or os.environ.get("ERPE_RAY_ADDRESS"))
+    asked.check()
+    progress = progress or Silent()
+    work = work or vision(plan.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
+    with contextlib.ExitStack() as opened:
+        tracker = Tracker(store, plan.name, send=not offline)
+        opened.callback(tracker.close, 1)  # after an error, too
+        campaign = _Campaign(plan, store, tracker, progress, collect("erpe study run", cpus_per_trial))
+        searches = opened.enter_context(campaign.searches())
+        opened.enter_context(interruptible(campaign))
+        progress.on_phase("data")
+        work.prepare()
+        progress.on_phase("workers")
+        most = len(plan.arms()) * max(plan.search.trials, plan.confirm.seeds)
+        scratch = store.root / "ray" / plan.name
+        with in_process() if executor == "inline" else on_ray(asked, most, scratch) as workers:
+            campaign.tags["device"] = workers.device if device == "auto" else device
+            confirmed = campaign.play(searches, work, workers)
+        progress.on_phase("tracking")
+        lag = tracker.lag() if offline else tracker.close(60)
+        return CampaignResult(
+            plan.name, confirmed, campaign.failed, campaign.draining, 0 if offline else lag, tracker.problem,
+            time.monotonic() - began,
+        )  # fmt: skip
+
+
+@dataclass
+class _Campaign:
+    plan: Plan
+    store: Store
+    tracker: Any
+    progress: Progress
+    tags: dict[str, str]
+    failed: dict[str, str] = field(default_factory=dict)
+    _draining: bool = False
+    _relay: Relay | None = None
+
+    @property
+    def draining(self) -> bool:
+        """Set by Ctrl-C."""
+        return self._draining
+
+    @draining.setter
+    def draining(self, value: bool) -> None:
+        self._draining = value
+        if self._relay:
+            self._relay.draining = value
+
+    def play(self, searches: list[Conductor], work: Work, workers: Workers) -> dict[str, int]:
+        """All three phases; those that are done are done. The number of confirmed runs of each arm."""
+        self._take_turns(searches, [self._budget(c) for c in searches], "search", work.start, workers)
+        if self.draining:
+            return {}
+        with self.confirmations(searches) as confirmations:
+            seeds = [Budget(self.plan.confirm.seeds)] * len(confirmations)
+            self._take_turns(confirmations, seeds, "confirm", work.confirm, workers)
+            if not self.draining:
+                self._time(confirmations, work, workers)
+            return {c.arm: c.study().counts["COMPLETE"] for c in confirmations}
+
+    @contextlib.contextmanager
+    def searches(self) -> Iterator[list[Conductor]]:
+        """Every arm's search, leased."""
+        specs = [(arm, self.plan.search_spec(arm), f"{self.plan.name}.{arm.name}") for arm in self.plan.arms()]
+        with contextlib.ExitStack() as opened:
+            yield [self._open(opened, *each) for each in specs]
+
+    @contextlib.contextmanager
+    def confirmations(self, searches: list[Conductor]) -> Iterator[list[Conductor]]:
+        """The confirmation of every arm that has a best configuration, leased; another best is another study."""
+        with contextlib.ExitStack() as opened:
+            found = []
+            for arm, search in zip(self.plan.arms(), searches, strict=True):
+                best = search.ledger.read().best
+                if best is None:
+                    self.failed[arm.name] = _why(search)
+                    continue
+                spec = self.plan.confirm_spec(arm, best.config)
+                found.append(self._open(opened, arm, spec, f"{search.ledger.name}.confirm-{spec.identity[:6]}"))
+            yield found
+
+    def _open(self, opened: contextlib.ExitStack, arm: Arm, spec: StudySpec, name: str) -> Conductor:
+        group = Group(self.plan.name, arm.name, spec.phase, self.plan.model_dump(mode="json"))
+        ledger = opened.enter_context(Ledger.open(self.store, spec, name=name, group=group))
+        planned = {"seeds_planned": str(self.plan.confirm.seeds), "budget": self.plan.search.budget}
+        tags = self.tags | study_tags(spec, arm.name) | planned | {"study": self.plan.name}
+        return Conductor(ledger, spec, self.tracker, self.store, 0, self.progress, tags, arm.name)
+
+    def _budget(self, search: Conductor) -> Budget:
+        """What the search of an arm may spend; the same for all."""
+        how, trials = self.plan.search, self.plan.search.trials
+        if how.budget == "trials":
+            return Budget(trials)
+        if how.budget == "epochs":
+            return Budget(trials, float(trials * search.spec.epochs))
+        return Budget(trials, self.plan.flops_per_image(), flops_per_image)
+
+    def _take_turns(
+        self, conductors: list[Conductor], budgets: list[Budget], phase: str, start: Any, workers: Workers
+    ) -> None:
+        """Run a phase to its end; the parents' runs are opened and closed around it."""
+        relay = self._relay = Relay(conductors, budgets, self.progress)
+        relay.draining = self.draining
+        if relay.left():
+            self.progress.on_phase(phase)
+            for conductor in conductors:
+                conductor.tags["device"] = self.tags["device"]
+                spec = conductor.spec.model_dump(mode="json")
+                self.tracker.start_study(conductor.ledger.uid, spec, conductor.tags, conductor.ledger.name)
+        while relay.left() and not self.draining:  # pruned trials may have left some budget
+            workers.search(relay, start)
+        for conductor in conductors:
+            self._close(conductor, over=not self.draining)
+
+    def _close(self, conductor: Conductor, over: bool) -> None:
+        """Tell the tracker how an arm's phase ended. The champion is seed 0: no test score chooses it."""
+        study, confirm = conductor.study(), conductor.spec.phase == "confirm"
+        complete = [trial for trial in study.trials if trial.state == "COMPLETE"]
+        best = (complete[0] if complete else None) if confirm else study.best
+        state = ("COMPLETE" if best else "FAIL") if over else "INTERRUPTED"
+        metrics = best.verdict.metrics if best and best.verdict else {}
+        folder = conductor.folder(best) if best and over else None
+        model = f"{self.plan.name}.{conductor.arm}" if confirm and over else ""
+        uid = best.uid if best else None
+        self.tracker.end_study(
+            conductor.ledger.uid, uid, metrics, folder, state, name=conductor.ledger.name, model=model
+        )
+
+    def _time(self, confirmations: list[Conductor], work: Work, workers: Workers) -> None:
+        """Time every confirmed run in one go, seed by seed, unless all are timed already."""
+        runs = [(c, trial) for c in confirmations for trial in c.study().trials if trial.state == "COMPLETE"]
+        runs.sort(key=lambda run: run[1].number)  # stable: within a seed, in the order of the table
+        if all(trial.number in c.ledger.read().finals for c, trial in runs):
+            return
+        self.progress.on_phase("time")
+        times = workers.call(work.time, [c.folder(trial) for c, trial in runs])
+        for (conductor, trial), found in zip(runs, times, strict=True):
+            conductor.ledger.record_final(trial.number, found)
+            known = trial.verdict.metrics if trial.verdict else {}
+            self.tracker.end_trial(trial.uid, "COMPLETE", known | found, conductor.folder(trial), None)
+
+
+def flops_per_image(trial: Record, epochs: int) -> float:
+    """FLOPs of so many epochs of a trial for every training image, by the closed form."""
+    from erpe.model.flops import train_step_flops
+
+    return train_step_flops(trial.config.model) * epochs
+
+
+def _why(search: Conductor) -> str:
+    reasons = [t.verdict.reason for t in search.study().trials if t.verdict and t.verdict.reason]
+    if not reasons:
+        raise StudyError(f"study {search.ledger.name}: no trial was completed")
+    return str(reasons[0]).strip().splitlines()[-1]

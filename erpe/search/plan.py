@@ -1,0 +1,193 @@
+"""A study file: what is compared, on which data, with which budget.
+
+plan = load_plan("studies/mnist_nine.toml")
+for arm in plan.arms():
+    plan.search_spec(arm)              # each arm is searched as a study of its own, with the same budget
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from erpe.config import NINE, VARIANTS, Config, Dataset, Size, Variant, defaults
+from erpe.errors import ConfigError, ErpeError
+from erpe.search.space import RESERVED, knobs, lay_over
+from erpe.search.study import Pruner, Sampler, StudySpec, check_name, confirmation, define
+
+Scalar = bool | int | float | str | None
+
+
+class Search(Config):
+    """How the best configuration of every arm is looked for."""
+
+    trials: PositiveInt = 8
+    """Trials an arm."""
+    epochs: Size | None = None
+    """Epochs of a trial that is not pruned; none: the data set's default."""
+    budget: Literal["trials", "epochs", "flops"] = "trials"
+    """What is equal for all arms: trials; trials x epochs, where pruned epochs go into more trials; or the FLOPs that
+    softmax needs for that, so that cheap arms train longer."""
+    sampler: Sampler = "tpe"
+    """Optuna's sampler."""
+    pruner: Pruner = "asha"
+    """Optuna's pruner."""
+
+
+class Confirm(Config):
+    """How the best configuration of every arm is trained again, on the full training set."""
+
+    seeds: PositiveInt = 5
+    """Fresh seeds; seed k is the same for all arms, so that they can be compared in pairs."""
+    epochs: Size | None = None
+    """Epochs; none: those of the search."""
+
+
+class Arm(NamedTuple):
+    """What a study compares."""
+
+    name: str
+    """`relu_rope`, or with switches `relu_rope-patch2`."""
+    variant: str
+    switches: dict[str, Any]
+    """Settings that set it apart from other arms of its variant."""
+
+
+class Plan(Config):
+    """A study file. Each arm is a variant, or a variant and one combination of switches."""
+
+    name: str
+    """Of the study; none: the file's."""
+    dataset: Dataset
+    """digits, mnist or cifar10."""
+    variants: Literal["nine", "twelve"] | tuple[Variant, ...]
+    """The nine of the question, all twelve, or a list."""
+    seed: NonNegativeInt
+    """What every other seed comes from."""
+    search: Search = Search()
+    """The first phase."""
+    confirm: Confirm = Confirm()
+    """The second phase."""
+    switches: dict[str, tuple[Scalar, ...]] = Field(default={})
+    """Settings whose every combination is an arm; a variant without such a setting ignores it."""
+    settings: dict[str, Scalar] = Field(default={})
+    """Settings of every trial; they are not searched."""
+    space: dict[str, Any] = Field(default={})
+    """Ranges laid over the default space, as in a space file."""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Plan:
+        check_name(self.name)
+        if not self.variants:
+            raise ConfigError("variants: none given; nine, twelve or a list would do")
+        if len(set(self.variants)) < len(self.variants) and not isinstance(self.variants, str):
+            raise ConfigError("variants: one is there twice")
+        for name, values in self.switches.items():
+            if not values:
+                raise ConfigError(f"switches.{name}: no value to choose from")
+            if name in RESERVED:
+                raise ConfigError(f"switches.{name}: the study sets it")
+        for name in {"data.validation", "seed"} & {*self.settings, *self.switches}:
+            raise ConfigError(f"{name}: the study sets it")
+        for arm in self.arms():
+            try:
+                self.search_spec(arm)
+            except ErpeError as error:
+                raise ConfigError(f"{arm.name}: {error}") from None
+        return self
+
+    def arms(self) -> list[Arm]:
+        """What is compared, in the order of the table."""
+        listed = {"nine": NINE, "twelve": VARIANTS}.get(self.variants, self.variants)  # type: ignore[arg-type]
+        return [arm for variant in listed for arm in self._arms_of(variant)]
+
+    def _arms_of(self, variant: str) -> list[Arm]:
+        everyones = set(defaults(variant, self.dataset).flat()) - _KNOBS
+        names = [name for name in self.switches if name in everyones or name in knobs(variant, self.dataset)]
+        combinations = product(*(self.switches[name] for name in names))
+        chosen = [dict(zip(names, values, strict=True)) for values in combinations]
+        return [Arm("-".join([variant, *map(_label, switches.items())]), variant, switches) for switches in chosen]
+
+    def search_spec(self, arm: Arm) -> StudySpec:
+        """The search of an arm.
+
+        Raises:
+            ConfigError: settings or ranges that do not fit it.
+        """
+        space = lay_over(self.space, arm.variant, self.dataset)
+        own = {name: value for name, value in self.settings.items() if self._applies(name, arm.variant)}
+        return define(
+            arm.variant, self.dataset, space=space, settings=own | arm.switches, epochs=self.epochs(arm),
+            sampler=self.search.sampler, pruner=self.search.pruner, seed=self.seed,
+        )  # fmt: skip
+
+    def _applies(self, name: str, variant: str) -> bool:
+        return name not in _KNOBS or name in knobs(variant, self.dataset)
+
+    def epochs(self, arm: Arm) -> int | None:
+        """Epochs of a trial; with equal FLOPs as many more as the arm is cheaper than softmax."""
+        given = self.search.epochs
+        if self.search.budget != "flops":
+            return given
+        base = defaults("softmax", self.dataset).train.epochs if given is None else given
+        return max(1, round(base * _train_flops("softmax", self, {}) / _train_flops(arm.variant, self, arm.switches)))
+
+    def flops_per_image(self) -> float:
+        """What a search spends of FLOPs for every training image, if arms have equal FLOPs: those of softmax."""
+        epochs = self.search.epochs or defaults("softmax", self.dataset).train.epochs
+        return self.search.trials * epochs * _train_flops("softmax", self, {})
+
+    def confirm_spec(self, arm: Arm, config: Any) -> StudySpec:
+        """The confirmation of an arm's best configuration."""
+        epochs = self.confirm.epochs
+        if epochs and self.search.budget == "flops":
+            epochs = max(1, round(epochs * config.train.epochs / (self.search.epochs or config.train.epochs)))
+        return confirmation(config, self.seed, epochs)
+
+
+_KNOBS = frozenset(name for variant in VARIANTS for name in knobs(variant, "digits"))
+"""Settings that only some variants have."""
+
+
+def _label(switch: tuple[str, Any]) -> str:
+    """`("model.patch", 2)` -> `patch2`, `("model.rope", "mixed")` -> `rope_mixed`."""
+    name, value = switch
+    leaf = name.rpartition(".")[2]
+    return f"{leaf}{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else f"{leaf}_{value}"
+
+
+def _train_flops(variant: str, plan: Plan, switches: dict[str, Any]) -> float:
+    from erpe.model.flops import train_step_flops
+
+    own = {name: value for name, value in plan.settings.items() if plan._applies(name, variant)}
+    return train_step_flops(defaults(variant, plan.dataset).replace(own | switches).model)
+
+
+def load_plan(path: str | Path, changes: dict[str, Any] | None = None) -> Plan:
+    """A study file, with some dotted names changed: `{"search.trials": 2}`.
+
+    Raises:
+        ConfigError: one line naming the file, the key, and what is wrong with it.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    try:
+        plan = Plan(**({"name": path.stem.replace("_", "-")} | table))
+        return plan.replace(changes) if changes else plan
+    except ErpeError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def schema() -> str:
+    """The JSON Schema of a study file, for editors."""
+    found = Plan.model_json_schema()
+    found["required"] = [name for name in found["required"] if name != "name"]
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema"} | found, indent=2) + "\n"

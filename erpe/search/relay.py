@@ -1,0 +1,95 @@
+"""Several conductors as one: the arms of a study take turns, so that a study stopped halfway is half done for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from erpe.search.conductor import Conductor
+from erpe.search.play import Event
+from erpe.search.progress import Progress
+from erpe.search.records import Record, StudyRecord
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an arm may spend: a number of trials, or an amount of something that trials cost."""
+
+    trials: int
+    """How many, where no amount is given."""
+    amount: float | None = None
+    """In the unit of `cost`; trials are started until it is spent."""
+    cost: Callable[[Record, int], float] = lambda trial, epochs: float(epochs)
+    """What so many epochs of a trial cost."""
+
+    def share(self, study: StudyRecord) -> float:
+        """The part of the budget that is used; a running trial counts as a whole one."""
+        if self.amount is None:
+            return len(study.trials) / self.trials
+        return sum(self._used(trial) for trial in study.trials) / self.amount
+
+    def allowed(self, study: StudyRecord) -> int:
+        """How many trials the arm may have by now."""
+        if self.amount is None:
+            return self.trials
+        return len(study.trials) + (self.share(study) < 1)
+
+    def _used(self, trial: Record) -> float:
+        # A trial that failed at once costs something too, or a space of failures would never end.
+        epochs = trial.config.train.epochs if trial.state == "RUNNING" else max(1, len(trial.epochs))
+        return self.cost(trial, epochs)
+
+
+@dataclass
+class Relay:
+    """Hands out the next trial of the arm that has used the least of its budget."""
+
+    conductors: list[Conductor]
+    budgets: list[Budget]
+    progress: Progress
+    _whose: dict[str, Conductor] = field(default_factory=dict)
+    _draining: bool = False
+
+    @property
+    def draining(self) -> bool:
+        """Set by Ctrl-C, for all arms."""
+        return self._draining
+
+    @draining.setter
+    def draining(self, value: bool) -> None:
+        self._draining = value
+        for conductor in self.conductors:
+            conductor.draining = value
+
+    def left(self) -> bool:
+        """Whether an arm has something to run."""
+        return any(
+            conductor.study().counts["RUNNING"] or len(conductor.study().trials) < budget.allowed(conductor.study())
+            for conductor, budget in zip(self.conductors, self.budgets, strict=True)
+        )
+
+    def next(self) -> Record | None:
+        """A trial to run; None when all budgets are used, or when draining."""
+        arms = sorted(
+            zip(self.conductors, self.budgets, strict=True), key=lambda arm: arm[1].share(arm[0].study())
+        )  # stable: of equals the first of the table
+        for conductor, budget in arms:
+            conductor.budget = budget.allowed(conductor.study())
+            ticket = conductor.next()
+            if ticket is not None:
+                self._whose[ticket.uid] = conductor
+                return ticket
+        return None
+
+    def hear(self, ticket: Record, event: Event) -> bool:
+        """See `Conductor.hear`."""
+        return self._whose[ticket.uid].hear(ticket, event)
+
+    def crashed(self, ticket: Record, reason: str) -> bool:
+        """See `Conductor.crashed`."""
+        return self._whose[ticket.uid].crashed(ticket, reason)
+
+    def folder(self, ticket: Record) -> Path:
+        """See `Conductor.folder`."""
+        return self._whose[ticket.uid].folder(ticket)

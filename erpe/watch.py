@@ -1,0 +1,248 @@
+"""A study of many arms, as the terminal shows it: a table that redraws itself, or lines where nobody watches.
+
+Both `erpe study run` and `erpe study status` read the database, so that they show the same.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from erpe.search.plan import Plan
+from erpe.search.progress import Moment
+from erpe.search.records import Record, StudyRecord, read_studies
+from erpe.show import percent
+from erpe.store import Store
+
+PHASES = {
+    "data": "checking the data",
+    "workers": "starting the workers",
+    "search": "searching, the arms in turn",
+    "confirm": "confirming the best of each arm with fresh seeds; each run is tested once",
+    "time": "timing all confirmed runs, interleaved",
+    "stopping": "finishing the running epochs; Ctrl-C again stops now",
+    "tracking": "sending the rest to MLflow",
+}
+
+
+class ArmStatus(NamedTuple):
+    """Where an arm of a study stands."""
+
+    arm: str
+    counts: dict[str, int]
+    """Trials of the search by state."""
+    trials: int
+    """Planned."""
+    best: float | None
+    """Validation accuracy."""
+    confirmed: int
+    seeds: int
+    """Planned."""
+    test: float | None
+    """Mean test accuracy of the confirmed runs."""
+    seconds_left: float | None
+    """Of one worker; None while nothing was timed."""
+
+
+class StudyStatus(NamedTuple):
+    """Where a study stands."""
+
+    study: str
+    arms: list[ArmStatus]
+    running: int
+    """Trials at work now."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At as many trials at a time as run now."""
+        known = [arm.seconds_left for arm in self.arms]
+        return sum(filter(None, known)) / max(1, self.running) if None not in known else None
+
+    @property
+    def done(self) -> bool:
+        """Whether every arm is confirmed."""
+        return all(arm.confirmed >= arm.seeds for arm in self.arms)
+
+
+def statuses(store: Store, study: str | None = None) -> list[StudyStatus]:
+    """Where the studies that `erpe study run` made stand; or the one of that name.
+
+    Raises:
+        StudyError: there is none of that name.
+        StoreError: the database cannot be read.
+    """
+    from erpe.search.records import grouped
+
+    return [status(Plan(**plan), members) for plan, members in grouped(read_studies(store), study)]
+
+
+def status(plan: Plan, members: list[StudyRecord]) -> StudyStatus:
+    """Where a study stands, from its searches and confirmations."""
+    from erpe.search.records import arm_of
+
+    arms = [_arm(plan, arm.name, *arm_of(members, arm.name)) for arm in plan.arms()]
+    running = sum(member.counts["RUNNING"] for member in members)
+    return StudyStatus(plan.name, arms, running)
+
+
+def _arm(plan: Plan, name: str, search: StudyRecord | None, confirm: StudyRecord | None) -> ArmStatus:
+    tried, trained = search.trials if search else [], confirm.trials if confirm else []
+    complete = [trial for trial in trained if trial.state == "COMPLETE" and trial.verdict]
+    tests = [trial.verdict.metrics["test/accuracy"] for trial in complete if trial.verdict]
+    return ArmStatus(
+        arm=name,
+        counts=dict(search.counts) if search else {},
+        trials=plan.search.trials,
+        best=search.best.value if search and search.best else None,
+        confirmed=len(complete),
+        seeds=plan.confirm.seeds,
+        test=statistics.mean(tests) if tests else None,
+        seconds_left=_seconds_left(plan, tried, trained),
+    )
+
+
+def _seconds_left(plan: Plan, tried: list[Record], trained: list[Record]) -> float | None:
+    """Epochs that are left, times what an epoch of this arm took so far."""
+    ended = [trial for trial in [*tried, *trained] if trial.started and trial.ended and trial.epochs]
+    if not ended:
+        return None
+    spent = [(t.ended - t.started).total_seconds() / len(t.epochs) for t in ended if t.started and t.ended]
+    finished = [len(trial.epochs) for trial in tried if trial.state in ("COMPLETE", "PRUNED")]
+    usual = statistics.mean(finished) if finished else tried[0].config.train.epochs
+    epochs = plan.confirm.epochs or ended[0].config.train.epochs
+    left = max(0, plan.search.trials - len(tried)) * usual + max(0, plan.confirm.seeds - len(trained)) * epochs
+    left += sum(
+        trial.config.train.epochs - len(trial.epochs) for trial in [*tried, *trained] if trial.state == "RUNNING"
+    )
+    return left * statistics.median(spent)
+
+
+def status_table(found: StudyStatus, phase: str = "") -> Table:
+    """Variant, trials by state, best, confirmed runs, seconds left."""
+    left = "" if found.done or found.seconds_left is None else f" · about {clock(found.seconds_left)} left"
+    title = f"{found.study}: {phase or ('done' if found.done else 'search and confirmation')}{left}"
+    table = Table(box=SIMPLE, title=title, title_justify="left")
+    table.add_column("arm", no_wrap=True)
+    for name in ("running", "complete", "pruned", "failed", "of", "best val", "confirmed", "test", "left"):
+        table.add_column(name, justify="right")
+    for arm in found.arms:
+        counts = [str(arm.counts.get(state, 0) or "") for state in ("RUNNING", "COMPLETE", "PRUNED", "FAIL")]
+        left = "" if arm.confirmed >= arm.seeds else "?" if arm.seconds_left is None else clock(arm.seconds_left)
+        seeds = f"{arm.confirmed}/{arm.seeds}"
+        table.add_row(arm.arm, *counts, str(arm.trials), percent(arm.best), seeds, percent(arm.test), left)
+    return table
+
+
+def clock(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class StudyProgress:
+    """Shows a study on stderr while it runs here."""
+
+    def __init__(self, plan: Plan, store: Store) -> None:
+        self.plan, self.store, self.phase, self.step = plan, store, "", ""
+        self.began = self.spoken = time.monotonic()
+        self.moments: dict[str, Moment] = {}
+        self.console = Console(stderr=True)
+        self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=1, transient=True)
+
+    def __enter__(self) -> StudyProgress:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.stop()
+
+    def on_phase(self, phase: str) -> None:
+        """Another part of the work begins."""
+        self.phase = PHASES[phase]
+        self.say(self.phase)
+
+    def on_start(self, moment: Moment) -> None:
+        """A trial is handed to a worker."""
+        self.moments[moment.arm] = moment
+
+    def on_epoch(self, moment: Moment) -> None:
+        """An epoch is recorded."""
+        self.moments[moment.arm] = moment
+
+    def on_step(self, done: int, steps: int) -> None:
+        """A step of the running epoch is done."""
+        self.step = f", step {done}/{steps}" if done < steps else ""
+
+    def on_end(self, moment: Moment) -> None:
+        """A trial has ended: where nobody watches, this is worth a line."""
+        self.moments[moment.arm] = moment
+        what = "seed" if moment.phase == "confirm" else "trial"
+        value = f"  {percent(moment.value)}" if moment.phase == "search" else ""
+        why = f"  {moment.reason.strip().splitlines()[-1]}" if moment.reason else ""
+        self.say(f"{moment.arm}  {what} {moment.number}  {moment.state.lower()}{value}{why}")
+
+    def say(self, line: str) -> None:
+        """One line on stderr, with the seconds since the start."""
+        if not self.console.is_terminal:
+            print(f"{time.monotonic() - self.began:7.1f} s  {line}", file=sys.stderr, flush=True)
+
+    def table(self) -> Table:
+        """The study as it stands, and what runs."""
+        table = Table(box=SIMPLE, title_justify="left", caption_justify="left")
+        table.title = f"{self.plan.name}: {self.phase}{self.step} ({clock(time.monotonic() - self.began)})"
+        for name in ("arm", "phase", "trial", "state", "epoch", "value", "done"):
+            table.add_column(name, justify="left" if name in ("arm", "phase", "state") else "right")
+        for arm in self.plan.arms():
+            moment = self.moments.get(arm.name)
+            if moment is None:
+                table.add_row(arm.name, style="dim")
+                continue
+            done = sum(count for state, count in moment.counts.items() if state != "RUNNING")
+            value = percent(moment.value) if moment.phase == "search" else f"{-(moment.value or 0):.4f}"
+            table.add_row(
+                arm.name, moment.phase, str(moment.number), moment.state.lower(), f"{moment.epoch}/{moment.epochs}",
+                value, f"{done}/{moment.budget}",
+            )  # fmt: skip
+        return table
+
+
+def watch(store: Store, study: str | None) -> None:
+    """Show where studies stand again and again, until they are done or Ctrl-C."""
+    with Live(console=Console(), refresh_per_second=1) as live:
+        while True:
+            found = statuses(store, study)
+            table = Table.grid()
+            for each in found:
+                table.add_row(status_table(each))
+            table.add_row(f"[dim]{datetime.now(UTC):%H:%M:%S} UTC[/]")
+            live.update(table, refresh=True)
+            if all(each.done for each in found):
+                return
+            time.sleep(2)
+
+
+def result_lines(result: Any, store: Path) -> list[str]:
+    """The end of `erpe study run`: what to look at."""
+    where = "" if store == Path("runs") else f" --store {store}"
+    lines = [f"{arm}: no trial was completed, so nothing is confirmed; {why}" for arm, why in result.failed.items()]
+    lines.append(f"{sum(result.confirmed.values())} confirmed runs, {clock(result.seconds)}")
+    lines.append(f"tables: erpe compare {result.study}{where}    page: erpe report {result.study}{where}")
+    if result.lag:
+        why = f" ({result.problem})" if result.problem else ""
+        lines.append(f"{result.lag} events wait for MLflow; erpe sync{where} sends them{why}")
+    return lines
