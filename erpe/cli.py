@@ -203,7 +203,7 @@ def study_run(
     from erpe.store import Store
     from erpe.watch import StudyProgress, result_lines
 
-    plan = load_plan(file, parse_settings(settings) | ({"search.budget": budget} if budget else {}))
+    plan = load_plan(file, [*(settings or []), *([f"search.budget={budget}"] if budget else [])])
     chosen, opened = one_of("executor", executor, ("ray", "inline")), Store.open(store)
     if not offline:
         check_tracking(opened)
@@ -229,7 +229,7 @@ def study_show(file: StudyFile, settings: Changes = None, as_json: AsJson = Fals
     from erpe.search.plan import load_plan
     from erpe.show import plan_rows, plan_table
 
-    plan = load_plan(file, parse_settings(settings))
+    plan = load_plan(file, settings or [])
     print(json.dumps(plan.model_dump(mode="json"))) if as_json else plan_table(plan, plan_rows(plan))
 
 

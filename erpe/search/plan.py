@@ -7,8 +7,10 @@ for arm in plan.arms():
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tomllib
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -168,8 +170,8 @@ def _train_flops(variant: str, plan: Plan, switches: dict[str, Any]) -> float:
     return train_step_flops(defaults(variant, plan.dataset).replace(own | switches).model)
 
 
-def load_plan(path: str | Path, changes: dict[str, Any] | None = None) -> Plan:
-    """A study file, with some dotted names changed: `{"search.trials": 2}`.
+def load_plan(path: str | Path, changes: Sequence[str] = ()) -> Plan:
+    """A study file, with some lines changed: `["search.trials=2", 'space."model.patch"=7']`.
 
     Raises:
         ConfigError: one line naming the file, the key, and what is wrong with it.
@@ -180,10 +182,30 @@ def load_plan(path: str | Path, changes: dict[str, Any] | None = None) -> Plan:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     try:
-        plan = Plan(**({"name": path.stem.replace("_", "-")} | table))
-        return plan.replace(changes) if changes else plan
+        table = {"name": path.stem.replace("_", "-")} | table
+        for line in changes:
+            _merge(table, _read_line(line))
+        return Plan(**table)
     except ErpeError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _read_line(line: str) -> dict[str, Any]:
+    """A line of TOML; a bare word is text."""
+    key, sign, text = line.partition("=")
+    for value in (text, json.dumps(text.strip())):
+        with contextlib.suppress(tomllib.TOMLDecodeError):
+            if sign:
+                return tomllib.loads(f"{key} = {value}")
+    raise ConfigError(f"--set {line}: a line of the file would do, as search.trials=2")
+
+
+def _merge(table: dict[str, Any], changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(table.get(key), dict):
+            _merge(table[key], value)
+        else:
+            table[key] = value
 
 
 def schema() -> str:
