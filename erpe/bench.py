@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from erpe.config import ModelConfig, TrialConfig, defaults
 from erpe.model import build
+from erpe.tracking.provenance import cpu_name
 from erpe.training.data import Images, batches, normalise
 from erpe.training.loop import Trainer, autocast, pick_device
 
@@ -121,12 +121,3 @@ def machine(device: torch.device) -> dict[str, Any]:
         "torch": version("torch"), "python": platform.python_version(), "erpe": version("erpe"),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
     }  # fmt: skip
-
-
-def cpu_name() -> str:
-    """As the kernel calls it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from erpe.errors import StoreError
+
+MOST_BYTES = 64 * 2**20
+"""Of an array read from a store; a hostile file could unfold to any size."""
+
+COLUMNS = {
+    "arms": "study dataset arm variant attention encoding budget trials_planned trials seeds_planned seeds finished",
+    "runs": "study dataset arm variant attention encoding seed uid version device",
+    "trials": "study arm variant number uid seed state value epochs seconds",
+    "epochs": "study arm variant phase uid seed epoch val/accuracy train/loss",
+}
+"""Of every table, whatever else is in it."""
 
 
 @dataclass(frozen=True)
@@ -34,5 +49,66 @@ class Outcomes:
     """Data set -> (test images,) the true classes."""
     folders: dict[str, Path] = field(default_factory=dict)
     """uid of a confirmed run -> its folder, where this machine has it (`attention.npz` and more lie there)."""
+    made_with: dict[str, str] = field(default_factory=dict)
+    """Study -> hardware, threads, versions and commit, in a line."""
     notes: tuple[str, ...] = ()
     """What a reader should know: unfinished arms, runs of another version; a line each."""
+
+
+class Rows:
+    """Rows of the tables of `Outcomes`, as they are found."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
+        self.predictions: dict[str, np.ndarray] = {}
+        self.labels: dict[str, np.ndarray] = {}
+        self.folders: dict[str, Path] = {}
+        self.made_with: dict[str, str] = {}
+        self.notes: list[str] = []
+
+    def add_folder(self, uid: str, dataset: str, folder: Path) -> None:
+        """What lies in a confirmed run's folder, if it is there."""
+        if not folder.is_dir():
+            return
+        self.folders[uid] = folder
+        try:
+            found = read_arrays(folder / "predictions.npz")
+            self.predictions[uid] = found["predicted"].astype(int)
+            self.labels.setdefault(dataset, found["labels"].astype(int))
+        except (StoreError, KeyError) as error:
+            self.notes.append(f"{uid}: no predictions ({error})")
+
+    def outcomes(self) -> Outcomes:
+        """The tables, with all their columns."""
+        frames = {}
+        for name, columns in COLUMNS.items():
+            frame = pd.DataFrame(self.tables[name])
+            frames[name] = frame.reindex(columns=[*columns.split(), *frame.columns.difference(columns.split())])
+        return Outcomes(
+            **frames, predictions=self.predictions, labels=self.labels, folders=self.folders,
+            made_with=self.made_with, notes=tuple(self.notes),
+        )  # fmt: skip
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz`; nothing in it can run code.
+
+    Raises:
+        StoreError: it is missing, damaged, a link, or unfolds to more than `MOST_BYTES`.
+    """
+    try:
+        if path.is_symlink() or sum(part.file_size for part in zipfile.ZipFile(path).infolist()) > MOST_BYTES:
+            raise StoreError(f"{path}: a link, or larger than {MOST_BYTES} bytes")
+        with np.load(path, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise StoreError(f"{path}: missing or damaged ({error})") from None
+
+
+def describe(made_with: dict[str, str]) -> str:
+    """Hardware, threads, versions and commit, in a line."""
+    get = made_with.get
+    parts = [get("device", ""), get("cpu", ""), f"{get('cores', '?')} cores, {get('threads', '?')} threads a trial"]
+    versions = (name for name in ("python", "torch", "erpe") if f"version.{name}" in made_with)
+    parts += [f"{name} {made_with[f'version.{name}']}" for name in versions]
+    return "; ".join(filter(None, [*parts, f"commit {get('git_sha', 'unknown')[:10]}"]))

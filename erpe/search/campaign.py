@@ -30,6 +30,9 @@ from erpe.search.work import Work, vision
 from erpe.search.workers import Asked, Workers, in_process, on_ray
 from erpe.store import Store
 
+MADE_WITH = ("cpu", "cores", "threads", "version.erpe", "version.torch", "version.python", "git_sha", "platform")
+"""Tags that a published table names."""
+
 
 @dataclass(frozen=True)
 class CampaignResult:
@@ -162,11 +165,15 @@ class _Campaign:
             yield found
 
     def _open(self, opened: contextlib.ExitStack, arm: Arm, spec: StudySpec, name: str) -> Conductor:
-        group = Group(self.plan.name, arm.name, spec.phase, self.plan.model_dump(mode="json"))
+        group = Group(self.plan.name, arm.name, spec.phase, self.plan.model_dump(mode="json"), self._made_with())
         ledger = opened.enter_context(Ledger.open(self.store, spec, name=name, group=group))
-        planned = {"seeds_planned": str(self.plan.confirm.seeds), "budget": self.plan.search.budget}
+        how, seeds = self.plan.search, self.plan.confirm.seeds
+        planned = {"trials_planned": str(how.trials), "seeds_planned": str(seeds), "budget": how.budget}
         tags = self.tags | study_tags(spec, arm.name) | planned | {"study": self.plan.name}
         return Conductor(ledger, spec, self.tracker, self.store, 0, self.progress, tags, arm.name)
+
+    def _made_with(self) -> dict[str, str]:
+        return {name: self.tags[name] for name in MADE_WITH}
 
     def _budget(self, search: Conductor) -> Budget:
         """What the search of an arm may spend; the same for all."""

@@ -74,6 +74,8 @@ class Group(NamedTuple):
     """`search` or `confirm`."""
     plan: dict[str, Any]
     """`Plan.model_dump` of the greater study."""
+    made_with: dict[str, str] = {}  # noqa: RUF012  never changed
+    """Hardware, threads, versions, commit."""
 
 
 class StudyRecord(NamedTuple):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHECKPOINT = ("model.safetensors", "config.json", "outcome.json")
-RESULTS = ("test.json", "per_class.json", "confusion.json", "confusion_test.json", "predictions.npz")
+RESULTS = ("test.json", "per_class.json", "confusion.json", "confusion_test.json", "predictions.npz", "attention.npz")
 FACTS = ("data_sha256", "split_sha256", "device", "threads")
 ALIAS = "champion"
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 import subprocess
-from importlib.metadata import distributions, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
 import erpe
@@ -31,11 +31,29 @@ def collect(command: str, threads: int | None = None) -> dict[str, str]:
         "git_dirty": dirty,
         "lock_sha256": lock_hash(),
         "version.erpe": erpe.__version__,
-        **{f"version.{name}": version(name) for name in _NAMED},
+        **{f"version.{name}": _version(name) for name in _NAMED},
         "version.python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_name(),
+        "cores": str(cores),
         "threads": str(threads or cores),
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"  # a machine that trains needs neither Ray nor MLflow
+
+
+def cpu_name() -> str:
+    """As the kernel calls it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def lock_hash() -> str:

@@ -1,0 +1,97 @@
+"""From a store to outcomes: what the Optuna database and the trials' folders hold of studies.
+
+    outcomes = load(Store.open("runs"), ["mnist-nine"])
+
+`erpe.tracking.reading` gives the same from a tracking server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from erpe import __version__
+from erpe.config import split_variant
+from erpe.errors import StoreError
+from erpe.report.outcomes import Outcomes, Rows, describe
+from erpe.search.plan import Plan
+from erpe.search.records import Record, StudyRecord, arm_of, grouped, read_studies
+from erpe.search.study import CONTRACT
+from erpe.store import Store, read_json
+
+
+def load(store: Store, studies: Sequence[str] = ()) -> Outcomes:
+    """The studies of these names; none: all that `erpe study run` made.
+
+    Raises:
+        StudyError: there is none of a name.
+        StoreError: the database cannot be read.
+    """
+    records = read_studies(store)
+    names = list(dict.fromkeys(studies)) or [plan["name"] for plan, _ in grouped(records)]
+    rows = Rows()
+    for name in names:
+        for plan, members in grouped(records, name):
+            _read_study(rows, Plan(**plan), members, store)
+    return rows.outcomes()
+
+
+def _read_study(rows: Rows, plan: Plan, members: list[StudyRecord], store: Store) -> None:
+    for arm in plan.arms():
+        search, confirm = arm_of(members, arm.name)
+        attention, encoding = split_variant(arm.variant)
+        who = {"study": plan.name, "arm": arm.name, "variant": arm.variant}
+        what = {"dataset": plan.dataset, "attention": attention, "encoding": encoding}
+        done = [trial for trial in confirm.trials if trial.state == "COMPLETE"] if confirm else []
+        rows.tables["arms"].append(
+            who | what | {"budget": plan.search.budget, "trials_planned": plan.search.trials}
+            | {"trials": sum(t.state != "RUNNING" for t in search.trials) if search else 0}
+            | {"seeds_planned": plan.confirm.seeds, "seeds": len(done), "finished": len(done) >= plan.confirm.seeds}
+        )  # fmt: skip
+        for trial in search.trials if search else []:
+            rows.tables["trials"].append(who | trial_row(trial))
+            rows.tables["epochs"] += [who | row for row in _epochs(trial, "search")]
+        for trial in done:
+            assert confirm is not None
+            folder = store.trial_folder(confirm.name, trial.number, trial.config.seed)
+            rows.tables["runs"].append(who | what | _run_row(trial, confirm, folder))
+            rows.tables["epochs"] += [who | row for row in _epochs(trial, "confirm")]
+            rows.add_folder(trial.uid, plan.dataset, folder)
+        made = next((member.group.made_with for member in members if member.group), {})
+        rows.made_with[plan.name] = describe(made | {"device": _devices(rows, plan)})
+
+
+def _devices(rows: Rows, plan: Plan) -> str:
+    return ", ".join(sorted({row["device"] for row in rows.tables["runs"] if row["study"] == plan.name}))
+
+
+def trial_row(trial: Record) -> dict[str, Any]:
+    """A trial of a search, with its settings."""
+    seconds = (trial.ended - trial.started).total_seconds() if trial.started and trial.ended else None
+    own = {"number": trial.number, "uid": trial.uid, "seed": trial.config.seed, "state": trial.state}
+    return own | {"value": trial.value, "epochs": len(trial.epochs), "seconds": seconds} | _settings(trial)
+
+
+def _settings(trial: Record) -> dict[str, Any]:
+    return {name: value for name, value in trial.config.flat().items() if name.startswith(("model.", "train."))}
+
+
+def _run_row(trial: Record, study: StudyRecord, folder: Path) -> dict[str, Any]:
+    """A confirmed run: times were taken later, when nothing else ran."""
+    assert trial.verdict is not None
+    made = study.group.made_with if study.group else {}
+    contract = study.about.spec.get("contract")
+    version = made.get("version.erpe", __version__) if contract == CONTRACT else f"with contract {contract}"
+    try:
+        device = read_json(folder / "outcome.json")["device"]
+    except (StoreError, KeyError, TypeError):
+        device = "unknown"
+    who = {"seed": trial.config.seed, "uid": trial.uid, "version": version, "device": device}
+    return who | trial.verdict.metrics | study.finals.get(trial.number, {})
+
+
+def _epochs(trial: Record, phase: str) -> list[dict[str, Any]]:
+    who = {"phase": phase, "uid": trial.uid, "seed": trial.config.seed}
+    measured = ("val/accuracy", 1.0) if phase == "search" else ("train/loss", -1.0)
+    return [who | {"epoch": epoch, measured[0]: measured[1] * value} for epoch, value in sorted(trial.epochs.items())]
