@@ -35,7 +35,10 @@ def arm_keys(arms: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
 
 
 def by_arm(runs: pd.DataFrame) -> dict[tuple[str, str, str], pd.DataFrame]:
-    return {key: group.set_index("seed") for key, group in runs.groupby(KEY, sort=False)} if len(runs) else {}
+    """(study, data set, arm) -> its runs, by seed."""
+    return (
+        {key: group.set_index("seed").sort_index() for key, group in runs.groupby(KEY, sort=False)} if len(runs) else {}
+    )
 
 
 def suffix(arm: str, variant: str) -> str:
@@ -95,5 +98,7 @@ def common(runs: dict[tuple[str, str, str], pd.DataFrame], pair: dict) -> tuple[
     """The runs of both arms of a pair, over the seeds both have, in the same order."""
     first = runs.get((pair["study"], pair["dataset"], pair["arm"]), pd.DataFrame())
     second = runs.get((pair["against_study"], pair["dataset"], pair["against"]), pd.DataFrame())
+    if first.index.equals(second.index):
+        return first, second
     seeds = first.index.intersection(second.index).sort_values()
     return first.loc[seeds], second.loc[seeds]

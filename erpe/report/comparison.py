@@ -1,0 +1,165 @@
+"""A comparison: all that the statistics say of some outcomes, and what a reader must know beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from erpe import __version__
+from erpe.errors import StudyError
+from erpe.report.outcomes import Outcomes
+from erpe.report.pairing import KEY, arm_keys, by_arm, reference_version, sound_runs, suffix
+from erpe.report.ranks import friedman, nemenyi, ranks
+from erpe.report.statistics import differences, gap_closed, mcnemar, summary
+from erpe.report.verdicts import verdicts
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Tidy tables of what was found. The columns are told where each is made."""
+
+    arms: pd.DataFrame
+    """`Outcomes.arms` and `mark`: what is amiss with an arm (`2 of 5 seeds`, `erpe 0.0.9`), or empty."""
+    summary: pd.DataFrame
+    """Means with intervals; see `statistics.summary`."""
+    differences: pd.DataFrame
+    """Paired t-tests; see `statistics.differences`."""
+    mcnemar: pd.DataFrame
+    """See `statistics.mcnemar`."""
+    gaps: pd.DataFrame
+    """The gap closed; see `statistics.gap_closed`."""
+    ranks: pd.DataFrame
+    """Average ranks; see `ranks.ranks`."""
+    friedman: pd.DataFrame
+    """See `ranks.friedman`."""
+    nemenyi: pd.DataFrame
+    """See `ranks.nemenyi`."""
+    verdicts: pd.DataFrame
+    """A sentence a comparison; see `verdicts.verdicts`."""
+    notes: tuple[str, ...]
+    """What a reader should know: missing seeds, other versions, other devices; a line each."""
+
+
+def compare(outcomes: Outcomes, against: str | None = None) -> Comparison:
+    """Compare all arms of one or more studies, each data set by itself.
+
+    Args:
+        against: a study whose arms those of the other studies are compared with, too.
+    Raises:
+        StudyError: there is no confirmed run, a study's arms share no data set, or the study `against` shares none
+            with the others.
+    """
+    _check(outcomes)
+    pairs, gaps = differences(outcomes, against=against), gap_closed(outcomes)
+    return Comparison(
+        arms=outcomes.arms.assign(mark=_marks(outcomes)), summary=summary(outcomes), differences=pairs,
+        mcnemar=mcnemar(outcomes, against), gaps=gaps, ranks=ranks(outcomes), friedman=friedman(outcomes),
+        nemenyi=nemenyi(outcomes), verdicts=verdicts(outcomes.arms, pairs, gaps), notes=tuple(_notes(outcomes)),
+    )  # fmt: skip
+
+
+def _check(outcomes: Outcomes) -> None:
+    if outcomes.arms.empty:
+        raise StudyError("no study to compare: the store is empty, or no study has the name that was given")
+    if outcomes.runs.empty:
+        studies = ", ".join(outcomes.arms["study"].unique())
+        raise StudyError(f"{studies}: no confirmed run yet, so nothing to compare; the study's command continues it")
+    for study, arms in outcomes.arms.groupby("study", sort=False):
+        if len(arms) > 1 and len(arms) == arms["dataset"].nunique():
+            where = ", ".join(f"{arm} on {dataset}" for _, dataset, arm in arm_keys(arms))
+            raise StudyError(f"{study}: its arms share no data set ({where}), so nothing can be compared")
+
+
+def _marks(outcomes: Outcomes) -> list[str]:
+    """What is amiss with each arm."""
+    sound, every = by_arm(sound_runs(outcomes)), by_arm(outcomes.runs)
+    marks = []
+    for key, arm in zip(arm_keys(outcomes.arms), outcomes.arms.itertuples(index=False), strict=True):
+        mark = [] if arm.finished else [f"{int(arm.seeds)} of {int(arm.seeds_planned)} seeds"]
+        if key in every and key not in sound:
+            mark.append(f"erpe {', '.join(sorted(every[key]['version'].unique()))}")
+        marks.append("; ".join(mark))
+    return marks
+
+
+def _notes(outcomes: Outcomes) -> list[str]:
+    lines = [
+        *outcomes.notes, *_other_versions(outcomes.runs), *_twice(outcomes.runs), *_missing_seeds(outcomes),
+        *_without_partner(outcomes.arms), *_budgets(outcomes.arms), *_devices(outcomes), *_no_predictions(outcomes),
+    ]  # fmt: skip
+    return list(dict.fromkeys(lines))
+
+
+def _other_versions(runs: pd.DataFrame) -> Iterator[str]:
+    version = reference_version(runs)
+    if version != __version__:
+        yield f"the runs compared were logged by erpe {version}; this is erpe {__version__}"
+    for (study, other), group in runs[runs["version"] != version].groupby(["study", "version"], sort=False):
+        arms = ", ".join(group["arm"].unique())
+        yield f"{study}: {_count(len(group), 'run')} of {arms} by erpe {other}, not {version}: left out of every test"
+
+
+def _twice(runs: pd.DataFrame) -> Iterator[str]:
+    for (study, _, arm, _, seed), group in runs.groupby([*KEY, "version", "seed"], sort=False):
+        if len(group) > 1:
+            yield f"{study}: {arm} was confirmed {len(group)} times with seed {seed}; the first run counts"
+
+
+def _missing_seeds(outcomes: Outcomes) -> Iterator[str]:
+    """An arm that lacks seeds others have: its mean is over fewer, and its pairs are."""
+    runs = sound_runs(outcomes)
+    for (study, dataset), arms in outcomes.arms.groupby(KEY[:2], sort=False):
+        here = runs[(runs["study"] == study) & (runs["dataset"] == dataset)]
+        for arm in arms.itertuples(index=False):
+            has = set(here.loc[here["arm"] == arm.arm, "seed"])
+            missing = ", ".join(str(seed) for seed in sorted(set(here["seed"]) - has))
+            if not has:
+                yield f"{study}: {arm.arm} on {dataset} has no run to compare"
+            elif missing:
+                yield f"{study}: {arm.arm} on {dataset} lacks seeds {missing}; its pairs are over the {len(has)} it has"
+            elif not arm.finished:
+                yield f"{study}: {arm.arm} on {dataset} has {len(has)} of {int(arm.seeds_planned)} seeds"
+
+
+def _without_partner(arms: pd.DataFrame) -> Iterator[str]:
+    there = set(arm_keys(arms))
+    for arm in arms.itertuples(index=False):
+        switches = suffix(arm.arm, arm.variant)
+        wanted = dict.fromkeys([arm.attention + switches, "softmax" + switches])
+        lacking = [name for name in wanted if (arm.study, arm.dataset, name) not in there]
+        if lacking:
+            yield f"{arm.study}: no arm {' or '.join(lacking)} on {arm.dataset} to compare {arm.arm} with"
+
+
+def _budgets(arms: pd.DataFrame) -> Iterator[str]:
+    for study, group in arms.groupby("study", sort=False):
+        if (group["budget"] == "flops").any():
+            yield f"{study}: every variant had the same FLOPs, so cheap ones trained for longer"
+        short = group[group["trials"] < group["trials_planned"]]
+        if len(short):
+            each = ", ".join(f"{arm.arm} {arm.trials} of {arm.trials_planned}" for arm in short.itertuples())
+            yield f"{study}: the search is not done, trials: {each}"
+
+
+def _devices(outcomes: Outcomes) -> Iterator[str]:
+    for (study, dataset), group in sound_runs(outcomes).groupby(KEY[:2], sort=False):
+        devices = group["device"].unique()
+        if len(devices) > 1:
+            yield f"{study} on {dataset}: ran on {', '.join(map(str, devices))}; do not compare its times and memory"
+
+
+def _no_predictions(outcomes: Outcomes) -> Iterator[str]:
+    for (study, dataset), group in sound_runs(outcomes).groupby(KEY[:2], sort=False):
+        images = len(outcomes.labels.get(dataset, ()))
+        lengths = [len(outcomes.predictions.get(uid, ())) for uid in group["uid"]]
+        without = int(np.sum([length != images or not length for length in lengths]))
+        if without:
+            runs = f"{without} of {_count(len(group), 'run')}"
+            yield f"{study} on {dataset}: {runs} have no predictions of the test set; McNemar's test is without them"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

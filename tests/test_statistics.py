@@ -1,0 +1,394 @@
+from dataclasses import replace
+from math import erfc, exp, sqrt
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.api as sm
+import torch
+from outcomes import made_up
+from scipy import stats
+
+from erpe.config import VARIANTS, split_variant
+from erpe.errors import StudyError
+from erpe.report import statistics
+from erpe.report.comparison import compare
+from erpe.report.outcomes import Outcomes
+from erpe.report.pairing import pairs, sound_runs
+from erpe.report.ranks import friedman, nemenyi, nemenyi_matrix, pareto, pareto_front, ranks
+from erpe.report.statistics import (
+    bootstrap_interval,
+    differences,
+    gap_closed,
+    holm,
+    mcnemar,
+    mean_interval,
+    paired_test,
+    summary,
+)  # fmt: skip
+from erpe.training.evaluate import information_criteria, scores
+
+ACCURACY = "test/accuracy"
+
+
+def study(accuracies, planned=None, study="s", dataset="digits") -> Outcomes:
+    """Outcomes from {arm: {seed: accuracy}}; a list stands for the seeds 0, 1, ..."""
+    arms, runs = [], []
+    for arm, values in accuracies.items():
+        values = values if isinstance(values, dict) else dict(enumerate(values))
+        attention, encoding = split_variant(arm.partition("-")[0])
+        who = {"study": study, "dataset": dataset, "arm": arm, "variant": arm.partition("-")[0]}
+        who |= {"attention": attention, "encoding": encoding}
+        seeds = {"seeds_planned": planned or len(values), "seeds": len(values)}
+        seeds |= {"finished": len(values) >= (planned or 0), "budget": "trials", "trials_planned": 4, "trials": 4}
+        arms.append(who | seeds)
+        for seed, value in values.items():
+            what = {"seed": seed, "uid": f"{study}-{arm}-{seed}", "version": "0.1.0", "device": "cpu"}
+            runs.append(who | what | {ACCURACY: value})
+    return Outcomes(pd.DataFrame(arms), pd.DataFrame(runs), pd.DataFrame(), pd.DataFrame())
+
+
+def both(*several: Outcomes) -> Outcomes:
+    arms, runs = (pd.concat([getattr(one, name) for one in several], ignore_index=True) for name in ("arms", "runs"))
+    return replace(several[0], arms=arms, runs=runs)
+
+
+def row(table: pd.DataFrame, **where) -> pd.Series:
+    for name, value in where.items():
+        table = table[table[name] == value]
+    assert len(table) == 1, table
+    return table.iloc[0]
+
+
+def test_interval_of_a_mean_by_hand():
+    # 1, 2, 3: sd 1, standard error 1 / sqrt(3) = 0.57735, t(0.975, 2) = 4.30265, half-width 2.48414
+    found = mean_interval(np.array([1.0, 2.0, 3.0]))
+    assert found == pytest.approx((2, 2 - 2.48414, 2 + 2.48414, 3), abs=1e-5)
+
+
+def test_one_seed_has_a_mean_but_no_interval():
+    found = mean_interval(np.array([0.9, np.nan]))
+    assert (found.mean, found.n) == (0.9, 1) and np.isnan([found.low, found.high]).all()
+    table = row(summary(study({"relu": [0.9]})), measure=ACCURACY)
+    assert table["n"] == 1 and np.isnan([table["low"], table["high"]]).all()
+
+
+def test_paired_test_by_hand():
+    # differences 2, 3, 4: t = 3 / 0.57735 = 5.19615; with two degrees of freedom p = 1 - t / sqrt(t^2 + 2) = 0.035099
+    found = paired_test(np.array([3.0, 5.0, 7.0]), np.array([1.0, 2.0, 3.0]))
+    assert found == pytest.approx((3, 3 - 2.48414, 3 + 2.48414, 1 - sqrt(27) / sqrt(29), 3), abs=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.01])
+def test_equal_differences_prove_nothing_and_do_not_warn(shift):
+    second = np.array([0.9, 0.91, 0.93])
+    found = paired_test(second + shift, second)
+    assert found.difference == pytest.approx(shift) and np.isnan([found.low, found.high]).all()
+    assert np.isnan(found.p) if shift else found.p == 1
+
+
+def test_holm_by_hand():
+    # in order 0.01 x 3 = 0.03, 0.03 x 2 = 0.06, 0.04 x 1 = 0.04 but never less than the one before: 0.06
+    assert holm(np.array([0.01, np.nan, 0.04, 0.03])) == pytest.approx([0.03, np.nan, 0.06, 0.06], nan_ok=True)
+
+
+def test_families_are_corrected_by_study_and_data_set():
+    one = study({"softmax": [0.95, 0.96, 0.97], "relu": [0.90, 0.92, 0.92], "relu_rope": [0.91, 0.93, 0.95]})
+    alone = differences(one)
+    other = study({"softmax": [0.5, 0.6, 0.7], "relu": [0.55, 0.61, 0.60]}, dataset="mnist")
+    beside = differences(both(one, other))
+    assert alone["p_holm"].to_numpy() == pytest.approx(beside.loc[beside["dataset"] == "digits", "p_holm"].to_numpy())
+    assert alone["p_holm"].to_numpy() == pytest.approx(holm(alone["p"].to_numpy()))
+
+
+def test_baselines_are_of_the_same_attention_and_the_same_switches():
+    names = ["softmax", "softmax-patch2", "relu", "relu-patch2", "relu_rope", "relu_rope-patch2", "softmax_rope"]
+    found = pairs(study({name: [0.9, 0.8] for name in names}).arms)
+    assert set(found[["arm", "against", "kind"]].itertuples(index=False, name=None)) == {
+        ("softmax-patch2", "softmax", "switch"), ("relu", "softmax", "softmax"), ("relu_rope", "relu", "baseline"),
+        ("relu-patch2", "softmax-patch2", "softmax"), ("relu-patch2", "relu", "switch"),
+        ("relu_rope", "softmax", "softmax"), ("relu_rope-patch2", "relu-patch2", "baseline"),
+        ("relu_rope-patch2", "softmax-patch2", "softmax"), ("relu_rope-patch2", "relu_rope", "switch"),
+        ("softmax_rope", "softmax", "baseline"),
+    }  # fmt: skip
+
+
+def test_pairs_are_by_seed_whatever_the_order():
+    outcomes = made_up(("softmax", "relu", "relu_rope"))
+    shuffled = replace(outcomes, runs=outcomes.runs.sample(frac=1, random_state=0))
+    pd.testing.assert_frame_equal(differences(outcomes), differences(shuffled))
+    pd.testing.assert_frame_equal(gap_closed(outcomes), gap_closed(shuffled))
+
+
+def test_a_missing_seed_leaves_its_pair_out_and_is_said():
+    # Seed 2 of relu_rope is missing. Over seeds 0 and 1 the differences are 0.02 and 0.04, so 0.03; had the means been
+    # compared, (0.92 + 0.95) / 2 - (0.90 + 0.91 + 0.50) / 3 would have been 0.165.
+    outcomes = study({"relu": [0.90, 0.91, 0.50], "relu_rope": [0.92, 0.95], "softmax": [0.95, 0.96, 0.96]}, planned=3)
+    found = row(differences(outcomes), arm="relu_rope", against="relu")
+    assert found["difference"] == pytest.approx(0.03) and found["n"] == 2 and found["preliminary"]
+    comparison = compare(outcomes)
+    assert "s: relu_rope on digits lacks seeds 2; its pairs are over the 2 it has" in comparison.notes
+    assert comparison.arms["mark"].tolist() == ["", "2 of 3 seeds", ""]
+    assert "preliminary" in row(comparison.verdicts, arm="relu_rope", kind="baseline")["text"]
+    assert "relu_rope is unfinished: 2 of 3 seeds are confirmed" in comparison.verdicts["text"].tolist()
+
+
+def test_an_unfinished_arm_with_one_common_seed_is_not_tested():
+    outcomes = study({"softmax": [0.95, 0.96, 0.97], "relu": [0.90, 0.92, 0.92], "relu_rope": {1: 0.99}}, planned=3)
+    comparison = compare(outcomes)
+    found = comparison.differences[comparison.differences["arm"] == "relu_rope"]
+    assert (found["n"] == 1).all() and found[["p", "p_holm", "low", "high"]].isna().all(axis=None)
+    assert (comparison.verdicts.loc[comparison.verdicts["arm"] == "relu_rope", "verdict"] == "untested").all()
+    assert "relu_rope" not in set(comparison.ranks["arm"])
+
+
+def test_an_arm_without_runs_is_shown_and_not_tested():
+    comparison = compare(study({"softmax": [0.95, 0.96], "relu": [0.90, 0.92], "relu_rope": {}}, planned=2))
+    assert comparison.arms["mark"].tolist() == ["", "", "0 of 2 seeds"]
+    assert row(comparison.verdicts, arm="relu_rope", kind="baseline")["text"].startswith(
+        "relu_rope and relu have no seed in common"
+    )
+
+
+def test_runs_of_another_version_are_marked_and_left_out():
+    outcomes = made_up(("softmax", "relu", "relu_rope"))
+    runs = outcomes.runs.copy()
+    runs.loc[runs["arm"] == "relu_rope", "version"] = "0.0.9"
+    comparison = compare(replace(outcomes, runs=runs))
+    assert "made-up: 5 runs of relu_rope by erpe 0.0.9, not 0.1.0: left out of every test" in comparison.notes
+    assert row(comparison.arms, arm="relu_rope")["mark"] == "erpe 0.0.9"
+    assert row(comparison.summary, arm="relu_rope", measure=ACCURACY)["n"] == 5
+    tests = comparison.differences
+    assert tests.loc[tests["arm"] == "relu_rope", "p"].isna().all() and set(comparison.mcnemar["arm"]) == {"relu"}
+
+
+def test_one_run_of_another_version_is_not_averaged_with_the_rest():
+    outcomes = study({"softmax": [0.9, 0.9, 0.9], "relu": [0.8, 0.8, 0.1]})
+    outcomes.runs.loc[5, "version"] = "0.0.9"
+    found = row(compare(outcomes).summary, arm="relu")
+    assert found["mean"] == 0.8 and found["n"] == 2
+
+
+def test_a_seed_confirmed_twice_counts_once_and_is_said():
+    outcomes = study({"softmax": [0.9, 0.95], "relu": [0.8, 0.82]})
+    again = outcomes.runs[outcomes.runs["arm"] == "relu"].head(1).assign(uid="again", **{ACCURACY: 0.1})
+    comparison = compare(replace(outcomes, runs=pd.concat([outcomes.runs, again], ignore_index=True)))
+    assert row(comparison.summary, arm="relu")["mean"] == pytest.approx(0.81)
+    assert "s: relu was confirmed 2 times with seed 0; the first run counts" in comparison.notes
+
+
+def predict(outcomes: Outcomes, wrong: dict[str, list[set[int]]], images: int) -> Outcomes:
+    """The same outcomes, with the images that each run of an arm gets wrong."""
+    labels, predictions = np.arange(images) % 10, {}
+    for arm, runs in wrong.items():
+        for seed, mistaken in enumerate(runs):
+            errs = np.isin(np.arange(images), list(mistaken))
+            predictions[f"s-{arm}-{seed}"] = (labels + errs) % 10
+    return replace(outcomes, predictions=predictions, labels={"digits": labels})
+
+
+def test_mcnemar_by_hand():
+    # Seed 0: softmax alone errs on 1 image, relu alone on 8: exact, p = 2 (1 + 9) / 2^9 = 0.0390625; Holm's correction
+    # of one pair changes nothing. Seed 1: 10 and 30: chi-squared (|10 - 30| - 1)^2 / 40 = 9.025.
+    wrong = {"softmax": [{0, 1}, set(range(10))], "relu": [{0, *range(50, 58)}, set(range(50, 80))]}
+    outcomes = predict(study({"softmax": [0.9, 0.9], "relu": [0.8, 0.8]}), wrong, images=100)
+    found = row(mcnemar(outcomes), arm="relu")
+    second = erfc(sqrt(9.025 / 2))
+    assert (found["only_arm"], found["only_against"], found["n"]) == (1 + 10, 8 + 30, 2)
+    assert found["p_median"] == pytest.approx((0.0390625 + second) / 2)
+    assert found["seeds_significant"] == 2
+
+
+def test_mcnemar_of_equal_predictions_and_of_none():
+    outcomes = study({"softmax": [0.9, 0.9], "relu": [0.9, 0.9]})
+    equal = row(mcnemar(predict(outcomes, {"softmax": [{1}, {1}], "relu": [{1}, {1}]}, images=10)), arm="relu")
+    assert (equal["only_arm"], equal["only_against"], equal["p_median"], equal["seeds_significant"]) == (0, 0, 1, 0)
+    assert mcnemar(outcomes).empty
+    assert any("4 of 4 runs have no predictions" in note for note in compare(outcomes).notes)
+
+
+def test_gap_closed_by_hand():
+    # relu 0.90, softmax 0.95 and relu_rope 0.93 on average: 0.03 of 0.05 closed
+    outcomes = study({"softmax": [0.94, 0.95, 0.96], "relu": [0.90, 0.90, 0.90], "relu_rope": [0.92, 0.93, 0.94]})
+    found = row(gap_closed(outcomes), arm="relu_rope")
+    assert found["closed"] == pytest.approx(0.6) and found["gap"] == pytest.approx(0.05) and found["gap_is_real"]
+    # All three of a seed are drawn together: the parts 0.5, 0.6 and 2/3 bound what resampling can give
+    assert 0.5 <= found["low"] < 0.6 < found["high"] <= 2 / 3 + 1e-12
+
+
+def test_a_gap_that_may_be_nothing_is_said_to_be():
+    outcomes = study({"softmax": [0.94, 0.95, 0.96], "relu": [0.95, 0.95, 0.949], "relu_rope": [0.95, 0.96, 0.97]})
+    comparison = compare(outcomes)
+    assert not row(comparison.gaps, arm="relu_rope")["gap_is_real"]
+    text = row(comparison.verdicts, arm="relu_rope", kind="gap")["text"]
+    assert "is not told apart from 0" in text and "means little" in text
+
+
+def test_a_gap_of_exactly_nothing_does_not_warn():
+    found = row(gap_closed(study({"softmax": [0.9] * 3, "relu": [0.9] * 3, "relu_rope": [0.9, 0.8, 0.7]})))
+    assert np.isnan(found["closed"]) and not found["gap_is_real"]
+
+
+def test_bootstrap_interval_is_the_same_each_time_and_holds_the_truth(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 999)
+    draw, inside = np.random.default_rng(3), 0
+    for _ in range(200):
+        variant, baseline, softmax = (draw.normal(mean, 0.004, 10) for mean in (0.925, 0.90, 0.95))
+        low, high = bootstrap_interval(variant, baseline, softmax)
+        inside += low <= 0.5 <= high
+    assert bootstrap_interval(variant, baseline, softmax) == (low, high)
+    assert 0.90 <= inside / 200 <= 0.99
+
+
+def test_ranks_friedman_and_nemenyi_by_hand():
+    # Seed 0: softmax 1, relu 2, favor 3; seed 1: relu 1, softmax 2, favor 3. Rank sums 3, 3, 6:
+    # chi-squared = 12 / (2 x 3 x 4) (9 + 9 + 36) - 3 x 2 x 4 = 3, and with two degrees of freedom p = exp(-3 / 2).
+    # Nemenyi: q = (3 - 1.5) / sqrt(3 x 4 / (6 x 2)) = 1.5, times sqrt(2) on the studentized range of three groups.
+    outcomes = study({"softmax": [0.9, 0.8], "favor": [0.7, 0.7], "relu": [0.8, 0.9]})
+    assert ranks(outcomes).set_index("arm")["rank"].to_dict() == {"softmax": 1.5, "favor": 3, "relu": 1.5}
+    test = row(friedman(outcomes), measure=ACCURACY)
+    assert (test["statistic"], test["p"], test["arms"], test["n"]) == pytest.approx((3, exp(-1.5), 3, 2))
+    matrix = nemenyi_matrix(nemenyi(outcomes), "s", "digits", ACCURACY)
+    assert matrix.loc["softmax", "relu"] == pytest.approx(1) and (np.diag(matrix) == 1).all()
+    assert matrix.loc["favor", "relu"] == pytest.approx(stats.studentized_range.sf(1.5 * sqrt(2), 3, np.inf))
+    assert (matrix.to_numpy() == matrix.to_numpy().T).all() and list(matrix) == ["softmax", "favor", "relu"]
+
+
+def test_lowest_aic_ranks_first_and_equal_ones_share():
+    outcomes = made_up(("softmax", "favor", "relu"), seeds=2)
+    outcomes.runs["aic"] = outcomes.runs["arm"].map({"softmax": 3.0, "favor": 1.0, "relu": 3.0})
+    found = ranks(outcomes, ["aic"]).set_index("arm")["rank"].to_dict()
+    assert found == {"softmax": 2.5, "favor": 1, "relu": 2.5}
+
+
+def test_arms_that_are_all_equal_have_p_one():
+    assert row(friedman(study({"softmax": [0.9, 0.8], "favor": [0.9, 0.8], "relu": [0.9, 0.8]})))["p"] == 1
+
+
+def test_two_arms_or_one_seed_have_no_test_of_ranks():
+    assert friedman(study({"softmax": [0.9, 0.8], "favor": [0.7, 0.7]})).empty
+    assert nemenyi(study({"softmax": [0.9], "favor": [0.7], "relu": [0.8]})).empty
+
+
+def test_pareto_front_by_hand():
+    # 1: cheapest; 2: dearer and better; 3: dearer than 2, no better; 4: as dear as 2, worse; 5: best; 6: not measured
+    cost = np.array([1, 2, 3, 2, 4, np.nan])
+    quality = np.array([0.8, 0.9, 0.9, 0.85, 0.95, 0.99])
+    assert pareto_front(cost, quality).tolist() == [True, True, False, False, True, False]
+
+
+def test_each_data_set_has_its_own_pareto_front():
+    outcomes = both(made_up(("softmax", "relu")), made_up(("softmax", "relu"), dataset="mnist", study="other"))
+    found = pareto(summary(outcomes), "flops/forward")
+    assert found["front"].tolist() == [True, False, True, False]  # softmax is made up to be cheaper and better
+
+
+def test_a_true_null_keeps_its_error_rate():
+    """All arms equally good: any pair called real in at most 5 % of studies, and each p below 0.05 in 5 %."""
+    draw, studies = np.random.default_rng(0), 400
+    many = []
+    for number in range(studies):
+        shared = draw.normal(0.9, 0.01, 5)
+        values = {arm: shared + draw.normal(0, 0.005, 5) for arm in ("softmax", "relu", "relu_rope")}
+        many.append(study(values, study=f"null{number}"))
+    found = differences(both(*many), [ACCURACY])
+    wrong = (found["p_holm"] < 0.05).groupby(found["study"]).any()
+    # 400 studies at 5 %: standard deviation 1.1 %; pairs that share an arm are not independent, so fewer by Holm
+    assert len(wrong) == studies and 0.01 <= wrong.mean() <= 0.05 + 3 * 0.011
+    assert 0.03 <= (found["p"] < 0.05).mean() <= 0.07
+
+
+def test_a_known_effect_is_found():
+    """relu_general gains 3 points with noise of 0.5: found, with the right sign; relu_rope gains nothing."""
+    draw, many = np.random.default_rng(1), []
+    for number in range(40):
+        means = {"softmax": 0.95, "relu": 0.90, "relu_general": 0.93, "relu_rope": 0.90}
+        many.append(study({arm: mean + draw.normal(0, 0.005, 5) for arm, mean in means.items()}, study=f"s{number}"))
+    table = differences(both(*many), [ACCURACY])
+    gains = table[(table["kind"] == "baseline")].set_index("arm")
+    assert (gains.loc["relu_general", "difference"] > 0).all()
+    assert (gains.loc["relu_general", "p_holm"] < 0.05).mean() > 0.9
+    assert (gains.loc["relu_rope", "p_holm"] < 0.05).mean() < 0.1
+
+
+def test_the_verdict_tells_size_interval_p_and_n():
+    outcomes = study({"softmax": [0.9500, 0.9510, 0.9490], "relu": [0.9000, 0.9012, 0.8988]})
+    found = row(compare(outcomes).verdicts, arm="relu")
+    # differences 0.0500, 0.0498, 0.0502: mean 5 points, sd 0.02, half-width 4.30265 x 0.02 / sqrt(3) = 0.0497
+    assert found["text"] == (
+        "relu is 5.000 points below softmax (95 % -5.050 to -4.950, p < 0.001 after Holm, n = 3): real"
+    )
+    noise = study({"softmax": [0.95, 0.91, 0.93], "relu": [0.94, 0.93, 0.91]})
+    assert row(compare(noise).verdicts, arm="relu")["text"].endswith("n = 3): not told apart from noise")
+
+
+def test_every_pair_has_one_verdict():
+    comparison = compare(made_up())
+    assert len(comparison.verdicts) == 9 + 8 + 6  # encodings, linear attentions, gaps
+    assert comparison.verdicts["text"].is_unique and comparison.notes == ()
+
+
+def test_studies_are_compared_with_each_other_on_the_same_data():
+    long = study({"softmax": [0.97, 0.99], "relu": [0.9, 0.9]}, study="long")
+    outcomes = both(study({"softmax": [0.95, 0.96]}, study="short"), long)
+    assert set(compare(outcomes).differences["kind"]) == {"softmax"}
+    found = row(compare(outcomes, against="short").differences, kind="study")
+    assert found["difference"] == pytest.approx(0.025) and (found["study"], found["against_study"]) == ("long", "short")
+    assert any(
+        "softmax is 2.5 points above softmax of short" in text for text in compare(outcomes, "short").verdicts["text"]
+    )
+
+
+EMPTY = Outcomes(pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
+APART = both(study({"softmax": [0.9, 0.9]}, study="a"), study({"softmax": [0.8, 0.8]}, study="b", dataset="mnist"))
+
+
+@pytest.mark.parametrize(
+    "outcomes, against, words",
+    [
+        (EMPTY, None, "no study to compare"),
+        (study({"softmax": {}, "relu": {}}, planned=5), None, "s: no confirmed run yet"),
+        (both(study({"softmax": [0.9]}), study({"relu": [0.9]}, dataset="mnist")), None, "arms share no data set"),
+        (APART, "a", r"a \(digits\) and b \(mnist\) share no data set"),
+        (APART, "c", "c is none of the studies here: a, b"),
+        (study({"softmax": [0.9, 0.9]}), "s", "only study here"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(outcomes, against, words):
+    with pytest.raises(StudyError, match=words) as told:
+        compare(outcomes, against)
+    assert "\n" not in str(told.value)
+
+
+def test_notes_tell_of_devices_budgets_and_missing_partners():
+    outcomes = study({"softmax": [0.95, 0.96], "relu": [0.9, 0.92], "relu_rope-patch2": [0.9, 0.95]})
+    outcomes.runs.loc[0, "device"] = "cuda"
+    outcomes.arms.loc[1, "trials"] = 3
+    notes = compare(replace(outcomes, arms=outcomes.arms.assign(budget="flops"), notes=("said before",))).notes
+    assert notes[0] == "said before"
+    for words in ("ran on cuda, cpu", "relu 3 of 4", "the same FLOPs", "no arm relu-patch2 or softmax-patch2"):
+        assert any(words in note for note in notes)
+
+
+def test_outcomes_are_left_as_they_are():
+    outcomes = made_up(("softmax", "relu", "relu_rope"))
+    before = outcomes.arms.copy(), outcomes.runs.copy()
+    compare(outcomes)
+    pd.testing.assert_frame_equal(before[0], outcomes.arms)
+    pd.testing.assert_frame_equal(before[1], outcomes.runs)
+    assert len(sound_runs(outcomes)) == len(outcomes.runs)
+
+
+def test_a_logistic_regression_has_the_aic_and_bic_of_statsmodels():
+    draw = np.random.default_rng(0)
+    x = sm.add_constant(draw.normal(size=(300, 3)))
+    y = (draw.random(300) < 1 / (1 + np.exp(-x @ [0.3, 1.0, -2.0, 0.0]))).astype(int)
+    fit = sm.Logit(y, x).fit(disp=False)
+    logits = torch.from_numpy(np.stack([np.zeros(300), x @ fit.params], axis=1))
+    likelihood = scores(logits, torch.from_numpy(y), "train")["train/log_likelihood"]
+    found = information_criteria(likelihood, k=4, n=300)
+    assert (likelihood, found["aic"], found["bic"]) == pytest.approx((fit.llf, fit.aic, fit.bic))
+
+
+def test_all_twelve_variants_are_in_order():
+    assert list(dict.fromkeys(summary(made_up())["arm"])) == list(VARIANTS)
