@@ -158,7 +158,7 @@ def test_inference_is_timed_between_waits_for_the_device_without_preparing_image
 
     monkeypatch.setattr(evaluate, "time", SimpleNamespace(perf_counter=clock))
     monkeypatch.setattr(evaluate, "normalise", prepare)
-    monkeypatch.setattr(evaluate, "_wait", lambda device: events.append("wait"))
+    monkeypatch.setattr(evaluate, "wait_for", lambda device: events.append("wait"))
     model.register_forward_pre_hook(forward)
     found = inference_time(model, digits(), "digits", repeats=5)
     assert found == pytest.approx(

@@ -96,7 +96,7 @@ def test_a_driver_that_was_replaced_cannot_write(home):
                 lambda: old.decide(ticket.number, "FAIL", {}),
                 lambda: old.ask(2),
                 lambda: old.crashed(ticket.number, "x"),
-                lambda: old.record_test(ticket.number, {}),
+                lambda: old.record_final(ticket.number, {}),
             ):
                 with pytest.raises(StudyError, match="took over"):
                     write()
@@ -213,8 +213,8 @@ def test_the_first_word_counts(store):
         assert ledger.decide(ticket.number, "FAIL", {}, "late").state == "COMPLETE"
         for _ in range(2):
             ledger.tell(ticket.number)
-        assert ledger.record_test(ticket.number, {"test/accuracy": 0.5}) == {"test/accuracy": 0.5}
-        assert ledger.record_test(ticket.number, {"test/accuracy": 0.9}) == {"test/accuracy": 0.5}
+        assert ledger.record_final(ticket.number, {"test/accuracy": 0.5}) == {"test/accuracy": 0.5}
+        assert ledger.record_final(ticket.number, {"test/accuracy": 0.9}) == {"test/accuracy": 0.5}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

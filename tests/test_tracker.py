@@ -71,7 +71,7 @@ def play(store, tracker, *, files=False):
     folder = results(store.trial_folder(STUDY, 0, 0)) if files else None
     for n in range(3):
         uid = f"s:{n}"
-        tracker.start_trial(uid, n, CONFIG, {"seed": str(n), "dataset": "digits"})
+        tracker.start_trial(uid, n, CONFIG, {"seed": str(n), "dataset": "digits"}, parent="s")
         for step in range(1, (2 if n == 1 else 3) + 1):
             tracker.epoch(uid, step, {"val/accuracy": step / 10 + n / 100, "train/loss": 1 / step})
         if n == 1:
@@ -83,7 +83,7 @@ def play(store, tracker, *, files=False):
         else:
             final = {"val/accuracy": 0.3, "params": 1e5, "memory/peak_mib": float("nan")}
             tracker.end_trial(uid, "COMPLETE", final, folder, None)
-    tracker.end_study("s", "s:0", {"test/accuracy": 0.5}, folder, "COMPLETE")
+    tracker.end_study("s", "s:0", {"test/accuracy": 0.5}, folder, "COMPLETE", model=STUDY)
 
 
 def metrics(database, study=STUDY):
@@ -319,7 +319,7 @@ def test_artifacts_are_complete_and_hold_no_pickle(finished):
     assert {"study.json", "confusion_test.json"} | figures <= held[STUDY]
     assert held["trial 1"] == {"config.json"} and held["trial 2"] == {"config.json", "traceback.txt"}
     everything = {Path(name).suffix for found in held.values() for name in found}
-    assert everything <= {".json", ".png", ".safetensors", ".html", ".txt", ".yaml", ""}
+    assert everything <= {".json", ".png", ".safetensors", ".html", ".txt", ".yaml", ".npz", ""}
     assert all(Path(name).suffix or Path(name).name == "MLmodel" for found in held.values() for name in found)
 
 
@@ -459,7 +459,7 @@ from erpe.tracking.tracker import Tracker
 tracker = Tracker(Store.open({store!r}), "killed")
 tracker.start_study("s", {{}}, {{}})
 for n in range(6):
-    tracker.start_trial(f"s:{{n}}", n, defaults("relu_general", "digits"), {{}})
+    tracker.start_trial(f"s:{{n}}", n, defaults("relu_general", "digits"), {{}}, parent="s")
     for step in range(1, 51):
         tracker.epoch(f"s:{{n}}", step, {{"val/accuracy": step / 100, "train/loss": 1 / step}})
     tracker.end_trial(f"s:{{n}}", "COMPLETE", {{"params": 1.0}}, None, None)

@@ -72,7 +72,7 @@ def _tell(store):
         asked.suggest_categorical("model.depth", [4])
         rate = asked.suggest_float("train.lr", 1e-4, 1e-2, log=True)
         uid, config = f"s:{n}", defaults("relu_general", "digits", n).replace({"train.lr": rate})
-        tracker.start_trial(uid, n, config, tags | {"seed": str(n)})
+        tracker.start_trial(uid, n, config, tags | {"seed": str(n)}, parent="s")
         for step in range(1, 4 if n < 4 else 2):
             tracker.epoch(uid, step, {"val/accuracy": 0.97 - 0.3 / step - n / 100, "val/loss": 0.1 + 1 / step})
         final = {"val/accuracy": 0.97 - 0.3 / 3 - n / 100, "params": 202842.0, "flops/forward": 6571264.0}
@@ -82,7 +82,7 @@ def _tell(store):
         elif n < 4:
             tracker.end_trial(uid, "COMPLETE", final, folder if n == 0 else None, None)
             study.tell(asked, final["val/accuracy"])
-    tracker.end_study("s", "s:0", {"val/accuracy": 0.87, "test/accuracy": 0.861}, folder, "COMPLETE")
+    tracker.end_study("s", "s:0", {"val/accuracy": 0.87, "test/accuracy": 0.861}, folder, "COMPLETE", model=STUDY)
     assert tracker.close(120) == 0, tracker.problem
 
 
