@@ -36,9 +36,7 @@ def arm_keys(arms: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
 
 def by_arm(runs: pd.DataFrame) -> dict[tuple[str, str, str], pd.DataFrame]:
     """(study, data set, arm) -> its runs, by seed."""
-    return (
-        {key: group.set_index("seed").sort_index() for key, group in runs.groupby(KEY, sort=False)} if len(runs) else {}
-    )
+    return dict(list(runs.set_index("seed").sort_index().groupby(KEY, sort=False))) if len(runs) else {}
 
 
 def suffix(arm: str, variant: str) -> str:

@@ -22,6 +22,7 @@ from rich.table import Table
 from erpe.errors import ConfigError, nearest
 from erpe.report.blocks import Block, blocks
 from erpe.report.comparison import Comparison, compare
+from erpe.report.pairing import arm_keys
 
 __all__ = ["FORMATS", "TIDY", "Comparison", "compare", "render", "tidy"]
 
@@ -68,14 +69,17 @@ def tidy(comparison: Comparison) -> pd.DataFrame:
         "friedman": comparison.friedman.rename(columns={"statistic": "mean"}),
         "nemenyi": comparison.nemenyi,
     }  # fmt: skip
-    marks = comparison.arms[["study", "dataset", "arm", "mark"]]
-    frames = [frame.assign(table=name).reindex(columns=list(TIDY)[:-1]) for name, frame in parts.items()]
-    table = pd.concat([frame.astype(TYPES) for frame in frames], ignore_index=True)
-    return table.merge(marks, how="left", on=["study", "dataset", "arm"]).astype({"mark": "string"})
+    marks = dict(zip(arm_keys(comparison.arms), comparison.arms["mark"], strict=True))
+    frames = []
+    for name, frame in parts.items():
+        shown = frame.assign(table=name).reindex(columns=list(TIDY))
+        shown["mark"] = [marks.get(key) or None for key in arm_keys(shown)]
+        frames.append(shown.astype(TYPES))
+    return pd.concat(frames, ignore_index=True)
 
 
 MCNEMAR = ["only_arm", "only_against", "seeds_significant"]
-TYPES = dict.fromkeys("table study dataset arm against against_study kind measure".split(), "string") | {
+TYPES = dict.fromkeys("table study dataset arm against against_study kind measure mark".split(), "string") | {
     **dict.fromkeys("mean low high p p_holm".split(), "float64"), "n": "Int64", "preliminary": "boolean",
 }  # fmt: skip
 

@@ -1,0 +1,169 @@
+import io
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from markdown_it import MarkdownIt
+from outcomes import made_up
+from rich.cells import cell_len
+
+from erpe.errors import ConfigError
+from erpe.report.tables import FORMATS, TIDY, TYPES, compare, render, tidy
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return compare(made_up())
+
+
+@pytest.fixture(scope="module")
+def half():
+    """relu_rope has two of five seeds, favor_rope was run by another version, softmax was not timed on one seed."""
+    outcomes = made_up(study="half_done & 100 %")
+    arms, runs = outcomes.arms.copy(), outcomes.runs.copy()
+    arms.loc[arms["arm"] == "relu_rope", ["seeds", "finished"]] = [2, False]
+    runs.loc[runs["arm"] == "favor_rope", "version"] = "0.0.9"
+    runs.loc[0, "time/inference_ms_per_image"] = np.nan
+    runs = runs[~((runs["arm"] == "relu_rope") & (runs["seed"] > 1001))]
+    return compare(replace(outcomes, arms=arms, runs=runs))
+
+
+@pytest.fixture(scope="module")
+def several():
+    """Two data sets side by side."""
+    one, two = made_up(("softmax", "relu")), made_up(("softmax", "relu"), dataset="mnist", study="other", seed=1)
+    arms, runs = (pd.concat([getattr(part, name) for part in (one, two)]) for name in ("arms", "runs"))
+    return compare(replace(one, arms=arms, runs=runs))
+
+
+def test_every_number_of_the_summary_is_in_the_tidy_table(whole):
+    table = tidy(whole)
+    found = table[table["table"] == "summary"].set_index(["arm", "measure"])
+    for row in whole.summary.itertuples():
+        there = found.loc[(row.arm, row.measure)]
+        assert (there["mean"], there["low"], there["high"], there["n"]) == (row.mean, row.low, row.high, row.n)
+    assert list(table) == list(TIDY) and set(TYPES) == set(TIDY)
+
+
+@pytest.mark.parametrize("which", ["whole", "half", "several"])
+def test_parquet_and_csv_and_json_come_back_as_they_went(which, request):
+    comparison = request.getfixturevalue(which)
+    table = tidy(comparison)
+    pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(render(comparison, "parquet"))), table)
+    csv = pd.read_csv(io.StringIO(render(comparison, "csv")), dtype=TYPES)
+    pd.testing.assert_frame_equal(csv, table, check_exact=True)
+    read = json.loads(render(comparison, "json"))
+    pd.testing.assert_frame_equal(pd.DataFrame(read["rows"]).astype(TYPES), table, check_exact=True)
+    assert read["columns"] == TIDY and read["notes"] == list(comparison.notes)
+    assert [row["text"] for row in read["verdicts"]] == comparison.verdicts["text"].tolist()
+
+
+@pytest.mark.parametrize("which", ["whole", "half", "several"])
+def test_the_terminal_needs_no_more_than_80_columns(which, request, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = render(request.getfixturevalue(which), "terminal")
+    assert max(cell_len(line) for line in shown.splitlines()) <= 80
+    assert "softmax_circulant  " in shown or which == "several"  # no name is broken
+
+
+def test_cells_have_mean_half_width_and_n_by_hand():
+    outcomes = made_up(("softmax", "relu"), seeds=3)
+    outcomes.runs["test/accuracy"] = [0.95, 0.96, 0.97, 0.90, 0.92, 0.94]
+    # softmax 96 +- 4.30265 x 1 / sqrt(3) = 2.48; relu 92 +- 4.97; two digits of the usual half-width 3.7: one place
+    lines = render(compare(outcomes), "markdown").splitlines()
+    assert any(line.startswith("| softmax | 3 | 96.0 ± 2.5 |") for line in lines)
+    assert any(line.startswith("| relu | 3 | 92.0 ± 5.0 |") for line in lines)
+    # differences 5, 4, 3 points: 4 +- 2.48
+    assert any(line.startswith("| relu | softmax | -4.0 | -6.5 to -1.5 | 0.020 | 3 | real |") for line in lines)
+
+
+def test_one_seed_is_shown_without_an_interval():
+    found = compare(made_up(("softmax", "relu", "relu_rope"), seeds=1))
+    text = render(found, "markdown")
+    assert not re.search(r"\d ± \d", text) and "one seed tells nothing" in text and "| untested |" in text
+
+
+def test_unfinished_arms_and_other_versions_are_marked_wherever_they_stand(half, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    text = render(half, "terminal")
+    assert "* favor_rope: erpe 0.0.9; relu_rope: 2 of 5 seeds" in text.replace("\n", " ")
+    for line in text.splitlines():
+        if re.match(r" (relu_rope|favor_rope) ", line):
+            assert " * " in line
+    assert re.search(r"relu_rope \* +2 ", text) and "preliminary" in text
+    assert re.search(r"softmax +5 .*\(n=4\)", text)  # not timed on one seed
+    table = tidy(half)
+    assert set(table.loc[table["arm"] == "relu_rope", "mark"]) == {"2 of 5 seeds"}
+
+
+def test_data_sets_stand_in_blocks_of_their_own(several):
+    text = render(several, "markdown")
+    assert "### made-up on digits: quality" in text and "### other on mnist: quality" in text
+    assert set(several.differences.groupby("dataset")["against_study"].unique().explode()) == {"made-up", "other"}
+
+
+def test_markdown_is_read_as_tables_with_every_cell(half):
+    tokens = MarkdownIt("commonmark").enable("table").parse(render(half, "markdown"))
+    kinds = [token.type for token in tokens]
+    assert kinds.count("table_open") == 4 + 2 + 1 + 1 + 1  # means, differences, McNemar, gaps, ranks
+    assert kinds.count("bullet_list_open") == 2  # verdicts and notes
+    columns = row = None
+    for token in tokens:
+        if token.type == "thead_open":
+            columns = None
+        if token.type == "tr_open":
+            row = 0
+        if token.type in ("th_open", "td_open"):
+            row += 1
+        if token.type == "tr_close":
+            columns = columns or row
+            assert row == columns
+    words = [token.children for token in tokens if token.type == "inline"]
+    shown = ["".join(child.content for child in children) for children in words]
+    assert "relu_rope *" in shown and any("half_done & 100 %" in text for text in shown)
+    assert not any(child.type in ("em_open", "strong_open", "code_inline") for children in words for child in children)
+
+
+def test_latex_is_well_formed_and_needs_only_booktabs(half):
+    text = render(half, "latex")
+    body = "\n".join(line for line in text.splitlines() if not line.startswith("% needs"))
+    known = set(
+        "begin end caption toprule midrule bottomrule paragraph item pm textbackslash textasciitilde textasciicircum"
+        .split()
+    )  # fmt: skip
+    assert set(re.findall(r"\\([A-Za-z]+)", body)) <= known
+    depth = 0
+    for brace in re.findall(r"(?<!\\)[{}]", body):
+        depth += 1 if brace == "{" else -1
+        assert depth >= 0
+    assert depth == 0
+    opened = []
+    for what, name in re.findall(r"\\(begin|end)\{(\w+)\}", body):
+        assert what == "begin" or opened.pop() == name
+        opened += [name] if what == "begin" else []
+    assert not opened
+    words = re.sub(r"\$[^$]*\$", "", body)  # what is no mathematics
+    assert not re.search(r"(?<!\\)[_%#^~<>]", words) and body.isascii() and "half\\_done \\& 100 \\%" in body
+    for columns, rows in re.findall(r"\\begin\{tabular\}\{([lr]+)\}(.*?)\\end\{tabular\}", body, flags=re.S):
+        lines = [line for line in rows.splitlines() if line.endswith("\\\\")]
+        assert len(lines) > 1 and {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {len(columns) - 1}
+
+
+def test_latex_escapes_every_sign_that_means_something():
+    outcomes = made_up(("softmax", "relu"), study=r"a\b{c}_$x^2~#&%")
+    text = render(compare(outcomes), "latex")
+    assert r"a\textbackslash{}b\{c\}\_\$x\textasciicircum{}2\textasciitilde{}\#\&\%" in text
+
+
+def test_brackets_in_names_are_no_markup():
+    shown = render(compare(made_up(("softmax", "relu"), study="[bold]odd[/bold] *name*")), "terminal")
+    assert "[bold]odd[/bold] *name* on digits" in shown
+
+
+def test_an_unknown_format_is_refused_with_the_nearest(whole):
+    with pytest.raises(ConfigError, match="unknown format 'markdwon'; did you mean markdown"):
+        render(whole, "markdwon")
+    assert set(FORMATS) == {"terminal", "markdown", "csv", "parquet", "json", "latex"}
