@@ -1,0 +1,143 @@
+"""Figures of one measure an arm: a dot, its interval, and what it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from erpe.report.chart_marks import INK, SMALL, Mark, blank, dress, marks
+from erpe.report.comparison import Comparison
+from erpe.report.outcomes import Outcomes
+from erpe.report.pairing import sound_runs
+
+
+def accuracy(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
+    """Test accuracy of each arm: the mean over seeds with its 95 % interval, and every seed as a small dot.
+
+    An arm whose seeds are not all there says how many are. None without confirmed runs.
+    """
+    table = interval(comparison, "test/accuracy")
+    shown = {arm: mark for arm, mark in marks(outcomes.arms).items() if arm in table.index}
+    if not shown:
+        return None
+    figure = blank(8.0, 0.9 + 0.27 * (len(shown) + _breaks(shown)))
+    axes = figure.add_subplot()
+    rows = _rows(axes, shown, _remarks(comparison))
+    for arm, seeds in sound_runs(outcomes).groupby("arm", sort=False)["test/accuracy"]:
+        if arm in rows:
+            axes.scatter(seeds, [rows[str(arm)] + 0.28] * len(seeds), s=9, color=shown[str(arm)].colour, alpha=0.55,
+                         linewidths=0)  # fmt: skip
+    _dots(axes, table, rows, shown)
+    axes.set_xlabel("test accuracy")
+    dress(axes, grid="x")
+    return figure
+
+
+def criteria(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
+    """AIC and BIC of each arm on the training images, means over seeds with 95 % intervals; lower is better.
+
+    The axis is logarithmic where the largest is more than twenty times the smallest. None without them.
+    """
+    tables = {name.upper(): table for name in ("aic", "bic") if not (table := interval(comparison, name)).empty}
+    known = {arm for table in tables.values() for arm in table.index}
+    shown = {arm: mark for arm, mark in marks(outcomes.arms).items() if arm in known}
+    if not shown:
+        return None
+    figure = blank(9.5, 0.9 + 0.27 * (len(shown) + _breaks(shown)))
+    for axes, (name, table) in zip(figure.subplots(1, len(tables), squeeze=False, sharey=True)[0], tables.items(),
+                                   strict=True):  # fmt: skip
+        rows = _rows(axes, shown, _remarks(comparison))
+        _dots(axes, table, rows, shown)
+        if table["mean"].min() > 0 and table["mean"].max() > 20 * table["mean"].min():
+            axes.set_xscale("log")
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(6))
+            axes.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
+        axes.set_xlabel(f"{name} (lower is better)")
+        dress(axes, grid="x")
+        axes.tick_params(axis="y", labelleft=axes is figure.axes[0])
+    return figure
+
+
+def gap_closed(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
+    """The part of the gap between Performer and softmax that an encoding closes, with its bootstrap interval; lines
+    stand at 0 (the Performer without encoding) and 1 (softmax).
+
+    Hollow: the gap itself is not sure to be there, so its part means little. None where no gap was measured.
+    """
+    gaps = comparison.gaps[comparison.gaps["closed"].notna()].set_index("arm")
+    shown = {arm: mark for arm, mark in marks(outcomes.arms).items() if arm in gaps.index}
+    if not shown:
+        return None
+    unsure = gaps.index[~gaps["gap_is_real"].astype(bool)]
+    figure = blank(8.0, 1.3 + 0.27 * (len(shown) + _breaks(shown)))
+    axes = figure.add_subplot()
+    rows = _rows(axes, shown, _remarks(comparison))
+    hollow = {arm: mark._replace(fill="none") if arm in unsure else mark for arm, mark in shown.items()}
+    _dots(axes, gaps.rename(columns={"mean": "_", "closed": "mean"}), rows, hollow)
+    axes.set_xlim(*_reach(gaps))
+    _arrows(axes, gaps, rows, shown)
+    for place, name, side in ((0, "no encoding", "right"), (1, "softmax", "left")):
+        axes.axvline(place, color=INK, linewidth=1, zorder=1)
+        axes.annotate(name, (place, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+                      ha=side, va="bottom", fontsize=SMALL, color=INK)  # fmt: skip
+    axes.set_xlabel("part of the gap in test accuracy that is closed")
+    dress(axes, grid="x")
+    return figure
+
+
+def interval(comparison: Comparison, measure: str) -> pd.DataFrame:
+    """Index arm; `mean`, `low`, `high`, `n` of one measure of one study, as the table has them."""
+    table = comparison.summary
+    rows = table[(table["measure"] == measure) & table["mean"].notna()]
+    return rows.set_index("arm")[["mean", "low", "high", "n"]]
+
+
+def _remarks(comparison: Comparison) -> dict[str, str]:
+    """Arm -> what is amiss with it ("3 of 5 seeds"), where something is."""
+    return {arm: mark for arm, mark in zip(comparison.arms["arm"], comparison.arms["mark"], strict=True) if mark}
+
+
+def _breaks(shown: Mapping[str, Mark]) -> int:
+    return len({mark.attention for mark in shown.values()}) - 1
+
+
+def _rows(axes: Axes, shown: Mapping[str, Mark], remarks: Mapping[str, str]) -> dict[str, float]:
+    """Arm -> its height on the axes; arms downwards, a little room between attentions."""
+    rows: dict[str, float] = {}
+    height, last = 0.0, ""
+    for arm, mark in shown.items():
+        height -= 1.6 if last and mark.attention != last else 1.0
+        rows[arm], last = height, mark.attention
+    names = [f"{arm} ({remarks[arm]})" if arm in remarks else arm for arm in rows]
+    axes.set_yticks(list(rows.values()), names)
+    axes.set_ylim(height - 0.7, -0.3)
+    return rows
+
+
+def _dots(axes: Axes, table: pd.DataFrame, rows: Mapping[str, float], shown: Mapping[str, Mark]) -> None:
+    """A marker at `mean` and a line from `low` to `high` (NaN where one seed has no interval)."""
+    for arm, row in table.iterrows():
+        mark, y = shown[str(arm)], rows[str(arm)]
+        axes.plot([row["low"], row["high"]], [y, y], color=mark.colour, linewidth=2, solid_capstyle="butt")
+        axes.plot(row["mean"], y, linestyle="none", zorder=3, **mark.dot(7))
+
+
+def _reach(gaps: pd.DataFrame) -> tuple[float, float]:
+    """Limits that show 0, 1 and every dot; an interval of a gap near nothing is endless, and may leave the figure."""
+    dots = [*gaps["closed"], 0.0, 1.0]
+    room = 0.5 * (max(dots) - min(dots))
+    ends = gaps[["low", "high"]].stack()
+    low, high = min([*dots, *ends]), max([*dots, *ends])
+    return max(low, min(dots) - 4 * room) - 0.1 * room, min(high, max(dots) + 4 * room) + 0.1 * room
+
+
+def _arrows(axes: Axes, table: pd.DataFrame, rows: Mapping[str, float], shown: Mapping[str, Mark]) -> None:
+    """Mark the intervals that go on outside the figure."""
+    for end, marker, leaves in zip(axes.get_xlim(), "<>", (table["low"].lt, table["high"].gt), strict=True):
+        for arm in table.index[leaves(end)]:
+            axes.plot(end, rows[arm], marker=marker, color=shown[arm].colour, markersize=6, clip_on=False)

@@ -1,0 +1,187 @@
+"""How an arm looks, the same in every figure of a study: colour is the attention, marker and dashes the encoding.
+
+Arms that share a variant (`relu_rope-patch2`, `relu_rope-patch4`) differ in how their marker is filled.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
+
+from erpe.config import ATTENTIONS, ENCODINGS
+
+COLOURS = {"softmax": "#0072b2", "favor": "#d55e00", "relu": "#009e73"}
+"""Blue, vermilion and bluish green of Okabe and Ito."""
+OTHER_COLOUR = "#cc79a7"
+MARKERS = {"none": "o", "general": "s", "circulant": "^", "rope": "D"}
+DASHES: dict[str, Any] = {
+    "none": "-",
+    "general": (0, (5, 1.5)),
+    "circulant": (0, (4, 1.5, 1, 1.5)),
+    "rope": (0, (1, 1)),
+}
+FILLS = ("full", "none", "left", "top", "right", "bottom")
+
+INK, PALE, PAPER = "#222222", "#b0b0b0", "#fefefe"
+"""Text and axes, grid and context, background. The page swaps exactly these colours in the dark."""
+
+SMALL = 8.0
+"""Points of the text in a figure that is shown at its natural size."""
+
+
+class Mark(NamedTuple):
+    """What matplotlib needs to know of an arm."""
+
+    attention: str
+    encoding: str
+    colour: str
+    marker: str
+    dashes: Any
+    fill: str
+
+    def line(self, **more: Any) -> dict[str, Any]:
+        """Keywords of `Axes.plot` for a curve with markers."""
+        return {"color": self.colour, "linestyle": self.dashes, "linewidth": 1.4, **self.dot(), **more}
+
+    def dot(self, size: float = 6.0) -> dict[str, Any]:
+        """Keywords of `Axes.plot` for a marker of `size` points."""
+        inside = PAPER if self.fill == "none" else self.colour
+        return {
+            "marker": self.marker,
+            "markersize": size * (0.85 if self.marker == "D" else 1.0),
+            "fillstyle": "full" if self.fill == "none" else self.fill,
+            "markerfacecolor": inside,
+            "markerfacecoloralt": PAPER,
+            "markeredgecolor": self.colour,
+            "markeredgewidth": 1.1,
+        }
+
+
+def marks(arms: pd.DataFrame) -> dict[str, Mark]:
+    """Arm -> mark, in the order in which figures list them: by attention, then encoding, then as given.
+
+    Args:
+        arms: with columns `arm`, `variant`, `attention`, `encoding`; an arm of several studies has one mark.
+    """
+    once = arms.drop_duplicates("arm")
+
+    def place(row: Any) -> tuple[int, int]:
+        return _index(ATTENTIONS, row.attention), _index(ENCODINGS, row.encoding)
+
+    found: dict[str, Mark] = {}
+    of_variant: dict[str, int] = {}
+    for row in sorted(once.itertuples(), key=place):
+        turn = of_variant[row.variant] = of_variant.get(row.variant, -1) + 1
+        found[row.arm] = Mark(
+            row.attention,
+            row.encoding,
+            COLOURS.get(row.attention, OTHER_COLOUR),
+            MARKERS.get(row.encoding, "X"),
+            DASHES.get(row.encoding, "-"),
+            FILLS[turn % len(FILLS)],
+        )
+    return found
+
+
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of that many inches, without pyplot."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def dress(axes: Axes, grid: str = "both") -> None:
+    """The house look: two spines, a faint grid on `x`, `y`, `both` or no (`none`) axis, small text."""
+    axes.set_facecolor("none")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["bottom", "left"]].set_color(INK)
+    axes.tick_params(labelsize=SMALL, colors=INK, which="both")
+    if grid != "none":
+        axes.grid(axis="both" if grid == "both" else "x" if grid == "x" else "y", color=PALE, alpha=0.4, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
+        text.set(color=INK, fontsize=SMALL + 1)
+
+
+def legend_of(figure: Figure, shown: Mapping[str, Mark], line: bool = False) -> None:
+    """Every arm once, below the figure; a column an attention where the names leave room."""
+    attentions = list(dict.fromkeys(mark.attention for mark in shown.values()))
+    groups = [[arm for arm, mark in shown.items() if mark.attention == name] for name in attentions]
+    fit = max(1, int(figure.get_figwidth() / (0.075 * max(map(len, shown), default=1) + 0.5)))
+    if 1 < len(groups) <= fit:
+        rows = max(map(len, groups))
+        names = [name for group in groups for name in group + [""] * (rows - len(group))]
+        fit = len(groups)
+    else:
+        names = list(shown)
+    nothing = Line2D([], [], linestyle="none", label=" ")
+    handles = [
+        Line2D([], [], label=arm, **(shown[arm].line() if line else {"linestyle": "none", **shown[arm].dot()}))
+        if arm
+        else nothing
+        for arm in names
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=fit, frameon=False, fontsize=SMALL, labelcolor=INK)
+
+
+def direct_labels(
+    axes: Axes,
+    points: Mapping[str, tuple[float, float]],
+    lines: Sequence[Line2D],
+) -> list[Annotation]:
+    """Name points beside their markers where there is room: no name covers another or a line, or leaves the axes.
+
+    A point whose name fits nowhere stays without; the legend has it. Call it when limits and layout are final.
+
+    Args:
+        points: arm -> (x, y) in data.
+        lines: markers and lines that no name may cover.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    inside = axes.get_window_extent(renderer)
+    taken = [box for line in lines for box in _boxes(line, figure.dpi / 72)]
+    placed = []
+    for arm, point in points.items():
+        label = axes.annotate(arm, point, xytext=(0, 0), textcoords="offset points", fontsize=SMALL - 1, color=INK)
+        for across, up in _PLACES:
+            label.set(ha="left" if across > 0 else "right" if across < 0 else "center")
+            label.set(va="bottom" if up > 0 else "top" if up < 0 else "center")
+            label.xyann = (across, up)
+            box = label.get_window_extent(renderer)
+            within = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+            if within and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                placed.append(label)
+                break
+        else:
+            label.remove()
+    return placed
+
+
+def _boxes(line: Line2D, scale: float) -> list[Bbox]:
+    """What a line of horizontal and vertical parts, and its marker, cover in pixels; `scale` pixels a point."""
+    path = np.asarray(line.get_transform().transform_path(line.get_path()).vertices)  # (corners, 2)
+    reach = (line.get_markersize() / 2 if line.get_marker() not in ("None", None, "") else 1.0) * scale
+    ends = itertools.pairwise(path) if len(path) > 1 else [(path[0], path[0])]
+    return [Bbox([np.minimum(*both) - reach, np.maximum(*both) + reach]) for both in ends]
+
+
+_AROUND = ((1, 0), (-1, 0), (0.7, 1), (-0.7, 1), (0.7, -1), (-0.7, -1), (0, 1), (0, -1))
+_PLACES = [(reach * x, reach * y) for reach in (6, 9, 13) for x, y in _AROUND]
+"""Offsets in points, the nearest first."""
+
+
+def _index(known: Sequence[str], name: str) -> int:
+    return known.index(name) if name in known else len(known)

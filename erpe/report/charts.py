@@ -1,0 +1,145 @@
+"""The figures of a study, as matplotlib objects without pyplot, and as files for a paper.
+
+Each function of `CHARTS` takes the outcomes of one study on one data set and their comparison (see `parts`), and
+returns None where there is nothing to draw.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from erpe.report import chart_costs, chart_curves, chart_intervals
+from erpe.report.chart_marks import INK, SMALL, blank, dress, marks
+from erpe.report.comparison import Comparison
+from erpe.report.outcomes import Outcomes
+from erpe.report.ranks import nemenyi_matrix
+from erpe.report.statistics import ALPHA
+
+Chart = Callable[[Outcomes, Comparison], Figure | None]
+
+
+def critical_difference(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
+    """Mean rank over seeds of each arm by test accuracy (1: the best); a bar joins arms that Nemenyi's test cannot tell
+    apart. None for fewer than three arms or two common seeds.
+
+    Source: Demšar 2006 (JMLR 7); scikit-posthocs.
+    """
+    if comparison.nemenyi.empty:
+        return None
+    import scikit_posthocs  # brings the whole of seaborn: seconds
+
+    study, dataset = outcomes.arms[["study", "dataset"]].iloc[0]
+    p = nemenyi_matrix(comparison.nemenyi, study, dataset, "test/accuracy")
+    table = comparison.ranks[comparison.ranks["measure"] == "test/accuracy"].set_index("arm")["rank"]
+    if p.empty:
+        return None
+    ranks, shown = table.loc[p.index], marks(outcomes.arms)
+    figure = blank(9.5, 1.2 + 0.3 * math.ceil(len(ranks) / 2))
+    axes = figure.add_subplot()
+    drawn = scikit_posthocs.critical_difference_diagram(
+        ranks, p, alpha=ALPHA, ax=axes, text_h_margin=0.02 * len(ranks),
+        label_fmt_left="{label} ({rank:.1f})", label_fmt_right="({rank:.1f}) {label}",
+        label_props={"fontsize": SMALL}, color_palette={arm: shown[arm].colour for arm in ranks.index},
+        crossbar_props={"color": INK, "linewidth": 2.2, "solid_capstyle": "butt"}, elbow_props={"linewidth": 1.0},
+    )  # fmt: skip
+    for elbow in drawn["elbows"]:
+        elbow.set_clip_on(False)  # they reach beyond the first and the last rank
+    for name in drawn["labels"]:
+        name.set_color(INK)  # small text in a colour is hard to read
+    for round_marker in drawn["markers"]:
+        round_marker.remove()
+    for arm, rank in ranks.items():
+        axes.plot(rank, 0, clip_on=False, zorder=4, **shown[str(arm)].dot(7))
+    dress(axes, grid="none")
+    axes.spines["bottom"].set_visible(False)
+    axes.spines["left"].set_visible(False)
+    axes.spines["top"].set(visible=True, color=INK)
+    axes.set_xlim(1, len(ranks))
+    axes.set_xticks(range(1, len(ranks) + 1))
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel("mean rank by test accuracy (1 is the best)")
+    return figure
+
+
+CHARTS: dict[str, Chart] = {
+    "accuracy": chart_intervals.accuracy,
+    "tradeoffs": chart_costs.tradeoffs,
+    "gap_closed": chart_intervals.gap_closed,
+    "critical_difference": critical_difference,
+    "learning_curves": lambda outcomes, comparison: chart_curves.learning_curves(outcomes),
+    "criteria": chart_intervals.criteria,
+    "attention_maps": lambda outcomes, comparison: chart_curves.attention_maps(outcomes),
+    "cost_against_tokens": chart_costs.cost_against_tokens,
+}
+"""In the order of the page."""
+
+
+def parts(outcomes: Outcomes, comparison: Comparison) -> dict[str, tuple[Outcomes, Comparison]]:
+    """Each study on each data set by itself, as the charts want it, under its name: "STUDY" or "STUDY-DATASET".
+
+    Figures never mix studies: their seeds are no pairs and their budgets differ.
+    """
+    found = {}
+    for (study, dataset), arms in outcomes.arms.groupby(["study", "dataset"], sort=False):
+        several = outcomes.arms.loc[outcomes.arms["study"] == study, "dataset"].nunique() > 1
+        own = {
+            field.name: _only(getattr(outcomes, field.name), study, dataset, set(arms["arm"]))
+            for field in dataclasses.fields(outcomes)
+        }
+        compared = {
+            field.name: _only(getattr(comparison, field.name), study, dataset, set(arms["arm"]))
+            for field in dataclasses.fields(comparison)
+        }
+        name = f"{study}-{dataset}" if several else str(study)
+        found[name] = (dataclasses.replace(outcomes, **own), dataclasses.replace(comparison, **compared))
+    return found
+
+
+def save_all(
+    outcomes: Outcomes, comparison: Comparison, folder: Path, formats: Sequence[str] = ("pdf", "svg")
+) -> list[Path]:
+    """Write every figure that can be drawn as `folder/NAME.FORMAT`, of several studies as `folder/STUDY/NAME.FORMAT`.
+
+    Equal outcomes give equal files: no dates, no random names inside.
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    written = []
+    studies = parts(outcomes, comparison)
+    for study, part in studies.items():
+        place = folder / re.sub(r"[^\w-]", "_", study) if len(studies) > 1 else folder
+        place.mkdir(parents=True, exist_ok=True)
+        for name, chart in CHARTS.items():
+            if figure := chart(*part):
+                for kind in formats:
+                    written.append(place / f"{name}.{kind}")
+                    write(figure, written[-1])
+    return written
+
+
+def write(figure: Figure, path: Path) -> None:
+    """Write a figure by the end of its name, the same bytes for the same figure."""
+    dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    with matplotlib.rc_context({"svg.hashsalt": "erpe", "pdf.fonttype": 42}):
+        figure.savefig(path, dpi=150, metadata=dated.get(path.suffix[1:]))
+
+
+def _only(table: Any, study: object, dataset: object, arms: set[str]) -> Any:
+    """The rows of one study and data set, where the table has such columns."""
+    if not isinstance(table, pd.DataFrame) or "study" not in table:
+        return table
+    mask = table["study"] == study
+    if "dataset" in table:
+        mask &= table["dataset"] == dataset
+    elif "arm" in table:
+        mask &= table["arm"].isin(arms)
+    return table[mask]

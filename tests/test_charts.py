@@ -1,0 +1,281 @@
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Annotation
+from outcomes import made_up
+
+from erpe.config import VARIANTS, defaults
+from erpe.report.captions import CAPTIONS
+from erpe.report.chart_costs import COSTS, break_even, layer_flops, tradeoffs
+from erpe.report.chart_curves import attention_examples, attention_maps, best_trials, brightest_patch, confirmed_losses
+from erpe.report.chart_intervals import accuracy, gap_closed
+from erpe.report.chart_marks import COLOURS, marks
+from erpe.report.charts import CHARTS, parts, save_all
+from erpe.report.comparison import compare
+from erpe.report.statistics import gap_closed as gaps_of
+from erpe.report.statistics import summary
+
+NINE = tuple(variant for variant in VARIANTS if not variant.startswith("softmax_"))
+FEW = ("softmax", "relu", "relu_general")
+TABLES = ("arms", "runs", "trials", "epochs")
+LONG = "-patch2-position_none"
+
+
+def changed(outcomes, arm=lambda name: name, study=None):
+    """The same outcomes with other names."""
+    tables = {}
+    for name in TABLES:
+        table = getattr(outcomes, name)
+        tables[name] = table.assign(arm=table["arm"].map(arm), **({"study": study} if study else {}))
+    return dataclasses.replace(outcomes, **tables)
+
+
+def unfinished(outcomes, arm, seeds):
+    """The same outcomes with only some seeds of an arm."""
+    arms, runs = outcomes.arms.copy(), outcomes.runs
+    arms.loc[arms["arm"] == arm, ["seeds", "finished"]] = [seeds, False]
+    gone = runs.index[runs["arm"] == arm][seeds:]
+    return dataclasses.replace(outcomes, arms=arms, runs=runs.drop(gone))
+
+
+def with_attention(outcomes, folder, grid=(2, 4), cls=0, image=None):
+    """The same outcomes with an attention.npz a run: every patch looks at itself only."""
+    image = np.zeros((1, 8, 8), np.float32) if image is None else image
+    maps = np.broadcast_to(np.eye(grid[0] * grid[1] + cls, dtype=np.float16), (3, 2, *[grid[0] * grid[1] + cls] * 2))
+    folders = {uid: folder / uid for uid in outcomes.runs["uid"]}
+    for place in folders.values():
+        place.mkdir()
+        np.savez_compressed(place / "attention.npz", image=image, maps=maps, grid=np.array(grid))
+    return dataclasses.replace(outcomes, folders=folders)
+
+
+def drawn_inside(figure):
+    """Nothing that is drawn reaches out of the figure."""
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer())
+    width, height = figure.get_size_inches()
+    return box.x0 > -0.01 and box.y0 > -0.01 and box.x1 < width + 0.01 and box.y1 < height + 0.01
+
+
+@pytest.fixture(scope="module")
+def nine(tmp_path_factory):
+    outcomes = with_attention(made_up(NINE), tmp_path_factory.mktemp("nine"))
+    return outcomes, compare(outcomes)
+
+
+@pytest.fixture(scope="module")
+def twelve(tmp_path_factory):
+    """All that makes a figure crowded: twelve arms with long names, one of them unfinished."""
+    outcomes = changed(made_up(images=100), lambda arm: arm + LONG)
+    outcomes = with_attention(unfinished(outcomes, "relu_rope" + LONG, 2), tmp_path_factory.mktemp("twelve"))
+    return outcomes, compare(outcomes)
+
+
+def test_every_chart_has_a_caption_that_says_how_many():
+    assert set(CHARTS) == set(CAPTIONS)
+    without = {name for name, caption in CAPTIONS.items() if "{n}" not in caption.text}
+    assert without == {"attention_maps", "cost_against_tokens"}
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+@pytest.mark.parametrize("arms", ["nine", "twelve"])
+def test_every_chart_is_drawn_with_nothing_outside_the_figure(chart, arms, request):
+    assert drawn_inside(CHARTS[chart](*request.getfixturevalue(arms)))
+
+
+@pytest.mark.parametrize(
+    ("variants", "seeds", "missing"),
+    [
+        (("relu",), 3, {"gap_closed", "critical_difference", "attention_maps"}),
+        (("softmax",), 3, {"gap_closed", "critical_difference", "attention_maps", "cost_against_tokens"}),
+        (FEW, 1, {"critical_difference", "attention_maps"}),
+        (FEW, 2, {"attention_maps"}),
+    ],
+)
+def test_a_chart_whose_data_are_missing_is_none(variants, seeds, missing):
+    outcomes = made_up(variants, seeds=seeds, images=50)
+    comparison = compare(outcomes)
+    assert {name for name, chart in CHARTS.items() if chart(outcomes, comparison) is None} == missing
+
+
+def test_a_study_without_epochs_and_times_is_drawn_without_them():
+    outcomes = made_up(FEW, images=50)
+    bare = dataclasses.replace(
+        outcomes,
+        runs=outcomes.runs.drop(columns=[*COSTS, "aic", "bic"]),
+        trials=pd.DataFrame(),
+        epochs=pd.DataFrame(),
+    )
+    comparison = compare(bare)
+    found = {name for name, chart in CHARTS.items() if chart(bare, comparison)}
+    assert found == {"accuracy", "gap_closed", "critical_difference", "cost_against_tokens"}
+
+
+def spans(axes):
+    """(low, high) of the intervals, by the colour and in the order they were drawn."""
+    lines = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_ydata()[0] == line.get_ydata()[1]]
+    return [tuple(line.get_xdata()) for line in lines]
+
+
+def test_the_intervals_drawn_are_those_of_the_tables(nine):
+    outcomes, _ = nine
+    table = summary(outcomes)
+    rows = table[table["measure"] == "test/accuracy"][["low", "high"]]
+    assert spans(accuracy(*nine).axes[0]) == list(rows.itertuples(index=False, name=None))
+    closed = gaps_of(outcomes)[["low", "high"]]
+    assert spans(gap_closed(*nine).axes[0])[: len(closed)] == list(closed.itertuples(index=False, name=None))
+    assert closed.notna().all(axis=None)
+
+
+def test_every_seed_is_a_dot_above_its_arm(nine):
+    axes = accuracy(*nine).axes[0]
+    heights = {text.get_text(): y for text, y in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)}
+    dots = np.concatenate([group.get_offsets() for group in axes.collections])
+    for arm, runs in nine[0].runs.groupby("arm"):
+        own = dots[np.abs(dots[:, 1] - heights[arm]) < 0.4, 0]
+        assert sorted(own) == sorted(runs["test/accuracy"])
+
+
+def test_an_unfinished_arm_says_how_many_seeds_it_has(twelve):
+    names = [text.get_text() for text in accuracy(*twelve).axes[0].get_yticklabels()]
+    assert [name for name in names if "seeds" in name] == [f"relu_rope{LONG} (2 of 5 seeds)"]
+
+
+def test_an_endless_interval_leaves_the_figure_with_an_arrow(nine):
+    outcomes, comparison = nine
+    gaps = comparison.gaps.assign(high=[1e6, *comparison.gaps["high"][1:]], gap_is_real=False)
+    axes = gap_closed(outcomes, dataclasses.replace(comparison, gaps=gaps)).axes[0]
+    assert axes.get_xlim()[1] < 20
+    assert [line.get_marker() for line in axes.lines].count(">") == 1
+
+
+def test_names_beside_points_cover_nothing_and_stay_inside():
+    outcomes = changed(made_up(images=100), lambda arm: arm + LONG)
+    runs = outcomes.runs.copy()
+    place = runs["variant"].map(VARIANTS.index)
+    runs["test/accuracy"] = 0.9 + 0.004 * place + 0.001 * (runs["seed"] - 1002)  # all twelve are on each front
+    outcomes = dataclasses.replace(outcomes, runs=runs)
+    figure = tradeoffs(outcomes, compare(outcomes))
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        names = [text for text in axes.texts if isinstance(text, Annotation)]
+        boxes = [name.get_window_extent(renderer) for name in names]
+        dots = [line for line in axes.lines if line.get_marker() not in ("None", None, "")]
+        assert len(names) >= 3 and len(dots) == 12
+        for place, box in enumerate(boxes):
+            assert axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1)
+            assert axes.bbox.containsy(box.y0) and axes.bbox.containsy(box.y1)
+            assert not any(box.overlaps(other) for other in boxes[:place])
+            assert not any(box.overlaps(dot.get_window_extent(renderer)) for dot in dots)
+
+
+def test_only_the_arms_on_a_front_are_named():
+    outcomes = made_up(FEW, images=100)
+    fine = {"softmax": (0.95, 3.0), "relu": (0.90, 1.0), "relu_general": (0.89, 2.0)}
+    runs = outcomes.runs.copy()
+    runs["test/accuracy"] = runs["arm"].map(lambda arm: fine[arm][0])
+    runs[list(COSTS)] = np.array([[fine[arm][1]] * len(COSTS) for arm in runs["arm"]])
+    outcomes = dataclasses.replace(outcomes, runs=runs)
+    for axes in tradeoffs(outcomes, compare(outcomes)).axes:
+        assert {text.get_text() for text in axes.texts} == {"softmax", "relu"}
+
+
+def test_the_twelve_variants_look_different_and_a_colour_is_an_attention():
+    found = marks(made_up(seeds=1, images=10).arms)
+    assert list(found) == list(VARIANTS)
+    assert len({(mark.colour, mark.marker) for mark in found.values()}) == 12
+    assert len({(mark.colour, str(mark.dashes)) for mark in found.values()}) == 12
+    assert {mark.colour for mark in found.values()} == set(COLOURS.values())
+
+
+def test_arms_of_one_variant_look_different():
+    arms = made_up(FEW, seeds=1, images=10).arms
+    found = marks(pd.concat([arms.assign(arm=arms["arm"] + f"-{switch}") for switch in "abc"]))
+    assert [arm[:7] for arm in found] == ["softmax"] * 3 + ["relu-a", "relu-b", "relu-c"] + ["relu_ge"] * 3
+    assert max(Counter((mark.colour, mark.marker, mark.fill) for mark in found.values()).values()) == 1
+
+
+def test_a_search_shows_its_best_finished_trial():
+    outcomes = made_up(FEW, images=10)
+    trials = outcomes.trials.copy()
+    trials.loc[trials["number"] == 3, "value"] = 0.99  # pruned: its value is not that of a last epoch
+    epochs = outcomes.epochs.copy()
+    epochs.loc[epochs["uid"] == "made-up-relu-t2", "val/accuracy"] = [0.1, 0.2, 0.3, 0.4, 0.5]
+    curve = best_trials(dataclasses.replace(outcomes, trials=trials, epochs=epochs))
+    assert list(curve.loc[curve["arm"] == "relu", "middle"]) == [0.1, 0.2, 0.3, 0.4, 0.5]
+
+
+def test_the_band_of_the_training_loss_holds_every_seed():
+    epochs = made_up(("relu",), seeds=3, images=10).epochs.copy()
+    first = (epochs["phase"] == "confirm") & (epochs["epoch"] == 1)
+    epochs.loc[first, "train/loss"] = [1.0, 2.0, 6.0]
+    row = confirmed_losses(epochs).iloc[0]
+    assert (row["low"], row["middle"], row["high"]) == (1.0, 3.0, 6.0)
+
+
+@pytest.mark.parametrize("cls", [0, 1])
+def test_an_attention_map_shows_the_asking_patch_in_multiples_of_uniform(cls, tmp_path):
+    image = np.zeros((1, 8, 8), np.float32)
+    image[0, 5, 3] = 1  # patch (1, 1) of the (2, 4) grid
+    outcomes = with_attention(made_up(FEW, seeds=2, images=10), tmp_path, cls=cls, image=image)
+    maps = [axes.images[0].get_array() for axes in attention_maps(outcomes).axes if axes.get_title() in FEW]
+    assert len(maps) == 3
+    for shown in maps:
+        assert shown.shape == (2, 4) and shown[1, 1] == shown.max() == 8
+
+
+def test_the_patch_that_asks_is_the_brightest_or_the_middle():
+    grey = np.zeros((1, 4, 4))
+    grey[0, 3, 0] = 1
+    assert brightest_patch(grey, (2, 2)) == (0.75, 0.25)
+    assert brightest_patch(np.zeros((3, 4, 4)), (2, 2)) == (0.75, 0.75)
+
+
+def test_damaged_attention_and_other_images_are_left_out(tmp_path):
+    outcomes = with_attention(made_up(FEW, seeds=2, images=10), tmp_path)
+    (tmp_path / "made-up-relu-c0/attention.npz").write_bytes(b"PK\x03\x04 torn")
+    for seed in (0, 1):
+        np.savez(
+            tmp_path / f"made-up-relu_general-c{seed}/attention.npz", image=np.ones((1, 8, 8)),
+            maps=np.ones((1, 1, 4, 4)), grid=np.array((2, 2)),
+        )  # fmt: skip
+    assert set(attention_examples(outcomes)) == {"softmax", "relu"}
+
+
+def test_linear_attention_breaks_even_where_the_formulas_cross():
+    config = defaults("favor", "digits").model
+    d, m = config.head_dim, config.feature_count(config.head_dim)
+    exact = m * (d + 1) / d + m  # 4 N m (D + 1) + 4 N D m = 4 N^2 D
+    found = break_even(layer_flops("favor", "digits"), layer_flops("softmax", "digits"))
+    assert found == pytest.approx(exact, rel=0.01)
+    n = np.arange(1.0, 6.0)
+    assert break_even(np.stack([n, n], 1), np.stack([n, 2 * n], 1)) == 1
+    assert break_even(np.stack([n, 2 * n], 1), np.stack([n, n], 1)) is None
+
+
+def test_each_study_is_drawn_by_itself():
+    one, two = made_up(FEW, seeds=2, images=20), made_up(("softmax", "favor"), seeds=3, images=20, dataset="mnist")
+    two = changed(two, study="other")
+    tables = {name: pd.concat([getattr(one, name), getattr(two, name)]) for name in TABLES}
+    both = dataclasses.replace(one, **tables)
+    found = parts(both, compare(both))
+    assert list(found) == ["made-up", "other"]
+    outcomes, comparison = found["other"]
+    assert list(outcomes.runs["arm"].unique()) == list(comparison.arms["arm"]) == ["softmax", "favor"]
+    assert set(outcomes.trials["study"]) == set(comparison.summary["study"]) == {"other"}
+
+
+def test_equal_outcomes_give_equal_files(tmp_path, monkeypatch):
+    outcomes = made_up(FEW, seeds=2, images=20)
+    comparison = compare(outcomes)
+    for name in set(CHARTS) - {"accuracy", "gap_closed"}:
+        monkeypatch.delitem(CHARTS, name)
+    first, second = (save_all(outcomes, comparison, tmp_path / name) for name in "ab")
+    assert [path.name for path in first] == ["accuracy.pdf", "accuracy.svg", "gap_closed.pdf", "gap_closed.svg"]
+    for one, two in zip(first, second, strict=True):
+        assert one.read_bytes() == two.read_bytes()
