@@ -1,0 +1,172 @@
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from outcomes import made_up
+
+from erpe.report.answer import answer, protocol, search_table
+from erpe.report.blocks import blocks
+from erpe.report.charts import CHARTS
+from erpe.report.comparison import compare
+from erpe.report.page import page, write_report
+
+FEW = ("softmax", "relu", "relu_general")
+HOSTILE = """<script>alert('1')</script><img src="http://example.org/x.png">"""
+EMPTY = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Reader(HTMLParser):
+    """What a browser would see: elements with attributes, text by element, tags that do not match."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.text, self.open, self.torn = [], [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.torn.append(tag)
+
+    def handle_data(self, data):
+        if data.strip() and self.open[-1:] != ["style"]:
+            self.text.append(data.strip())
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    """Three arms, one of them unfinished, and a name and a note that a page must not take as its own words."""
+    found = made_up(FEW, seeds=3, images=100, study=HOSTILE)
+    arms = found.arms.assign(finished=[True, True, False], seeds=[3, 3, 2])
+    return dataclasses.replace(found, arms=arms, runs=found.runs.iloc[:-1], notes=(f"beware of {HOSTILE}",))
+
+
+@pytest.fixture(scope="module")
+def html(outcomes):
+    return page(outcomes, compare(outcomes))
+
+
+@pytest.fixture(scope="module")
+def seen(html):
+    return Reader(html)
+
+
+def test_the_page_needs_nothing_from_outside(seen, html):
+    assert not {"script", "link", "iframe", "img", "object", "embed"} & {tag for tag, _ in seen.elements}
+    for tag, attributes in seen.elements:
+        for name, value in attributes.items():
+            assert name not in ("src", "srcset", "action") and not name.startswith("on"), tag
+            if name == "href":
+                assert value.startswith(("#", "data:")), value
+            if name not in ("aria-label", "title"):
+                assert "http" not in (value or ""), value
+    style = re.search("<style>(.*?)</style>", html, re.DOTALL)[1]
+    assert "@import" not in style and "url(" not in style and "http" not in style
+
+
+def test_what_data_say_is_shown_as_text(seen, html):
+    assert "<script" not in html and "<img" not in html
+    assert f"beware of {HOSTILE}" in seen.text and HOSTILE in seen.text
+
+
+def test_every_element_is_closed_and_every_id_is_one_element(seen, html):
+    assert not seen.torn and not seen.open
+    ids = [attributes["id"] for _, attributes in seen.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = {value[1:] for _, attributes in seen.elements if (value := attributes.get("href", "")).startswith("#")}
+    used |= set(re.findall(r"url\(#([^)]+)\)", html))
+    assert used and used <= set(ids)
+
+
+def test_figures_and_tables_can_be_read_without_eyes(seen):
+    figures, tables = seen.all("svg"), seen.all("table")
+    assert len(figures) == 6 and len(tables) == len(seen.all("caption"))
+    assert all(figure["role"] == "img" and len(figure["aria-label"]) > 60 for figure in figures)
+    assert {attributes["scope"] for attributes in seen.all("th")} == {"col", "row"}
+    assert len([th for th in seen.all("th") if th["scope"] == "row"]) >= 3 * len(tables) - 10
+    assert seen.all("html")[0]["lang"] == "en" and len(seen.all("h1")) == 1
+
+
+def test_each_caption_says_over_how_many_seeds(seen):
+    text = " ".join(seen.text)
+    assert text.count("n = 2 to 3 seeds") >= 5
+    assert "What one patch looks at. No figure: no confirmed run's attention.npz is on this machine." in text
+
+
+def test_the_page_has_every_number_of_the_tables_and_every_verdict(outcomes, seen):
+    comparison = compare(outcomes)
+    text = set(seen.text)
+    for block in blocks(comparison):
+        for row in block.rows:
+            assert set(filter(str.strip, row)) <= text
+        assert set(block.remarks) <= text
+    assert set(comparison.verdicts["text"]) <= text and set(comparison.notes) <= text
+
+
+def test_warnings_come_before_the_answer(html):
+    assert html.index("Read this first") < html.index("lacks seeds") < html.index("The answer")
+
+
+def test_equal_outcomes_give_the_same_page_written_whole(outcomes, html, tmp_path):
+    path = write_report(outcomes, compare(outcomes), tmp_path / "report.html")
+    assert path.read_text(encoding="utf-8") == html and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_answer_finds_what_is_true():
+    outcomes = made_up(images=20_000, noise=0.001)
+    first, second, gap, cost = answer(compare(outcomes))
+    encoded = ["favor_general", "favor_circulant", "favor_rope", "relu_general", "relu_circulant", "relu_rope"]
+    better, _, _ = first.partition("; ")
+    assert better.startswith("Against the same attention without an encoding, more accurate: softmax_general")
+    assert [arm for arm in encoded if arm in better] == encoded and "less accurate" not in first
+    assert second.startswith("Against softmax, less accurate: favor, ")
+    found = re.match(r"relu_general closes the largest part of the gap: (\d+) %", gap)  # 0.03 of 0.04
+    assert abs(int(found[1]) - 75) < 12
+    assert cost.endswith("more accurate than softmax or softmax_general.")
+
+
+def test_one_arm_has_no_answer_yet():
+    outcomes = made_up(("relu",), seeds=2, images=20)
+    bare = outcomes.runs.drop(columns="time/inference_ms_per_image")
+    assert answer(compare(dataclasses.replace(outcomes, runs=bare))) == ["There are no two arms to compare yet."]
+
+
+def test_the_protocol_names_data_budget_device_and_versions():
+    outcomes = made_up(FEW, seeds=2, images=20)
+    outcomes = dataclasses.replace(outcomes, runs=outcomes.runs.assign(torch="2.13.0"))
+    steps = protocol(outcomes, compare(outcomes))
+    assert "1,437 training and 360 test images" in steps["Data"] and "4 trials" in steps["Budget"]
+    assert (steps["Device"], steps["Version"], steps["Torch"]) == ("cpu", "0.1.0", "2.13.0")
+
+
+def test_the_search_table_has_the_best_configuration_of_each_arm():
+    outcomes = made_up(FEW, seeds=2, images=20)
+    columns, rows = search_table(outcomes)
+    assert columns == ["arm", "trials", "best validation accuracy", "seeds", "train.lr", "model.width"]
+    assert rows[1] == ["relu", "4 of 4 (3 complete, 1 pruned)", "0.8200", "2 of 2", "0.003", "64"]
+    columns, rows = search_table(dataclasses.replace(outcomes, trials=pd.DataFrame()))
+    assert rows[1] == ["relu", "4 of 4", "-", "2 of 2"]
+
+
+def test_two_studies_are_two_answers_on_one_page(monkeypatch):
+    monkeypatch.setattr("erpe.report.page.CHARTS", dict.fromkeys(CHARTS, lambda *part: None))
+    one, two = made_up(FEW, seeds=2, images=20), made_up(FEW, seeds=2, images=20, study="second", dataset="mnist")
+    tables = {
+        name: pd.concat([getattr(one, name), getattr(two, name)]) for name in ("arms", "runs", "trials", "epochs")
+    }
+    both = dataclasses.replace(one, **tables)
+    seen = Reader(page(both, compare(both)))
+    headings = [text for text in seen.text if text.endswith(": the answer")]
+    assert headings == ["made-up on digits: the answer", "second on mnist: the answer"]
