@@ -14,7 +14,19 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from erpe.config import DATASETS, defaults
 from erpe.model.flops import attention_cost
 from erpe.report.chart_intervals import interval
-from erpe.report.chart_marks import COLOURS, INK, PALE, SMALL, Mark, blank, direct_labels, dress, legend_of, marks
+from erpe.report.chart_marks import (
+    COLOURS,
+    INK,
+    PALE,
+    SMALL,
+    Mark,
+    blank,
+    direct_labels,
+    dress,
+    legend_height,
+    legend_of,
+    marks,
+)
 from erpe.report.comparison import Comparison
 from erpe.report.outcomes import Outcomes
 from erpe.report.ranks import pareto_front
@@ -42,7 +54,8 @@ def tradeoffs(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
     if not costs or not shown:
         return None
     columns = min(2, len(costs))
-    figure = blank(4.75 * columns, 3.3 * math.ceil(len(costs) / columns) + 0.2 + 0.17 * len(shown) / 3)
+    width = 4.75 * columns
+    figure = blank(width, 3.2 * math.ceil(len(costs) / columns) + legend_height(shown, width))
     panels = figure.subplots(math.ceil(len(costs) / columns), columns, squeeze=False, sharey=True).flatten()
     fronts = {}
     for axes, (name, cost) in zip(panels, costs.items(), strict=False):

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from erpe.report.chart_marks import INK, PALE, SMALL, Mark, blank, dress, legend_of, marks
+from erpe.report.chart_marks import INK, PALE, SMALL, Mark, blank, dress, legend_height, legend_of, marks
 from erpe.report.outcomes import Outcomes
 
 ROW = 6
@@ -43,7 +43,8 @@ def learning_curves(outcomes: Outcomes) -> Figure | None:
     present = {arm for _, curves in rows for arm in curves["arm"]}
     shown = {arm: mark for arm, mark in shown.items() if arm in present}
     attentions = list(dict.fromkeys(mark.attention for mark in shown.values()))
-    figure = blank(max(5.0, 3.2 * len(attentions)), 2.7 * len(rows) + 0.4 + 0.16 * len(shown) / len(attentions))
+    width = max(5.0, 3.2 * len(attentions))
+    figure = blank(width, 2.7 * len(rows) + legend_height(shown, width))
     panels = figure.subplots(len(rows), len(attentions), squeeze=False, sharex="row", sharey="row")
     for line, (label, curves) in zip(panels, rows, strict=True):
         for axes, attention in zip(line, attentions, strict=True):

@@ -55,7 +55,7 @@ def criteria(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
         if table["mean"].min() > 0 and table["mean"].max() > 20 * table["mean"].min():
             axes.set_xscale("log")
         else:
-            axes.xaxis.set_major_locator(MaxNLocator(6))
+            axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
         axes.set_xlabel(f"{name} (lower is better)")
         dress(axes, grid="x")

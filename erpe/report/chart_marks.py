@@ -6,6 +6,7 @@ Arms that share a variant (`relu_rope-patch2`, `relu_rope-patch4`) differ in how
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +32,8 @@ DASHES: dict[str, Any] = {
     "rope": (0, (1, 1)),
 }
 FILLS = ("full", "none", "left", "top", "right", "bottom")
+EDGED = ("full", "left", "top", "right", "bottom")
+"""For the seventh arm of a variant and those after it, whose markers have a dark edge."""
 
 INK, PALE, PAPER = "#222222", "#b0b0b0", "#fefefe"
 """Text and axes, grid and context, background. The page swaps exactly these colours in the dark."""
@@ -48,6 +51,8 @@ class Mark(NamedTuple):
     marker: str
     dashes: Any
     fill: str
+    edge: str
+    """Colour of the marker's edge."""
 
     def line(self, **more: Any) -> dict[str, Any]:
         """Keywords of `Axes.plot` for a curve with markers."""
@@ -62,7 +67,7 @@ class Mark(NamedTuple):
             "fillstyle": "full" if self.fill == "none" else self.fill,
             "markerfacecolor": inside,
             "markerfacecoloralt": PAPER,
-            "markeredgecolor": self.colour,
+            "markeredgecolor": self.edge,
             "markeredgewidth": 1.1,
         }
 
@@ -81,14 +86,16 @@ def marks(arms: pd.DataFrame) -> dict[str, Mark]:
     found: dict[str, Mark] = {}
     of_variant: dict[str, int] = {}
     for row in sorted(once.itertuples(), key=place):
+        colour = COLOURS.get(row.attention, OTHER_COLOUR)
         turn = of_variant[row.variant] = of_variant.get(row.variant, -1) + 1
         found[row.arm] = Mark(
             row.attention,
             row.encoding,
-            COLOURS.get(row.attention, OTHER_COLOUR),
+            colour,
             MARKERS.get(row.encoding, "X"),
             DASHES.get(row.encoding, "-"),
-            FILLS[turn % len(FILLS)],
+            (FILLS + EDGED)[turn % len(FILLS + EDGED)],
+            INK if turn % len(FILLS + EDGED) >= len(FILLS) else colour,
         )
     return found
 
@@ -115,15 +122,7 @@ def dress(axes: Axes, grid: str = "both") -> None:
 
 def legend_of(figure: Figure, shown: Mapping[str, Mark], line: bool = False) -> None:
     """Every arm once, below the figure; a column an attention where the names leave room."""
-    attentions = list(dict.fromkeys(mark.attention for mark in shown.values()))
-    groups = [[arm for arm, mark in shown.items() if mark.attention == name] for name in attentions]
-    fit = max(1, int(figure.get_figwidth() / (0.075 * max(map(len, shown), default=1) + 0.5)))
-    if 1 < len(groups) <= fit:
-        rows = max(map(len, groups))
-        names = [name for group in groups for name in group + [""] * (rows - len(group))]
-        fit = len(groups)
-    else:
-        names = list(shown)
+    names, columns = _legend_grid(shown, figure.get_figwidth())
     nothing = Line2D([], [], linestyle="none", label=" ")
     handles = [
         Line2D([], [], label=arm, **(shown[arm].line() if line else {"linestyle": "none", **shown[arm].dot()}))
@@ -131,7 +130,26 @@ def legend_of(figure: Figure, shown: Mapping[str, Mark], line: bool = False) -> 
         else nothing
         for arm in names
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=fit, frameon=False, fontsize=SMALL, labelcolor=INK)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=SMALL, labelcolor=INK
+    )
+
+
+def legend_height(shown: Mapping[str, Mark], width: float) -> float:
+    """Inches that `legend_of` takes below a figure of that width."""
+    names, columns = _legend_grid(shown, width)
+    return 0.2 + 0.165 * math.ceil(len(names) / columns)
+
+
+def _legend_grid(shown: Mapping[str, Mark], width: float) -> tuple[list[str], int]:
+    """Names column by column, "" where nothing stands, and the number of columns."""
+    fit = max(1, int(width / (0.075 * max(map(len, shown), default=1) + 0.5)))
+    attentions = list(dict.fromkeys(mark.attention for mark in shown.values()))
+    groups = [[arm for arm, mark in shown.items() if mark.attention == name] for name in attentions]
+    if not 1 < len(groups) <= fit:
+        return list(shown), fit
+    rows = max(map(len, groups))
+    return [name for group in groups for name in group + [""] * (rows - len(group))], len(groups)
 
 
 def direct_labels(

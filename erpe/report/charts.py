@@ -51,6 +51,8 @@ def critical_difference(outcomes: Outcomes, comparison: Comparison) -> Figure | 
         label_props={"fontsize": SMALL}, color_palette={arm: shown[arm].colour for arm in ranks.index},
         crossbar_props={"color": INK, "linewidth": 2.2, "solid_capstyle": "butt"}, elbow_props={"linewidth": 1.0},
     )  # fmt: skip
+    for (bar,) in drawn["crossbars"]:
+        bar.set_data([bar.get_xdata().min(), bar.get_xdata().max()], bar.get_ydata()[:2])  # there and back is thicker
     for elbow in drawn["elbows"]:
         elbow.set_clip_on(False)  # they reach beyond the first and the last rank
     for name in drawn["labels"]:
@@ -64,7 +66,7 @@ def critical_difference(outcomes: Outcomes, comparison: Comparison) -> Figure | 
     axes.spines["left"].set_visible(False)
     axes.spines["top"].set(visible=True, color=INK)
     axes.set_xlim(1, len(ranks))
-    axes.set_xticks(range(1, len(ranks) + 1))
+    axes.set_xticks(range(1, len(ranks) + 1, math.ceil(len(ranks) / 14)))
     axes.xaxis.set_label_position("top")
     axes.set_xlabel("mean rank by test accuracy (1 is the best)")
     return figure
