@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from outcomes import made_up
 
-from erpe.report.answer import answer, protocol, search_table
+from erpe.report.answer import answer, protocol, search_table, seeds_told
 from erpe.report.blocks import blocks
 from erpe.report.charts import CHARTS
 from erpe.report.comparison import compare
@@ -101,8 +101,17 @@ def test_figures_and_tables_can_be_read_without_eyes(seen):
 
 def test_each_caption_says_over_how_many_seeds(seen):
     text = " ".join(seen.text)
-    assert text.count("n = 2 to 3 seeds") >= 5
+    assert text.count("n = 2 to 3 seeds") >= 4
     assert "What one patch looks at. No figure: no confirmed run's attention.npz is on this machine." in text
+
+
+def test_a_caption_counts_the_seeds_that_its_figure_is_over():
+    found = made_up(("softmax", "relu", "relu_general", "relu_rope"), seeds=4, images=50)
+    arms = found.arms.assign(finished=[True, True, True, False])
+    gone = found.runs.index[found.runs["arm"] == "relu_rope"][2:]
+    comparison = compare(dataclasses.replace(found, arms=arms, runs=found.runs.drop(gone)))
+    assert seeds_told(comparison, "accuracy") == seeds_told(comparison, "gap_closed") == "n = 2 to 4 seeds"
+    assert seeds_told(comparison, "critical_difference") == "n = 4 seeds"  # of the finished arms
 
 
 def test_the_page_has_every_number_of_the_tables_and_every_verdict(outcomes, seen):
@@ -147,7 +156,8 @@ def test_the_protocol_names_data_budget_device_and_versions():
     outcomes = made_up(FEW, seeds=2, images=20)
     outcomes = dataclasses.replace(outcomes, runs=outcomes.runs.assign(torch="2.13.0"))
     steps = protocol(outcomes, compare(outcomes))
-    assert "1,437 training and 360 test images" in steps["Data"] and "4 trials" in steps["Budget"]
+    assert steps["Data"] == "digits: 1,437 training images (1,437 of them for the confirmation), 360 test images"
+    assert "4 trials" in steps["Budget"]
     assert (steps["Device"], steps["Version"], steps["Torch"]) == ("cpu", "0.1.0", "2.13.0")
 
 

@@ -82,11 +82,11 @@ def protocol(outcomes: Outcomes, comparison: Comparison) -> dict[str, str]:
     arms, runs = outcomes.arms, outcomes.runs
     dataset = str(arms["dataset"].iloc[0])
     facts = DATASETS.get(dataset)
-    size = f": {facts.train:,} training and {facts.test:,} test images, {facts.classes} classes" if facts else ""
-    kept = f", {_numbers(runs['train/images'])} of them used to confirm" if "train/images" in runs else ""
+    kept = f" ({_numbers(runs['train/images'])} of them for the confirmation)" if "train/images" in runs else ""
+    size = f": {facts.train:,} training images{kept}, {facts.test:,} test images" if facts else ""
     trials, seeds = _numbers(arms["trials_planned"]), _numbers(arms["seeds_planned"])
     steps = {
-        "Data": f"{dataset}{size}{kept}",
+        "Data": f"{dataset}{size}",
         "Budget": f"{trials} trials an arm; equal for all: {', '.join(map(str, arms['budget'].unique()))}",
         "Search": "every arm with the same budget, space and scheduler, on a validation part of the training set",
         "Confirmation": f"the best configuration of each arm, trained again with {seeds} fresh seeds, the same for all "
@@ -125,12 +125,11 @@ def search_table(outcomes: Outcomes) -> tuple[list[str], Rows]:
     return ["arm", "trials", "best validation accuracy", "seeds", *settings], rows
 
 
-def seeds_told(comparison: Comparison) -> str:
-    """ "n = 5 seeds", "n = 2 to 5 seeds": over how many seeds the arms' means are."""
-    n = comparison.summary.loc[comparison.summary["measure"] == MEASURE, "n"]
-    if n.empty:
-        return "n = 0"
-    low, high = int(n.min()), int(n.max())
+def seeds_told(comparison: Comparison, chart: str) -> str:
+    """ "n = 5 seeds", "n = 2 to 5 seeds": over how many seeds a chart's means, ranks or gaps are."""
+    table = {"critical_difference": comparison.ranks, "gap_closed": comparison.gaps}.get(chart, comparison.summary)
+    n = table.loc[table["measure"] == MEASURE, "n"] if "measure" in table else table["n"]
+    low, high = (int(n.min()), int(n.max())) if len(n) else (0, 0)
     return f"n = {low} seed{'s' * (low != 1)}" if low == high else f"n = {low} to {high} seeds"
 
 

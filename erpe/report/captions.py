@@ -37,7 +37,7 @@ CAPTIONS = {
     ),
     "critical_difference": Caption(
         "Critical differences",
-        "Mean rank by test accuracy (1 is the best), over the seeds that all ranked arms have, {n}. A black bar joins "
+        "Mean rank by test accuracy (1 is the best), {n}, those that all ranked arms have. A black bar joins "
         "arms that Nemenyi's test, after Friedman's, does not tell apart at 5 %.",
         "it needs three arms with two seeds in common",
     ),

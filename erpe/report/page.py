@@ -110,19 +110,18 @@ def _study(place: int, outcomes: Outcomes, comparison: Comparison) -> Study:
 
 
 def _sections(prefix: str, tables: dict[str, Block], outcomes: Outcomes, comparison: Comparison) -> Iterator[Section]:
-    seeds = seeds_told(comparison)
     for title, (charts, whats) in SECTIONS.items():
-        pictures = [_picture(f"{prefix}-{name}", name, seeds, outcomes, comparison) for name in charts]
+        pictures = [_picture(f"{prefix}-{name}", name, outcomes, comparison) for name in charts]
         yield Section(title, pictures, [_titled(what, tables.pop(what)) for what in whats if what in tables])
     if tables:
         yield Section("More", [], [_titled(what, block) for what, block in tables.items()])
 
 
-def _picture(ids: str, name: str, seeds: str, outcomes: Outcomes, comparison: Comparison) -> Picture:
+def _picture(ids: str, name: str, outcomes: Outcomes, comparison: Comparison) -> Picture:
     words, figure = CAPTIONS[name], CHARTS[name](outcomes, comparison)
     if figure is None:
         return Picture(words.title, f"No figure: {words.missing}.", None)
-    text = words.text.format(n=seeds)
+    text = words.text.format(n=seeds_told(comparison, name))
     drawn = inline_svg(figure, re.sub("[^a-z0-9]", "-", ids), f"{words.title}. {text} The tables have the numbers.")
     return Picture(words.title, text, drawn)
 
