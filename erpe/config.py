@@ -6,6 +6,7 @@ defaults(variant, dataset) -> TrialConfig -> .replace({"train.lr": 1e-3}) -> Tri
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
@@ -165,10 +166,21 @@ def explain(error: ValidationError, owner: type[BaseModel]) -> str:
         return f"{place}: unknown key; {nearest(str(first['loc'][-1]), model.model_fields)}"
     said = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
+        inner = re.match(r"\w+(?=[:.])", said)  # a configuration inside this one names its own setting
+        part: Any = owner
+        for name in first["loc"]:
+            part = getattr(part.model_fields.get(str(name)), "annotation", None) if _is_config(part) else None
+        unknown = inner and said.startswith(f"{inner[0]}: unknown key")
+        if inner and _is_config(part) and (unknown or inner[0] in part.model_fields):
+            return f"{place}.{said}"
         return f"{place}: {said}" if place else said
     if first["type"] == "missing":
         return f"{place}: a value is needed"
     return f"{place}: {first['input']!r} given; {said[:1].lower()}{said[1:]}"
+
+
+def _is_config(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 class AttentionConfig(Config):

@@ -322,16 +322,31 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     return rows
 
 
+def toml_lines(table: dict[str, Any], place: tuple[str, ...] = ()) -> list[str]:
+    """A table as TOML: values first, then the tables in it; a leaf table is a line."""
+    names = {key: key if key.isidentifier() else json.dumps(key) for key in table}
+    inner = {key: value for key, value in table.items() if isinstance(value, dict) and not place and value}
+    lines = [f"{names[key]} = {_toml(value)}" for key, value in table.items() if key not in inner]
+    for key, value in inner.items():
+        lines += ["", f"[{names[key]}]", *toml_lines(value, (*place, key))]
+    return lines
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + "}"
+    return json.dumps(value)
+
+
 def plan_table(plan: Plan, rows: list[dict[str, Any]]) -> None:
     """The resolved file, setting by setting, and the arms it makes."""
     console = Console()
-    flat = {name: value for name, value in plan.flat().items() if name != "variants"}
-    for name, value in flat.items():
-        console.print(f"{name} = {json.dumps(value)}", highlight=False, soft_wrap=True)
+    for line in toml_lines(plan.model_dump(mode="json", exclude_none=True)):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     table = Table(box=SIMPLE, title=f"{len(rows)} arms", title_justify="left")
-    table.add_column("arm", no_wrap=True)
-    for name in ("epochs", "searched settings", "parameters", "MFLOPs training step"):
-        table.add_column(name, justify="right")
+    table.add_column("arm", overflow="fold")
+    for name in ("epochs", "axes", "parameters", "MFLOPs a step"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         flops = f"{row['flops/train_step'] / 1e6:.2f}"
         table.add_row(row["arm"], str(row["epochs"]), str(row["axes"]), f"{row['params']:,}", flops)

@@ -132,15 +132,23 @@ def status_table(found: StudyStatus, phase: str = "") -> Table:
     left = "" if found.done or found.seconds_left is None else f" · about {clock(found.seconds_left)} left"
     title = f"{found.study}: {phase or ('done' if found.done else 'search and confirmation')}{left}"
     table = Table(box=SIMPLE, title=title, title_justify="left")
-    table.add_column("arm", no_wrap=True)
-    for name in ("running", "complete", "pruned", "failed", "of", "best val", "confirmed", "test", "left"):
-        table.add_column(name, justify="right")
+    table.add_column("arm", overflow="fold")
+    table.add_column("trials")
+    for name in ("best val", "seeds", "test", "left"):
+        table.add_column(name, justify="right", no_wrap=True)
     for arm in found.arms:
-        counts = [str(arm.counts.get(state, 0) or "") for state in ("RUNNING", "COMPLETE", "PRUNED", "FAIL")]
         left = "" if arm.confirmed >= arm.seeds else "?" if arm.seconds_left is None else clock(arm.seconds_left)
         seeds = f"{arm.confirmed}/{arm.seeds}"
-        table.add_row(arm.arm, *counts, str(arm.trials), percent(arm.best), seeds, percent(arm.test), left)
+        table.add_row(arm.arm, _trials(arm), percent(arm.best), seeds, percent(arm.test), left)
     return table
+
+
+def _trials(arm: ArmStatus) -> str:
+    """`3/8: 1 pruned, 1 running`."""
+    words = {"RUNNING": "running", "PRUNED": "pruned", "FAIL": "failed"}
+    counts = [f"{arm.counts[state]} {word}" for state, word in words.items() if arm.counts.get(state)]
+    done = sum(count for state, count in arm.counts.items() if state != "RUNNING")
+    return f"{done}/{arm.trials}" + (f": {', '.join(counts)}" if counts else "")
 
 
 def clock(seconds: float) -> str:

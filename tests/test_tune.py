@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from toys import Toy, number_of, once, work
 
 from erpe.errors import ConfigError, DataError, StoreError, StudyError, TrialError
 from erpe.search.ledger import MAX_ATTEMPTS, Ledger
@@ -20,78 +21,12 @@ from erpe.search.study import define
 from erpe.search.tune import tune
 from erpe.search.work import Work
 from erpe.search.workers import Asked, share
-from erpe.store import Store, write_atomic
+from erpe.store import Store
 from erpe.tracking.spool import Spool
 from erpe.tracking.tracker import Tracker
 
 EPOCHS = 4
 SPEC = define("relu_general", "digits", epochs=EPOCHS, sampler="random", pruner="none")
-
-
-class Toy:
-    """A training that does nothing but keep its own books, and have accidents."""
-
-    def __init__(self, config, folder, sleep, accident):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.config, self.folder, self.sleep, self.accident = config, folder, sleep, accident
-        saved = folder / "toy.json"
-        self.history = json.loads(saved.read_text()) if saved.exists() else []
-        self.note("start")
-
-    def note(self, what):
-        with (self.folder / "log").open("a") as file:
-            file.write(f"{what}\n")
-
-    def epoch(self):
-        number = len(self.history) + 1
-        time.sleep(self.sleep)
-        self.note(f"epoch {number}")
-        if self.accident:
-            self.accident(self.folder, number)
-        found = {"epoch": float(number), "val/accuracy": 0.5 + self.config.train.lr + number / 100, "train/loss": 1.0}
-        self.history.append(found)
-        write_atomic(self.folder / "toy.json", json.dumps(self.history))
-        return found
-
-    def finish(self):
-        self.note("finish")
-        outcome = {
-            "metrics": {"params": 7.0, "val/accuracy": self.history[-1]["val/accuracy"]},
-            "history": self.history,
-        }
-        write_atomic(self.folder / "outcome.json", json.dumps({**outcome, "config": self.config.model_dump_json()}))
-        return outcome["metrics"]
-
-
-def toy(config, folder, sleep=0.0, accident=None):
-    return Toy(config, folder, sleep, accident)
-
-
-def examine(folder):
-    with (folder / "log").open("a") as file:
-        file.write("test\n")
-    return {"test/accuracy": 0.5}
-
-
-def nothing():
-    pass
-
-
-def work(**toys):
-    return Work(prepare=nothing, start=partial(toy, **toys), evaluate=examine)
-
-
-def number_of(folder):
-    return int(folder.name.partition("-")[0])
-
-
-def once(folder, what):
-    """Whether this is the first time for a trial."""
-    marker = folder / f"once-{what}"
-    if marker.exists():
-        return False
-    marker.touch()
-    return True
 
 
 @pytest.fixture
@@ -157,7 +92,7 @@ def test_a_study_from_its_first_trial_to_its_test(store, spool_only):
 def test_a_finished_study_is_not_touched_again(store, spool_only):
     first = inline(store)
     events = Spool(store.spool, SPEC.name).read(0)
-    broken = Work(*[lambda *_: pytest.fail("was called")] * 3)
+    broken = Work(*[lambda *_: pytest.fail("was called")] * 5)
     again = tune(SPEC, store, trials=3, work=broken)
     assert (again.best, again.test, again.counts) == (first.best, first.test, first.counts)
     assert [event for event, _ in Spool(store.spool, SPEC.name).read(0)] == [event for event, _ in events]
@@ -212,7 +147,7 @@ def test_missing_data_is_told_once_before_any_trial(store, spool_only):
         raise DataError("no files")
 
     with pytest.raises(DataError, match="no files"):
-        inline(store, work=Work(missing, toy, examine))
+        inline(store, work=work()._replace(prepare=missing))
     assert read_studies(store)[0].trials == []
 
 
@@ -422,6 +357,7 @@ import json, sys
 from pathlib import Path
 import test_tune
 from erpe.search.tune import tune
+from erpe.search.work import Work
 from erpe.store import Store
 from erpe.tracking import tracker
 from functools import partial

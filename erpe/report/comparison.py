@@ -11,7 +11,7 @@ import pandas as pd
 from erpe import __version__
 from erpe.errors import StudyError
 from erpe.report.outcomes import Outcomes
-from erpe.report.pairing import KEY, arm_keys, by_arm, reference_version, sound_runs, suffix
+from erpe.report.pairing import KEY, arm_keys, by_arm, partner, reference_version, sound_runs
 from erpe.report.ranks import friedman, nemenyi, ranks
 from erpe.report.statistics import differences, gap_closed, mcnemar, summary
 from erpe.report.verdicts import verdicts
@@ -125,11 +125,9 @@ def _missing_seeds(outcomes: Outcomes) -> Iterator[str]:
 
 
 def _without_partner(arms: pd.DataFrame) -> Iterator[str]:
-    there = set(arm_keys(arms))
     for arm in arms.itertuples(index=False):
-        switches = suffix(arm.arm, arm.variant)
-        wanted = dict.fromkeys([arm.attention + switches, "softmax" + switches])
-        lacking = [name for name in wanted if (arm.study, arm.dataset, name) not in there]
+        wanted = dict.fromkeys([arm.attention, "softmax"])
+        lacking = [variant for variant in wanted if partner(arms, arm, variant) is None]
         if lacking:
             yield f"{arm.study}: no arm {' or '.join(lacking)} on {arm.dataset} to compare {arm.arm} with"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 
@@ -39,17 +40,28 @@ def by_arm(runs: pd.DataFrame) -> dict[tuple[str, str, str], pd.DataFrame]:
     return dict(list(runs.set_index("seed").sort_index().groupby(KEY, sort=False))) if len(runs) else {}
 
 
-def suffix(arm: str, variant: str) -> str:
-    """The switches in an arm's name: `-patch2` of `relu_rope-patch2`."""
-    return arm.removeprefix(variant)
+def switches(arm: str, variant: str) -> frozenset[str]:
+    """The switches in an arm's name: `{post, patch2}` of `relu_rope-post-patch2`."""
+    return frozenset(filter(None, arm.removeprefix(variant).split("-")))
+
+
+def partner(arms: pd.DataFrame, arm: Any, variant: str) -> str | None:
+    """The arm of another variant that differs in nothing but the variant; the switches it knows are equal.
+
+    `relu_rope-post-patch2` has `relu-patch2`, since only rotations have a placement. None: there is none.
+    """
+    here = arms[(arms["study"] == arm.study) & (arms["dataset"] == arm.dataset) & (arms["variant"] == variant)]
+    own = switches(arm.arm, arm.variant)
+    fitting = [name for name in here["arm"] if switches(name, variant) <= own]
+    return max(fitting, key=lambda name: len(switches(name, variant)), default=None)
 
 
 def pairs(arms: pd.DataFrame, against: str | None = None) -> pd.DataFrame:
     """Which arm is compared with which: always of one study and data set, unless another study is named.
 
     Kinds: `baseline`, an encoding against its own attention without one, the switches being equal; `softmax`, a linear
-    attention against plain softmax, the switches being equal; `switch`, an arm with switches against the same variant
-    without; `study`, an arm against the arm of its name in the study `against`.
+    attention against plain softmax, the switches being equal; `switch`, two arms of one variant that differ in a
+    single switch; `study`, an arm against the arm of its name in the study `against`.
 
     Returns:
         `study`, `dataset`, `arm`, `against_study`, `against`, `kind`, and `preliminary`: one of both is unfinished.
@@ -59,14 +71,13 @@ def pairs(arms: pd.DataFrame, against: str | None = None) -> pd.DataFrame:
     finished = dict(zip(arm_keys(arms), arms["finished"].astype(bool), strict=True))
     rows = []
     for arm in arms.itertuples(index=False):
-        switches, here = suffix(arm.arm, arm.variant), (arm.study, arm.dataset)
+        here = (arm.study, arm.dataset)
         wanted = []
         if arm.encoding != "none":
-            wanted.append((*here, arm.attention + switches, "baseline"))
+            wanted.append((*here, partner(arms, arm, arm.attention), "baseline"))
         if arm.attention != "softmax":
-            wanted.append((*here, "softmax" + switches, "softmax"))
-        if switches:
-            wanted.append((*here, arm.variant, "switch"))
+            wanted.append((*here, partner(arms, arm, "softmax"), "softmax"))
+        wanted += [(*here, other, "switch") for other in _neighbours(arms, arm)]
         if against not in (None, arm.study):
             wanted.append((against, arm.dataset, arm.arm, "study"))
         for study, dataset, other, kind in wanted:
@@ -77,6 +88,18 @@ def pairs(arms: pd.DataFrame, against: str | None = None) -> pd.DataFrame:
     if against is not None and not (found["kind"] == "study").any():
         raise StudyError(_why_apart(arms, against))
     return found
+
+
+def _neighbours(arms: pd.DataFrame, arm: Any) -> list[str]:
+    """The arms above it, of its variant, that differ from it in one switch."""
+    same = (arms["study"] == arm.study) & (arms["dataset"] == arm.dataset) & (arms["variant"] == arm.variant)
+    names = list(arms.loc[same, "arm"])
+    own = switches(arm.arm, arm.variant)
+    return [
+        name
+        for name in names[: names.index(arm.arm)]
+        if max(len(own - switches(name, arm.variant)), len(switches(name, arm.variant) - own)) == 1
+    ]
 
 
 def _why_apart(arms: pd.DataFrame, against: str) -> str:

@@ -18,7 +18,7 @@ from statsmodels.stats.contingency_tables import mcnemar as mcnemar_test
 from statsmodels.stats.multitest import multipletests
 
 from erpe.report.outcomes import Outcomes
-from erpe.report.pairing import KEY, PAIR, arm_keys, by_arm, common, pairs, reference_version, sound_runs, suffix
+from erpe.report.pairing import KEY, PAIR, arm_keys, by_arm, common, pairs, partner, reference_version, sound_runs
 
 LEVEL = 0.95
 """Of every interval."""
@@ -205,8 +205,8 @@ def gap_closed(outcomes: Outcomes, measure: str = "test/accuracy") -> pd.DataFra
     runs, rows = by_arm(sound_runs(outcomes)), []
     finished = dict(zip(arm_keys(outcomes.arms), outcomes.arms["finished"].astype(bool), strict=True))
     for arm in outcomes.arms.itertuples(index=False):
-        switches, here = suffix(arm.arm, arm.variant), (arm.study, arm.dataset)
-        trio = (arm.arm, arm.attention + switches, "softmax" + switches)
+        here = (arm.study, arm.dataset)
+        trio = (arm.arm, partner(outcomes.arms, arm, arm.attention), partner(outcomes.arms, arm, "softmax"))
         keys = [(*here, name) for name in trio]
         if arm.attention == "softmax" or arm.encoding == "none" or any(key not in finished for key in keys):
             continue

@@ -13,16 +13,31 @@ import tomllib
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, WithJsonSchema, model_validator
 
 from erpe.config import NINE, VARIANTS, Config, Dataset, Size, Variant, defaults
-from erpe.errors import ConfigError, ErpeError
+from erpe.errors import ConfigError, ErpeError, nearest
 from erpe.search.space import RESERVED, knobs, lay_over
 from erpe.search.study import Pruner, Sampler, StudySpec, check_name, confirmation, define
 
 Scalar = bool | int | float | str | None
+
+
+_NAMED = {"nine": NINE, "twelve": VARIANTS}
+
+
+def _listed(given: Any) -> Any:
+    if isinstance(given, str) and given not in _NAMED:
+        raise ConfigError(f"{given!r} given; nine, twelve or a list would do")
+    return _NAMED[given] if isinstance(given, str) else given
+
+
+_LIST = {"type": "array", "items": {"enum": list(VARIANTS)}}
+Variants = Annotated[
+    tuple[Variant, ...], BeforeValidator(_listed), WithJsonSchema({"anyOf": [{"enum": list(_NAMED)}, _LIST]})
+]
 
 
 class Search(Config):
@@ -67,7 +82,7 @@ class Plan(Config):
     """Of the study; none: the file's."""
     dataset: Dataset
     """digits, mnist or cifar10."""
-    variants: Literal["nine", "twelve"] | tuple[Variant, ...]
+    variants: Variants
     """The nine of the question, all twelve, or a list."""
     seed: NonNegativeInt
     """What every other seed comes from."""
@@ -87,15 +102,16 @@ class Plan(Config):
         check_name(self.name)
         if not self.variants:
             raise ConfigError("variants: none given; nine, twelve or a list would do")
-        if len(set(self.variants)) < len(self.variants) and not isinstance(self.variants, str):
+        if len(set(self.variants)) < len(self.variants):
             raise ConfigError("variants: one is there twice")
-        for name, values in self.switches.items():
-            if not values:
+        known = defaults("softmax", self.dataset).flat()
+        for name in [*self.switches, *self.settings]:
+            if name in RESERVED or name == "data.validation":
+                raise ConfigError(f"{name}: the study sets it")
+            if name not in known:
+                raise ConfigError(f"unknown setting {name!r}; {nearest(name, known)}")
+            if not self.switches.get(name, (None,)):
                 raise ConfigError(f"switches.{name}: no value to choose from")
-            if name in RESERVED:
-                raise ConfigError(f"switches.{name}: the study sets it")
-        for name in {"data.validation", "seed"} & {*self.settings, *self.switches}:
-            raise ConfigError(f"{name}: the study sets it")
         for arm in self.arms():
             try:
                 self.search_spec(arm)
@@ -105,8 +121,7 @@ class Plan(Config):
 
     def arms(self) -> list[Arm]:
         """What is compared, in the order of the table."""
-        listed = {"nine": NINE, "twelve": VARIANTS}.get(self.variants, self.variants)  # type: ignore[arg-type]
-        return [arm for variant in listed for arm in self._arms_of(variant)]
+        return [arm for variant in self.variants for arm in self._arms_of(variant)]
 
     def _arms_of(self, variant: str) -> list[Arm]:
         everyones = set(defaults(variant, self.dataset).flat()) - _KNOBS
@@ -157,10 +172,12 @@ _KNOBS = frozenset(name for variant in VARIANTS for name in knobs(variant, "digi
 
 
 def _label(switch: tuple[str, Any]) -> str:
-    """`("model.patch", 2)` -> `patch2`, `("model.rope", "mixed")` -> `rope_mixed`."""
+    """A patch of 2 is `patch2`, mixed rope `mixed`, no absolute position `position_none`."""
     name, value = switch
     leaf = name.rpartition(".")[2]
-    return f"{leaf}{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else f"{leaf}_{value}"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{leaf}{value:g}"
+    return value if isinstance(value, str) and value != "none" else f"{leaf}_{value}".lower()
 
 
 def _train_flops(variant: str, plan: Plan, switches: dict[str, Any]) -> float:

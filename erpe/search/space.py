@@ -174,7 +174,7 @@ def check_axis(name: str, axis: Axis, base: TrialConfig) -> None:
         try:
             base.replace({name: value})
         except ConfigError as error:
-            text = str(error).removeprefix(f"{room}: ")
+            text = str(error).removeprefix(f"{room}: ").removeprefix(f"{room}.")
             # A size that only clashes with another size's default is judged by `check_together`.
             if name not in _SIZES or text.startswith(f"{setting}: "):
                 raise ConfigError(text.removeprefix(f"{setting}: ")) from None
@@ -197,4 +197,5 @@ def check_together(space: Space, base: TrialConfig) -> None:
             base.replace(fixed | active)
         except ConfigError as error:
             drawn = ", ".join(f"{name} {value}" for name, value in active.items())
-            raise ConfigError(f"the space can draw {drawn}: {str(error).removeprefix('model: ')}") from None
+            said = str(error).removeprefix("model: ").removeprefix("model.")
+            raise ConfigError(f"the space can draw {drawn}: {said}") from None

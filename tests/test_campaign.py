@@ -1,0 +1,248 @@
+"""A whole study: equal budgets, arms in turn, confirmed with fresh seeds, tested once, resumed after anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toys import work
+from trials import TINY
+
+from erpe.errors import StudyError
+from erpe.report.load import load
+from erpe.search.campaign import run
+from erpe.search.plan import load_plan
+from erpe.search.records import read_studies
+from erpe.search.relay import Budget
+from erpe.store import Store
+from erpe.tracking.spool import Spool
+from erpe.watch import statuses
+
+FILE = Path(__file__).parent.parent / "studies/digits_nine.toml"
+ARMS = ("softmax", "relu", "relu_rope")
+CHOSEN = f"variants={json.dumps(ARMS)}"
+SMALL = ["search.trials=2", "search.epochs=2", "confirm.seeds=2", "search.pruner=none", CHOSEN]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.open(tmp_path / "store")
+
+
+def play(store, *changes, **options):
+    """A study of toys, in this process, for the spool only."""
+    return run(
+        load_plan(FILE, [*SMALL, *changes]), store, executor="inline", offline=True, **({"work": work()} | options)
+    )
+
+
+def calls(store, what):
+    """(arm's folder, times) for each trial whose toy was asked for this."""
+    logs = {path.parent: path.read_text().split("\n") for path in store.checkpoints.glob("*/*/log")}
+    return {folder: log.count(what) for folder, log in logs.items() if what in log}
+
+
+def is_confirmation(folder):
+    return ".confirm-" in folder.parent.name
+
+
+def test_every_arm_gets_its_trials_and_its_seeds_and_each_confirmed_run_is_tested_and_timed_once(store):
+    result = play(store)
+    assert result.confirmed == dict.fromkeys(ARMS, 2) and not result.failed and not result.interrupted
+    assert len(calls(store, "start")) == 3 * (2 + 2)
+    assert set(calls(store, "test").values()) == {1} and len(calls(store, "test")) == 6
+    assert all(is_confirmation(folder) for folder in calls(store, "test")), "the search never opens the test split"
+    assert len(calls(store, "time")) == 6
+
+
+def test_the_arms_take_turns(store):
+    order = []
+    plain = work()
+
+    def start(config, folder):
+        order.append((config.model.variant, "confirm" if is_confirmation(folder) else "search"))
+        return (plain.confirm if is_confirmation(folder) else plain.start)(config, folder)
+
+    play(store, work=plain._replace(start=start, confirm=start))
+    for turn in range(4):
+        phase = "search" if turn < 2 else "confirm"
+        assert order[3 * turn : 3 * turn + 3] == [(variant, phase) for variant in ARMS]
+
+
+def test_equal_seeds_of_all_arms_are_pairs(store):
+    play(store)
+    runs = load(store).runs
+    assert runs.groupby("arm")["seed"].apply(tuple).nunique() == 1
+    assert not set(runs["seed"]) & set(load(store).trials["seed"])
+
+
+def test_the_same_command_again_changes_nothing(store):
+    play(store)
+    before = Spool(store.spool, "digits-nine").read(0), load(store).runs
+    result = play(store, work=work()._replace(start=pytest.fail, confirm=pytest.fail, time=pytest.fail))
+    assert result.confirmed == dict.fromkeys(ARMS, 2)
+    assert len(Spool(store.spool, "digits-nine").read(0)) == len(before[0])
+    assert load(store).runs.equals(before[1])
+
+
+def test_interrupted_anywhere_the_same_command_finishes_the_same_study(store, tmp_path):
+    whole = Store.open(tmp_path / "whole")
+    play(whole)
+    seen = []
+
+    def killed(config, folder):
+        seen.append(folder)
+        if len(seen) in (2, 5, 7, 9):
+            raise KeyboardInterrupt
+        return (work().confirm if is_confirmation(folder) else work().start)(config, folder)
+
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            play(store, work=work()._replace(start=killed, confirm=killed))
+    play(store)
+    drop = ["uid"]
+    assert load(store).runs.drop(columns=drop).equals(load(whole).runs.drop(columns=drop))
+    assert set(calls(store, "test").values()) == {1}
+
+
+def test_more_seeds_and_more_trials_continue_and_a_new_best_is_confirmed_anew(store):
+    play(store)
+    play(store, "confirm.seeds=3")
+    assert len(calls(store, "test")) == 9
+    play(store, "search.trials=5", "confirm.seeds=3")
+    outcomes = load(store)
+    assert (outcomes.arms["trials"] == 5).all() and (outcomes.arms["seeds"] == 3).all()
+    best = outcomes.trials.loc[outcomes.trials.groupby("arm")["value"].idxmax()].set_index("arm")["train.lr"]
+    for study in read_studies(store):
+        if study.group.phase == "confirm" and study.trials[0].config.train.lr == best[study.group.arm]:
+            assert study.counts["COMPLETE"] == 3
+
+
+def test_another_space_is_refused_with_its_difference(store):
+    play(store)
+    with pytest.raises(StudyError, match=r"digits-nine\.softmax is another one \(.*weight_decay"):
+        play(store, 'space."train.weight_decay"=0.1')
+
+
+def test_an_arm_that_never_works_is_told_and_the_others_are_confirmed(store):
+    def accident(folder, epoch):
+        from erpe.errors import TrialError
+
+        if "relu_rope" in folder.parent.name:
+            raise TrialError("the loss of step 7 is not finite")
+
+    result = play(store, work=work(accident=accident))
+    assert result.failed == {"relu_rope": "the loss of step 7 is not finite"}
+    assert set(result.confirmed) == set(ARMS) - {"relu_rope"}
+    found = load(store).arms.set_index("arm")["finished"]
+    assert found["relu"] and not found["relu_rope"]
+
+
+@pytest.mark.parametrize("budget", ["epochs", "flops"])
+def test_a_budget_of_epochs_or_flops_is_spent_by_every_arm_to_within_a_trial(store, budget):
+    plan = load_plan(FILE, [*SMALL, "search.trials=4", "search.pruner=median", f"search.budget={budget}"])
+    run(plan, store, executor="inline", offline=True, work=work())
+    for study in read_studies(store):
+        if study.group.phase == "search":
+            assert study.counts["RUNNING"] == 0
+            spent = [len(trial.epochs) for trial in study.trials]
+            if budget == "epochs":
+                assert 8 <= sum(spent) < 8 + 2
+            else:
+                from erpe.search.campaign import flops_per_image
+
+                spent = [flops_per_image(trial, len(trial.epochs)) for trial in study.trials]
+                assert plan.flops_per_image() <= sum(spent) < plan.flops_per_image() + max(spent)
+
+
+def test_a_failing_trial_uses_some_budget_so_that_a_search_ends():
+    class Failed:
+        state, epochs = "FAIL", {}
+
+    class Study:
+        trials = [Failed()] * 8
+
+    assert Budget(4, 8.0).share(Study) == 1
+
+
+def test_status_tells_of_every_arm_and_of_the_time_left(store):
+    play(store, "confirm.seeds=1")
+    (found,) = statuses(store)
+    assert found.done and [arm.arm for arm in found.arms] == list(ARMS)
+    play_more = load_plan(FILE, [*SMALL, "confirm.seeds=3"])
+    from erpe.watch import status
+
+    more = status(play_more, read_studies(store))
+    assert not more.done and all(arm.confirmed == 1 and arm.seeds == 3 for arm in more.arms)
+    assert more.seconds_left is not None and more.seconds_left > 0
+
+
+def test_spool_and_ledger_tell_of_the_same_trials_with_the_same_keys(store):
+    play(store)
+    events = [event for event, _ in Spool(store.spool, "digits-nine").read(0)]
+    starts = [event for event in events if event.kind == "start_trial"]
+    assert len({event.uid for event in starts}) == len(starts) == 12
+    assert len({frozenset(event.tags) for event in starts}) == 1, "no run lacks a tag"
+    parents = {event.uid for event in events if event.kind == "start_study"}
+    assert len(parents) == 6 and {event.parent for event in starts} == parents
+    ends = [event for event in events if event.kind == "end_trial" and "time/inference_ms_per_image" in event.metrics]
+    assert len(ends) == 6
+
+
+REAL = [f"settings.{json.dumps(name)}={json.dumps(value)}" for name, value in TINY.items() if name.startswith("data.t")]
+REAL += ['space."model.width"=16', 'space."model.depth"=2', 'space."model.heads"=2', 'space."train.batch"=64']
+
+
+@pytest.mark.slow
+def test_torch_alone_runs_a_whole_study_without_ray_and_mlflow(tmp_path):
+    """On a machine where neither can be imported."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('ray', 'mlflow', 'plotly', 'matplotlib', 'pandas'):\n"
+        "            raise ModuleNotFoundError(f'{name} is not there')\n"
+        "sys.meta_path.insert(0, Absent())\n"
+    )
+    changes = [
+        "search.trials=1",
+        "search.epochs=1",
+        "confirm.seeds=1",
+        'variants=["softmax", "relu", "relu_general"]',
+        *REAL,
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "erpe",
+        "study",
+        "run",
+        str(FILE),
+        "--executor",
+        "inline",
+        "--offline",
+        "--store",
+        "store",
+    ]
+    command += [word for change in changes for word in ("--set", change)]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 confirmed runs" in done.stdout
+    outcomes = load(Store.open(tmp_path / "store"))
+    assert set(outcomes.predictions) == set(outcomes.runs["uid"])
+    for uid, run_ in outcomes.runs.set_index("uid").iterrows():
+        right = outcomes.predictions[uid] == outcomes.labels["digits"]
+        assert right.mean() == pytest.approx(run_["test/accuracy"]) and len(right) == 360
+        assert run_["time/inference_ms_per_image"] > 0 and run_["time/train_seconds_per_epoch"] > 0
+    assert outcomes.runs.notna().all(axis=None), "every measure of every run"

@@ -1,0 +1,136 @@
+"""Study files: what they mean, and what they refuse in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from erpe.config import NINE, VARIANTS
+from erpe.errors import ConfigError
+from erpe.search.plan import load_plan, schema
+
+STUDIES = Path(__file__).parent.parent / "studies"
+FILES = sorted(path for path in STUDIES.glob("*.toml") if path.name != "space.toml")
+SMALL = 'dataset = "digits"\nvariants = ["relu", "relu_rope", "softmax_rope"]\nseed = 3\n'
+
+
+@pytest.fixture
+def plan_of(tmp_path):
+    def make(text, *changes):
+        path = tmp_path / "my_study.toml"
+        path.write_text(text)
+        return load_plan(path, changes)
+
+    return make
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_study_file_is_valid_and_opens_with_question_expectation_and_cost(path):
+    plan = load_plan(path)
+    assert len({arm.name for arm in plan.arms()}) == len(plan.arms()) > 1
+    head = [line for line in path.read_text().splitlines()[:8] if line.startswith("#")]
+    assert [word for word in ("Question:", "Expectation:", "Cost:") if any(word in line for line in head)] == [
+        "Question:", "Expectation:", "Cost:"
+    ]  # fmt: skip
+
+
+def test_the_files_of_the_question_have_its_models():
+    for name in ("digits_nine", "mnist_nine", "cifar10_nine"):
+        assert tuple(arm.name for arm in load_plan(STUDIES / f"{name}.toml").arms()) == NINE
+    for name in ("mnist_grid", "cifar10_grid"):
+        assert tuple(arm.name for arm in load_plan(STUDIES / f"{name}.toml").arms()) == VARIANTS
+
+
+def test_the_schema_for_editors_is_that_of_the_code_and_accepts_every_file():
+    import tomllib
+
+    import jsonschema
+
+    committed = (STUDIES / "study.schema.json").read_text()
+    assert committed == schema()
+    check = jsonschema.Draft202012Validator(json.loads(committed))
+    for path in FILES:
+        assert not list(check.iter_errors(tomllib.loads(path.read_text())))
+    assert list(check.iter_errors({"dataset": "digits", "variants": "nine", "seed": 0, "sede": 1}))
+
+
+def test_all_arms_get_one_budget_and_one_space_but_for_their_own_knobs(plan_of):
+    plan = plan_of(SMALL)
+    specs = {arm.name: plan.search_spec(arm) for arm in plan.arms()}
+    assert {spec.epochs for spec in specs.values()} == {30}
+    assert {spec.seed for spec in specs.values()} == {3}
+    shared = set.intersection(*(set(spec.space.axes) for spec in specs.values()))
+    assert {spec.space.axes[name].model_dump_json() for name in shared for spec in specs.values()} == {
+        axis.model_dump_json() for name, axis in specs["relu"].space.axes.items() if name in shared
+    }
+    own = set(specs["relu_rope"].space.axes) - shared
+    assert own == {
+        "model.features", "model.normalize_qk", "model.relu_projection", "model.rope", "model.rotary_placement"
+    }  # fmt: skip
+
+
+def test_switches_make_an_arm_of_every_combination_that_means_something(plan_of):
+    plan = plan_of(SMALL + '[switches]\n"model.rope" = ["axial", "mixed"]\n"model.patch" = [2, 4]\n')
+    assert [arm.name for arm in plan.arms()] == [
+        "relu-patch2", "relu-patch4",
+        "relu_rope-axial-patch2", "relu_rope-axial-patch4", "relu_rope-mixed-patch2",
+        "relu_rope-mixed-patch4", "softmax_rope-axial-patch2", "softmax_rope-axial-patch4",
+        "softmax_rope-mixed-patch2", "softmax_rope-mixed-patch4",
+    ]  # fmt: skip
+    spec = plan.search_spec(plan.arms()[5])
+    assert (spec.base.model.rope, spec.base.model.patch) == ("mixed", 4)
+    assert not {"model.rope", "model.patch"} & set(spec.space.axes)
+
+
+def test_equal_flops_let_cheap_arms_train_longer(plan_of):
+    text = SMALL.replace('"relu",', '"relu", "softmax",') + '[switches]\n"model.patch" = [1, 2]\n'
+    plan = plan_of(text, "search.budget=flops", "search.epochs=20")
+    epochs = {arm.name: plan.epochs(arm) for arm in plan.arms()}
+    assert epochs["softmax-patch2"] == 20, "the reference is softmax at the default configuration"
+    assert epochs["relu-patch1"] > epochs["softmax-patch1"] and epochs["softmax-patch1"] < 20
+
+
+def test_a_confirmation_trains_the_best_configuration_on_everything_with_seeds_of_its_own(plan_of):
+    plan = plan_of(SMALL, "confirm.epochs=7")
+    search = plan.search_spec(plan.arms()[0])
+    best = search.base.replace({"train.lr": 0.005, "seed": 99})
+    specs = [plan.confirm_spec(arm, best) for arm in plan.arms()]
+    assert specs[0].base == best.replace({"seed": 0, "data.validation": 0.0, "train.epochs": 7})
+    seeds = [[spec.trial_seed(k) for k in range(5)] for spec in specs]
+    assert seeds[0] == seeds[1] and len(set(seeds[0])) == 5, "equal seeds of different arms are pairs"
+    assert not set(seeds[0]) & {search.trial_seed(k) for k in range(50)}, "fresh seeds"
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "said"),
+    [
+        (SMALL.replace("seed = 3\n", ""), [], "seed: a value is needed"),
+        (SMALL + "sede = 1\n", [], "sede: unknown key; did you mean seed"),
+        (SMALL + "[serach]\ntrials = 2\n", [], "serach: unknown key; did you mean search"),
+        (SMALL + "[search]\ntrails = 2\n", [], "search.trails: unknown key; did you mean trials"),
+        (SMALL, ["search.trials=0"], "search.trials: 0 given"),
+        (SMALL, ["search.budget=time"], "search.budget: 'time' given"),
+        (SMALL, ["confirm.seeds=0"], "confirm.seeds: 0 given"),
+        (SMALL, ["search.trials"], "--set search.trials: a line of the file would do"),
+        (SMALL.replace('"relu"', '"rleu"'), [], "unknown variant 'rleu'; did you mean relu"),
+        (SMALL.replace("digits", "digit"), [], "unknown data set 'digit'; did you mean digits"),
+        (SMALL, ['variants="ten"'], "'ten'"),
+        (SMALL, ["variants=[]"], "variants: none given"),
+        (SMALL, ['variants=["relu", "relu"]'], "variants: one is there twice"),
+        (SMALL, ['name="../x"'], "study name '../x'"),
+        (SMALL + '[settings]\n"data.validation" = 0.2\n', [], "data.validation: the study sets it"),
+        (SMALL + '[settings]\n"train.lrr" = 0.2\n', [], "train.lrr"),
+        (SMALL + '[space]\n"train.lr" = {low = 1.0, high = 0.1}\n', [], 'space."train.lr": low 1 is above high 0.1'),
+        (SMALL + '[switches]\n"model.patch" = []\n', [], "switches.model.patch: no value"),
+        (SMALL + '[switches]\n"model.patch" = [3]\n', [], "patch 3 does not divide the 8 x 8 image"),
+        (SMALL + '[switches]\n"model.pacth" = [2]\n', [], "model.pacth"),
+        ("dataset = ", [], "cannot be read"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused_in_one_line_that_names_the_file(plan_of, text, changes, said):
+    with pytest.raises(ConfigError) as error:
+        plan_of(text, *changes)
+    assert (said in str(error.value) and "my_study.toml" in str(error.value)) or said.startswith("--set")
+    assert "\n" not in str(error.value)
