@@ -204,7 +204,7 @@ def test_torch_alone_runs_a_whole_study_without_ray_and_mlflow(tmp_path):
         "import sys\n"
         "class Absent:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] in ('ray', 'mlflow', 'plotly', 'matplotlib', 'pandas'):\n"
+        "        if name.partition('.')[0] in ('ray', 'mlflow', 'plotly'):\n"
         "            raise ModuleNotFoundError(f'{name} is not there')\n"
         "sys.meta_path.insert(0, Absent())\n"
     )

@@ -361,12 +361,13 @@ def test_what_cannot_be_compared_is_one_line(outcomes, against, words):
 
 
 def test_notes_tell_of_devices_budgets_and_missing_partners():
-    outcomes = study({"softmax": [0.95, 0.96], "relu": [0.9, 0.92], "relu_rope-patch2": [0.9, 0.95]})
+    arms = {"softmax-patch4": [0.95, 0.96], "relu-patch4": [0.9, 0.92], "relu_rope-patch2": [0.9, 0.95]}
+    outcomes = study(arms)
     outcomes.runs.loc[0, "device"] = "cuda"
     outcomes.arms.loc[1, "trials"] = 3
     notes = compare(replace(outcomes, arms=outcomes.arms.assign(budget="flops"), notes=("said before",))).notes
     assert notes[0] == "said before"
-    for words in ("ran on cuda, cpu", "relu 3 of 4", "the same FLOPs", "no arm relu-patch2 or softmax-patch2"):
+    for words in ("ran on cuda, cpu", "relu-patch4 3 of 4", "the same FLOPs", "no arm relu or softmax with its"):
         assert any(words in note for note in notes)
 
 

@@ -96,7 +96,9 @@ def protocol(outcomes: Outcomes, comparison: Comparison) -> dict[str, str]:
         "Tests": "paired t-tests by seed and McNemar's tests, Holm's correction; Friedman's and Nemenyi's for ranks",
         "Costs": "FLOPs in closed form, multiply and add counted as two; times are medians after warm-up",
     }
-    return steps | {name.capitalize(): _numbers(runs[name]) for name in _facts(runs)}
+    made_with = outcomes.made_with.get(str(arms["study"].iloc[0]))
+    facts_of_runs = {name.capitalize(): _numbers(runs[name]) for name in _facts(runs)}
+    return steps | facts_of_runs | ({"Made with": made_with} if made_with else {})
 
 
 def search_table(outcomes: Outcomes) -> tuple[list[str], Rows]:

@@ -129,7 +129,8 @@ def _without_partner(arms: pd.DataFrame) -> Iterator[str]:
         wanted = dict.fromkeys([arm.attention, "softmax"])
         lacking = [variant for variant in wanted if partner(arms, arm, variant) is None]
         if lacking:
-            yield f"{arm.study}: no arm {' or '.join(lacking)} on {arm.dataset} to compare {arm.arm} with"
+            names = " or ".join(lacking)
+            yield f"{arm.study}: no arm {names} with its switches on {arm.dataset} to compare {arm.arm} with"
 
 
 def _budgets(arms: pd.DataFrame) -> Iterator[str]:
