@@ -437,11 +437,14 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Time a training step against a bare loop over torch's nn.TransformerEncoder."""
+    from erpe.config import VARIANTS, split_variant
+    from erpe.show import bench_table
+
+    for name in variant or []:
+        split_variant(name)  # before torch is loaded
     import torch
 
     from erpe.bench import bench_training
-    from erpe.config import VARIANTS
-    from erpe.show import bench_table
 
     torch.set_num_threads(threads)
     found = bench_training(

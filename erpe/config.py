@@ -168,8 +168,8 @@ def explain(error: ValidationError, owner: type[BaseModel]) -> str:
     if first["type"] == "value_error":
         inner = re.match(r"\w+(?=[:.])", said)  # a configuration inside this one names its own setting
         part: Any = owner
-        for name in first["loc"]:
-            part = getattr(part.model_fields.get(str(name)), "annotation", None) if _is_config(part) else None
+        for step in first["loc"]:
+            part = getattr(part.model_fields.get(str(step)), "annotation", None) if _is_config(part) else None
         unknown = inner and said.startswith(f"{inner[0]}: unknown key")
         if inner and _is_config(part) and (unknown or inner[0] in part.model_fields):
             return f"{place}.{said}"

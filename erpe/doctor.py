@@ -90,7 +90,11 @@ def storage(folder: Path) -> Iterator[Finding]:
     from erpe.tracking.tracker import lags
 
     if not (folder / "erpe.json").exists() and "MLFLOW_TRACKING_URI" not in os.environ:
-        yield Finding("store", "note", f"none at {folder}; `erpe tune` makes it")
+        above = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
+        if above.is_dir() and os.access(above, os.W_OK):
+            yield Finding("store", "note", f"none at {folder}; `erpe tune` makes it")
+        else:
+            yield Finding("store", "wrong", f"none at {folder}, and {above} does not let us make it")
         return
     try:
         store = Store.open(folder)

@@ -6,9 +6,9 @@ import os
 import socket
 import sys
 
-from erpe.errors import ConfigError
+from erpe.errors import ConfigError, TrackingError
 from erpe.store import Store
-from erpe.tracking.server import redact
+from erpe.tracking.server import examine, redact
 from erpe.tracking.view import runs_page
 
 
@@ -17,17 +17,21 @@ def serve(store: Store, port: int) -> None:
 
     Raises:
         ConfigError: the port is taken.
+        TrackingError: the database is damaged, or of another version.
     """
     uri = store.tracking_uri
     if uri.startswith("http"):
         print(f"The UI is served by the tracking server: {redact(uri)}")
         return
+    health = examine(uri)
+    if health.state != "well":
+        raise TrackingError(health.line)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError):
-            raise ConfigError(f"port {port}: taken or not allowed; --port 0 < PORT < 65536 names another") from None
+            raise ConfigError(f"port {port}: taken or not allowed; --port names another, as --port 5001") from None
     for name, page in pages(store).items():
         print(f"{name}: http://127.0.0.1:{port}{page}")
     print("Ctrl-C ends the server.", flush=True)

@@ -84,6 +84,10 @@ class LiveProgress:
         if not self.console.is_terminal:
             self.say(f"trial {moment.number:>3}  epoch {moment.epoch}/{moment.epochs}  {percent(moment.value)}")
 
+    def on_warning(self, text: str) -> None:
+        """What someone should know, whether or not they watch."""
+        self.console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+
     def on_step(self, done: int, steps: int) -> None:
         """A step of the running epoch is done; where lines are shown, not each is worth one."""
         self.step = f", step {done}/{steps}" if done < steps else ""
@@ -137,7 +141,13 @@ STYLES = {"RUNNING": "bold", "COMPLETE": "green", "PRUNED": "dim", "FAIL": "red"
 
 def tally(counts: dict[str, int]) -> str:
     """Trials by state: `4 complete, 2 pruned`."""
-    return ", ".join(f"{count} {state.lower()}" for state, count in sorted(counts.items()) if count) or "no trials"
+    told = ", ".join(f"{count} {state_word(state)}" for state, count in sorted(counts.items()) if count)
+    return told or "no trials"
+
+
+def state_word(state: str) -> str:
+    """A state for people; whether a trial that has not ended is at work now, only its driver knows."""
+    return "unfinished" if state == "RUNNING" else state.lower()
 
 
 def percent(value: float | None) -> str:
@@ -173,7 +183,8 @@ def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
         console.print(table)
     console.print(f"{tally(result.counts)}, {result.seconds:.0f} s", highlight=False)
     where = "" if store == Path("runs") else f" --store {shlex.quote(str(store))}"
-    print(f"look: erpe ui{where}    status: erpe status{where}    use: erpe predict {result.study} IMAGE{where}")
+    use = f"    use: erpe predict {result.study} IMAGE{where}" if result.best is not None else ""
+    print(f"look: erpe ui{where}    status: erpe status{where}{use}")
     if result.lag:
         why = f" ({result.problem})" if result.problem else ""
         print(f"{result.lag} events wait for MLflow; erpe sync{where} sends them{why}")
@@ -266,7 +277,7 @@ def status_table(rows: list[dict[str, Any]]) -> None:
             reason = (trial["reason"] or "").strip().splitlines() or [""]
             style = "bold" if trial["number"] == row["best"] else STYLES[trial["state"]]
             epochs = f"{trial['epochs']}/{trial['of']}"
-            cells = (str(trial["number"]), trial["state"].lower(), epochs, percent(trial["value"]))
+            cells = (str(trial["number"]), state_word(trial["state"]), epochs, percent(trial["value"]))
             table.add_row(*cells, trial["started"] or "", reason[-1], style=style)
         console.print(table)
 

@@ -192,6 +192,10 @@ class StudyProgress:
         """An epoch is recorded."""
         self.moments[moment.arm] = moment
 
+    def on_warning(self, text: str) -> None:
+        """What someone should know, whether or not they watch."""
+        self.console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+
     def on_step(self, done: int, steps: int) -> None:
         """A step of the running epoch is done."""
         self.step = f", step {done}/{steps}" if done < steps else ""

@@ -14,6 +14,7 @@ class Toy:
     def __init__(self, config, folder, sleep, accident):
         folder.mkdir(parents=True, exist_ok=True)
         self.config, self.folder, self.sleep, self.accident = config, folder, sleep, accident
+        self.warning = None
         saved = folder / "toy.json"
         self.history = json.loads(saved.read_text()) if saved.exists() else []
         self.note("start")

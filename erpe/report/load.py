@@ -14,7 +14,7 @@ from typing import Any
 from erpe import __version__
 from erpe.config import split_variant
 from erpe.errors import StoreError
-from erpe.report.outcomes import Outcomes, Rows, describe
+from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
 from erpe.search.plan import Plan
 from erpe.search.records import Record, StudyRecord, arm_of, grouped, read_studies
 from erpe.search.study import CONTRACT
@@ -74,7 +74,8 @@ def trial_row(trial: Record) -> dict[str, Any]:
 
 
 def _settings(trial: Record) -> dict[str, Any]:
-    return {name: value for name, value in trial.config.flat().items() if name.startswith(("model.", "train."))}
+    flat = trial.config.flat().items()
+    return {name: value for name, value in flat if name.startswith(("model.", "train.")) and name not in GIVEN}
 
 
 def _run_row(trial: Record, study: StudyRecord, folder: Path) -> dict[str, Any]:

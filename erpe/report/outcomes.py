@@ -15,6 +15,9 @@ from erpe.errors import StoreError
 MOST_BYTES = 64 * 2**20
 """Of an array read from a store; a hostile file could unfold to any size."""
 
+GIVEN = ("model.variant", "model.image", "model.classes")
+"""Settings that the variant and the data set decide."""
+
 COLUMNS = {
     "arms": "study dataset arm variant attention encoding budget trials_planned trials seeds_planned seeds finished",
     "runs": "study dataset arm variant attention encoding seed uid version device",

@@ -72,7 +72,7 @@ def pairs(arms: pd.DataFrame, against: str | None = None) -> pd.DataFrame:
     rows = []
     for arm in arms.itertuples(index=False):
         here = (arm.study, arm.dataset)
-        wanted = []
+        wanted: list[tuple[str, str, str | None, str]] = []
         if arm.encoding != "none":
             wanted.append((*here, partner(arms, arm, arm.attention), "baseline"))
         if arm.attention != "softmax":
@@ -81,7 +81,7 @@ def pairs(arms: pd.DataFrame, against: str | None = None) -> pd.DataFrame:
         if against not in (None, arm.study):
             wanted.append((against, arm.dataset, arm.arm, "study"))
         for study, dataset, other, kind in wanted:
-            if (study, dataset, other) in finished:
+            if other is not None and (study, dataset, other) in finished:
                 whole = finished[(*here, arm.arm)] and finished[(study, dataset, other)]
                 rows.append((*here, arm.arm, study, other, kind, not whole))
     found = pd.DataFrame(rows, columns=PAIR)

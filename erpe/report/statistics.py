@@ -207,8 +207,8 @@ def gap_closed(outcomes: Outcomes, measure: str = "test/accuracy") -> pd.DataFra
     for arm in outcomes.arms.itertuples(index=False):
         here = (arm.study, arm.dataset)
         trio = (arm.arm, partner(outcomes.arms, arm, arm.attention), partner(outcomes.arms, arm, "softmax"))
-        keys = [(*here, name) for name in trio]
-        if arm.attention == "softmax" or arm.encoding == "none" or any(key not in finished for key in keys):
+        keys = [(*here, str(name)) for name in trio]
+        if arm.attention == "softmax" or arm.encoding == "none" or None in trio:
             continue
         whole = all(finished[key] for key in keys)
         columns = [runs[key][measure] if key in runs else pd.Series(dtype=float) for key in keys]

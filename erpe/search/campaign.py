@@ -84,7 +84,7 @@ def run(
 
     began = time.monotonic()
     asked = Asked(concurrency, cpus_per_trial, gpus_per_trial, ray_address or os.environ.get("ERPE_RAY_ADDRESS"))
-    asked.check()
+    asked.check(device)
     progress = progress or Silent()
     work = work or vision(plan.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
     with contextlib.ExitStack() as opened:
@@ -98,7 +98,8 @@ def run(
         progress.on_phase("workers")
         most = len(plan.arms()) * max(plan.search.trials, plan.confirm.seeds)
         scratch = store.root / "ray" / plan.name
-        with in_process() if executor == "inline" else on_ray(asked, most, scratch) as workers:
+        place = in_process() if executor == "inline" else on_ray(asked, most, scratch)
+        with place as workers, interruptible(campaign):  # again: Ray has put its own handler of SIGTERM in place
             campaign.tags["device"] = workers.device if device == "auto" else device
             confirmed = campaign.play(searches, work, workers)
         progress.on_phase("tracking")

@@ -73,6 +73,8 @@ class Conductor:
         """
         if event.broken:
             raise event.broken
+        if event.warning:
+            self.progress.on_warning(event.warning)
         try:
             for epoch in event.epochs:
                 step = int(epoch["epoch"])
@@ -80,9 +82,10 @@ class Conductor:
                 prune = self.ledger.report(ticket.number, step, value)
                 self.tracker.epoch(ticket.uid, step, epoch)
                 ticket.epochs.setdefault(step, value)
-                self.progress.on_epoch(self._moment(ticket))
                 if prune:
                     return self._decide(ticket, "PRUNED")
+            if event.epochs:  # after a restart there are many, and all but the last were shown
+                self.progress.on_epoch(self._moment(ticket)._replace(epoch=int(event.epochs[-1]["epoch"])))
         except TrialError as error:
             return self._decide(ticket, "FAIL", reason=str(error))
         if event.outcome is not None:

@@ -68,7 +68,7 @@ class Ledger:
             StudyError: the study is another one (the differences are in the text), or someone is running it.
             StoreError: the database cannot be used.
         """
-        wanted = check_name(name or spec.name)
+        wanted = check_name(spec.name if name is None else name)
         with contextlib.ExitStack() as opened:
             database = storage.Database(store.storage_url)
             opened.callback(database.close)

@@ -15,6 +15,8 @@ class Training(Protocol):
     """A trial in training, as `erpe.training.objective.Trial` is: made on its folder, it goes on where it stopped."""
 
     history: list[dict[str, float]]
+    warning: str | None
+    """What someone should know of its start."""
 
     def epoch(self) -> dict[str, float]:
         """Train one epoch, save, and measure."""
@@ -36,6 +38,8 @@ class Event(NamedTuple):
     """Final measures: the trial is complete."""
     failure: str | None = None
     """The configuration does not work: the trial fails, the search goes on."""
+    warning: str | None = None
+    """What someone should know, though the trial goes on."""
     broken: ErpeError | None = None
     """The machine does not work (a full disk, missing data): the search stops, the trial stays as it is."""
 
@@ -49,6 +53,8 @@ def play(config: TrialConfig, folder: Path, start: Start) -> Iterator[Event]:
             yield Event(epochs=tuple(finished["history"]), outcome=finished["metrics"])
             return
         training = start(config, folder)
+        if training.warning:
+            yield Event(warning=training.warning)
         if training.history:
             yield Event(epochs=tuple(training.history))
         while len(training.history) < config.train.epochs:

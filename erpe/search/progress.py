@@ -53,6 +53,9 @@ class Progress(Protocol):
     def on_end(self, moment: Moment) -> None:
         """A trial is complete, pruned or failed."""
 
+    def on_warning(self, text: str) -> None:
+        """What someone should know: a line."""
+
 
 class Silent:
     """Shows nothing."""
@@ -64,6 +67,9 @@ class Silent:
         """Nothing."""
 
     on_epoch = on_end = on_start
+
+    def on_warning(self, text: str) -> None:
+        """Nothing."""
 
     def on_step(self, done: int, steps: int) -> None:
         """Nothing."""

@@ -147,6 +147,8 @@ class Database:
         engine = {"pool_pre_ping": True, "connect_args": connect_args(self.url)}
         try:
             return patient(RDBStorage, OPENING_SECONDS)(text, engine_kwargs=engine)
+        except StoreError as error:
+            raise StoreError(str(error).replace("database:", f"database {show(self.url)}:", 1)) from None
         except (RuntimeError, AssertionError) as error:
             # Optuna compares the version in the schema with its own.
             raise StoreError(

@@ -94,7 +94,7 @@ def tune(
     if trials < 1:
         raise ConfigError(f"trials: {trials} given; 1 or more would do")
     asked = Asked(concurrency, cpus_per_trial, gpus_per_trial, ray_address or os.environ.get("ERPE_RAY_ADDRESS"))
-    asked.check()
+    asked.check(device)
     progress = progress or Silent()
     work = work or vision(spec.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
     with Ledger.open(store, spec, name=name, new=new) as ledger, contextlib.ExitStack() as opened:
@@ -107,7 +107,8 @@ def tune(
             conductor.tracker.start_study(ledger.uid, spec.model_dump(mode="json"), conductor.tags)
             progress.on_phase("workers")
             scratch = store.root / "ray" / ledger.name
-            with in_process() if executor == "inline" else on_ray(asked, trials, scratch) as workers:
+            place = in_process() if executor == "inline" else on_ray(asked, trials, scratch)
+            with place as workers, interruptible(conductor):  # again: Ray has put its own handler of SIGTERM in place
                 conductor.tags["device"] = workers.device if device == "auto" else device
                 _run(conductor, work, workers)
         return _close(conductor, began)

@@ -32,7 +32,7 @@ class Asked(NamedTuple):
     address: str | None = None
     """Of a Ray cluster; none: Ray is started here."""
 
-    def check(self) -> None:
+    def check(self, device: str = "auto") -> None:
         """Refuse what can be refused before anything is started.
 
         Raises:
@@ -44,6 +44,8 @@ class Asked(NamedTuple):
             raise ConfigError(f"concurrency: {self.concurrency} given; 1 or more would do")
         if self.cpus < 1:
             raise ConfigError(f"cpus per trial: {self.cpus} given; 1 or more would do")
+        if self.address is None:
+            self._check_here(device)
         if self.gpus is None:
             return
         if not 0 <= self.gpus < math.inf or (self.gpus > 1 and self.gpus % 1):
@@ -53,6 +55,19 @@ class Asked(NamedTuple):
 
             if not torch.cuda.is_available():
                 raise ConfigError(f"gpus per trial: {self.gpus:g} given, and torch sees no GPU here; 0 would do")
+
+    def _check_here(self, device: str) -> None:
+        if self.cpus > cores():
+            raise ConfigError(f"cpus per trial: {self.cpus} given, and this machine has {cores()}")
+        if device != "auto":
+            from erpe.training.loop import pick_device
+
+            pick_device(device)
+
+
+def cores() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def knock(address: str) -> None:
@@ -174,9 +189,8 @@ def on_ray(asked: Asked, trials: int, scratch: Path) -> Iterator[Workers]:
     import ray  # isort: skip
 
     ours = not ray.is_initialized()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     here: dict[str, Any] = {
-        "num_cpus": asked.cpus * (asked.concurrency or max(1, min(trials, cores // asked.cpus))),
+        "num_cpus": asked.cpus * (asked.concurrency or max(1, min(trials, cores() // asked.cpus))),
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
     }

@@ -103,6 +103,8 @@ def log_plots(client: MlflowClient, run: str, storage_url: str, study: str) -> N
         "parallel_coordinates": visualization.plot_parallel_coordinate,
     }
     complete = found.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+    if not complete:
+        return
     with tempfile.TemporaryDirectory() as drawn:
         for name, plot in plots.items():
             if len(complete) < 2 and name != "history":

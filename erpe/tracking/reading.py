@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from erpe.config import split_variant
 from erpe.errors import ErpeError, StudyError, TrackingError, nearest
-from erpe.report.outcomes import Outcomes, Rows, describe
+from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
 from erpe.tracking.server import connect, examine
 
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ def _trial_row(run: Run, epochs: int) -> dict[str, Any]:
     seconds = (info.end_time - info.start_time) / 1000 if info.end_time else None
     own = {"number": int(tags["optuna.number"]), "uid": tags["erpe.trial_uid"], "seed": int(tags["seed"])}
     found = {"state": tags.get("state", _STATES[info.status]), "value": run.data.metrics.get("val/accuracy")}
-    settings = {name: _value(text) for name, text in run.data.params.items() if name.startswith(("model.", "train."))}
+    told = {name: text for name, text in run.data.params.items() if name.startswith(("model.", "train."))}
+    settings = {name: _value(text) for name, text in told.items() if name not in GIVEN}
     return own | found | {"epochs": epochs, "seconds": seconds} | settings
 
 

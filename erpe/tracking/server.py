@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
+from filelock import FileLock
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -55,7 +57,24 @@ def connect(uri: str) -> MlflowClient:
 
     for name in ("mlflow", "alembic", "urllib3.connectionpool", "psycopg"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if uri.startswith("sqlite:///"):
+        _make_database(Path(uri.removeprefix("sqlite:///")))
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _make_database(path: Path) -> None:
+    """MLflow's tables in a new file, there whole or not at all: making them takes seconds, and a kill may come."""
+    if path.exists() or not path.parent.is_dir():
+        return
+    from mlflow import MlflowClient
+
+    with FileLock(path.with_suffix(".making")):
+        if path.exists():
+            return  # another process was first
+        draft = path.with_suffix(".draft")
+        draft.unlink(missing_ok=True)  # of one that was killed
+        MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
+        draft.rename(path)
 
 
 def probe(uri: str) -> str | None:

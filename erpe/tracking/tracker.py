@@ -14,6 +14,7 @@ from erpe.config import TrialConfig
 from erpe.errors import ErpeError, StoreError, StudyError, TrackingError, nearest
 from erpe.store import Store
 from erpe.tracking.sender import Sender
+from erpe.tracking.server import examine
 from erpe.tracking.spool import Event, Spool
 
 
@@ -200,11 +201,11 @@ def sync(store: Store, study: str | None = None, timeout: float = 600) -> dict[s
     """Send what waits in the spools of the store.
 
     Returns:
-        Events left, by study; more than none if the server is down.
+        Events left, by study.
     Raises:
         StudyError: the store has no spool of this name.
         StoreError: a spool cannot be read, or had a damaged line, which is now beside it; the others were sent.
-        TrackingError: the server refuses, or is not MLflow.
+        TrackingError: the server is down, refuses, or is not MLflow.
     """
     deadline = time.monotonic() + timeout
     left: dict[str, int] = {}
@@ -212,6 +213,9 @@ def sync(store: Store, study: str | None = None, timeout: float = 600) -> dict[s
     known = _studies(store)
     if study and study not in known:
         raise StudyError(f"study {study!r}: not in this store; {nearest(study, known) if known else 'it has none'}")
+    health = examine(store.tracking_uri)
+    if known and health.state != "well":
+        raise TrackingError(health.line)
     for name in [study] if study else known:
         try:
             Sender(store, name).again()

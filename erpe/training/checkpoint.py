@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -40,7 +42,16 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, save(contiguous, metadata={"erpe": json.dumps(facts)}))
+        write_atomic(path, save(contiguous, metadata={"erpe": json.dumps(facts), "sha256": digest(contiguous)}))
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of names and values: a flipped bit would otherwise be a weight like any other."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -51,8 +62,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["erpe"])
-        return load_file(path), facts
+            facts, expected = json.loads(file.metadata()["erpe"]), file.metadata()["sha256"]
+        tensors = load_file(path)
+        if digest(tensors) != expected:
+            raise ValueError("its checksum differs")
+        return tensors, facts
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path}: cannot be read ({error}); the checkpoint is missing or damaged") from None
 

@@ -66,6 +66,8 @@ class Trial:
         self.validation = self.split.validation.to(self.device)
         model = build(config.model, config.seed).to(self.device)
         self.trainer = Trainer(config, model, self.split.train.to(self.device), self.device)
+        self.warning: str | None = None
+        """What someone should know of its start: a damaged checkpoint."""
         self.history: list[dict[str, float]] = []
         """An entry an epoch: `epoch` (from 1), `train/loss`, `val/loss`, `val/accuracy`, `lr`, `time/epoch_seconds`."""
         if (folder / STATE).exists():
@@ -148,7 +150,8 @@ class Trial:
                 raise StoreError(f"{path}: belongs to another configuration")
             self.trainer.load_state(tensors)
             self.history = facts["history"]
-        except (StoreError, RuntimeError, KeyError, TypeError):
+        except (StoreError, RuntimeError, KeyError, TypeError) as error:
+            self.warning = f"{error}; set aside as {path.with_suffix('.damaged').name}, the trial begins again"
             with contextlib.suppress(FileNotFoundError):
                 path.rename(path.with_suffix(".damaged"))
             model = build(self.config.model, self.config.seed).to(self.device)
