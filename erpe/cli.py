@@ -462,17 +462,10 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 def existing(folder: Path) -> Any:
-    """The store, which must be there already: looking at one does not make it.
-
-    Raises:
-        StoreError: there is none.
-    """
-    from erpe.errors import StoreError
+    """See `Store.existing`."""
     from erpe.store import Store
 
-    if not (folder / "erpe.json").exists():
-        raise StoreError(f"store {folder}: nothing there; `erpe tune` makes one, --store names another")
-    return Store.open(folder)
+    return Store.existing(folder)
 
 
 def parse_settings(given: list[str] | None) -> dict[str, Any]:

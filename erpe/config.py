@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
@@ -160,27 +161,28 @@ def explain(error: ValidationError, owner: type[BaseModel]) -> str:
     first = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        model: Any = owner
-        for part in first["loc"][:-1]:
-            model = model.model_fields[str(part)].annotation
-        return f"{place}: unknown key; {nearest(str(first['loc'][-1]), model.model_fields)}"
+        *above, key = first["loc"]
+        return f"{place}: unknown key; {nearest(str(key), _settings_at(owner, above))}"
     said = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         inner = re.match(r"\w+(?=[:.])", said)  # a configuration inside this one names its own setting
-        part: Any = owner
-        for step in first["loc"]:
-            part = getattr(part.model_fields.get(str(step)), "annotation", None) if _is_config(part) else None
-        unknown = inner and said.startswith(f"{inner[0]}: unknown key")
-        if inner and _is_config(part) and (unknown or inner[0] in part.model_fields):
-            return f"{place}.{said}"
+        settings = _settings_at(owner, first["loc"])
+        if inner and settings and (inner[0] in settings or said.startswith(f"{inner[0]}: unknown key")):
+            return f"{place}.{said}" if place else said
         return f"{place}: {said}" if place else said
     if first["type"] == "missing":
         return f"{place}: a value is needed"
     return f"{place}: {first['input']!r} given; {said[:1].lower()}{said[1:]}"
 
 
-def _is_config(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+def _settings_at(owner: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """Names of the settings of the configuration that lies there; nothing if it is none."""
+    kind: Any = owner
+    for step in place:
+        if not isinstance(kind, type) or not issubclass(kind, BaseModel) or str(step) not in kind.model_fields:
+            return []
+        kind = kind.model_fields[str(step)].annotation
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
 
 
 class AttentionConfig(Config):

@@ -56,6 +56,17 @@ class Store:
             )
         return store
 
+    @classmethod
+    def existing(cls, root: str | Path) -> Store:
+        """The store, which must be there already: looking at one does not make it.
+
+        Raises:
+            StoreError: there is none, or see `open`.
+        """
+        if not (Path(root) / "erpe.json").exists():
+            raise StoreError(f"store {root}: nothing there; `erpe tune` makes one, --store names another")
+        return cls.open(root)
+
     @property
     def artifacts(self) -> Path:
         """What MLflow's embedded server keeps."""

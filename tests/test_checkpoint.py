@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import subprocess
 
 import numpy as np
@@ -229,7 +230,7 @@ def test_nothing_in_a_trial_folder_can_run_code(tmp_path):
     final_evaluation(tmp_path)
     assert check_files(tmp_path) == {
         *(MODEL, "config.json", "outcome.json", "test.json", "attention.npz"),
-        *("confusion.json", "confusion_test.json", "per_class.json"),
+        *("confusion.json", "confusion_test.json", "per_class.json", "predictions.npz"),
     }
 
 
@@ -237,7 +238,7 @@ def check_files(folder) -> set[str]:
     """The names of the files, each read as what it claims to be without unpickling."""
     for path in folder.rglob("*"):
         content = path.read_bytes()
-        assert not content.startswith(b"\x80"), "a pickle"
+        assert not re.match(rb"\x80[\x02-\x05][\x95}\](KX]", content), "a pickle"  # protocol, and a first opcode
         assert b".pkl" not in content, "a torch archive"
         if path.suffix == ".json":
             json.loads(content, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

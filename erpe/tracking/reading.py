@@ -49,6 +49,24 @@ def read(uri: str, studies: Sequence[str] = ()) -> Outcomes:
     return rows.outcomes()
 
 
+def download_checkpoint(uri: str, study: str, uid: str) -> Path:
+    """Weights and configuration of a complete trial, in a temporary folder.
+
+    Raises:
+        StudyError: the server has no such trial, or no checkpoint of it.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = connect(uri)
+    try:
+        experiment = client.get_experiment_by_name(study)
+        found = client.search_runs([experiment.experiment_id], f"tags.`erpe.trial_uid` = '{uid}'")
+        return Path(client.download_artifacts(found[0].info.run_id, "checkpoint", tempfile.mkdtemp(prefix="erpe-")))
+    except (MlflowException, OSError, AttributeError, IndexError) as error:
+        why = str(error).partition("\n")[0]
+        raise StudyError(f"{study}: no checkpoint of {uid} to be had from the server ({why})") from None
+
+
 def _runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
     token = None
     while True:

@@ -1,0 +1,158 @@
+"""A study as data frames, for a notebook or a script.
+
+    study = erpe.load_study("mnist-nine")
+    study.runs.groupby("arm")["test/accuracy"].mean()
+    study.best("favor_rope"), study.model("favor_rope")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from erpe.config import TrialConfig
+from erpe.errors import StudyError, nearest
+from erpe.report.outcomes import Outcomes
+from erpe.store import Store, read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from erpe.model import ViT
+    from erpe.report.comparison import Comparison
+
+
+@dataclass(frozen=True, repr=False)
+class Study:
+    """What a study found. The tables are those of `erpe.report.outcomes.Outcomes`; change a copy, not them."""
+
+    name: str
+    outcomes: Outcomes
+    """The tables, the test predictions and the notes, as `erpe compare` reads them."""
+    _config: Callable[[str], TrialConfig]
+    """uid of a complete trial -> its configuration."""
+    _folder: Callable[[str], Path]
+    """uid of a complete trial or run -> the folder of its model."""
+
+    @property
+    def arms(self) -> pd.DataFrame:
+        """A row an arm: what was planned for it, and how much of that is done."""
+        return self.outcomes.arms
+
+    @property
+    def runs(self) -> pd.DataFrame:
+        """A row a confirmed run, that is an arm and a seed: its measures, as `test/accuracy`."""
+        return self.outcomes.runs
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """A row a trial of the search: its state, value (validation accuracy) and settings, as `train.lr`."""
+        return self.outcomes.trials
+
+    @property
+    def epochs(self) -> pd.DataFrame:
+        """A row an epoch of a trial (`val/accuracy`) or of a confirmed run (`train/loss`)."""
+        return self.outcomes.epochs
+
+    def best(self, arm: str) -> TrialConfig:
+        """The best configuration that the search found: complete, of the highest validation accuracy, the first of
+        equals.
+
+        Args:
+            arm: an arm; or a variant, whose arms all count.
+        Raises:
+            StudyError: there is no such arm, or none of its trials is complete.
+            StoreError: another version of erpe wrote it, or the tracking server has lost it.
+        """
+        trials = self.trials[self._of(arm, self.trials)]
+        complete = trials[(trials["state"] == "COMPLETE") & trials["value"].notna()].sort_values("number")
+        if complete.empty:
+            raise StudyError(f"{self.name}: {arm} has no complete trial yet; the study's command continues it")
+        uid = complete.loc[complete["value"].astype(float).idxmax(), "uid"]
+        return self._config(str(uid))
+
+    def model(self, run: str) -> ViT:
+        """A trained model, in evaluation mode on the CPU.
+
+        Args:
+            run: the uid of a confirmed run or of a complete trial; or an arm or variant: its first confirmed run.
+        Raises:
+            StudyError: there is no such run or arm, or it has no trained model yet.
+            StoreError: the model is missing or damaged, or another version of erpe wrote it.
+        """
+        from erpe.training.checkpoint import load_model
+
+        uids = {*self.runs["uid"], *self.trials.loc[self.trials["state"] == "COMPLETE", "uid"]}
+        if run in uids:
+            return load_model(self._folder(run))[0]
+        if run in set(self.trials["uid"]):
+            raise StudyError(f"{self.name}: trial {run} is not complete, so it has no model")
+        own = self.runs[self._of(run, self.runs)]
+        if own.empty:
+            raise StudyError(f"{self.name}: {run} has no confirmed run yet; the study's command continues it")
+        return load_model(self._folder(own["uid"].iloc[0]))[0]
+
+    def comparison(self) -> Comparison:
+        """Means with intervals, paired tests, the gap closed, and what they say in words.
+
+        Raises:
+            StudyError: there is nothing to compare yet.
+        """
+        from erpe.report.comparison import compare
+
+        return compare(self.outcomes)
+
+    def _of(self, arm: str, rows: pd.DataFrame) -> pd.Series:
+        """Which rows are of an arm, or of a variant."""
+        column = "arm" if arm in set(self.arms["arm"]) else "variant"
+        if arm not in set(self.arms[column]):
+            known = dict.fromkeys([*self.arms["arm"], *self.arms["variant"]])
+            raise StudyError(f"{self.name}: no arm, variant or run {arm!r}; {nearest(arm, known)}")
+        return rows[column] == arm
+
+    def __repr__(self) -> str:
+        done = f"{int(self.arms['finished'].sum())} of {len(self.arms)} arms finished"
+        return f"<study {self.name}: {done}, {len(self.trials)} trials, {len(self.runs)} confirmed runs>"
+
+
+def load_study(name: str, store: str | Path = "runs", server: str | None = None) -> Study:
+    """A study of `erpe study run`.
+
+    Args:
+        name: as `erpe study status` shows it.
+        store: the folder it was run in.
+        server: a tracking server to read instead, as http://HOST:5000.
+    Raises:
+        StudyError: there is none of this name.
+        StoreError: there is no store, or it cannot be read.
+        TrackingError: the server does not answer, refuses, or is not MLflow.
+    """
+    if server:
+        return _on_server(name, server)
+    from erpe.report.load import load
+    from erpe.search.records import grouped, read_studies
+
+    opened = Store.existing(store)
+    outcomes = load(opened, [name])
+    ((_, members),) = grouped(read_studies(opened), name)
+    places = {trial.uid: (member.name, trial) for member in members for trial in member.trials}
+
+    def folder(uid: str) -> Path:
+        study, trial = places[uid]
+        return opened.trial_folder(study, trial.number, trial.config.seed)
+
+    return Study(name, outcomes, lambda uid: places[uid][1].config, folder)
+
+
+def _on_server(name: str, server: str) -> Study:
+    from erpe.tracking.reading import download_checkpoint, read
+
+    def config(uid: str) -> TrialConfig:
+        return TrialConfig(**read_json(folder(uid) / "config.json"))
+
+    def folder(uid: str) -> Path:
+        return download_checkpoint(server, name, uid)
+
+    return Study(name, read(server, [name]), config, folder)
