@@ -1,8 +1,8 @@
 """A study as data frames, for a notebook or a script.
 
-    study = erpe.load_study("mnist-nine")
-    study.runs.groupby("arm")["test/accuracy"].mean()
-    study.best("favor_rope"), study.model("favor_rope")
+study = erpe.load_study("mnist-nine")
+study.runs.groupby("arm")["test/accuracy"].mean()
+study.best("favor_rope"), study.model("favor_rope")
 """
 
 from __future__ import annotations

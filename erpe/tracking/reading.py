@@ -59,10 +59,12 @@ def download_checkpoint(uri: str, study: str, uid: str) -> Path:
 
     client = connect(uri)
     try:
-        experiment = client.get_experiment_by_name(study)
-        found = client.search_runs([experiment.experiment_id], f"tags.`erpe.trial_uid` = '{uid}'")
-        return Path(client.download_artifacts(found[0].info.run_id, "checkpoint", tempfile.mkdtemp(prefix="erpe-")))
-    except (MlflowException, OSError, AttributeError, IndexError) as error:
+        experiments = [known.experiment_id for known in client.search_experiments() if known.name == study]
+        runs = client.search_runs(experiments, f"tags.`erpe.trial_uid` = '{uid}'") if experiments else []
+        if not runs:
+            raise StudyError(f"{study}: no run {uid} on the server")
+        return Path(client.download_artifacts(runs[0].info.run_id, "checkpoint", tempfile.mkdtemp(prefix="erpe-")))
+    except (MlflowException, OSError) as error:
         why = str(error).partition("\n")[0]
         raise StudyError(f"{study}: no checkpoint of {uid} to be had from the server ({why})") from None
 
