@@ -198,6 +198,7 @@ def study_run(
     as_json: AsJson = False,
 ) -> None:
     """Search, confirm and test every variant of a study file. The same command continues."""
+    from erpe.publish import publish
     from erpe.search.campaign import run
     from erpe.search.plan import load_plan
     from erpe.store import Store
@@ -216,10 +217,14 @@ def study_run(
             )  # fmt: skip
         if result.interrupted:
             raise KeyboardInterrupt
-    print(json.dumps(asdict(result))) if as_json else print("\n".join(result_lines(result, store)))
-    if not result.confirmed:
-        raise ErpeError(f"study {result.study}: no trial was completed; {next(iter(result.failed.values()))}")
-    if result.lag:
+        if not result.confirmed:
+            raise ErpeError(f"study {result.study}: no trial was completed; {next(iter(result.failed.values()))}")
+        page, lag = (None, 0) if offline else publish(plan, opened)
+    lines = result_lines(result, lag, page, store)
+    print(json.dumps(asdict(result) | {"report": page and str(page), "lag": lag})) if as_json else print(
+        "\n".join(lines)
+    )
+    if lag:
         raise typer.Exit(UNSENT)
 
 

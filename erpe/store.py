@@ -107,6 +107,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, 0o644)  # a temporary file is its owner's alone
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -11,13 +11,14 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from erpe.search.campaign import CampaignResult
 from erpe.search.plan import Plan
 from erpe.search.progress import Moment
 from erpe.search.records import Record, StudyRecord, read_studies
@@ -248,13 +249,16 @@ def watch(store: Store, study: str | None) -> None:
             time.sleep(2)
 
 
-def result_lines(result: Any, store: Path) -> list[str]:
+def result_lines(result: CampaignResult, lag: int, page: Path | None, store: Path) -> list[str]:
     """The end of `erpe study run`: what to look at."""
     where = "" if store == Path("runs") else f" --store {store}"
     lines = [f"{arm}: no trial was completed, so nothing is confirmed; {why}" for arm, why in result.failed.items()]
     lines.append(f"{sum(result.confirmed.values())} confirmed runs, {clock(result.seconds)}")
-    lines.append(f"tables: erpe compare {result.study}{where}    page: erpe report {result.study}{where}")
-    if result.lag:
+    lines.append(
+        f"page: {page}" if page else f"for MLflow: erpe sync{where}    page: erpe report {result.study}{where}"
+    )
+    lines.append(f"tables: erpe compare {result.study}{where}    look: erpe ui{where}")
+    if lag:
         why = f" ({result.problem})" if result.problem else ""
-        lines.append(f"{result.lag} events wait for MLflow; erpe sync{where} sends them{why}")
+        lines.append(f"{lag} events wait for MLflow; erpe sync{where} sends them{why}")
     return lines

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHECKPOINT = ("model.safetensors", "config.json", "outcome.json")
-RESULTS = ("test.json", "per_class.json", "confusion.json", "confusion_test.json", "predictions.npz", "attention.npz")
+RESULTS = (
+    "report.html", "test.json", "per_class.json", "confusion.json", "confusion_test.json", "predictions.npz",
+    "attention.npz",
+)  # fmt: skip
 FACTS = ("data_sha256", "split_sha256", "device", "threads")
 ALIAS = "champion"
 
