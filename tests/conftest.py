@@ -28,3 +28,11 @@ def empty_database(tmp_path_factory):
 
     connect(f"sqlite:///{path}").search_experiments(max_results=1)
     return path
+
+
+@pytest.fixture(scope="session")
+def digits_study(tmp_path_factory):
+    """The store of a whole small study of real digits, `digits-nine`; change a copy, not it."""
+    from trials import small_study
+
+    return small_study(tmp_path_factory.mktemp("study") / "store")

@@ -1,5 +1,8 @@
 """Trials small enough to train in a test, on real digits."""
 
+import json
+from pathlib import Path
+
 from erpe.config import TrialConfig, defaults
 
 TINY = {
@@ -25,3 +28,25 @@ def tiny(variant="relu_general", settings=None, seed=0) -> TrialConfig:
 def curve(history) -> list[dict[str, float]]:
     """A history without what the clock says."""
     return [{name: value for name, value in epoch.items() if not name.startswith("time/")} for epoch in history]
+
+
+STUDIES = Path(__file__).parent.parent / "studies"
+ARMS = ("softmax", "relu", "relu_rope")
+
+
+def small_study(root, *changes, arms=ARMS):
+    """`studies/digits_nine.toml`, so small that it trains in seconds: two trials and two seeds an arm.
+
+    Returns:
+        its store; nothing is sent to MLflow.
+    """
+    from erpe.search.campaign import run
+    from erpe.search.plan import load_plan
+    from erpe.store import Store
+
+    small = ["search.trials=2", "search.epochs=2", "search.pruner=none", "confirm.seeds=2"]
+    small += [f"variants={json.dumps(arms)}", 'settings."data.train_limit"=300', 'settings."model.mlp_ratio"=2']
+    small += [f'space."model.{name}"={value}' for name, value in (("width", 16), ("depth", 2), ("heads", 2))]
+    store = Store.open(root)
+    run(load_plan(STUDIES / "digits_nine.toml", [*small, *changes]), store, executor="inline", offline=True)
+    return store
