@@ -125,6 +125,13 @@ def test_something_else_in_place_of_a_model_is_one_line(saved, content):
     assert str(saved / MODEL) in refusal(load_model, saved)
 
 
+def test_a_single_flipped_bit_of_a_weight_is_noticed(saved):
+    content = bytearray((saved / MODEL).read_bytes())
+    content[-100] ^= 1
+    (saved / MODEL).write_bytes(content)
+    assert "checksum" in refusal(load_model, saved)
+
+
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"erpe": "{"}])
 def test_tensors_of_somebody_else_are_one_line(saved, metadata):
     save_file({"weight": torch.zeros(2)}, saved / MODEL, metadata=metadata)

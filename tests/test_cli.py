@@ -20,6 +20,7 @@ from erpe.predict import predict
 from erpe.training.checkpoint import load_model
 from erpe.training.data import normalise
 
+NINE = str(Path(__file__).parent.parent / "studies/digits_nine.toml")
 TINY = ("--epochs", "2", "--set", "model.width=32", "--set", "model.depth=1", "--set", "data.train_limit=100")
 
 
@@ -76,6 +77,15 @@ MISTAKES = {
     "study name": (("tune", "-v", "relu", "-d", "digits", "--name", "../x"), "letters, digits"),
     "empty store": (("status",), "erpe tune"),
     "no such run": (("predict", "nothing", "x.png"), "erpe tune"),
+    "tune on a device": (("tune", "-v", "relu", "-d", "digits", "--device", "cuda:99"), "cpu would do"),
+    "more cpus than there are": (("tune", "-v", "relu", "-d", "digits", "--cpus-per-trial", "9999"), "machine has"),
+    "empty study name": (("tune", "-v", "relu", "-d", "digits", "--name", ""), "letters, digits"),
+    "study file": (("study", "run", "none.toml"), "none.toml: cannot be read"),
+    "line of a study file": (("study", "show", NINE, "--set", "search.trails=1"), "did you mean trials?"),
+    "budget": (("study", "run", NINE, "--budget", "time"), "'trials', 'epochs' or 'flops'"),
+    "compare nothing": (("compare",), "erpe tune"),
+    "format": (("compare", "--format", "word"), "unknown format 'word'"),
+    "server": (("compare", "--server", "http://127.0.0.1:1"), "no answer"),
     "bench variant": (("bench", "-v", "relux"), "did you mean relu?"),
 }
 
@@ -115,7 +125,10 @@ def test_help_is_quick_because_nothing_heavy_is_imported():
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("command", ["tune", "train", "variants", "status", "sync", "ui", "predict", "doctor", "bench"])
+@pytest.mark.parametrize(
+    "command",
+    "tune train variants status sync ui predict doctor bench study compare report".split(),
+)
 def test_every_command_explains_itself(erpe, command):
     code, out, _ = erpe(command, "--help")
     assert code == 0 and "Usage: erpe" in out

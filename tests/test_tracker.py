@@ -370,6 +370,27 @@ def test_a_run_that_a_killed_create_made_twice_becomes_one(embedded):
 
 
 @slow
+def test_a_database_whose_making_was_killed_is_made_again(store):
+    """What is there under its name is whole: another process never meets half of the tables."""
+    import sqlite3
+
+    from erpe.tracking import server as module
+
+    draft = store.root / "mlflow.draft"
+    killed = (
+        "import os, pathlib; pathlib.Path.rename = lambda *_: os._exit(9)\n"
+        f"from erpe.tracking.server import connect; connect({store.tracking_uri!r})"
+    )
+    assert subprocess.run([sys.executable, "-c", killed]).returncode == 9
+    assert draft.exists() and not (store.root / "mlflow.db").exists()
+    draft.write_bytes(draft.read_bytes()[:8192])  # killed earlier still
+    module.connect(store.tracking_uri).search_experiments(max_results=1)
+    assert probe(store.tracking_uri) is None and not draft.exists()
+    with sqlite3.connect(store.root / "mlflow.db") as database:
+        assert database.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)
+
+
+@slow
 def test_a_run_that_a_user_deleted_stays_deleted(embedded):
     from mlflow import MlflowClient
 

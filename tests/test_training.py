@@ -233,6 +233,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_trial_begins_again(tmp_path, 
     content = (folder / STATE).read_bytes()
     again = Trial(config, folder)
     assert again.history == [] and not (folder / STATE).exists()
+    assert again.warning is not None and "begins again" in again.warning and "\n" not in again.warning
     assert (folder / STATE).with_suffix(".damaged").read_bytes() == content
     assert train(config, folder) == uninterrupted["favor_rope"][1:]
 

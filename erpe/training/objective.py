@@ -151,7 +151,8 @@ class Trial:
             self.trainer.load_state(tensors)
             self.history = facts["history"]
         except (StoreError, RuntimeError, KeyError, TypeError) as error:
-            self.warning = f"{error}; set aside as {path.with_suffix('.damaged').name}, the trial begins again"
+            said = " ".join(str(error).split())
+            self.warning = f"{said}; set aside as {path.with_suffix('.damaged').name}, the trial begins again"
             with contextlib.suppress(FileNotFoundError):
                 path.rename(path.with_suffix(".damaged"))
             model = build(self.config.model, self.config.seed).to(self.device)
