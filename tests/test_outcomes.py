@@ -1,0 +1,137 @@
+"""Outcomes: what is read of a study is what was measured, from a store and from MLflow alike."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from erpe import cli
+from erpe.errors import StoreError, StudyError, TrackingError
+from erpe.report.load import load
+from erpe.report.outcomes import MOST_BYTES, read_arrays
+from erpe.search.records import read_studies
+from erpe.store import Store
+
+
+@pytest.fixture(scope="module")
+def synced(digits_study, empty_database, tmp_path_factory):
+    """A copy of the study's store whose MLflow has everything."""
+    from erpe.tracking.tracker import sync
+
+    root = tmp_path_factory.mktemp("synced") / "store"
+    shutil.copytree(digits_study.root, root)
+    shutil.copy(empty_database, root / "mlflow.db")
+    store = Store.open(root)
+    assert set(sync(store).values()) == {0}
+    return store
+
+
+def test_a_row_is_what_the_run_wrote(digits_study):
+    outcomes = load(digits_study)
+    assert list(outcomes.arms["arm"]) == ["softmax", "relu", "relu_rope"] and outcomes.arms["finished"].all()
+    for study in read_studies(digits_study):
+        if study.group.phase != "confirm":
+            continue
+        for trial in study.trials:
+            folder = digits_study.trial_folder(study.name, trial.number, trial.config.seed)
+            row = outcomes.runs.set_index("uid").loc[trial.uid]
+            written = json.loads((folder / "test.json").read_text())
+            assert {name: row[name] for name in written} == pytest.approx(written)
+            assert (outcomes.predictions[trial.uid] == outcomes.labels["digits"]).mean() == row["test/accuracy"]
+            assert row["seed"] == trial.config.seed and row["train/images"] == 300
+
+
+def test_a_confirmed_run_trains_on_everything_and_a_search_never_sees_what_it_is_judged_by(digits_study):
+    for study in read_studies(digits_study):
+        for trial in study.trials:
+            held_out = trial.config.data.validation
+            assert (held_out == 0) == (study.group.phase == "confirm")
+            folder = digits_study.trial_folder(study.name, trial.number, trial.config.seed)
+            assert (folder / "test.json").exists() == (study.group.phase == "confirm")
+
+
+def test_curves_have_every_epoch(digits_study):
+    epochs = load(digits_study).epochs
+    assert (epochs.groupby("uid")["epoch"].apply(list).map(tuple) == (1, 2)).all()
+    search, confirm = (epochs[epochs["phase"] == phase] for phase in ("search", "confirm"))
+    assert search["val/accuracy"].notna().all() and search["train/loss"].isna().all()
+    assert confirm["train/loss"].gt(0).all() and confirm["val/accuracy"].isna().all()
+
+
+@pytest.mark.slow
+def test_a_tracking_server_tells_the_same_as_the_store(synced):
+    from erpe.tracking.reading import read
+
+    here, there = load(synced), read(synced.tracking_uri)
+    for name in ("arms", "runs", "trials", "epochs"):
+        ours, theirs = getattr(here, name), getattr(there, name)
+        shared = [column for column in ours if column in theirs and column != "seconds"]
+        assert set(ours) - set(theirs) <= {"seconds"}, name
+        order = [column for column in ("uid", "epoch", "arm") if column in shared]
+        first, second = (frame[shared].sort_values(order).reset_index(drop=True) for frame in (ours, theirs))
+        pd.testing.assert_frame_equal(first, second, check_dtype=False, obj=name)
+    assert here.made_with == there.made_with
+    assert {uid: list(found) for uid, found in here.predictions.items()} == {
+        uid: list(found) for uid, found in there.predictions.items()
+    }
+
+
+@pytest.mark.slow
+def test_unknown_studies_and_servers_are_one_line(synced):
+    from erpe.tracking.reading import read
+
+    with pytest.raises(StudyError, match="did you mean digits-nine"):
+        read(synced.tracking_uri, ["digits-nin"])
+    with pytest.raises(StudyError, match="did you mean digits-nine"):
+        load(synced, ["digits-nin"])
+    with pytest.raises(TrackingError, match="no answer"):
+        read("http://127.0.0.1:1")
+
+
+@pytest.mark.slow
+def test_the_commands_end_with_tables_figures_and_a_page_that_is_in_mlflow(synced, monkeypatch, capsys, tmp_path):
+    from erpe.publish import publish
+    from erpe.search.plan import Plan
+    from erpe.tracking.server import connect
+
+    def erpe(*words):
+        monkeypatch.setattr(sys, "argv", ["erpe", *words, "--store", str(synced.root)])
+        cli.main() if words[0] != "compare" else _quietly(cli.main)
+        return capsys.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
+    assert "relu_rope" in erpe("compare") and "not told apart" in erpe("compare", "--format", "markdown")
+    erpe("compare", "--format", "parquet", "--output", "table.parquet")
+    assert set(pd.read_parquet("table.parquet")["arm"].dropna()) >= {"softmax", "relu", "relu_rope"}
+    plan = Plan(**read_studies(synced)[0].group.plan)
+    page, lag = publish(plan, synced)
+    assert lag == 0 and page.read_text().startswith("<!DOCTYPE html>")
+    client = connect(synced.tracking_uri)
+    (run,) = client.search_runs([client.get_experiment_by_name(plan.name).experiment_id], "tags.phase = 'report'")
+    assert "report.html" in [file.path for file in client.list_artifacts(run.info.run_id)]
+
+
+def _quietly(main):
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+
+
+def test_an_array_from_a_store_cannot_be_a_link_a_pickle_or_a_bomb(tmp_path):
+    good, evil, link, bomb = (tmp_path / f"{name}.npz" for name in ("good", "evil", "link", "bomb"))
+    np.savez(good, predicted=np.arange(3))
+    assert list(read_arrays(good)["predicted"]) == [0, 1, 2]
+    np.savez(evil, predicted=np.array([{"a": 1}], dtype=object))
+    link.symlink_to(good)
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("predicted.npy", bytes(MOST_BYTES + 1))
+    for path in (evil, link, bomb, tmp_path / "missing.npz"):
+        with pytest.raises(StoreError) as error:
+            read_arrays(path)
+        assert "\n" not in str(error.value) and path.name in str(error.value)
