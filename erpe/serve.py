@@ -9,7 +9,7 @@ import sys
 from erpe.errors import ConfigError, TrackingError
 from erpe.store import Store
 from erpe.tracking.server import examine, redact
-from erpe.tracking.view import runs_page
+from erpe.tracking.view import CONFIRMED_VIEW, confirmed_page, runs_page
 
 
 def serve(store: Store, port: int) -> None:
@@ -44,8 +44,13 @@ def serve(store: Store, port: int) -> None:
 
 
 def pages(store: Store) -> dict[str, str]:
-    """Study -> the page of its runs in the UI."""
+    """What there is to see -> its page in the UI: the runs of a study, and the confirmed ones, arm by arm."""
     from erpe.tracking.server import connect
 
-    experiments = connect(store.tracking_uri).search_experiments()
-    return {found.name: runs_page(found.experiment_id) for found in experiments if found.name != "Default"}
+    found: dict[str, str] = {}
+    for experiment in connect(store.tracking_uri).search_experiments():
+        if experiment.name != "Default":
+            found[experiment.name] = runs_page(experiment.experiment_id)
+        if CONFIRMED_VIEW[0] in experiment.tags:
+            found[f"{experiment.name}, confirmed runs"] = confirmed_page(experiment.experiment_id)
+    return found

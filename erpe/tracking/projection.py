@@ -12,7 +12,7 @@ from erpe.store import Store
 from erpe.tracking import artifacts
 from erpe.tracking.server import connect
 from erpe.tracking.spool import Event
-from erpe.tracking.view import EXPERIMENT_TAGS
+from erpe.tracking.view import CONFIRMED_VIEW, EXPERIMENT_TAGS
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -111,6 +111,8 @@ class Projection:
         return event.uid if event.number is None else f"trial {event.number}"
 
     def _start_study(self, event: Event, run: str) -> None:
+        if event.tags.get("phase") == "confirm":
+            self.client.set_experiment_tag(self._experiment, *CONFIRMED_VIEW)
         self._start(event, run, event.tags, "study.json")
 
     def _start_trial(self, event: Event, run: str) -> None:
@@ -167,4 +169,5 @@ class Projection:
 def _metrics(event: Event) -> list[Metric]:
     from mlflow.entities import Metric
 
-    return [Metric(key, value, event.ts, event.step) for key, value in event.metrics.items()]
+    # the epoch is the step; as a measure it would be the one MLflow draws first when runs are compared
+    return [Metric(key, value, event.ts, event.step) for key, value in event.metrics.items() if key != "epoch"]
