@@ -379,15 +379,50 @@ def status(
 
 
 @app.command()
-def sync(study: Annotated[str | None, typer.Argument()] = None, store: StoreOption = STORE) -> None:
-    """Send to MLflow what waits in the spool."""
+def sync(
+    source: Annotated[
+        str | None, typer.Argument(help="A study; or the folder of a store filled elsewhere. None: all studies.")
+    ] = None,
+    store: StoreOption = STORE,
+) -> None:
+    """Send to MLflow what waits in the spool; a store that was filled elsewhere is taken over first."""
     from erpe.tracking.tracker import sync as send
 
-    left = send(existing(store), study)
+    if source and is_foreign(source, store):
+        opened, studies = take_over(Path(source), store)
+    else:
+        opened, studies = existing(store), [source]
+    left = {name: count for study in studies for name, count in send(opened, study).items()}
     for name, count in left.items():
         print(f"{name}: {'everything arrived' if not count else f'{count} events still wait'}")
     if any(left.values()):
         raise typer.Exit(1)
+
+
+def is_foreign(source: str, store: Path) -> bool:
+    """Whether it is a folder, and not one that happens to be named as a study."""
+    return Path(source).is_dir() and (
+        Path(source, "erpe.json").exists() or not (store / f"spool/{source}.jsonl").exists()
+    )
+
+
+def take_over(folder: Path, store: Path) -> tuple[Any, list[str | None]]:
+    """Bring what a store has into ours; ours and the studies that have a spool.
+
+    Raises:
+        StoreError: there is no store in the folder, or see `erpe.search.adopt.adopt`.
+    """
+    from erpe.errors import StoreError
+    from erpe.search.adopt import adopt
+    from erpe.store import Store
+
+    if not (folder / "erpe.json").exists():
+        raise StoreError(f"{folder}: a folder, but not a store; one that `erpe study run --store` filled would do")
+    opened = Store.open(store)
+    found = adopt(folder, opened)
+    for study, trials, events in found:
+        print(f"{study}: {trials} trials and {events} events taken over" if trials or events else f"{study}: no news")
+    return opened, [each.study for each in found if (opened.spool / f"{each.study}.jsonl").exists()]
 
 
 @app.command()

@@ -25,14 +25,14 @@ from erpe.errors import StudyError, TrialError
 from erpe.search import records, samplers, storage
 from erpe.search.axes import default_point, sample
 from erpe.search.lease import Lease, take
-from erpe.search.records import CONFIG, END, FINAL, GROUP, STUDY, Group, Record, StudyRecord, Verdict
+from erpe.search.records import CONFIG, END, EPOCH, FINAL, GROUP, STUDY, Group, Record, StudyRecord, Verdict
 from erpe.search.study import StudySpec, check_name, derive_seed, differences_from
 from erpe.store import Store
 
 MAX_ATTEMPTS = 3
 """Crashes of a trial without a finished epoch between them, after which it is FAIL."""
 
-_EPOCH, _ATTEMPTS = "erpe.epoch", "erpe.attempts"
+_ATTEMPTS = "erpe.attempts"
 
 
 class Ledger:
@@ -45,8 +45,8 @@ class Ledger:
         self._orphans: list[int] = []
         self.uid = records.read_about(study.study_name, study.user_attrs).uid
         study.pruner = samplers.make_pruner(spec)
-        self._epoch = int(study.user_attrs.get(_EPOCH, 0)) + 1
-        study.set_user_attr(_EPOCH, self._epoch)
+        self._epoch = int(study.user_attrs.get(EPOCH, 0)) + 1
+        study.set_user_attr(EPOCH, self._epoch)
         self._attach()
 
     @property
@@ -107,7 +107,7 @@ class Ledger:
     def _guard(self) -> None:
         """Fence: whoever bumped the epoch last is the driver; an older one may not write."""
         self._lease.check()
-        if self._backend.get_study_user_attrs(self._id).get(_EPOCH) != self._epoch:
+        if self._backend.get_study_user_attrs(self._id).get(EPOCH) != self._epoch:
             raise StudyError(f"study {self.name}: another erpe took over; this one stops, nothing is lost")
 
     def _trial_id(self, number: int) -> int:

@@ -21,6 +21,9 @@ from erpe.store import Store
 STUDY, GROUP, CONFIG, END, FINAL = "erpe.study", "erpe.group", "erpe.config", "erpe.end", "erpe.final"
 """Attributes of a study and of its trials. A trial with CONFIG counts; one with END is decided."""
 
+EPOCH = "erpe.epoch"
+"""Of a study: how many drivers it has had; the last one may write."""
+
 
 class Verdict(NamedTuple):
     """How a trial ends; written before it is told to anyone."""

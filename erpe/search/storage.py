@@ -162,6 +162,11 @@ class Database:
                 ) from None
             raise
 
+    @property
+    def engine(self) -> sqlalchemy.Engine:
+        """For what Optuna's interface has no word for."""
+        return self._tables.engine
+
     def names(self) -> list[str]:
         """All studies."""
         return sorted(patient(optuna.get_all_study_names)(self.backend))

@@ -17,7 +17,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -43,7 +43,7 @@ class Event(BaseModel):
     seq: NonNegativeInt = 0
     """Position in the spool, from 1; the spool gives it."""
     ts: NonNegativeInt = 0
-    """Milliseconds since 1970, rising with seq even when the clock steps back; the spool gives it."""
+    """Milliseconds since 1970; the spool gives it. In a run it rises with seq even when the clock steps back."""
     step: int = 0
     metrics: dict[str, float] = {}
     tags: dict[str, str] = {}
@@ -135,16 +135,24 @@ class Spool:
         """Append under `exclusive`; gives the event its place and time."""
         ts = max(int(time.time() * 1000), self._ts + 1)
         event = event.model_copy(update={"seq": self.seq + 1, "ts": ts})
-        line = encode(event)
+        self._append([event])
+        return event
+
+    def adopt(self, events: Sequence[Event]) -> None:
+        """Append under `exclusive` what another spool has; gives each event its place, and leaves it its time."""
+        self._append([event.model_copy(update={"seq": self.seq + n}) for n, event in enumerate(events, 1)])
+
+    def _append(self, events: Sequence[Event]) -> None:
+        lines = [encode(event) for event in events]
         try:
-            if os.write(self._fd, line) < len(line):
+            if os.write(self._fd, b"".join(lines)) < sum(map(len, lines)):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._fd)
         except OSError:
             os.ftruncate(self._fd, self._end)
             raise
-        self._see(event, len(line))
-        return event
+        for event, line in zip(events, lines, strict=True):
+            self._see(event, len(line))
 
     def _see(self, event: Event, size: int) -> None:
         self.seq, self._ts = max(self.seq, event.seq), max(self._ts, event.ts)

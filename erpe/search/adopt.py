@@ -1,0 +1,165 @@
+"""Take over what another store holds: a study that was run elsewhere without MLflow arrives here, once.
+
+    adopt(Path("from-the-gpu-box"), Store.open("runs"))
+
+Everything is read and checked first; what is refused is refused before a byte is written. Then, in this order,
+
+1. files: results and checkpoints, each whole or not at all. Nobody looks at them before the database names them.
+2. the Optuna database: all studies in one transaction. From now on the trials are known here, with their files.
+3. the spool: the events it does not have yet. The sender needs the files and, for Optuna's plots, the studies.
+
+Killed in between, the same call starts from the first step and finds what it did: a file of equal content, a study
+that is already the same, an event with the run, kind and time of one that is here. So each arrives once, also when
+the other store has gone on and is taken over again. What went on in both places is refused: neither may be lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import NamedTuple
+
+import optuna
+
+from erpe.errors import StoreError, StudyError
+from erpe.search import storage
+from erpe.search.foreign import Foreign, Member
+from erpe.search.lease import take
+from erpe.search.records import EPOCH, read_about, read_studies
+from erpe.search.transplant import continues, facts, transplant
+from erpe.store import Store, write_atomic
+from erpe.tracking.spool import Event, Spool
+
+CHECKPOINT = "training.safetensors"
+"""Of a trial that goes on; one that ended has none."""
+
+
+class Adopted(NamedTuple):
+    """What arrived of a study of `erpe study run` or `erpe tune`."""
+
+    study: str
+    trials: int
+    """New ones, and those that went on."""
+    events: int
+    """New in the spool; `erpe.tracking.tracker.sync` sends them."""
+
+
+def adopt(folder: Path, store: Store) -> list[Adopted]:
+    """Take over all studies of the store in `folder`, or what is new of them.
+
+    Raises:
+        StoreError: `folder` is no store, is damaged, or holds what erpe does not write; or this store cannot be
+            written.
+        StudyError: a study of that name is another one here, or went on here, too, or is running.
+    """
+    with contextlib.ExitStack() as opened:
+        foreign = opened.enter_context(Foreign.open(folder))
+        if foreign.root == store.root:
+            raise StoreError(f"{folder}: is this store itself; --store names another")
+        families = dict.fromkeys(member.family for member in foreign.members.values())
+        events = {family: foreign.events(family) for family in families}
+        files = {
+            name: [(trial, foreign.files(member, trial)) for trial in member.record.trials]
+            for name, member in foreign.members.items()
+        }
+        with contextlib.closing(storage.Database(store.storage_url)) as here:
+            for name in foreign.members:
+                opened.callback(take(here.url, name).release)
+            _check_families(foreign, store)
+            news = {name: _compare(member, here) for name, member in foreign.members.items()}
+            for name, found in files.items():
+                for trial, paths in found if news[name].files else ():
+                    _copy(paths, store.trial_folder(name, trial.number, trial.config.seed))
+            transplant(foreign.database, here, [name for name in news if news[name].rows])
+        return [
+            Adopted(
+                family,
+                sum(news[name].trials for name, member in foreign.members.items() if member.family == family),
+                _append(store, family, told),
+            )
+            for family, told in events.items()
+        ]
+
+
+class _News(NamedTuple):
+    """What of a study is to be written here."""
+
+    trials: int
+    """New ones, and those that went on."""
+    rows: bool
+    files: bool
+
+
+def _check_families(foreign: Foreign, store: Store) -> None:
+    """A greater study here has no parts, unless it or the foreign one has all parts of the other.
+
+    Raises:
+        StudyError: both have parts of their own.
+    """
+    known: dict[str, set[str]] = {}
+    for record in read_studies(store):
+        known.setdefault(record.group.study if record.group else record.name, set()).add(record.name)
+    for family in {member.family for member in foreign.members.values()} & set(known):
+        theirs = {name for name, member in foreign.members.items() if member.family == family}
+        if not (theirs <= known[family] or known[family] <= theirs):
+            own = ", ".join(sorted(known[family] - theirs)[:3])
+            raise StudyError(f"study {family}: another one is here, or it went on here, too ({own}); {_WOULD_DO}")
+
+
+_WOULD_DO = "--store NEW takes it into a store of its own"
+
+
+def _compare(member: Member, here: storage.Database) -> _News:
+    """What a study has that it does not have here.
+
+    Raises:
+        StudyError: the study here is another one, or both went on.
+    """
+    name, later = member.record.name, member.study.get_trials(deepcopy=False)
+    if name not in here.names():
+        return _News(len(later), rows=True, files=True)
+    known = storage.patient(optuna.load_study)(study_name=name, storage=here.backend)
+    if read_about(name, known.user_attrs).uid != member.record.about.uid:
+        raise StudyError(f"study {name}: another one of that name is here; {_WOULD_DO}")
+    newer, older = continues(member.study, known), continues(known, member.study)
+    if not newer and not older:
+        raise StudyError(f"study {name}: it went on here and there since it was taken over; {_WOULD_DO}")
+    if not newer:
+        return _News(0, rows=False, files=False)
+    earlier = [facts(trial) for trial in known.get_trials(deepcopy=False)]
+    changed = sum(facts(trial) not in earlier[trial.number : trial.number + 1] for trial in later)
+    drivers, here_too = (study.user_attrs.get(EPOCH, 0) for study in (member.study, known))
+    return _News(changed, rows=not older or drivers > here_too, files=not older or drivers >= here_too)
+
+
+def _copy(paths: dict[str, Path], folder: Path) -> None:
+    """Bring a trial's folder to what it is elsewhere; other files stay.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    try:
+        for name, path in paths.items():
+            data = path.read_bytes()
+            if not (folder / name).exists() or (folder / name).read_bytes() != data:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_atomic(folder / name, data)
+        if paths and CHECKPOINT not in paths:
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"{error.filename or folder}: {error.strerror or error}; the same call goes on") from None
+
+
+def _append(store: Store, family: str, told: list[Event]) -> int:
+    """Write the events that are not here yet, in one go; how many."""
+    seen: set[tuple[str, str, int]] = set()
+    spool = Spool(store.spool, family, lambda event: seen.add(_key(event)))
+    with spool.exclusive():
+        new = [event for event in told if _key(event) not in seen]
+        spool.adopt(new)
+    return len(new)
+
+
+def _key(event: Event) -> tuple[str, str, int]:
+    """A spool gives no two events of a run the same time."""
+    return event.uid, event.kind, event.ts

@@ -1,0 +1,212 @@
+"""A store that was made elsewhere, read without trust: nothing in it is changed, followed, unpickled or run."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import optuna
+from pydantic import TypeAdapter
+
+from erpe.errors import ErpeError, StoreError, StudyError
+from erpe.search.plan import Plan
+from erpe.search.records import Record, StudyRecord, read_study
+from erpe.search.storage import Database, first_line
+from erpe.search.study import check_name
+from erpe.store import LAYOUT, Store, read_json
+from erpe.tracking.spool import Event, Spool
+
+MIB = 2**20
+FILES = {
+    "model.safetensors": 4096 * MIB, "training.safetensors": 16384 * MIB, "config.json": MIB, "outcome.json": 64 * MIB,
+    "test.json": MIB, "per_class.json": MIB, "confusion.json": MIB, "confusion_test.json": MIB,
+    "predictions.npz": 64 * MIB, "attention.npz": 64 * MIB,
+}  # fmt: skip
+"""What may lie in a trial's folder -> bytes it may have. Anything else stays where it is."""
+
+_DATABASE, _SPOOL = 1024 * MIB, 1024 * MIB
+_RECORD = TypeAdapter(StudyRecord)
+
+
+class Member(NamedTuple):
+    """A study of the foreign store, as Optuna has it and as erpe understands it."""
+
+    study: optuna.Study
+    record: StudyRecord
+
+    @property
+    def family(self) -> str:
+        """Name of the greater study it is a part of, or its own: that of its spool."""
+        return self.record.group.study if self.record.group else self.record.name
+
+
+class Foreign:
+    """A foreign store, open.
+
+    Raises:
+        StoreError: something in it is not what erpe writes; the line says what.
+    """
+
+    def __init__(self, root: Path, database: Database) -> None:
+        self.root, self.database = root, database
+        self.members = {name: self._read(name) for name in database.names()}
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, folder: Path) -> Iterator[Foreign]:
+        """Read its studies from a copy of its database.
+
+        Raises:
+            StoreError: it is no store, or damaged, or has links.
+            StudyError: a study is running there.
+        """
+        root = folder.resolve()
+        with contextlib.ExitStack() as opened:
+            if not plain(root, root / "erpe.json", MIB) or read_json(root / "erpe.json") != {"layout": LAYOUT}:
+                raise StoreError(f"{folder}: not a store of this version of erpe (erpe.json is missing or another)")
+            if not plain(root, root / "optuna.db", _DATABASE):
+                raise StoreError(f"{folder}: has no optuna.db, so no study was run into it")
+            for lock in sorted((root / "locks").glob("*.lock")):
+                opened.enter_context(_idle(root, lock))
+            copy = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="erpe-"))) / "optuna.db"
+            for end in ("", "-wal"):  # what was not yet moved from the log to the database is there, too
+                if plain(root, root / f"optuna.db{end}", _DATABASE):
+                    shutil.copyfile(root / f"optuna.db{end}", f"{copy}{end}")
+            _check_tables(copy, root / "optuna.db")
+            with _distrust(root / "optuna.db", copy):
+                database = Database(f"sqlite:///{copy}")
+                opened.callback(database.close)
+                found = cls(root, database)
+            yield found
+
+    def _read(self, name: str) -> Member:
+        study = optuna.load_study(study_name=check_name(name), storage=self.database.backend)
+        found = Member(study, read_study(study))
+        numbers = [trial.number for trial in study.get_trials(deepcopy=False)]
+        if not re.fullmatch("[0-9a-f]{12}", found.record.about.uid) or numbers != list(range(len(numbers))):
+            raise ValueError(f"study {name}: uid {found.record.about.uid!r}, trials {numbers}")
+        _RECORD.validate_python(found.record)
+        if group := found.record.group:
+            check_name(group.arm)
+            if Plan(**group.plan).name != check_name(group.study):
+                raise ValueError(f"study {name}: its plan is of another one")
+        return found
+
+    def files(self, member: Member, trial: Record) -> dict[str, Path]:
+        """What lies in a trial's folder, every file looked into.
+
+        Raises:
+            StoreError: a link, a file that is damaged or too large, or a complete trial without its outcome.
+        """
+        folder = Store(self.root).trial_folder(member.record.name, trial.number, trial.config.seed)
+        found = {name: folder / name for name, most in FILES.items() if plain(self.root, folder / name, most)}
+        for path in found.values():
+            _look_into(path)
+        if trial.state == "COMPLETE" and "outcome.json" not in found:
+            raise StoreError(f"{folder}: the trial is complete and its outcome.json is missing; copy the store whole")
+        return found
+
+    def events(self, family: str) -> list[Event]:
+        """What the spool of a study tells of the studies and trials in the database; other runs stay there.
+
+        Raises:
+            StoreError: it is damaged, or names a folder, a run or a model that is not the study's own.
+        """
+        path = self.root / "spool" / f"{family}.jsonl"
+        if not plain(self.root, path, _SPOOL):
+            return []
+        members = [member for member in self.members.values() if member.family == family]
+        uids, folders, models = {""}, {""}, {""}
+        for name, about, trials, _, group in (member.record for member in members):
+            uids |= {about.uid, *(trial.uid for trial in trials)}
+            folders |= {f"checkpoints/{name}/{trial.number:04d}-{trial.config.seed}" for trial in trials}
+            models.add(f"{group.study}.{group.arm}" if group else name)
+        spool, offset, found = Spool(path.parent, family), 0, []
+        while batch := spool.read(offset):
+            offset = batch[-1][1]
+            found += [event for event, _ in batch if event.uid in uids - {""}]
+        for event in found:
+            own = {event.best or "", event.parent or ""} <= uids and event.model in models
+            if not own or (event.folder or "") not in folders:
+                raise StoreError(f"{path}: event {event.seq} names a run, model or folder that is not of {family}")
+        return found
+
+
+@contextlib.contextmanager
+def _distrust(database: Path, copy: Path) -> Iterator[None]:
+    """Whatever goes wrong is the fault of who wrote the database, and one line."""
+    try:
+        yield
+    except ErpeError as error:
+        said = str(error).replace(f"database sqlite:///{copy}: ", "")
+        raise type(error)(f"{database}: {said}") from None
+    except Exception as error:
+        raise StoreError(f"{database}: damaged, or not written by erpe ({first_line(error)})") from None
+
+
+def plain(root: Path, path: Path, most: int) -> bool:
+    """Whether there is a file; then it is no link, on no linked path, no device, and not too large.
+
+    Raises:
+        StoreError: it is.
+    """
+    if not os.path.lexists(path):
+        return False
+    if path.resolve() != path or not path.is_relative_to(root) or not path.is_file():
+        raise StoreError(f"{path}: a link or not a plain file; a store has none")
+    if path.stat().st_size > most:
+        raise StoreError(f"{path}: {path.stat().st_size} bytes, more than the {most} that it may have")
+    return True
+
+
+@contextlib.contextmanager
+def _idle(root: Path, lock: Path) -> Iterator[None]:
+    """Nobody runs the study of this lock while we read."""
+    plain(root, lock, MIB)
+    with lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyError(f"study {lock.stem}: is running in {root}; wait for it, or stop it") from None
+        yield
+
+
+def _check_tables(copy: Path, shown: Path) -> None:
+    """Only tables, none virtual: a view or a trigger could compute for ever."""
+    try:
+        with contextlib.closing(sqlite3.connect(copy)) as database:
+            other = "SELECT count(*) FROM sqlite_master WHERE type NOT IN ('table', 'index') OR sql LIKE '%VIRTUAL%'"
+            if database.execute(other).fetchone()[0] or database.execute("PRAGMA quick_check").fetchone() != ("ok",):
+                raise StoreError(f"{shown}: damaged, or not Optuna's tables")
+    except sqlite3.Error as error:
+        raise StoreError(f"{shown}: not a database, or damaged ({error})") from None
+
+
+def _look_into(path: Path) -> None:
+    """A file that was copied by half is found before anything is written."""
+    from erpe.report.outcomes import read_arrays
+
+    try:
+        if path.suffix == ".json":
+            json.loads(path.read_bytes())
+        elif path.suffix == ".npz":
+            read_arrays(path)
+        else:
+            from safetensors import SafetensorError, safe_open
+
+            try:
+                with safe_open(path, framework="np"):
+                    pass
+            except SafetensorError as error:
+                raise ValueError(error) from None
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path}: damaged ({error}); copy the store again") from None
