@@ -1,9 +1,14 @@
+import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 import scipy.linalg  # noqa: F401  its threads can be limited only once it is loaded
 import threadpoolctl
 import torch
+from browsing import chromium, programs, tidy
+from mlflow_server import mlflow_server
 from postgres import PROGRAMS, Postgres
 
 # Small matrices: more threads would only wait for each other. And sums are added in one order.
@@ -12,12 +17,14 @@ threadpoolctl.threadpool_limits(1)
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory):
+def postgres():
     if not shutil.which("initdb", path=PROGRAMS):
         pytest.skip("no PostgreSQL on this machine")
-    server = Postgres(tmp_path_factory.mktemp("postgres"))
-    yield server
-    server.stop()
+    # Not below pytest's own folder: another pytest that starts closes that to all users but its own.
+    with tempfile.TemporaryDirectory(prefix="erpe-postgres-") as folder:
+        server = Postgres(Path(folder))
+        yield server
+        server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +43,33 @@ def digits_study(tmp_path_factory):
     from trials import small_study
 
     return small_study(tmp_path_factory.mktemp("study") / "store")
+
+
+@pytest.fixture(scope="module")
+def ui(store):
+    """Where MLflow's own server shows the `store` of a test file."""
+    with mlflow_server(store.root / "mlflow.db", store.artifacts) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if not all(programs()):
+        assert not os.environ.get("CI"), "no chromium and chromedriver on the PATH; CI needs both"
+        pytest.skip("no chromium and chromedriver on the PATH")
+    with chromium(tmp_path_factory.mktemp("chromium")) as found:
+        yield found
+
+
+@pytest.fixture
+def photograph(browser, tmp_path):
+    """Save what the browser shows."""
+
+    def take(name):
+        tidy(browser)
+        folder = Path(os.environ.get("ERPE_SCREENSHOTS", tmp_path))
+        folder.mkdir(parents=True, exist_ok=True)
+        browser.save_screenshot(str(folder / f"{name}.png"))
+        assert (folder / f"{name}.png").stat().st_size > 10_000
+
+    return take

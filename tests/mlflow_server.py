@@ -61,3 +61,9 @@ def rows(database: Path, query: str, *values):
     """The answer of MLflow's own database."""
     with closing(sqlite3.connect(database)) as connection:
         return connection.execute(query, values).fetchall()
+
+
+def newest_study(database: Path):
+    """Its experiment: (id, name)."""
+    query = "SELECT experiment_id, name FROM experiments WHERE name != 'Default' ORDER BY experiment_id DESC LIMIT 1"
+    return rows(database, query)[0]

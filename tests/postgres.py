@@ -17,8 +17,7 @@ class Postgres:
     def __init__(self, folder):
         self.folder, self.user = folder, ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
         if self.user:
-            for path in (folder, *folder.parents[:2]):
-                path.chmod(0o755)
+            folder.chmod(0o755)
             shutil.chown(folder, "postgres")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -12,6 +12,7 @@ import pytest
 from toys import work
 from trials import TINY
 
+from erpe.config import flatten
 from erpe.errors import StudyError
 from erpe.report.load import load
 from erpe.search.campaign import run
@@ -191,6 +192,14 @@ def test_spool_and_ledger_tell_of_the_same_trials_with_the_same_keys(store):
     assert len(parents) == 6 and {event.parent for event in starts} == parents
     ends = [event for event in events if event.kind == "end_trial" and "time/inference_ms_per_image" in event.metrics]
     assert len(ends) == 6
+
+
+def test_runs_of_all_twelve_variants_have_the_same_parameters_and_tags(store):
+    play(store, 'variants="twelve"', "search.trials=1", "search.epochs=1", "confirm.seeds=1")
+    starts = [event for event, _ in Spool(store.spool, "digits-nine").read(0) if event.kind == "start_trial"]
+    assert len({event.tags["variant"] for event in starts}) == 12
+    assert len({frozenset(flatten(event.config)) for event in starts}) == 1
+    assert len({frozenset(event.tags) for event in starts}) == 1
 
 
 REAL = [f"settings.{json.dumps(name)}={json.dumps(value)}" for name, value in TINY.items() if name.startswith("data.t")]

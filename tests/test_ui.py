@@ -7,11 +7,11 @@ that store's newest study instead of the small one made here.
 import json
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from mlflow_server import mlflow_server, rows
+from browsing import table, tidy, visit, wait
+from mlflow_server import newest_study, rows
 from test_tracker import results
 
 from erpe.config import defaults
@@ -22,27 +22,6 @@ from erpe.tracking.view import MEASURES, runs_page
 pytestmark = pytest.mark.slow
 
 STUDY = "relu_general-digits-0c3a"
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync --window-size=1900,760"
-)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not (chromium and driver):
-        assert not os.environ.get("CI"), "no chromium and chromedriver on the PATH; CI needs both"
-        pytest.skip("no chromium and chromedriver on the PATH")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -87,64 +66,9 @@ def _tell(store):
 
 
 @pytest.fixture(scope="module")
-def ui(store):
-    """Where MLflow's own server shows the store."""
-    with mlflow_server(store.root / "mlflow.db", store.artifacts) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
 def study(store):
     """(experiment id, name) of the newest study in MLflow's database."""
-    query = "SELECT experiment_id, name FROM experiments WHERE name != 'Default' ORDER BY experiment_id DESC LIMIT 1"
-    return rows(store.root / "mlflow.db", query)[0]
-
-
-@pytest.fixture
-def photograph(browser, tmp_path):
-    """Save what the browser shows."""
-
-    def take(name):
-        tidy(browser)
-        folder = Path(os.environ.get("ERPE_SCREENSHOTS", tmp_path))
-        folder.mkdir(parents=True, exist_ok=True)
-        browser.save_screenshot(str(folder / f"{name}.png"))
-        assert (folder / f"{name}.png").stat().st_size > 10_000
-
-    return take
-
-
-def tidy(browser):
-    """Close MLflow's assistant and its notice of a shared view: they hide columns."""
-    from selenium.common.exceptions import WebDriverException
-
-    for button in browser.find_elements("css selector", "[aria-label=Close], [aria-label='Hide banner']"):
-        with suppress(WebDriverException):
-            button.click()
-
-
-def visit(browser, address):
-    """Load a page afresh: a change behind the # alone would not."""
-    browser.get("about:blank")
-    browser.get(address)
-
-
-def wait(browser, condition, seconds=60):
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, seconds, 0.3).until(lambda _: condition())
-
-
-def table(browser):
-    """The table of runs as the page has it: {run name: {column: text}}."""
-    cells = browser.execute_script(
-        "return [...document.querySelectorAll('.ag-row')].flatMap(row => [...row.querySelectorAll('.ag-cell')].map("
-        "cell => [row.getAttribute('row-index'), cell.getAttribute('col-id'), cell.innerText.trim()]))"
-    )
-    found = {}
-    for row, column, text in cells:
-        found.setdefault(row, {})[column] = text
-    return {row.get("attributes.`Run Name`", "").rpartition("\n")[2]: row for row in found.values()}
+    return newest_study(store.root / "mlflow.db")
 
 
 def told(store, study):

@@ -130,10 +130,12 @@ class Projection:
         self.client.log_text(run, json.dumps(event.config, indent=2), config)
 
     def _end_trial(self, event: Event, run: str) -> None:
-        if event.state == "COMPLETE" and event.folder:
+        """A trial may end once more, with measures that were taken later: it took no longer for that."""
+        ended = self.client.get_run(run).info.end_time
+        if event.state == "COMPLETE" and event.folder and not ended:
             artifacts.log_checkpoint(self.client, run, self.store.root / event.folder)
             self._log_results(event, run)
-        self._end(event, run, {})
+        self._end(event, run, {}, ended)
 
     def _end_study(self, event: Event, run: str) -> None:
         if event.folder:
@@ -150,7 +152,7 @@ class Projection:
         notes = artifacts.log_results(self.client, run, folder)
         self._tag(run, artifacts.facts(folder) | ({"erpe.note": "; ".join(notes)} if notes else {}))
 
-    def _end(self, event: Event, run: str, tags: dict[str, str]) -> None:
+    def _end(self, event: Event, run: str, tags: dict[str, str], ended: int | None = None) -> None:
         state = event.state or "COMPLETE"
         if event.reason:
             lines = event.reason.strip().splitlines() or [""]
@@ -158,7 +160,7 @@ class Projection:
             if len(lines) > 1:
                 self.client.log_text(run, event.reason, "traceback.txt")
         self._tag(run, tags | {"state": state})
-        self.client.set_terminated(run, STATUS.get(state, "KILLED"), event.ts)
+        self.client.set_terminated(run, STATUS.get(state, "KILLED"), ended or event.ts)
 
     def _tag(self, run: str, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
