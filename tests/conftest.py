@@ -16,6 +16,14 @@ torch.set_num_threads(1)
 threadpoolctl.threadpool_limits(1)
 
 
+@pytest.fixture(autouse=True)
+def no_database_of_another_test():
+    """`mlflow.set_tracking_uri` writes into the environment, where the next test's store would read it."""
+    yield
+    for name in ("MLFLOW_TRACKING_URI", "ERPE_STORAGE_URL"):
+        os.environ.pop(name, None)
+
+
 @pytest.fixture(scope="session")
 def postgres():
     if not shutil.which("initdb", path=PROGRAMS):
