@@ -35,14 +35,14 @@ def mlflow_server(database: Path, artifacts: Path, port: int | None = None, *, a
             command, stdout=out, stderr=out, env=environment, cwd=database.parent, start_new_session=True
         )
     try:
-        _wait(f"http://127.0.0.1:{port}", server, log)
+        await_server(f"http://127.0.0.1:{port}", server, log)
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 
-def _wait(url, server, log):
+def await_server(url, server, log):
     for _ in range(600):
         try:
             urllib.request.urlopen(f"{url}/api/2.0/mlflow/experiments/search?max_results=1", timeout=5).close()

@@ -1,0 +1,111 @@
+"""Where a study lives while it is hurt: a folder with SQLite, or PostgreSQL and an MLflow server. All of it real."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import sqlalchemy
+from mlflow_server import await_server, free_port
+from postgres import Postgres
+
+from erpe.store import Store
+
+
+class Embedded:
+    """Everything in the store's folder."""
+
+    name = "embedded"
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    @contextmanager
+    def ready(self):
+        yield self
+
+    def environment(self):
+        """What the command needs to find it."""
+        return {}
+
+
+class Served:
+    """One PostgreSQL with a database for Optuna and one for MLflow, and an MLflow server on it."""
+
+    name = "served"
+
+    def __init__(self, folder):
+        self.folder, self.port, self._server = folder, free_port(), None
+
+    @contextmanager
+    def ready(self):
+        folder = self.folder / "postgres"
+        folder.mkdir(parents=True)
+        self.postgres = Postgres(folder)
+        try:
+            engine = sqlalchemy.create_engine(self.postgres.url, isolation_level="AUTOCOMMIT")
+            with closing(engine.connect()) as connection:
+                for name in ("optuna", "mlflow"):
+                    connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+            engine.dispose()
+            self.start_server()
+            yield self
+        finally:
+            self.kill_server()
+            self.postgres.stop()
+            shutil.rmtree(folder)
+
+    def environment(self):
+        """What the command needs to find it."""
+        return {"ERPE_STORAGE_URL": self.database("optuna"), "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self.port}"}
+
+    def database(self, name):
+        return self.postgres.url.removesuffix("postgres") + name
+
+    def start_server(self, wait=True):
+        """At the same address every time, as a service that is started again."""
+        command = [
+            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
+            *("--workers", "1", "--backend-store-uri", self.database("mlflow")),
+            *("--artifacts-destination", (self.folder / "served").as_uri()),
+        ]
+        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        log = self.folder / "server.log"
+        with log.open("ab") as out:
+            self._server = subprocess.Popen(
+                command, stdout=out, stderr=out, env=os.environ | quiet, cwd=self.folder, start_new_session=True
+            )
+        if wait:
+            await_server(f"http://127.0.0.1:{self.port}", self._server, log)
+
+    def kill_server(self):
+        """All its processes, at once."""
+        if self._server is not None:
+            os.killpg(self._server.pid, signal.SIGKILL)
+            self._server.wait()
+            self._server = None
+
+    def restart_database(self):
+        """As a crash would: without a word to anyone."""
+        self.postgres.stop()
+        self.postgres.start()
+
+    def cut(self):
+        """End every session with Optuna's database, and with it every lease."""
+        engine = sqlalchemy.create_engine(self.postgres.url, isolation_level="AUTOCOMMIT")
+        with closing(engine.connect()) as connection:
+            connection.execute(
+                sqlalchemy.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'optuna'")
+            )
+        engine.dispose()
+
+
+def store_of(home, folder):
+    """The store as a process of ours sees it, whatever the home."""
+    os.environ.pop("ERPE_STORAGE_URL", None)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ.update(home.environment())
+    return Store.open(Path(folder))
