@@ -181,10 +181,18 @@ Changes = Annotated[
 ]
 
 
+BudgetOption = Annotated[str | None, typer.Option("--budget", help="What is equal for all: trials, epochs or flops.")]
+
+
+def changes_of(settings: list[str] | None, budget: str | None) -> list[str]:
+    """Lines of the study file that the command line changes."""
+    return [*(settings or []), *([f"search.budget={budget}"] if budget else [])]
+
+
 @study_app.command("run")
 def study_run(
     file: StudyFile,
-    budget: Annotated[str | None, typer.Option(help="What is equal for all: trials, epochs or flops.")] = None,
+    budget: BudgetOption = None,
     settings: Changes = None,
     data_dir: DataDir = None,
     store: StoreOption = STORE,
@@ -204,7 +212,7 @@ def study_run(
     from erpe.store import Store
     from erpe.watch import StudyProgress, result_lines
 
-    plan = load_plan(file, [*(settings or []), *([f"search.budget={budget}"] if budget else [])])
+    plan = load_plan(file, changes_of(settings, budget))
     chosen, opened = one_of("executor", executor, ("ray", "inline")), Store.open(store)
     if not offline:
         check_tracking(opened)
@@ -229,13 +237,13 @@ def study_run(
 
 
 @study_app.command("show")
-def study_show(file: StudyFile, settings: Changes = None, as_json: AsJson = False) -> None:
-    """Print the resolved file: every default, every arm and its cost."""
+def study_show(file: StudyFile, budget: BudgetOption = None, settings: Changes = None, as_json: AsJson = False) -> None:
+    """Print the resolved file: every default, every arm and its cost. What it prints is a study file again."""
     from erpe.search.plan import load_plan
     from erpe.show import plan_rows, plan_table
 
-    plan = load_plan(file, settings or [])
-    print(json.dumps(plan.model_dump(mode="json"))) if as_json else plan_table(plan, plan_rows(plan))
+    plan = load_plan(file, changes_of(settings, budget))
+    print(json.dumps(plan.resolved().model_dump(mode="json"))) if as_json else plan_table(plan, plan_rows(plan))
 
 
 @study_app.command("status")

@@ -320,16 +320,18 @@ def print_tables(tables: list[Table], otherwise: str) -> None:
 
 
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:
-    """Each arm of a study with its size and cost at the default configuration."""
+    """Each arm of a study with its size and cost at a typical configuration of its space."""
     from erpe.model import build
+    from erpe.search.axes import typical
     from erpe.training.objective import cost
 
     rows = []
     for arm in plan.arms():
         spec = plan.search_spec(arm)
-        params = sum(p.numel() for p in build(spec.base.model).parameters())
+        config = typical(spec.space, spec.base)
+        params = sum(p.numel() for p in build(config.model).parameters())
         rows.append({"arm": arm.name, "epochs": spec.epochs, "axes": len(spec.space.axes), "params": params})
-        rows[-1] |= cost(spec.base)
+        rows[-1] |= cost(config)
     return rows
 
 
@@ -350,19 +352,16 @@ def _toml(value: Any) -> str:
 
 
 def plan_table(plan: Plan, rows: list[dict[str, Any]]) -> None:
-    """The resolved file, setting by setting, and the arms it makes."""
-    console = Console()
-    for line in toml_lines(plan.model_dump(mode="json", exclude_none=True)):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-    table = Table(box=SIMPLE, title=f"{len(rows)} arms", title_justify="left")
-    table.add_column("arm", overflow="fold")
-    for name in ("epochs", "axes", "parameters", "MFLOPs a step"):
-        table.add_column(name, justify="right", no_wrap=True)
+    """The resolved file, setting by setting, and as comments the arms it makes: what is printed is a study file."""
+    for line in toml_lines(plan.resolved().model_dump(mode="json", exclude_none=True)):
+        print(line)
+    width = max(len(row["arm"]) for row in rows)
+    print(f"\n# {len(rows)} arms; size and cost of a typical model of each")
+    print(f"# {'arm':{width}}  epochs  axes  parameters  MFLOPs a step")
     for row in rows:
-        flops = f"{row['flops/train_step'] / 1e6:.2f}"
-        table.add_row(row["arm"], str(row["epochs"]), str(row["axes"]), f"{row['params']:,}", flops)
-    console.print(table)
+        flops = row["flops/train_step"] / 1e6
+        print(f"# {row['arm']:{width}}  {row['epochs']:6}  {row['axes']:4}  {row['params']:10,}  {flops:13,.2f}")
     epochs = sum(row["epochs"] for row in rows)
     confirm = plan.confirm.epochs
     confirmed = plan.confirm.seeds * (confirm * len(rows) if confirm else epochs)
-    print(f"at most {plan.search.trials * epochs} epochs of search and {confirmed} of confirmation")
+    print(f"# at most {plan.search.trials * epochs:,} epochs of search and {confirmed:,} of confirmation")

@@ -49,6 +49,8 @@ class ArmStatus(NamedTuple):
     confirmed: int
     seeds: int
     """Planned."""
+    timed: int
+    """Confirmed runs whose times were taken, at the end, when nothing else ran."""
     test: float | None
     """Mean test accuracy of the confirmed runs."""
     seconds_left: float | None
@@ -71,8 +73,14 @@ class StudyStatus(NamedTuple):
 
     @property
     def done(self) -> bool:
-        """Whether every arm is confirmed."""
-        return all(arm.confirmed >= arm.seeds for arm in self.arms)
+        """Whether every arm is confirmed and timed."""
+        return all(arm.timed >= arm.seeds for arm in self.arms)
+
+    @property
+    def stage(self) -> str:
+        """What is done, or left."""
+        confirmed = all(arm.confirmed >= arm.seeds for arm in self.arms)
+        return "done" if self.done else "all confirmed, times not taken yet" if confirmed else "search and confirmation"
 
 
 def statuses(store: Store, study: str | None = None) -> list[StudyStatus]:
@@ -107,6 +115,7 @@ def _arm(plan: Plan, name: str, search: StudyRecord | None, confirm: StudyRecord
         best=search.best.value if search and search.best else None,
         confirmed=len(complete),
         seeds=plan.confirm.seeds,
+        timed=len({trial.number for trial in complete} & set(confirm.finals)) if confirm else 0,
         test=statistics.mean(tests) if tests else None,
         seconds_left=_seconds_left(plan, tried, trained),
     )
@@ -131,7 +140,7 @@ def _seconds_left(plan: Plan, tried: list[Record], trained: list[Record]) -> flo
 def status_table(found: StudyStatus, phase: str = "") -> Table:
     """Variant, trials by state, best, confirmed runs, seconds left."""
     left = "" if found.done or found.seconds_left is None else f" · about {clock(found.seconds_left)} left"
-    title = f"{found.study}: {phase or ('done' if found.done else 'search and confirmation')}{left}"
+    title = f"{found.study}: {phase or found.stage}{left}"
     table = Table(box=SIMPLE, title=title, title_justify="left")
     table.add_column("arm", overflow="fold")
     table.add_column("trials")
@@ -145,8 +154,8 @@ def status_table(found: StudyStatus, phase: str = "") -> Table:
 
 
 def _trials(arm: ArmStatus) -> str:
-    """`3/8: 1 pruned, 1 running`."""
-    words = {"RUNNING": "running", "PRUNED": "pruned", "FAIL": "failed"}
+    """`3/8: 1 pruned, 1 unfinished`: only its driver knows whether a trial is at work."""
+    words = {"RUNNING": "unfinished", "PRUNED": "pruned", "FAIL": "failed"}
     counts = [f"{arm.counts[state]} {word}" for state, word in words.items() if arm.counts.get(state)]
     done = sum(count for state, count in arm.counts.items() if state != "RUNNING")
     return f"{done}/{arm.trials}" + (f": {', '.join(counts)}" if counts else "")

@@ -182,6 +182,16 @@ def test_status_tells_of_every_arm_and_of_the_time_left(store):
     assert more.seconds_left is not None and more.seconds_left > 0
 
 
+def test_a_study_is_done_when_its_times_were_taken(store, monkeypatch):
+    monkeypatch.setattr("erpe.search.campaign._Campaign._time", lambda *_: None)  # stopped just before
+    play(store)
+    (found,) = statuses(store)
+    assert not found.done and found.stage == "all confirmed, times not taken yet"
+    monkeypatch.undo()
+    play(store)
+    assert statuses(store)[0].done
+
+
 def test_spool_and_ledger_tell_of_the_same_trials_with_the_same_keys(store):
     play(store)
     events = [event for event, _ in Spool(store.spool, "digits-nine").read(0)]

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from erpe.config import NINE, VARIANTS
+from erpe.config import NINE, VARIANTS, defaults
 from erpe.errors import ConfigError
+from erpe.model.flops import train_step_flops
 from erpe.search.plan import load_plan, schema
+from erpe.show import plan_table
 
 STUDIES = Path(__file__).parent.parent / "studies"
 FILES = sorted(path for path in STUDIES.glob("*.toml") if path.name != "space.toml")
@@ -92,6 +94,37 @@ def test_equal_flops_let_cheap_arms_train_longer(plan_of):
     assert epochs["relu-patch1"] > epochs["softmax-patch1"] and epochs["softmax-patch1"] < 20
 
 
+def test_equal_flops_are_those_of_models_the_study_may_draw(plan_of):
+    small = '[space]\n"model.width" = 32\n"model.depth" = [1, 2]\n"model.patch" = 4\n'
+    plan = plan_of(SMALL + small, "search.budget=flops", "search.trials=3", "search.epochs=4")
+    one = train_step_flops(
+        defaults("softmax", "digits").replace({"model.width": 32, "model.depth": 2, "model.patch": 4}).model
+    )
+    assert plan.flops_per_image() == 3 * 4 * one
+    assert {plan.epochs(arm) for arm in plan.arms()} <= {3, 4, 5}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("budget", ["trials", "flops"])
+def test_what_show_prints_is_a_file_of_the_same_study_with_every_default(path, budget, tmp_path, capsys):
+    plan = load_plan(path, [f"search.budget={budget}"])
+    some = {"epochs": 1, "axes": 1, "params": 1, "flops/train_step": 1}
+    plan_table(plan, [{"arm": arm.name} | some for arm in plan.arms()])
+    printed = tmp_path / "printed.toml"
+    printed.write_text(capsys.readouterr().out)
+    again = load_plan(printed)
+    assert again == plan.resolved() == again.resolved()
+    for arm, same in zip(plan.arms(), again.arms(), strict=True):
+        assert same == arm and again.search_spec(arm) == plan.search_spec(arm)
+        best = plan.search_spec(arm).base
+        assert again.confirm_spec(arm, best) == plan.confirm_spec(arm, best)
+    assert again.flops_per_image() == plan.flops_per_image()
+
+
+def test_a_file_that_an_editor_marked_as_utf8_is_read(plan_of):
+    assert plan_of("\ufeff" + SMALL) == plan_of(SMALL)
+
+
 def test_a_confirmation_trains_the_best_configuration_on_everything_with_seeds_of_its_own(plan_of):
     plan = plan_of(SMALL, "confirm.epochs=7")
     search = plan.search_spec(plan.arms()[0])
@@ -111,6 +144,7 @@ def test_a_confirmation_trains_the_best_configuration_on_everything_with_seeds_o
         (SMALL + "[serach]\ntrials = 2\n", [], "serach: unknown key; did you mean search"),
         (SMALL + "[search]\ntrails = 2\n", [], "search.trails: unknown key; did you mean trials"),
         (SMALL, ["search.trials=0"], "search.trials: 0 given"),
+        (SMALL, ["search.trials=99999999999999999999"], "search.trials: 99999999999999999999 given"),
         (SMALL, ["search.budget=time"], "search.budget: 'time' given"),
         (SMALL, ["confirm.seeds=0"], "confirm.seeds: 0 given"),
         (SMALL, ["search.trials"], "--set search.trials: a line of the file would do"),

@@ -102,7 +102,8 @@ def run(
         with place as workers, interruptible(campaign):  # again: Ray has put its own handler of SIGTERM in place
             campaign.tags["device"] = workers.device if device == "auto" else device
             confirmed = campaign.play(searches, work, workers)
-        progress.on_phase("tracking")
+        if not offline:
+            progress.on_phase("tracking")
         lag = tracker.lag() if offline else tracker.close(60)
         return CampaignResult(
             plan.name, confirmed, campaign.failed, campaign.draining, 0 if offline else lag, tracker.problem,

@@ -15,10 +15,11 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, WithJsonSchema, model_validator
 
 from erpe.config import NINE, VARIANTS, Config, Dataset, Size, Variant, defaults
 from erpe.errors import ConfigError, ErpeError, nearest
+from erpe.search.axes import Axis, Choices, typical
 from erpe.search.space import RESERVED, knobs, lay_over
 from erpe.search.study import Pruner, Sampler, StudySpec, check_name, confirmation, define
 
@@ -40,10 +41,13 @@ Variants = Annotated[
 ]
 
 
+Count = Annotated[int, Field(gt=0, le=100_000)]
+
+
 class Search(Config):
     """How the best configuration of every arm is looked for."""
 
-    trials: PositiveInt = 8
+    trials: Count = 8
     """Trials an arm."""
     epochs: Size | None = None
     """Epochs of a trial that is not pruned; none: the data set's default."""
@@ -59,7 +63,7 @@ class Search(Config):
 class Confirm(Config):
     """How the best configuration of every arm is trained again, on the full training set."""
 
-    seeds: PositiveInt = 5
+    seeds: Count = 5
     """Fresh seeds; seed k is the same for all arms, so that they can be compared in pairs."""
     epochs: Size | None = None
     """Epochs; none: those of the search."""
@@ -136,10 +140,13 @@ class Plan(Config):
         Raises:
             ConfigError: settings or ranges that do not fit it.
         """
+        return self._spec(arm, self.epochs(arm))
+
+    def _spec(self, arm: Arm, epochs: int | None) -> StudySpec:
         space = lay_over(self.space, arm.variant, self.dataset)
         own = {name: value for name, value in self.settings.items() if self._applies(name, arm.variant)}
         return define(
-            arm.variant, self.dataset, space=space, settings=own | arm.switches, epochs=self.epochs(arm),
+            arm.variant, self.dataset, space=space, settings=own | arm.switches, epochs=epochs,
             sampler=self.search.sampler, pruner=self.search.pruner, seed=self.seed,
         )  # fmt: skip
 
@@ -151,13 +158,32 @@ class Plan(Config):
         given = self.search.epochs
         if self.search.budget != "flops":
             return given
-        base = defaults("softmax", self.dataset).train.epochs if given is None else given
-        return max(1, round(base * _train_flops("softmax", self, {}) / _train_flops(arm.variant, self, arm.switches)))
+        return max(1, round(self._usual_epochs * self._train_flops(_SOFTMAX) / self._train_flops(arm)))
+
+    @property
+    def _usual_epochs(self) -> int:
+        return self.search.epochs or defaults("softmax", self.dataset).train.epochs
 
     def flops_per_image(self) -> float:
         """What a search spends of FLOPs for every training image, if arms have equal FLOPs: those of softmax."""
-        epochs = self.search.epochs or defaults("softmax", self.dataset).train.epochs
-        return self.search.trials * epochs * _train_flops("softmax", self, {})
+        return self.search.trials * self._usual_epochs * self._train_flops(_SOFTMAX)
+
+    def _train_flops(self, arm: Arm) -> float:
+        """FLOPs of a training step, an image, of a model that the arm's search may draw."""
+        from erpe.model.flops import train_step_flops
+
+        spec = self._spec(arm, 1)
+        return train_step_flops(typical(spec.space, spec.base).model)
+
+    def resolved(self) -> Plan:
+        """The same study with every default written out."""
+        arms = self.arms()
+        axes = {name: axis for arm in arms for name, axis in self.search_spec(arm).space.axes.items()}
+        written = {name: _written(axis) for name, axis in sorted(axes.items())}
+        epochs = {"epochs": self._usual_epochs}
+        search = self.search.model_copy(update=epochs)
+        confirm = self.confirm if self.confirm.epochs else self.confirm.model_copy(update=epochs)
+        return self.model_copy(update={"search": search, "confirm": confirm, "space": written})
 
     def confirm_spec(self, arm: Arm, config: Any) -> StudySpec:
         """The confirmation of an arm's best configuration."""
@@ -167,6 +193,7 @@ class Plan(Config):
         return confirmation(config, self.seed, epochs)
 
 
+_SOFTMAX = Arm("softmax", "softmax", {})
 _KNOBS = frozenset(name for variant in VARIANTS for name in knobs(variant, "digits"))
 """Settings that only some variants have."""
 
@@ -180,11 +207,11 @@ def _label(switch: tuple[str, Any]) -> str:
     return value if isinstance(value, str) and value != "none" else f"{leaf}_{value}".lower()
 
 
-def _train_flops(variant: str, plan: Plan, switches: dict[str, Any]) -> float:
-    from erpe.model.flops import train_step_flops
-
-    own = {name: value for name, value in plan.settings.items() if plan._applies(name, variant)}
-    return train_step_flops(defaults(variant, plan.dataset).replace(own | switches).model)
+def _written(axis: Axis) -> Any:
+    """A range as a study file has it."""
+    if isinstance(axis, Choices):
+        return list(axis.values) if len(axis.values) > 1 else axis.values[0]
+    return axis.model_dump(exclude_defaults=True)
 
 
 def load_plan(path: str | Path, changes: Sequence[str] = ()) -> Plan:
@@ -195,7 +222,7 @@ def load_plan(path: str | Path, changes: Sequence[str] = ()) -> Plan:
     """
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     try:

@@ -90,7 +90,7 @@ def load_space(path: str | Path, variant: str, dataset: str) -> Space:
         ConfigError: one line naming the file, the key and what is wrong with it.
     """
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     entries = table.get("space")

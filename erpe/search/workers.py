@@ -212,6 +212,12 @@ def on_ray(asked: Asked, trials: int, scratch: Path) -> Iterator[Workers]:
                 f"ray: cannot write {error.filename} ({error.strerror}); "
                 "a HOME that can be written would do, or --executor inline"
             ) from None
+        except Exception as error:  # Ray's own, of no class, where a machine is too busy for its patience
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise StudyError(
+                f"ray: did not start ({said}); nothing is lost, the same command tries again, "
+                "and --executor inline needs no Ray"
+            ) from error
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         found = ray.cluster_resources()
