@@ -434,6 +434,32 @@ def take_over(folder: Path, store: Path) -> tuple[Any, list[str | None]]:
 
 
 @app.command()
+def gc(
+    study: Annotated[str | None, typer.Argument(help="Its name; none: all that were run from the store.")] = None,
+    keep_best: Annotated[int | None, typer.Option(metavar="K", help="All but the K best trials of a study.")] = None,
+    older_than: Annotated[float | None, typer.Option(metavar="DAYS", help="Trials that ended so long ago.")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Trials that failed.")] = False,
+    dangling: Annotated[bool, typer.Option("--dangling", help="What belongs to no trial and no run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; show what would go.")] = False,
+    store: StoreOption = STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Remove checkpoints and runs of trials; never the best, a registered, a confirmed or an unfinished one.
+
+    With several conditions a trial goes if all of them name it. What was measured stays in the database.
+    """
+    from erpe.search.policy import Policy
+    from erpe.search.retention import gc as collect
+    from erpe.sweep import sweep_json, sweep_table
+
+    opened = existing(store)
+    found = collect(opened, Policy(keep_best, older_than, failed), study=study, dangling=dangling, dry_run=dry_run)
+    print(json.dumps(sweep_json(found, opened, dry_run))) if as_json else sweep_table(found, opened, dry_run)
+    if found.lag:
+        raise typer.Exit(UNSENT)
+
+
+@app.command()
 def ui(
     store: StoreOption = STORE,
     port: Annotated[int, typer.Option(help="On 127.0.0.1.")] = 5000,

@@ -34,6 +34,10 @@ class StudyError(ErpeError):
     """The study on disk is not the one that was asked for, or someone else is running it."""
 
 
+class BusyError(StudyError):
+    """Someone else is running the study."""
+
+
 class TrackingError(ErpeError):
     """The tracking server is down, refuses us, or is not MLflow."""
 

@@ -141,6 +141,8 @@ def load_study(name: str, store: str | Path = "runs", server: str | None = None)
 
     def folder(uid: str) -> Path:
         study, trial = places[uid]
+        if trial.removed:
+            raise StudyError(f"{name}: `erpe gc` removed the model of trial {uid}; its settings and value stay")
         return opened.trial_folder(study, trial.number, trial.config.seed)
 
     return Study(name, outcomes, lambda uid: places[uid][1].config, folder)

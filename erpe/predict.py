@@ -30,6 +30,8 @@ def find_folder(run: str, store: Store) -> Path:
         trial = trials[0] if trials else known[study].best if not number else None
         if trial is None or trial.state != "COMPLETE":
             raise StudyError(f"{run}: no finished trial; `erpe status {study}` lists them")
+        if trial.removed:
+            raise StudyError(f"{run}: `erpe gc` removed its model; `erpe status {study}` lists those that stayed")
         return store.trial_folder(study, trial.number, trial.config.seed)
     if len(run) == 32 and run.isalnum():
         return download(run, store)

@@ -253,6 +253,7 @@ def status_rows(store: Store, study: str | None) -> list[dict[str, Any]]:
                     "number": trial.number, "state": trial.state, "epochs": len(trial.epochs), "value": trial.value,
                     "of": trial.config.train.epochs, "reason": trial.verdict.reason if trial.verdict else None,
                     "started": trial.started.isoformat(timespec="seconds") if trial.started else None,
+                    "removed": trial.removed,
                 }
                 for trial in found.trials
             ],
@@ -277,7 +278,8 @@ def status_table(rows: list[dict[str, Any]]) -> None:
             reason = (trial["reason"] or "").strip().splitlines() or [""]
             style = "bold" if trial["number"] == row["best"] else STYLES[trial["state"]]
             epochs = f"{trial['epochs']}/{trial['of']}"
-            cells = (str(trial["number"]), state_word(trial["state"]), epochs, percent(trial["value"]))
+            state = state_word(trial["state"]) + (", removed" if trial["removed"] else "")
+            cells = (str(trial["number"]), state, epochs, percent(trial["value"]))
             table.add_row(*cells, trial["started"] or "", reason[-1], style=style)
         console.print(table)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,3 +128,33 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: cannot be read ({error}); the file is missing or damaged") from None
+
+
+def is_own(folder: Path) -> bool:
+    """Whether there is a folder to remove.
+
+    Raises:
+        StoreError: it is a link or lies behind one: what nobody follows, nobody removes.
+    """
+    if folder.resolve() != folder:
+        raise StoreError(f"{folder}: a link, or behind one, which is not followed; put the folder itself there")
+    return folder.exists()
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it; one that is gone, or half gone, is no mistake.
+
+    Raises:
+        StoreError: it is a link, or cannot be removed.
+    """
+    try:
+        if is_own(folder):
+            shutil.rmtree(folder)
+    except OSError as error:
+        place = error.filename or folder
+        raise StoreError(f"{place}: cannot be removed ({error.strerror}); the same command goes on") from None
+
+
+def size_mib(path: Path) -> float:
+    """What a file or folder takes, in MiB."""
+    return sum(each.lstat().st_size for each in [path, *path.rglob("*")] if each.is_file()) / 2**20

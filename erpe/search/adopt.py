@@ -7,6 +7,7 @@ Everything is read and checked first; what is refused is refused before a byte i
 1. files: results and checkpoints, each whole or not at all. Nobody looks at them before the database names them.
 2. the Optuna database: all studies in one transaction. From now on the trials are known here, with their files.
 3. the spool: the events it does not have yet. The sender needs the files and, for Optuna's plots, the studies.
+4. what `erpe gc` removed, here or there: those trials are removed in both, and do not return.
 
 Killed in between, the same call starts from the first step and finds what it did: a file of equal content, a study
 that is already the same, an event with the run, kind and time of one that is here. So each arrives once, also when
@@ -25,9 +26,9 @@ from erpe.errors import StoreError, StudyError
 from erpe.search import storage
 from erpe.search.foreign import Foreign, Member
 from erpe.search.lease import take
-from erpe.search.records import EPOCH, read_about, read_studies
+from erpe.search.records import EPOCH, REMOVED, mark, read_about, read_studies
 from erpe.search.transplant import continues, facts, transplant
-from erpe.store import Store, write_atomic
+from erpe.store import Store, remove_folder, write_atomic
 from erpe.tracking.spool import Event, Spool
 
 CHECKPOINT = "training.safetensors"
@@ -67,17 +68,28 @@ def adopt(folder: Path, store: Store) -> list[Adopted]:
                 opened.callback(take(here.url, name).release)
             _check_families(foreign, store)
             news = {name: _compare(member, here) for name, member in foreign.members.items()}
+            folders = {
+                name: {trial.number: store.trial_folder(name, trial.number, trial.config.seed) for trial, _ in found}
+                for name, found in files.items()
+            }
             for name, found in files.items():
                 for trial, paths in found if news[name].files else ():
-                    _copy(paths, store.trial_folder(name, trial.number, trial.config.seed))
+                    if trial.number not in news[name].removed:
+                        _copy(paths, folders[name][trial.number])
             transplant(foreign.database, here, [name for name in news if news[name].rows])
+            for name, new in news.items():
+                mark(here, name, new.removed)
+            arrived = {family: _append(store, family, told) for family, told in events.items()}
+            for name, new in news.items():
+                for number in new.removed & folders[name].keys():
+                    remove_folder(folders[name][number])
         return [
             Adopted(
                 family,
                 sum(news[name].trials for name, member in foreign.members.items() if member.family == family),
-                _append(store, family, told),
+                count,
             )
-            for family, told in events.items()
+            for family, count in arrived.items()
         ]
 
 
@@ -88,6 +100,8 @@ class _News(NamedTuple):
     """New ones, and those that went on."""
     rows: bool
     files: bool
+    removed: set[int]
+    """Numbers of the trials that were given up, here or there."""
 
 
 def _check_families(foreign: Foreign, store: Store) -> None:
@@ -98,7 +112,7 @@ def _check_families(foreign: Foreign, store: Store) -> None:
     """
     known: dict[str, set[str]] = {}
     for record in read_studies(store):
-        known.setdefault(record.group.study if record.group else record.name, set()).add(record.name)
+        known.setdefault(record.family, set()).add(record.name)
     for family in {member.family for member in foreign.members.values()} & set(known):
         theirs = {name for name, member in foreign.members.items() if member.family == family}
         if not (theirs <= known[family] or known[family] <= theirs):
@@ -116,20 +130,22 @@ def _compare(member: Member, here: storage.Database) -> _News:
         StudyError: the study here is another one, or both went on.
     """
     name, later = member.record.name, member.study.get_trials(deepcopy=False)
+    removed = {trial.number for trial in member.record.trials if trial.removed}
     if name not in here.names():
-        return _News(len(later), rows=True, files=True)
+        return _News(len(later), rows=True, files=True, removed=removed)
     known = storage.patient(optuna.load_study)(study_name=name, storage=here.backend)
     if read_about(name, known.user_attrs).uid != member.record.about.uid:
         raise StudyError(f"study {name}: another one of that name is here; {_WOULD_DO}")
+    removed |= set(known.user_attrs.get(REMOVED, ()))
     newer, older = continues(member.study, known), continues(known, member.study)
     if not newer and not older:
         raise StudyError(f"study {name}: it went on here and there since it was taken over; {_WOULD_DO}")
     if not newer:
-        return _News(0, rows=False, files=False)
+        return _News(0, rows=False, files=False, removed=removed)
     earlier = [facts(trial) for trial in known.get_trials(deepcopy=False)]
     changed = sum(facts(trial) not in earlier[trial.number : trial.number + 1] for trial in later)
     drivers, here_too = (study.user_attrs.get(EPOCH, 0) for study in (member.study, known))
-    return _News(changed, rows=not older or drivers > here_too, files=not older or drivers >= here_too)
+    return _News(changed, not older or drivers > here_too, not older or drivers >= here_too, removed)
 
 
 def _copy(paths: dict[str, Path], folder: Path) -> None:

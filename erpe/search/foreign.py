@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 
 from erpe.errors import ErpeError, StoreError, StudyError
 from erpe.search.plan import Plan
+from erpe.search.policy import irreplaceable
 from erpe.search.records import Record, StudyRecord, read_study
 from erpe.search.storage import Database, first_line
 from erpe.search.study import check_name
@@ -45,8 +46,8 @@ class Member(NamedTuple):
 
     @property
     def family(self) -> str:
-        """Name of the greater study it is a part of, or its own: that of its spool."""
-        return self.record.group.study if self.record.group else self.record.name
+        """See `StudyRecord.family`."""
+        return self.record.family
 
 
 class Foreign:
@@ -95,6 +96,8 @@ class Foreign:
         if not re.fullmatch("[0-9a-f]{12}", found.record.about.uid) or numbers != list(range(len(numbers))):
             raise ValueError(f"study {name}: uid {found.record.about.uid!r}, trials {numbers}")
         _RECORD.validate_python(found.record)
+        if gone := {trial.number for trial in found.record.trials if trial.removed} & set(irreplaceable(found.record)):
+            raise ValueError(f"study {name}: trials {sorted(gone)} were removed, which erpe never does")
         if group := found.record.group:
             check_name(group.arm)
             if Plan(**group.plan).name != check_name(group.study):
@@ -102,11 +105,13 @@ class Foreign:
         return found
 
     def files(self, member: Member, trial: Record) -> dict[str, Path]:
-        """What lies in a trial's folder, every file looked into.
+        """What lies in a trial's folder, every file looked into; nothing, if the trial was removed.
 
         Raises:
             StoreError: a link, a file that is damaged or too large, or a complete trial without its outcome.
         """
+        if trial.removed:
+            return {}
         folder = Store(self.root).trial_folder(member.record.name, trial.number, trial.config.seed)
         found = {name: folder / name for name, most in FILES.items() if plain(self.root, folder / name, most)}
         for path in found.values():
@@ -130,10 +135,7 @@ class Foreign:
             uids |= {about.uid, *(trial.uid for trial in trials)}
             folders |= {f"checkpoints/{name}/{trial.number:04d}-{trial.config.seed}" for trial in trials}
             models.add(f"{group.study}.{group.arm}" if group else name)
-        spool, offset, found = Spool(path.parent, family), 0, []
-        while batch := spool.read(offset):
-            offset = batch[-1][1]
-            found += [event for event, _ in batch if event.uid in uids - {""}]
+        found = [event for event in Spool(path.parent, family).events() if event.uid in uids - {""}]
         for event in found:
             own = {event.best or "", event.parent or ""} <= uids and event.model in models
             if not own or (event.folder or "") not in folders:

@@ -11,7 +11,7 @@ import sqlalchemy
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
-from erpe.errors import StoreError, StudyError
+from erpe.errors import BusyError, StoreError
 from erpe.search.storage import connect_args, is_file, patient
 
 
@@ -22,7 +22,7 @@ class Lease(Protocol):
         """Make sure that it is still held.
 
         Raises:
-            StudyError: somebody else took it after the database went away.
+            BusyError: somebody else took it after the database went away.
         """
 
     def release(self) -> None:
@@ -33,14 +33,14 @@ def take(url: URL, study: str) -> Lease:
     """Take a study's lease, or refuse.
 
     Raises:
-        StudyError: another process has it.
+        BusyError: another process has it.
         StoreError: no lock can be made.
     """
     return _FileLease(url, study) if is_file(url) else patient(_PostgresLease)(url, study)
 
 
-def _taken(study: str) -> StudyError:
-    return StudyError(f"study {study}: another erpe is running it; wait for it, stop it, or --new starts another")
+def _taken(study: str) -> BusyError:
+    return BusyError(f"study {study}: another erpe is running it; wait for it, stop it, or --new starts another")
 
 
 class _FileLease:

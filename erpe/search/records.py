@@ -24,6 +24,9 @@ STUDY, GROUP, CONFIG, END, FINAL = "erpe.study", "erpe.group", "erpe.config", "e
 EPOCH = "erpe.epoch"
 """Of a study: how many drivers it has had; the last one may write."""
 
+REMOVED = "erpe.removed"
+"""Of a study: the numbers of the trials that `erpe gc` gave up. Their rows stay: they count, and samplers learn."""
+
 
 class Verdict(NamedTuple):
     """How a trial ends; written before it is told to anyone."""
@@ -49,6 +52,8 @@ class Record(NamedTuple):
     verdict: Verdict | None
     started: datetime | None
     ended: datetime | None
+    removed: bool = False
+    """Whether its folder and its run were given up."""
 
     @property
     def value(self) -> float | None:
@@ -90,6 +95,11 @@ class StudyRecord(NamedTuple):
     finals: dict[int, dict[str, float]]
     """Number of a trial -> what was measured after its end: on the test split in a search, times in a confirmation."""
     group: Group | None
+
+    @property
+    def family(self) -> str:
+        """Name of the greater study it is a part of, or its own: that of its spool and its experiment."""
+        return self.group.study if self.group else self.name
 
     @property
     def counts(self) -> Counter[str]:
@@ -156,10 +166,11 @@ def read_study(study: optuna.Study) -> StudyRecord:
     attrs = study.user_attrs
     about = read_about(study.study_name, attrs)
     counted = [trial for trial in study.get_trials(deepcopy=False) if CONFIG in trial.user_attrs]
+    gone = frozenset(attrs.get(REMOVED, ()))
     return StudyRecord(
         name=study.study_name,
         about=about,
-        trials=[read_trial(about.uid, trial) for trial in counted],
+        trials=[read_trial(about.uid, trial)._replace(removed=trial.number in gone) for trial in counted],
         finals={int(key.removeprefix(f"{FINAL}.")): found for key, found in attrs.items() if key.startswith(FINAL)},
         group=Group(**attrs[GROUP]) if GROUP in attrs else None,
     )
@@ -215,3 +226,12 @@ def read_studies(store: Store, name: str | None = None) -> list[StudyRecord]:
         return [read_study(optuna.load_study(study_name=each, storage=database.backend)) for each in chosen]
     finally:
         database.close()
+
+
+@storage.patient
+def mark(database: storage.Database, name: str, numbers: set[int]) -> None:
+    """Note in the database that trials are given up, besides those that are."""
+    study = optuna.load_study(study_name=name, storage=database.backend)
+    known = set(study.user_attrs.get(REMOVED, ()))
+    if not numbers <= known:
+        study.set_user_attr(REMOVED, sorted(known | numbers))

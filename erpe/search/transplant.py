@@ -11,9 +11,9 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
-from sqlalchemy import Connection, MetaData, Table, delete, insert, select, update
+from sqlalchemy import Connection, MetaData, Table, delete, insert, select
 
-from erpe.search.records import CONFIG, END, EPOCH, FINAL
+from erpe.search.records import CONFIG, END, EPOCH, FINAL, REMOVED
 from erpe.search.storage import Database, patient
 
 OF_STUDY = ("study_directions", "study_user_attributes", "study_system_attributes")
@@ -79,12 +79,13 @@ class _Transplant:
     def move(self, name: str) -> None:
         named = select(self.studies.c.study_id).where(self.studies.c.study_name == name)
         old, known = self.there.execute(named).scalar_one(), self.here.scalar(named)
-        drivers = 0
+        drivers, removed = 0, set()
         if known is None:
             new = self._insert(self.studies, {"study_name": name})
         else:
             new = known
-            drivers = self._drivers(new) + 1  # whoever thinks to be the driver is not any more
+            drivers = self._read(new, EPOCH, 0) + 1  # whoever thinks to be the driver is not any more
+            removed = set(self._read(new, REMOVED, []))  # and what was given up does not return
             self._clear(new)
         for table in self.of_study:
             self._copy(table, "study_id", {old: new})
@@ -95,8 +96,8 @@ class _Transplant:
         }
         for table in self.of_trial:
             self._copy(table, "trial_id", places)
-        if drivers:
-            self._set_drivers(new, max(drivers, self._drivers(new)))
+        self._write(new, EPOCH, max(drivers, self._read(new, EPOCH, 0)))
+        self._write(new, REMOVED, sorted(removed.union(self._read(new, REMOVED, []))))
 
     def _insert(self, table: Table, row: dict[str, Any]) -> int:
         key = self.here.execute(insert(table).values(row)).inserted_primary_key
@@ -120,15 +121,17 @@ class _Transplant:
         if rows:
             self.here.execute(insert(table), rows)
 
-    def _drivers(self, study: int) -> int:
+    def _read(self, study: int, key: str, otherwise: Any) -> Any:
+        """An attribute of a study here."""
         table = self.of_study[1]
-        found = self.here.scalar(select(table.c.value_json).where(table.c.study_id == study, table.c.key == EPOCH))
-        return int(json.loads(found)) if found else 0
+        found = self.here.scalar(select(table.c.value_json).where(table.c.study_id == study, table.c.key == key))
+        return json.loads(found) if found else otherwise
 
-    def _set_drivers(self, study: int, drivers: int) -> None:
+    def _write(self, study: int, key: str, value: Any) -> None:
         table = self.of_study[1]
-        row = update(table).where(table.c.study_id == study, table.c.key == EPOCH)
-        self.here.execute(row.values(value_json=json.dumps(drivers)))
+        if value and value != self._read(study, key, None):
+            self.here.execute(delete(table).where(table.c.study_id == study, table.c.key == key))
+            self.here.execute(insert(table).values(study_id=study, key=key, value_json=json.dumps(value)))
 
 
 def _without_key(table: Table, row: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from erpe.config import flatten
 from erpe.errors import TrackingError
 from erpe.store import Store
-from erpe.tracking import artifacts
+from erpe.tracking import artifacts, removal
 from erpe.tracking.server import connect
 from erpe.tracking.spool import Event
 from erpe.tracking.view import CONFIRMED_VIEW, EXPERIMENT_TAGS
@@ -30,8 +30,9 @@ class Projection:
         mlflow.exceptions.MlflowException: the server or the database does not let us.
     """
 
-    def __init__(self, store: Store, study: str) -> None:
-        self.store, self.study = store, study
+    def __init__(self, store: Store, study: str, removed: set[str]) -> None:
+        """`removed` has the uids of trials that later events remove: nothing else of them is sent."""
+        self.store, self.study, self._removed = store, study, removed
         self.client = connect(store.tracking_uri)
         self._experiment = ""
         self._runs: dict[str, str] = {}
@@ -62,7 +63,10 @@ class Projection:
         try:
             epochs: dict[str, list[Metric]] = defaultdict(list)
             for event in events:
-                run = self._run_of(event)
+                if event.kind == "remove_trial":
+                    epochs.pop(self._runs.pop(event.uid, ""), None)
+                    self._remove_trial(event)
+                run = "" if event.uid in self._removed else self._run_of(event)
                 if not run:
                     continue
                 if event.kind == "epoch":
@@ -145,6 +149,15 @@ class Projection:
         if champion and event.folder and event.model:
             artifacts.register(self.client, event.model, champion, str(event.best), self.store.root / event.folder)
         self._end(event, run, {"best_trial_uid": event.best} if event.best else {})
+
+    def _remove_trial(self, event: Event) -> None:
+        """The trial's runs go, also those that were deleted; their number is a tag of the study's run."""
+        self._removed.add(event.uid)
+        for run in removal.find_runs(self.client, self._experiment, f"tags.`{_TRIAL}` = '{event.uid}'"):
+            removal.remove_run(self.client, self.store, self.study, run)
+        if event.parent and (parent := self._find(_STUDY, event.parent)):
+            gone = sum(uid.startswith(f"{event.parent}-") for uid in tuple(self._removed))
+            self._tag(parent, {removal.REMOVED: str(gone)})
 
     def _log_results(self, event: Event, run: str) -> None:
         """What a trial's folder holds; a damaged file is named in a tag, and the others go their way."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from erpe.config import split_variant
 from erpe.errors import ErpeError, StudyError, TrackingError, nearest
 from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
+from erpe.tracking.removal import REMOVED
 from erpe.tracking.server import connect, examine
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _read_study(rows: Rows, client: MlflowClient, study: str, runs: list[Run]) -
         planned = int(tags["seeds_planned"])
         rows.tables["arms"].append(
             who | what | {"budget": tags["budget"], "trials_planned": int(tags["trials_planned"])}
-            | {"trials": sum(run.data.tags.get("state") != "RUNNING" for run in trials)}
+            | {"trials": sum(run.data.tags.get("state") != "RUNNING" for run in trials) + _removed(own)}
             | {"seeds_planned": planned, "seeds": len(confirmed), "finished": len(confirmed) >= planned}
         )  # fmt: skip
         for run in trials:
@@ -118,6 +119,11 @@ def _place(runs: list[Run], arm: str) -> tuple[int, int]:
 
 def _trials(runs: list[Run], phase: str) -> list[Run]:
     return [run for run in runs if run.data.tags.get("phase") == phase and "erpe.trial_uid" in run.data.tags]
+
+
+def _removed(runs: list[Run]) -> int:
+    """Trials that `erpe gc` removed: they were searched, and no longer have a run."""
+    return sum(int(run.data.tags.get(REMOVED, 0)) for run in runs if run.data.tags.get("phase") == "search")
 
 
 def _confirmed(runs: list[Run]) -> list[Run]:

@@ -27,8 +27,10 @@ _ATTEMPTS = 3
 class Sender:
     """Sends one study's events in order; how far they have arrived is in `STUDY.ack`."""
 
-    def __init__(self, store: Store, study: str) -> None:
+    def __init__(self, store: Store, study: str, removed: set[str] | None = None) -> None:
+        """`removed` has the uids of trials that the spool removes later on."""
         self.store, self.study = store, study
+        self._removed = set() if removed is None else removed
         self.spool = Spool(store.spool, study)
         self.problem: str | None = None
         """What someone must mend; nothing while the server is merely down."""
@@ -101,7 +103,7 @@ class Sender:
                 raise _Unwell(health)
             from erpe.tracking.projection import Projection
 
-            projection = Projection(self.store, self.study)
+            projection = Projection(self.store, self.study, self._removed)
             if not projection.find_experiment():
                 if ack.offset:
                     self.spool.acknowledge(Ack(self._uri))

@@ -37,7 +37,7 @@ class Event(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
-    kind: Literal["start_study", "start_trial", "epoch", "end_trial", "end_study"]
+    kind: Literal["start_study", "start_trial", "epoch", "end_trial", "end_study", "remove_trial"]
     uid: str
     """Whose event: the run's tag in MLflow."""
     seq: NonNegativeInt = 0
@@ -225,6 +225,17 @@ class Spool:
         except OSError as error:
             raise StoreError(f"spool {self.path}: cannot be read ({error.strerror})") from None
         return events
+
+    def events(self) -> Iterator[Event]:
+        """All events, in order.
+
+        Raises:
+            StoreError: see `read`.
+        """
+        offset = 0
+        while batch := self.read(offset):
+            offset = batch[-1][1]
+            yield from (event for event, _ in batch)
 
     @property
     def ack(self) -> Ack:

@@ -73,11 +73,15 @@ class Tracker:
         """
         self._store = store
         self._runs: defaultdict[str, _Known] = defaultdict(_Known)
+        self.removed: set[str] = set()
+        """uids of removed trials."""
+        self.registered: set[str] = set()
+        """uids of trials whose model is registered, as soon as MLflow has the events."""
         self._mutex = threading.Lock()
         self._spool = Spool(store.spool, study, self._observe)
         with self._spool.exclusive():
             pass
-        self._sender = Sender(store, study)
+        self._sender = Sender(store, study, self.removed)
         self._stop, self._wake, self._last = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(
             target=self._sender.run, args=(self._stop, self._wake, self._last), name=f"mlflow {study}", daemon=True
@@ -134,6 +138,14 @@ class Tracker:
         step = run.step + bool(run.measures.keys() & news)  # what replaces an epoch's measure comes after it
         self._end("end_trial", uid, state, news, folder, step=step, reason=reason)
 
+    def remove_trial(self, uid: str, parent: str) -> None:
+        """A trial that ended is given up: its run and artifacts go. Its other events are not sent any more.
+
+        Args:
+            parent: uid of its study.
+        """
+        self._put(Event(kind="remove_trial", uid=uid, parent=parent))
+
     def end_study(
         self,
         uid: str,
@@ -172,6 +184,10 @@ class Tracker:
         self._wake.set()
 
     def _observe(self, event: Event) -> None:
+        if event.kind == "remove_trial":
+            self.removed.add(event.uid)
+        if event.model and event.folder and event.best:
+            self.registered.add(event.best)
         self._runs[event.uid].observe(event)
 
     def lag(self) -> int:

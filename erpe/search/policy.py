@@ -1,0 +1,87 @@
+"""Which trials of a study go and which stay. Nothing is removed in here, and nothing read."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from erpe.errors import ConfigError
+from erpe.search.records import Record, StudyRecord
+
+UNFINISHED, CONFIRMED, BEST, REGISTERED, OTHER = "unfinished", "confirmed", "best", "registered", "other"
+"""Why a trial stays; OTHER: the policy does not ask for it. No policy removes the first four."""
+
+
+class Policy(NamedTuple):
+    """What to give up: trials that ended and that every given condition names. Each condition spares more."""
+
+    keep_best: int | None = None
+    """Spare so many trials of every study, those of the highest values; none: one."""
+    older_than: float | None = None
+    """Only trials that ended so many days ago."""
+    failed: bool = False
+    """Only trials that failed."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is any condition; without one nothing goes."""
+        return self.keep_best is not None or self.older_than is not None or self.failed
+
+    def check(self) -> None:
+        """Make sure that the numbers make sense.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        if self.keep_best is not None and self.keep_best < 1:
+            raise ConfigError(f"keep best: {self.keep_best} given; 1 or more would do, the best trial always stays")
+        if self.older_than is not None and not 0 <= self.older_than < math.inf:
+            raise ConfigError(f"older than: {self.older_than} days given; 0 or more would do")
+
+    def names(self, trial: Record, now: datetime) -> bool:
+        """Whether it asks for a trial that ended."""
+        if self.failed and trial.state != "FAIL":
+            return False
+        if self.older_than is None:
+            return self.asks
+        return trial.ended is not None and now - trial.ended > timedelta(days=self.older_than)
+
+
+class Fate(NamedTuple):
+    """What becomes of the trials of a study that have not been removed."""
+
+    going: list[Record]
+    staying: dict[str, list[int]]
+    """Why -> numbers."""
+
+
+def irreplaceable(study: StudyRecord, keep_best: int = 1) -> dict[int, str]:
+    """The trials that stay whatever is asked, as the database alone knows: number -> why."""
+    if study.group and study.group.phase == "confirm":
+        return {trial.number: CONFIRMED for trial in study.trials}
+    complete = [trial for trial in study.trials if trial.state == "COMPLETE" and trial.value is not None]
+    complete.sort(key=lambda trial: (-(trial.value or 0), trial.number))  # of equals the first, as in `best_of`
+    best = {trial.number: BEST for trial in complete[:keep_best]}
+    return best | {trial.number: UNFINISHED for trial in study.trials if trial.state == "RUNNING"}
+
+
+def decide(study: StudyRecord, policy: Policy, registered: set[str], now: datetime) -> Fate:
+    """Apply a policy to a study.
+
+    Args:
+        registered: uids of trials whose model is registered.
+        now: local time, as Optuna notes it.
+    """
+    going, staying = [], defaultdict(list)
+    spared = irreplaceable(study, policy.keep_best or 1)
+    for trial in study.trials:
+        if trial.removed:
+            continue
+        why = spared.get(trial.number) or (REGISTERED if trial.uid in registered else "")
+        if why or not policy.names(trial, now):
+            staying[why or OTHER].append(trial.number)
+        else:
+            going.append(trial)
+    return Fate(going, dict(staying))

@@ -1,0 +1,215 @@
+"""`gc`: give up what a policy names, in the database, on the disk and in MLflow together.
+
+    gc(Store.open("runs"), Policy(keep_best=3), dry_run=True)
+
+The study is leased; then, in this order,
+
+1. the Optuna database: the trials are marked. Their rows stay, so that they count and samplers learn from them.
+2. the spool: an event removes each run. Of a removed trial nothing else is sent, to whatever server and whenever.
+3. the folders of checkpoints and results.
+4. MLflow: the sender brings it the events, and runs and artifacts go.
+
+Killed in between, the same call finds the marks and goes on from there: it finishes every trial that is marked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import optuna
+
+from erpe.errors import BusyError, ConfigError, StudyError, nearest
+from erpe.search import storage
+from erpe.search.lease import take
+from erpe.search.policy import Policy, decide
+from erpe.search.records import Record, StudyRecord, mark, read_studies, read_study
+from erpe.search.strays import Stray, sweep_strays
+from erpe.store import Store, is_own, remove_folder, size_mib
+from erpe.tracking.removal import Logged, LoggedStudy, is_server
+from erpe.tracking.tracker import Tracker
+
+SECONDS = 600.0
+"""How long MLflow may take for the runs of a study; `erpe sync` sends the rest."""
+
+
+class Swept(NamedTuple):
+    """What goes of a study, and what stays."""
+
+    study: str
+    going: list[int]
+    """Numbers of trials."""
+    checkpoints_mib: float
+    artifacts_mib: float
+    staying: dict[str, list[int]]
+    """Why (see `erpe.search.policy`) -> numbers."""
+    removed: list[int]
+    """Numbers of trials that went before."""
+
+
+class _Plan(NamedTuple):
+    study: StudyRecord
+    going: list[Record]
+    swept: Swept
+
+
+class Sweep(NamedTuple):
+    """What `gc` removed, or would remove."""
+
+    studies: list[Swept]
+    running: list[str]
+    """Studies that were left alone, since someone runs them."""
+    strays: list[Stray]
+    lag: int
+    """Events that MLflow has not got yet; they are kept."""
+    problem: str | None
+    """Why MLflow does not get them, where that will not mend itself."""
+    on_server: bool
+    """Whether MLflow is a server, whose own `mlflow gc` frees the rows of deleted runs."""
+
+
+def gc(
+    store: Store, policy: Policy, *, study: str | None = None, dangling: bool = False, dry_run: bool = False
+) -> Sweep:
+    """Remove what the policy names, and finish what a killed call has begun.
+
+    Args:
+        study: one of `erpe tune`, one of `erpe study run` with all its parts, or one such part; none: all that were
+            run from this store, but for those that run now.
+        dangling: also remove what belongs to no trial and no run, see `erpe.search.strays`.
+        dry_run: change nothing, and say what would go.
+    Raises:
+        ConfigError: nothing is asked for, or numbers that make no sense.
+        BusyError: someone runs the study.
+        StudyError: there is none of that name, or it was run from another store.
+        StoreError: the database cannot be used; or a folder is a link, or cannot be removed.
+        TrackingError: MLflow does not say which models are registered.
+    """
+    policy.check()
+    if not policy.asks and not dangling:
+        raise ConfigError(
+            "gc: nothing was asked for; --keep-best K, --older-than DAYS, --failed (together they spare more) or "
+            "--dangling would do, and --dry-run shows what would go"
+        )
+    families = _choose(store, study)
+    logged = Logged(store)
+    swept: list[Swept] = []
+    running: list[str] = []
+    lag, problem = 0, None
+    for family, names in families.items():
+        try:
+            with _Family.lease(store, logged, family, names) as held:
+                plans = [held.plan(name, policy) for name in names]  # all is known before anything is written
+                swept += [plan.swept for plan in plans]
+                for plan in [] if dry_run else plans:
+                    held.remove(plan)
+                unsent, said = (0, None) if dry_run else held.send()
+                lag, problem = lag + unsent, problem or said
+        except BusyError:
+            if study is not None:
+                raise BusyError(f"study {study}: another erpe is running it; wait for it, or stop it") from None
+            running.append(family)
+    strays = sweep_strays(store, logged, None if study is None else families, dry_run) if dangling else []
+    return Sweep(swept, running, strays, lag, problem, is_server(store))
+
+
+def _choose(store: Store, study: str | None) -> dict[str, list[str]]:
+    """Spool -> the studies with their events in it, for those of this store.
+
+    Raises:
+        StudyError: there is none of that name, or it was run from another store.
+    """
+    known: dict[str, list[str]] = {}
+    for record in read_studies(store):
+        known.setdefault(record.family, []).append(record.name)
+    own = {family: names for family, names in known.items() if (store.spool / f"{family}.jsonl").exists()}
+    if study is None:
+        return own
+    chosen = known if study in known else {family: [study] for family, names in known.items() if study in names}
+    family = study if study in known else next(iter(chosen), None)
+    if family is None:
+        names = [*known, *(name for each in known.values() for name in each)]
+        raise StudyError(f"study {study}: not in this store; {nearest(study, names) if names else 'it has none'}")
+    if family not in own:
+        raise StudyError(f"study {study}: was run from another store, which has its files; --store names it")
+    return {family: chosen[family]}
+
+
+class _Family(NamedTuple):
+    """Studies that share a spool, leased."""
+
+    store: Store
+    database: storage.Database
+    family: str
+    logged: LoggedStudy
+    tracker: Tracker
+
+    @classmethod
+    @contextlib.contextmanager
+    def lease(cls, store: Store, logged: Logged, family: str, names: list[str]) -> Iterator[_Family]:
+        """Hold them until the block ends.
+
+        Raises:
+            BusyError: someone runs one of them.
+        """
+        with (
+            contextlib.closing(storage.Database(store.storage_url)) as database,
+            contextlib.ExitStack() as leases,
+        ):
+            for name in names:
+                leases.callback(take(database.url, name).release)
+            yield cls(store, database, family, logged.study(family), Tracker(store, family, send=False))
+
+    def plan(self, name: str, policy: Policy) -> _Plan:
+        """What becomes of a study; what a killed call has marked and not removed goes, too."""
+        study = read_leased(self.database, name)
+        registered = {
+            trial.uid
+            for trial in study.trials
+            if trial.uid in self.tracker.registered or self.logged.is_registered(trial.uid)
+        }
+        fate = decide(study, policy, registered, datetime.now())
+        before = [trial for trial in study.trials if trial.removed]
+        half = [trial for trial in before if not self._is_gone(study, trial)]
+        going = sorted([*half, *fate.going], key=lambda trial: trial.number)
+        folders = [self._folder(study, trial) for trial in going]
+        swept = Swept(
+            study=name,
+            going=[trial.number for trial in going],
+            checkpoints_mib=sum(size_mib(folder) for folder in folders if is_own(folder)),
+            artifacts_mib=sum(self.logged.size_mib(trial.uid) for trial in going),
+            staying=fate.staying,
+            removed=[trial.number for trial in before if trial not in half],
+        )
+        return _Plan(study, going, swept)
+
+    def _folder(self, study: StudyRecord, trial: Record) -> Path:
+        return self.store.trial_folder(study.name, trial.number, trial.config.seed)
+
+    def _is_gone(self, study: StudyRecord, trial: Record) -> bool:
+        """Whether all of a marked trial went; what MLflow has not heard of it waits in the spool."""
+        return trial.uid in self.tracker.removed and not self._folder(study, trial).exists()
+
+    def remove(self, plan: _Plan) -> None:
+        """All but what is in MLflow."""
+        mark(self.database, plan.study.name, {trial.number for trial in plan.going})
+        for trial in plan.going:
+            self.tracker.remove_trial(trial.uid, plan.study.about.uid)
+        for trial in plan.going:
+            remove_folder(self._folder(plan.study, trial))
+
+    def send(self) -> tuple[int, str | None]:
+        """Bring MLflow the removals, if it has the study: events that it has not got, and what keeps it from them."""
+        if not self.tracker.removed or not self.logged.exists:
+            return 0, None
+        sender = Tracker(self.store, self.family)
+        return sender.close(SECONDS), sender.problem
+
+
+@storage.patient
+def read_leased(database: storage.Database, name: str) -> StudyRecord:
+    """A study as it stands, while nobody else writes to it."""
+    return read_study(optuna.load_study(study_name=name, storage=database.backend))

@@ -1,0 +1,109 @@
+"""What belongs to nothing in a store, as a kill or a lost database leaves it: found by its name, and removed.
+
+    checkpoints/STUDY/NUMBER-SEED       of no trial that the database or the spool knows
+    checkpoints/STUDY/*/.NAME.xxxxxxxx  a file that was being written when its writer was killed
+    artifacts/STUDY/RUN                 of no run that MLflow knows
+
+Whatever is called otherwise, or is a link, is not ours and stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from erpe.errors import BusyError
+from erpe.search import storage
+from erpe.search.foreign import FILES
+from erpe.search.lease import take
+from erpe.search.records import read_studies
+from erpe.store import Store, is_own, remove_folder, size_mib
+from erpe.tracking.removal import Logged, stray_artifacts
+from erpe.tracking.spool import Spool
+
+_TRIAL = re.compile(r"\d{4,}-\d+")
+_DRAFT = re.compile(rf"\.({'|'.join(map(re.escape, FILES))})\.\w{{8}}")  # see `erpe.store.write_atomic`
+
+
+class Stray(NamedTuple):
+    """A folder or a file that belongs to nothing."""
+
+    path: Path
+    mib: float
+
+
+def sweep_strays(store: Store, logged: Logged, families: dict[str, list[str]] | None, dry_run: bool) -> list[Stray]:
+    """Find what belongs to nothing, and remove it unless it is a dry run; a study that runs is left alone.
+
+    Args:
+        families: spool -> studies that are looked at; none: all there is.
+    Raises:
+        StoreError: the database or a spool cannot be read; or something cannot be removed.
+    """
+    places = _names(store.checkpoints) if families is None else [name for each in families.values() for name in each]
+    told = {folder for spool in store.spool.glob("*.jsonl") for folder in _told(Spool(store.spool, spool.stem))}
+    found: list[Stray] = []
+    for name in places:
+        if any(_candidates(store, name, told)):
+            with contextlib.suppress(BusyError), _leased(store, name):
+                found += _sweep(_candidates(store, name, told | _counted(store, name)), dry_run)
+    for family in _names(store.artifacts) if families is None else families:
+        found += _sweep(stray_artifacts(logged, family), dry_run)
+    return found
+
+
+def _sweep(paths: Iterable[Path], dry_run: bool) -> list[Stray]:
+    found = [Stray(path, size_mib(path)) for path in paths]
+    for path, _ in [] if dry_run else found:
+        remove_folder(path) if path.is_dir() else path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()  # of a study that is not there either
+    return found
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+
+
+def _candidates(store: Store, study: str, known: set[str]) -> Iterator[Path]:
+    """What is called as a trial's folder of the study and is none of those known, and half-written files."""
+    place = store.checkpoints / study
+    if not is_own(place):
+        return
+    for path in sorted(place.iterdir()):
+        if path.is_symlink() or not path.is_dir() or not _TRIAL.fullmatch(path.name):
+            continue
+        if f"{study}/{path.name}" not in known:
+            yield path
+        else:
+            drafts = (file for file in sorted(path.iterdir()) if _DRAFT.fullmatch(file.name))
+            yield from (file for file in drafts if file.is_file() and not file.is_symlink())
+
+
+def _told(spool: Spool) -> Iterator[str]:
+    """The folders of all trials that were ever started from this store, whichever database had them."""
+    names: dict[str, str] = {}
+    for event in spool.events():
+        if event.kind == "start_study":
+            names[event.uid] = event.name or spool.path.stem
+        elif event.kind == "start_trial" and event.number is not None:
+            study = names.get(event.parent or "", spool.path.stem)
+            yield f"{study}/{event.number:04d}-{event.config.get('seed')}"
+
+
+def _counted(store: Store, study: str) -> set[str]:
+    """The folders of all trials that the database has of a study."""
+    found = (each for each in read_studies(store) if each.name == study)
+    return {f"{study}/{trial.number:04d}-{trial.config.seed}" for each in found for trial in each.trials}
+
+
+@contextlib.contextmanager
+def _leased(store: Store, study: str) -> Iterator[None]:
+    lease = take(storage.parse(store.storage_url), study)
+    try:
+        yield
+    finally:
+        lease.release()
