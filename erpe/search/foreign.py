@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import optuna
-from pydantic import TypeAdapter
+from pydantic import StrictInt, TypeAdapter
 
 from erpe.errors import ErpeError, StoreError, StudyError
 from erpe.search.plan import Plan
 from erpe.search.policy import irreplaceable
-from erpe.search.records import Record, StudyRecord, read_study
+from erpe.search.records import REMOVED, Record, StudyRecord, read_study
 from erpe.search.storage import Database, first_line
 from erpe.search.study import check_name
 from erpe.store import LAYOUT, Store, read_json
@@ -35,7 +35,7 @@ FILES = {
 """What may lie in a trial's folder -> bytes it may have. Anything else stays where it is."""
 
 _DATABASE, _SPOOL = 1024 * MIB, 1024 * MIB
-_RECORD = TypeAdapter(StudyRecord)
+_RECORD, _NUMBERS = TypeAdapter(StudyRecord), TypeAdapter(list[StrictInt])
 
 
 class Member(NamedTuple):
@@ -96,7 +96,8 @@ class Foreign:
         if not re.fullmatch("[0-9a-f]{12}", found.record.about.uid) or numbers != list(range(len(numbers))):
             raise ValueError(f"study {name}: uid {found.record.about.uid!r}, trials {numbers}")
         _RECORD.validate_python(found.record)
-        if gone := {trial.number for trial in found.record.trials if trial.removed} & set(irreplaceable(found.record)):
+        removed = _NUMBERS.validate_python(study.user_attrs.get(REMOVED, []))
+        if gone := irreplaceable(found.record).keys() & set(removed):
             raise ValueError(f"study {name}: trials {sorted(gone)} were removed, which erpe never does")
         if group := found.record.group:
             check_name(group.arm)

@@ -46,7 +46,7 @@ class Policy(NamedTuple):
             return False
         if self.older_than is None:
             return self.asks
-        return trial.ended is not None and now - trial.ended > timedelta(days=self.older_than)
+        return trial.ended is not None and (now - trial.ended) / timedelta(days=1) > self.older_than
 
 
 class Fate(NamedTuple):
