@@ -11,19 +11,16 @@ from rich.table import Table
 from erpe.search.retention import Sweep, Swept
 from erpe.store import Store
 
-WHY = ("best", "registered", "confirmed", "unfinished", "other")
-"""Why trials stay, in the order of the columns; other: nobody asked for them."""
-
 
 def sweep_table(found: Sweep, store: Store, dry_run: bool) -> None:
     """For people."""
     console = Console()
     if found.studies:
-        title = "would go" if dry_run else "removed"
-        table = Table(box=SIMPLE, title=f"{title}, and what stays", title_justify="left")
+        table = Table(box=SIMPLE, title="what goes, and what stays and why", title_justify="left")
         table.add_column("study", overflow="fold")
-        for name in ("trials", "checkpoints", "artifacts", *WHY, "gone before"):
+        for name in ("trials", "checkpoints", "artifacts"):
             table.add_column(name, justify="right")
+        table.add_column("stays")
         for swept in found.studies:
             table.add_row(*_cells(swept), style="" if swept.going else "dim")
         console.print(table)
@@ -36,10 +33,9 @@ def sweep_table(found: Sweep, store: Store, dry_run: bool) -> None:
 
 
 def _cells(swept: Swept) -> list[str]:
-    stays = (len(swept.staying.get(why, ())) for why in WHY)
-    counts = (str(count or "") for count in (*stays, len(swept.removed)))
+    stays = ", ".join(f"{len(numbers)} {why}" for why, numbers in swept.staying.items())
     sizes = (_mib(size) if swept.going else "" for size in (swept.checkpoints_mib, swept.artifacts_mib))
-    return [swept.study, str(len(swept.going)), *sizes, *counts]
+    return [swept.study, str(len(swept.going)), *sizes, stays]
 
 
 def _mib(size: float) -> str:

@@ -35,6 +35,7 @@ from erpe.search.study import define
 from erpe.search.transplant import facts
 from erpe.search.tune import tune
 from erpe.store import Store
+from erpe.tracking import removal
 from erpe.tracking.spool import Spool
 from erpe.tracking.tracker import Tracker, sync
 
@@ -530,7 +531,7 @@ def test_runs_and_artifacts_go_too_and_a_rebuilt_mlflow_does_not_bring_them_back
     assert gc(store, Policy(keep_best=2)) == said
     check_nothing_dangles(store)
     assert len(uids(store)) == 2
-    for path in store.root.glob("mlflow.db*"):
+    for path in (*store.root.glob("mlflow.db*"), store.spool / f"{NAME}.ack"):
         path.unlink()
     embed(store, empty_database)
     assert sync(store) == {NAME: 0}
@@ -551,19 +552,32 @@ def test_killed_while_mlflow_is_told_the_same_call_finishes(store, empty_databas
     mortal = Mortal(monkeypatch)
     for owner, name in ((SqlAlchemyStore, "delete_run"), (SqlAlchemyStore, "_hard_delete_run"), (Spool, "acknowledge")):
         mortal.make(owner, name)
-    mortal.make(shutil, "rmtree", tear)
+    mortal.make(removal, "remove_folder", tear)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)  # a sender that is killed says nothing
-    for kill in range(3, 50):  # the folders of the trials are the first two
-        copy = Store(shutil.copytree(store.root, store.root.with_name(f"killed-{kill}")))
+    template = shutil.copytree(store.root, store.root.with_name("template"))
+    for kill in range(1, 50):
         mortal.left = kill
-        if not gc(copy, Policy(failed=True)).lag:
+        if not gc(store, Policy(failed=True)).lag:
             break
         mortal.left = 0
-        assert gc(copy, Policy(failed=True)).lag == 0
-        check_nothing_dangles(copy)
-        assert len(uids(copy)) == 4 and not uids(copy) & gone
-    assert kill == 3 + 2 * 3 + 1, "delete, artifacts, row; and the acknowledgement"
-    assert every_file(store.artifacts), "a copy leaves the original alone"
+        assert gc(store, Policy(failed=True)).lag == 0
+        check_nothing_dangles(store)
+        assert len(uids(store)) == 4 and not uids(store) & gone
+        store.root.rename(store.root.with_name(f"killed-{kill}"))
+        shutil.copytree(template, store.root)
+    assert kill == 2 * 3 + 1 + 1, "delete, artifacts, row; and the acknowledgement"
+
+
+@few
+@pytest.mark.slow
+def test_in_a_copy_of_a_store_the_original_is_left_alone(store, empty_database):
+    embed(store, empty_database)
+    assert sync(store) == {NAME: 0}
+    copy = Store(shutil.copytree(store.root, store.root.with_name("copy")))
+    before = {path.name for path in (store.artifacts / NAME).iterdir()}
+    gc(copy, Policy(keep_best=1))
+    check_nothing_dangles(copy)
+    assert {path.name for path in (store.artifacts / NAME).iterdir()} == before and len(before) == 7
 
 
 @few

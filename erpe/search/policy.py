@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from erpe.errors import ConfigError
 from erpe.search.records import Record, StudyRecord
 
-UNFINISHED, CONFIRMED, BEST, REGISTERED, OTHER = "unfinished", "confirmed", "best", "registered", "other"
+UNFINISHED, CONFIRMED, BEST, REGISTERED, OTHER = "unfinished", "confirmed", "best", "registered", "not asked for"
 """Why a trial stays; OTHER: the policy does not ask for it. No policy removes the first four."""
 
 
@@ -74,7 +73,8 @@ def decide(study: StudyRecord, policy: Policy, registered: set[str], now: dateti
         registered: uids of trials whose model is registered.
         now: local time, as Optuna notes it.
     """
-    going, staying = [], defaultdict(list)
+    going: list[Record] = []
+    staying: dict[str, list[int]] = {why: [] for why in (BEST, REGISTERED, CONFIRMED, UNFINISHED, OTHER)}
     spared = irreplaceable(study, policy.keep_best or 1)
     for trial in study.trials:
         if trial.removed:
@@ -84,4 +84,4 @@ def decide(study: StudyRecord, policy: Policy, registered: set[str], now: dateti
             staying[why or OTHER].append(trial.number)
         else:
             going.append(trial)
-    return Fate(going, dict(staying))
+    return Fate(going, {why: numbers for why, numbers in staying.items() if numbers})

@@ -5,8 +5,9 @@ Only plain files with known names are read; a link in a store could point anywhe
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,12 +95,32 @@ def _is_plain(path: Path) -> bool:
 def log_plots(client: MlflowClient, run: str, storage_url: str, study: str) -> None:
     """Optuna's plots of a study as HTML. Each holds all of plotly (5 MB): MLflow shows it in a frame, offline."""
     import optuna
+
+    with _database(storage_url) as storage:
+        try:
+            found = optuna.load_study(study_name=study, storage=storage)
+        except KeyError:
+            return  # a single training is no study
+        _log_plots(client, run, found)
+
+
+@contextlib.contextmanager
+def _database(url: str) -> Iterator[Any]:
+    """Optuna's database, whose connections do not outlive the block."""
+    from optuna.storages import RDBStorage
+
+    storage = RDBStorage(url)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _log_plots(client: MlflowClient, run: str, found: Any) -> None:
+    import optuna
     from optuna import visualization
 
-    try:
-        found = optuna.load_study(study_name=study, storage=storage_url)
-    except KeyError:
-        return  # a single training is no study
     plots: dict[str, Callable[..., Any]] = {
         "history": visualization.plot_optimization_history,
         "importances": visualization.plot_param_importances,
