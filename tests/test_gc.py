@@ -124,6 +124,11 @@ def ranked(store):
     return [trial.number for trial in sorted(complete, key=lambda trial: -trial.value)]
 
 
+def database(store):
+    """MLflow's."""
+    return Path(store.tracking_uri.removeprefix("sqlite:///"))
+
+
 def check_nothing_dangles(store, family=NAME):
     """Database, folders, spool and MLflow, if there is one, agree trial by trial on what was removed."""
     members = [study for study in read_studies(store) if study.family == family]
@@ -137,8 +142,7 @@ def check_nothing_dangles(store, family=NAME):
     assert sum(event.kind == "remove_trial" for event in events) == len(gone), "each is told once"
     for uid in gone:
         assert next(event.kind for event in reversed(events) if event.uid == uid) == "remove_trial"
-    if (store.root / "mlflow.db").exists():
-        mlflow = store.root / "mlflow.db"
+    if (mlflow := database(store)).exists():
         kept = {trial.uid for _, trial in every} - gone
         uids = {uid for (uid,) in rows(mlflow, "SELECT value FROM tags WHERE key = 'erpe.trial_uid'")}
         assert uids == kept
@@ -509,18 +513,26 @@ def embed(store, empty_database):
     shutil.copy(empty_database, store.root / "mlflow.db")
 
 
+def moved(store, name):
+    """A copy of a store, whose MLflow has what that of the original has."""
+    copy = Store(shutil.copytree(store.root, store.root.with_name(name)))
+    ack = copy.spool / f"{NAME}.ack"
+    ack.write_text(ack.read_text().replace(str(store.root), str(copy.root)))
+    return copy
+
+
 def uids(store):
-    return {uid for (uid,) in rows(store.root / "mlflow.db", "SELECT value FROM tags WHERE key = 'erpe.trial_uid'")}
+    return {uid for (uid,) in rows(database(store), "SELECT value FROM tags WHERE key = 'erpe.trial_uid'")}
 
 
 def run_of(store, uid):
-    ((run,),) = rows(store.root / "mlflow.db", "SELECT run_uuid FROM tags WHERE value = ? AND key LIKE 'erpe%'", uid)
+    ((run,),) = rows(database(store), "SELECT run_uuid FROM tags WHERE value = ? AND key LIKE 'erpe%'", uid)
     return run
 
 
 @few
 @pytest.mark.slow
-def test_runs_and_artifacts_go_too_and_a_rebuilt_mlflow_does_not_bring_them_back(store, empty_database):
+def test_runs_and_artifacts_go_too_and_a_rebuilt_mlflow_does_not_bring_them_back(store, empty_database, monkeypatch):
     embed(store, empty_database)
     assert sync(store) == {NAME: 0}
     said = gc(store, Policy(keep_best=2), dry_run=True)
@@ -531,9 +543,8 @@ def test_runs_and_artifacts_go_too_and_a_rebuilt_mlflow_does_not_bring_them_back
     assert gc(store, Policy(keep_best=2)) == said
     check_nothing_dangles(store)
     assert len(uids(store)) == 2
-    for path in (*store.root.glob("mlflow.db*"), store.spool / f"{NAME}.ack"):
-        path.unlink()
-    embed(store, empty_database)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store.root / 'rebuilt.db'}")
+    shutil.copy(empty_database, database(store))
     assert sync(store) == {NAME: 0}
     assert uids(store) == {trial.uid for trial in trials(store) if not trial.removed}
     lost = {str(path.relative_to(store.root)) for path, _ in gc(store, Policy(), dangling=True).strays}
@@ -554,17 +565,15 @@ def test_killed_while_mlflow_is_told_the_same_call_finishes(store, empty_databas
         mortal.make(owner, name)
     mortal.make(removal, "remove_folder", tear)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)  # a sender that is killed says nothing
-    template = shutil.copytree(store.root, store.root.with_name("template"))
     for kill in range(1, 50):
+        copy = moved(store, f"killed-{kill}")
         mortal.left = kill
-        if not gc(store, Policy(failed=True)).lag:
+        if not gc(copy, Policy(failed=True)).lag:
             break
         mortal.left = 0
-        assert gc(store, Policy(failed=True)).lag == 0
-        check_nothing_dangles(store)
-        assert len(uids(store)) == 4 and not uids(store) & gone
-        store.root.rename(store.root.with_name(f"killed-{kill}"))
-        shutil.copytree(template, store.root)
+        assert gc(copy, Policy(failed=True)).lag == 0
+        check_nothing_dangles(copy)
+        assert len(uids(copy)) == 4 and not uids(copy) & gone
     assert kill == 2 * 3 + 1 + 1, "delete, artifacts, row; and the acknowledgement"
 
 
@@ -573,7 +582,7 @@ def test_killed_while_mlflow_is_told_the_same_call_finishes(store, empty_databas
 def test_in_a_copy_of_a_store_the_original_is_left_alone(store, empty_database):
     embed(store, empty_database)
     assert sync(store) == {NAME: 0}
-    copy = Store(shutil.copytree(store.root, store.root.with_name("copy")))
+    copy = moved(store, "copy")
     before = {path.name for path in (store.artifacts / NAME).iterdir()}
     gc(copy, Policy(keep_best=1))
     check_nothing_dangles(copy)
