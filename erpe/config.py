@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -111,6 +112,7 @@ Variant = Annotated[str, AfterValidator(_known_variant)]
 Dataset = Annotated[str, AfterValidator(_known_dataset)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Size = Annotated[int, Field(gt=0, lt=2**16)]
+Depth = Annotated[int, Field(gt=0, le=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What scikit-learn and torch both take."""
 
@@ -156,6 +158,11 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 200
+_BRIEF.maxlist = _BRIEF.maxdict = _BRIEF.maxtuple = 20
+
+
 def explain(error: ValidationError, owner: type[BaseModel]) -> str:
     """One line for the first thing pydantic found wrong: where, what was given, what would do."""
     first = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
@@ -172,7 +179,8 @@ def explain(error: ValidationError, owner: type[BaseModel]) -> str:
         return f"{place}: {said}" if place else said
     if first["type"] == "missing":
         return f"{place}: a value is needed"
-    return f"{place}: {first['input']!r} given; {said[:1].lower()}{said[1:]}"
+    given = _BRIEF.repr(first["input"])
+    return f"{place}: {given} given; {said[:1].lower()}{said[1:]}"
 
 
 def _settings_at(owner: type[BaseModel], place: Sequence[int | str]) -> list[str]:
@@ -249,6 +257,8 @@ class AttentionConfig(Config):
         if self.encoding == "rope" and size % 4:
             raise ConfigError(f"rope needs 4 to divide {what}, got {size}; {4 * max(1, round(size / 4))} would do")
         block = self.circulant_block or size
+        if self.encoding == "circulant" and block > 4096:  # its basis is a matrix of that side
+            raise ConfigError(f"circulant needs blocks of at most 4096, got {block}; circulant_block 64 would do")
         if self.encoding == "circulant" and (block < 3 or size % block):
             would_do = f"circulant_block {size}" if size >= 3 else "4"
             raise ConfigError(
@@ -267,7 +277,7 @@ class ModelConfig(AttentionConfig):
     """Side of a square patch in pixels."""
     width: Size = 64
     """Size of a token, C = heads * head size."""
-    depth: Size = 4
+    depth: Depth = 4
     """Number of blocks."""
     heads: Size = 4
     """Attention heads, H."""
@@ -419,3 +429,18 @@ def defaults(variant: str, dataset: str, seed: int = 0) -> TrialConfig:
     model = ModelConfig(variant=variant, image=facts.image, classes=facts.classes)
     config = TrialConfig(model=model, data=DataConfig(dataset=dataset), seed=seed)
     return config.replace(_BY_DATASET[dataset])
+
+
+def is_history(found: Any, config: TrialConfig) -> bool:
+    """Whether it is what a trial of this configuration writes of its epochs: an entry each, counted from 1."""
+    needed = {"epoch", "train/loss"} | ({"val/accuracy"} if config.data.validation else set())
+    return (
+        isinstance(found, list)
+        and len(found) <= config.train.epochs
+        and all(is_measures(e) and needed <= e.keys() and e["epoch"] == n for n, e in enumerate(found, 1))
+    )
+
+
+def is_measures(found: Any) -> bool:
+    """Whether it is names and numbers."""
+    return isinstance(found, dict) and all(isinstance(value, int | float) for value in found.values())

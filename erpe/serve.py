@@ -8,8 +8,13 @@ import sys
 
 from erpe.errors import ConfigError, TrackingError
 from erpe.store import Store
-from erpe.tracking.server import examine, redact
+from erpe.telling import printable, redact
+from erpe.tracking.server import examine
 from erpe.tracking.view import CONFIRMED_VIEW, confirmed_page, runs_page
+
+
+HOSTS = ("127.0.0.1", "localhost")
+"""Under which names a browser on this machine may ask."""
 
 
 def serve(store: Store, port: int) -> None:
@@ -33,14 +38,30 @@ def serve(store: Store, port: int) -> None:
         except (OSError, OverflowError):
             raise ConfigError(f"port {port}: taken or not allowed; --port names another, as --port 5001") from None
     for name, page in pages(store).items():
-        print(f"{name}: http://127.0.0.1:{port}{page}")
+        print(f"{printable(name)}: http://127.0.0.1:{port}{page}")
     print("Ctrl-C ends the server.", flush=True)
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--default-artifact-root",
-        store.artifacts.as_uri(), "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-    ]  # fmt: skip
+    command, environment = server(store, port)
     os.execve(sys.executable, command, environment)
+
+
+def server(store: Store, port: int) -> tuple[list[str], dict[str, str]]:
+    """The command that serves a store's database, and its environment.
+
+    A page of another site may have its name point to 127.0.0.1, and so read what this server answers (DNS rebinding).
+    MLflow's own list of hosts lets 10.evil.example pass, which looks like a private address, and names with any port.
+    """
+    opened = {name for name in os.environ if name.startswith("MLFLOW_SERVER_") or name == "MLFLOW_ENABLE_REMOTE_ASSISTANT"}
+    environment = {name: value for name, value in os.environ.items() if name not in opened} | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{host}:{port}" for host in HOSTS),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_BACKEND_STORE_URI": store.tracking_uri,  # its password is not for the list of processes
+    }
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--default-artifact-root", store.artifacts.as_uri(),
+        "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+    ]  # fmt: skip
+    return command, environment
 
 
 def pages(store: Store) -> dict[str, str]:

@@ -21,7 +21,7 @@ from erpe.search.progress import Moment
 from erpe.search.study import StudySpec
 from erpe.search.tune import TuneResult
 from erpe.store import Store
-from erpe.tracking.server import redact
+from erpe.telling import redact
 
 PHASES = {
     "data": "checking the data",
@@ -212,14 +212,14 @@ def result_json(result: TuneResult) -> dict[str, Any]:
 
 def variants_rows(dataset: str) -> list[dict[str, Any]]:
     """Each variant's parts, parameters and FLOPs at the default configuration of a data set."""
-    from erpe.model import build
+    from erpe.model.vit import parameter_count
     from erpe.training.objective import cost
 
     rows = []
     for variant in VARIANTS:
         config = defaults(variant, dataset)
         attention, encoding = split_variant(variant)
-        params = sum(p.numel() for p in build(config.model).parameters())
+        params = parameter_count(config.model)
         rows.append({"variant": variant, "attention": attention, "encoding": encoding, "params": params} | cost(config))
     return rows
 
@@ -323,7 +323,7 @@ def print_tables(tables: list[Table], otherwise: str) -> None:
 
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     """Each arm of a study with its size and cost at a typical configuration of its space."""
-    from erpe.model import build
+    from erpe.model.vit import parameter_count
     from erpe.search.axes import typical
     from erpe.training.objective import cost
 
@@ -331,7 +331,7 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     for arm in plan.arms():
         spec = plan.search_spec(arm)
         config = typical(spec.space, spec.base)
-        params = sum(p.numel() for p in build(config.model).parameters())
+        params = parameter_count(config.model)
         rows.append({"arm": arm.name, "epochs": spec.epochs, "axes": len(spec.space.axes), "params": params})
         rows[-1] |= cost(config)
     return rows

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,11 @@ from erpe.errors import StoreError
 
 LAYOUT = 1
 """Version of the folder's layout; a store of another version is refused."""
+
+MOST_JSON = 16 * 2**20
+"""Bytes of a JSON file that is read; erpe writes far smaller ones."""
+
+_UNFOLLOWED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Store:
         """Make the folder if need be and check that it can be written.
 
         Raises:
-            StoreError: it is not a folder, cannot be written, or has another layout.
+            StoreError: it is not a folder, cannot be written, has another layout, or has links in it.
         """
         try:
             store = cls(Path(root).expanduser().resolve())
@@ -38,13 +45,14 @@ class Store:
             raise StoreError(f"store {root}: no such place ({error}); --store names another") from None
         version = store.root / "erpe.json"
         try:
+            _refuse_links(store.root)
             for folder in (store.artifacts, store.spool, store.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
-            if not version.exists():
+            if not os.path.lexists(version):
                 write_atomic(version, json.dumps({"layout": LAYOUT}))
             with tempfile.TemporaryFile(dir=store.root):
                 pass
-            found = json.loads(version.read_text())
+            found = parse_json(read_plain(version))
         except OSError as error:
             raise StoreError(
                 f"store {store.root}: cannot be written ({error.strerror}); --store names another"
@@ -64,7 +72,7 @@ class Store:
         Raises:
             StoreError: there is none, or see `open`.
         """
-        if not (Path(root) / "erpe.json").exists():
+        if not os.path.exists(Path(root) / "erpe.json"):  # Path.exists raises for a name that is too long
             raise StoreError(f"store {root}: nothing there; `erpe tune` makes one, --store names another")
         return cls.open(root)
 
@@ -94,8 +102,28 @@ class Store:
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
 
     def trial_folder(self, study: str, number: int, seed: int) -> Path:
-        """Checkpoints and results of one trial; the same after every restart."""
-        return self.checkpoints / study / f"{number:04d}-{seed}"
+        """Checkpoints and results of one trial; the same after every restart.
+
+        Raises:
+            StoreError: it is a link, or leads out of the store.
+        """
+        folder = self.checkpoints / study / f"{number:04d}-{seed}"
+        if folder.resolve() != self.root.resolve() / "checkpoints" / study / folder.name:
+            raise StoreError(f"{folder}: a link, or leads elsewhere; a store has no links in it")
+        return folder
+
+
+def _refuse_links(root: Path) -> None:
+    """What lies in a store lies in the store: to write through a link would change a file elsewhere.
+
+    Raises:
+        StoreError: something in it, or in one of its folders, is a link.
+    """
+    for folder in [root, *(root / name for name in ("spool", "checkpoints", "locks", "reports", "ray"))]:
+        if folder.is_dir():
+            for entry in os.scandir(folder):
+                if entry.is_symlink():
+                    raise StoreError(f"{entry.path}: a link; a store has none in it, though it may itself be behind one")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -118,16 +146,59 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         raise
 
 
+def open_plain(path: Path, flags: int) -> int:
+    """The descriptor of a plain file: no link, which could point anywhere, and no pipe, which could never answer.
+
+    Raises:
+        OSError: it is one, or cannot be opened.
+    """
+    try:
+        handle = os.open(path, flags | _UNFOLLOWED, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "a link", str(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    return handle
+
+
+def read_plain(path: Path, most: int = MOST_JSON) -> bytes:
+    """The bytes of a plain file that someone else may have written.
+
+    Raises:
+        OSError: there is none, it is no plain file, or it has more than `most` bytes.
+    """
+    with os.fdopen(open_plain(path, os.O_RDONLY), "rb") as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"more than {most} bytes", str(path))
+        return file.read()
+
+
+def parse_json(data: bytes | str) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: it is none, or nested deeper than anyone would.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json(path: Path) -> Any:
     """A JSON file of the store.
 
     Raises:
-        StoreError: it is missing or damaged.
+        StoreError: it is missing, damaged, too large or no plain file.
     """
     try:
-        return json.loads(path.read_text())
+        return parse_json(read_plain(path))
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); the file is missing or damaged") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise StoreError(f"{path}: cannot be read ({why}); the file is missing or damaged") from None
 
 
 def is_own(folder: Path) -> bool:

@@ -22,7 +22,8 @@ from erpe.store import Store
 from erpe.tracking.artifacts import draw
 from erpe.tracking.provenance import collect
 from erpe.tracking.sender import Sender
-from erpe.tracking.server import probe, redact
+from erpe.telling import redact
+from erpe.tracking.server import probe
 from erpe.tracking.spool import Spool
 from erpe.tracking.tracker import Tracker, lags, sync
 

@@ -13,6 +13,10 @@ from erpe.model.attention import ATTENTION, Linear
 from erpe.model.encoding import Encoding, Shape
 
 
+Size = tuple[int, ...]
+"""Of a tensor."""
+
+
 class ViT(nn.Module):
     """images (B, channels, height, width) -> logits (B, classes).
 
@@ -24,14 +28,14 @@ class ViT(nn.Module):
         self.config = config
         # A generator for each block, and one for the matrices: variants of one seed differ in nothing they share.
         generator = torch.Generator().manual_seed(seed)
-        seeds = torch.randint(2**62, (config.depth,), generator=generator).tolist()
+        seeds = torch.randint(2**62, (config.depth,), generator=generator, device="cpu").tolist()
         generators = [torch.Generator().manual_seed(own) for own in seeds]
         channels, patch, width = config.image[0], config.patch, config.width
         self.embed = nn.Linear(channels * patch * patch, width)
         self.cls = nn.Parameter(torch.zeros(1, 1, width)) if config.pooling == "cls" else None
         self.position = absolute_position(config)
         self.dropout = nn.Dropout(config.dropout)
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, *both) for both in zip(rates, generators, strict=True))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.classes)
@@ -168,3 +172,23 @@ def build(config: ModelConfig, seed: int = 0) -> ViT:
         ConfigError: the configuration does not fit together.
     """
     return ViT(config, seed)
+
+
+def shapes(config: ModelConfig) -> dict[str, Size]:
+    """Name -> shape of every tensor of a model's state, without the model: blocks are alike."""
+    with torch.device("meta"):
+        one = ViT(config.replace({"depth": 1}), seed=0).state_dict()
+    found = {name: tuple(tensor.shape) for name, tensor in one.items()}
+    for name in [name for name in found if name.startswith("blocks.0.")]:
+        found |= {name.replace(".0.", f".{block}.", 1): found[name] for block in range(1, config.depth)}
+    return found
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Trainable parameters k of a model, without the model."""
+    with torch.device("meta"):
+        one, two = (
+            sum(parameter.numel() for parameter in ViT(config.replace({"depth": depth}), seed=0).parameters())
+            for depth in (1, 2)
+        )
+    return one + (config.depth - 1) * (two - one)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -28,7 +27,7 @@ from erpe.tracking.spool import Event, Spool
 
 MIB = 2**20
 FILES = {
-    "model.safetensors": 4096 * MIB, "training.safetensors": 16384 * MIB, "config.json": MIB, "outcome.json": 64 * MIB,
+    "model.safetensors": 4096 * MIB, "training.safetensors": 16384 * MIB, "config.json": MIB, "outcome.json": 16 * MIB,
     "test.json": MIB, "per_class.json": MIB, "confusion.json": MIB, "confusion_test.json": MIB,
     "predictions.npz": 64 * MIB, "attention.npz": 64 * MIB,
 }  # fmt: skip
@@ -200,7 +199,7 @@ def _look_into(path: Path) -> None:
 
     try:
         if path.suffix == ".json":
-            json.loads(path.read_bytes())
+            read_json(path)
         elif path.suffix == ".npz":
             read_arrays(path)
         else:
@@ -211,5 +210,5 @@ def _look_into(path: Path) -> None:
                     pass
             except SafetensorError as error:
                 raise ValueError(error) from None
-    except (ValueError, RecursionError) as error:
+    except (StoreError, ValueError) as error:
         raise StoreError(f"{path}: damaged ({error}); copy the store again") from None

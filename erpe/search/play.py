@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from erpe.config import TrialConfig
+from erpe.config import TrialConfig, is_history, is_measures
 from erpe.errors import ErpeError, StoreError, TrialError
+from erpe.store import parse_json, read_json
 
 
 class Training(Protocol):
@@ -71,8 +71,9 @@ def play(config: TrialConfig, folder: Path, start: Start) -> Iterator[Event]:
 def read_outcome(config: TrialConfig, folder: Path) -> dict[str, Any] | None:
     """`outcome.json`, if this very trial was finished before the driver could write it down."""
     try:
-        found = json.loads((folder / "outcome.json").read_text())
-        same = TrialConfig(**json.loads(found["config"])) == config
-        return found if same and isinstance(found["history"], list) and isinstance(found["metrics"], dict) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        found = read_json(folder / "outcome.json")
+        same = TrialConfig(**parse_json(found["config"])) == config
+        whole = is_history(found["history"], config) and is_measures(found["metrics"])
+        return found if same and whole else None
+    except (StoreError, ValueError, KeyError, TypeError):
         return None

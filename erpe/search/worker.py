@@ -59,7 +59,8 @@ class Worker(tune.Trainable):
         self._events = play(TrialConfig(**config["config"]), folder, config["start"])
         with suppress(OSError):  # a full disk is told by the first step
             folder.mkdir(parents=True, exist_ok=True)
-            self._last_words = (folder / LAST_WORDS).open("w")
+            (folder / LAST_WORDS).unlink(missing_ok=True)  # never write through what lies there
+            self._last_words = (folder / LAST_WORDS).open("x")
             faulthandler.enable(self._last_words, all_threads=False)
 
     def reset_config(self, config: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -81,7 +82,7 @@ def knock(address: str) -> None:
         raise ConfigError(f"ray address {address!r}: HOST:PORT of the cluster's head would do, the port mostly 6379")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise ConfigError(f"ray address {address}: nobody answers ({error}); is the cluster up?") from None
 
 
@@ -177,6 +178,24 @@ class OnRay:
             raise StudyError(f"ray: {said}; trials stay as they are, the same command continues") from error
 
 
+def require_token() -> None:
+    """A cluster that starts here obeys only those who know its token: others on this machine could run code in it.
+
+    The token is of this process and its children, and on no disk; Ray's own way is a file in HOME that everyone on
+    the machine may read, and that cannot be made where HOME cannot be written. What the user has set stays.
+    """
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        from ray._raylet import AuthenticationTokenLoader
+
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        AuthenticationTokenLoader.instance().reset_cache()
+    if "RAY_AUTH_MODE" not in os.environ:
+        from ray._raylet import Config
+
+        os.environ["RAY_AUTH_MODE"] = "token"
+        Config.initialize("")  # Ray has read its environment when it was imported
+
+
 @contextmanager
 def on_ray(asked: Asked, trials: int, scratch: Path) -> Iterator[Workers]:
     """Start Ray, or join it, for as long as the block runs.
@@ -189,6 +208,8 @@ def on_ray(asked: Asked, trials: int, scratch: Path) -> Iterator[Workers]:
     import ray  # isort: skip
 
     ours = not ray.is_initialized()
+    if ours and not asked.address:
+        require_token()
     here: dict[str, Any] = {
         "num_cpus": asked.cpus * (asked.concurrency or max(1, min(trials, cores() // asked.cpus))),
         "include_dashboard": False,
@@ -203,6 +224,10 @@ def on_ray(asked: Asked, trials: int, scratch: Path) -> Iterator[Workers]:
                 runtime_env={"env_vars": WORKER_ENV},
                 **({} if asked.address else here),
             )
+        except ray.exceptions.AuthenticationError:
+            raise ConfigError(
+                f"ray address {asked.address}: it wants a token; RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN would do"
+            ) from None
         except (ConnectionError, ValueError) as error:
             if not asked.address:
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import traceback
 from typing import TYPE_CHECKING
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from erpe.errors import ErpeError
-from erpe.store import Store
-from erpe.tracking.server import Health, examine, redact, redact_text
+from erpe.store import Store, open_plain
+from erpe.telling import redact
+from erpe.tracking.server import Health, examine
 from erpe.tracking.spool import Ack, Event, Spool
 
 if TYPE_CHECKING:
@@ -131,7 +133,7 @@ class Sender:
                 self._set_apart(events[0], error)
                 return True
         elif self._failures >= _ATTEMPTS:
-            self.problem = f"{self._uri}: {redact_text(str(error).strip().splitlines()[0])}"
+            self.problem = f"{self._uri}: {redact(str(error).strip().splitlines()[0])}"
         return False
 
     def _unwell(self, health: Health) -> bool:
@@ -139,8 +141,8 @@ class Sender:
         return False
 
     def _set_apart(self, event: tuple[Event, int], error: Exception) -> None:
-        told = redact_text("".join(traceback.format_exception(error)))
-        with self._refused.open("a") as file:
+        told = redact("".join(traceback.format_exception(error)))
+        with os.fdopen(open_plain(self._refused, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a") as file:
             file.write(json.dumps({"event": event[0].model_dump(exclude_defaults=True), "error": told}) + "\n")
         self._arrived(event)
 

@@ -8,9 +8,10 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock
+
+from erpe.telling import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,14 +36,6 @@ class Health(NamedTuple):
     state: Literal["well", "down", "refuses"]
     """Down: will mend itself. Refuses: someone must do something."""
     line: str = ""
-
-
-def redact(uri: str) -> str:
-    """The URI without user and password: fit for files, tags and messages."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def connect(uri: str) -> MlflowClient:
@@ -143,7 +136,7 @@ def _examine_database(uri: str) -> Health:
             found = connection.execute(text("SELECT version_num FROM alembic_version")) if tables else ()
             versions = {version for (version,) in found}
     except (SQLAlchemyError, ImportError) as error:
-        said = redact_text(str(getattr(error, "orig", error)).strip().splitlines()[0])
+        said = redact(str(getattr(error, "orig", error)).strip().splitlines()[0])
         if "locked" in said or re.search(r"connect(?!.*(authentication|denied|does not exist))", said):
             return Health("down", f"{name}: no answer ({said}); {WAITING}")
         return Health("refuses", f"{name}: {said}; put it right, or move it away and `erpe sync` fills a new one")
@@ -165,8 +158,3 @@ def _schemas() -> tuple[set[str], set[str]]:
         known.update(re.findall(r'^revision\b.*?= *["\'](\w+)', text, re.M))
         followed.update(re.findall(r'^down_revision\b.*?= *["\'](\w+)', text, re.M))
     return known, known - followed
-
-
-def redact_text(text: str) -> str:
-    """A message without the passwords of the URLs in it."""
-    return re.sub(r"(\w+://)[^/\s@]+@", r"\1", text)

@@ -20,16 +20,23 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Annotated, Any, Literal, NamedTuple
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, StringConstraints, TypeAdapter, ValidationError
 
 from erpe.errors import ConfigError, StoreError
-from erpe.store import write_atomic
+from erpe.store import open_plain, parse_json, read_plain, write_atomic
 
 BATCH_BYTES = 1 << 20
 """The sender holds at most about this much of the file in memory."""
+
+MOST_LINE = 16 << 20
+"""Bytes of a line; erpe writes far shorter ones."""
+
+
+Uid = Annotated[str, StringConstraints(pattern=r"^[^'\"`\\\x00-\x1f\x7f]+$", max_length=250)]
+"""Without what would end it in a query of MLflow."""
 
 
 class Event(BaseModel):
@@ -38,8 +45,8 @@ class Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     kind: Literal["start_study", "start_trial", "epoch", "end_trial", "end_study", "remove_trial"]
-    uid: str
-    """Whose event: the run's tag in MLflow."""
+    uid: Uid
+    """Whose event: the run's tag in MLflow, which is searched for by it."""
     seq: NonNegativeInt = 0
     """Position in the spool, from 1; the spool gives it."""
     ts: NonNegativeInt = 0
@@ -48,7 +55,7 @@ class Event(BaseModel):
     metrics: dict[str, float] = {}
     tags: dict[str, str] = {}
     number: int | None = None
-    parent: str | None = None
+    parent: Uid | None = None
     """uid of the study a trial belongs to."""
     config: dict[str, Any] = {}
     """A trial's TrialConfig, a study's specification."""
@@ -56,7 +63,7 @@ class Event(BaseModel):
     reason: str | None = None
     folder: str | None = None
     """Where the results lie, relative to the store."""
-    best: str | None = None
+    best: Uid | None = None
     """uid of a study's best trial."""
     name: str = ""
     """Of the run; none: the experiment's, or TRIAL NUMBER. Of a study also its name in Optuna."""
@@ -69,9 +76,12 @@ class Ack(NamedTuple):
 
     uri: str = ""
     """The tracking URI without its password; another destination starts over, which is harmless."""
-    offset: int = 0
+    offset: NonNegativeInt = 0
     """Bytes."""
-    seq: int = 0
+    seq: NonNegativeInt = 0
+
+
+_ACK = TypeAdapter(Ack)
 
 
 def encode(event: Event) -> bytes:
@@ -120,7 +130,7 @@ class Spool:
         """
         try:
             with self._lock:
-                self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+                self._fd = open_plain(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
                 try:
                     self._catch_up()
                     yield
@@ -167,7 +177,7 @@ class Spool:
         damaged = 0
         with open(self._fd, "rb", closefd=False) as file:
             file.seek(self._end)
-            for line in file:
+            for line in self._lines(file):
                 event = decode(line)
                 if event:
                     missing = b"" if line.endswith(b"\n") else b"\n"
@@ -188,14 +198,20 @@ class Spool:
 
     def _move_away(self, line: bytes) -> None:
         """Copy a damaged line, then blank it where it stands: every offset stays as it is."""
-        with self._beside(".corrupt").open("ab") as file:
+        with os.fdopen(open_plain(self._beside(".corrupt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
         # O_APPEND makes even pwrite append, so blank through a second descriptor
-        with self.path.open("r+b") as file:
+        with os.fdopen(open_plain(self.path, os.O_RDWR), "r+b") as file:
             file.seek(self._end)
             file.write(b" " * (len(line) - 1))
+
+    def _lines(self, file: IO[bytes]) -> Iterator[bytes]:
+        while line := file.readline(MOST_LINE):
+            if len(line) == MOST_LINE:
+                raise StoreError(f"spool {self.path}: a line of more than {MOST_LINE} bytes, which erpe did not write")
+            yield line
 
     def _beside(self, suffix: str) -> Path:
         return self.path.with_suffix(suffix)
@@ -207,12 +223,12 @@ class Spool:
             StoreError: damage in the middle; the next writer moves it away.
         """
         events: list[tuple[Event, int]] = []
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return events
         try:
-            with self.path.open("rb") as file:
+            with os.fdopen(open_plain(self.path, os.O_RDONLY), "rb") as file:
                 start = file.seek(offset)
-                for line in file:
+                for line in self._lines(file):
                     if not line.endswith(b"\n") or offset - start > BATCH_BYTES:
                         break
                     offset += len(line)
@@ -241,7 +257,7 @@ class Spool:
     def ack(self) -> Ack:
         """What has been acknowledged; nothing, if that cannot be read: sending twice is harmless."""
         try:
-            return Ack(**json.loads(self._beside(".ack").read_text()))
+            return _ACK.validate_python(Ack(**parse_json(read_plain(self._beside(".ack")))), strict=True)
         except (OSError, ValueError, TypeError):
             return Ack()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from torch import Tensor
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError, StoreError
 from erpe.model import ViT, build
-from erpe.store import read_json, write_atomic
+from erpe.model.vit import Size, shapes
+from erpe.store import open_plain, parse_json, read_json, write_atomic
 
 STATE = "training.safetensors"
 MODEL = "model.safetensors"
+MOST = {STATE: 16 * 2**30, MODEL: 4 * 2**30}
+"""Bytes a file may have."""
 
 
 @contextmanager
@@ -54,21 +58,35 @@ def digest(tensors: dict[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: Path, expected: Mapping[str, Size] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `save_tensors` wrote, on the CPU.
 
+    Args:
+        expected: name -> shape; a file with other tensors is refused before any is read.
     Raises:
-        StoreError: the file is missing or damaged.
+        StoreError: the file is missing or damaged, or of another model.
     """
     try:
+        os.close(open_plain(path, os.O_RDONLY))
+        if path.stat().st_size > MOST.get(path.name, MOST[MODEL]):
+            raise ValueError(f"more than {MOST.get(path.name, MOST[MODEL])} bytes")
         with safe_open(path, framework="pt") as file:
-            facts, expected = json.loads(file.metadata()["erpe"]), file.metadata()["sha256"]
+            facts, sha256 = parse_json(file.metadata()["erpe"]), file.metadata()["sha256"]
+            if expected is not None:
+                _compare({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, expected)  # noqa: SIM118
         tensors = load_file(path)
-        if digest(tensors) != expected:
+        if digest(tensors) != sha256:
             raise ValueError("its checksum differs")
         return tensors, facts
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: cannot be read ({error}); the checkpoint is missing or damaged") from None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise StoreError(f"{path}: cannot be read ({said}); the checkpoint is missing or damaged") from None
+
+
+def _compare(found: Mapping[str, Size], expected: Mapping[str, Size]) -> None:
+    for name in [*found, *expected]:
+        if found.get(name) != expected.get(name):
+            raise ValueError(f"{name} is {found.get(name, 'missing')}, its model has {expected.get(name, 'none')}")
 
 
 def save_model(folder: Path, model: ViT, config: TrialConfig) -> None:
@@ -92,10 +110,8 @@ def load_model(folder: Path) -> tuple[ViT, TrialConfig]:
         config = TrialConfig(**read_json(folder / "config.json"))
     except (ConfigError, TypeError) as error:
         raise StoreError(f"{folder / 'config.json'}: {error}; written by another version of erpe?") from None
-    tensors, _ = load_tensors(folder / MODEL)
+    # Before a model of that size is made: a configuration can ask for more memory than there is.
+    tensors, _ = load_tensors(folder / MODEL, shapes(config.model))
     model = build(config.model)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise StoreError(f"{folder / MODEL}: {' '.join(str(error).split())}") from None
+    model.load_state_dict(tensors)
     return model.eval(), config

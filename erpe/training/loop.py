@@ -160,6 +160,9 @@ class Trainer:
             self.averaged.load_state_dict(part["averaged"])
         for name, parameter in self._slots():
             slot = _below(part["adam"], name)
+            found = {key: (x.shape, x.dtype) for key, x in slot.items() if key != "step"}
+            if slot and found != dict.fromkeys(("exp_avg", "exp_avg_sq"), (parameter.shape, parameter.dtype)):
+                raise RuntimeError(f"the optimiser's state of {name} is that of another model")
             self.optimiser.state[parameter] = {
                 key: value if key == "step" and self.device.type == "cpu" else value.to(self.device)
                 for key, value in slot.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from erpe.config import TrialConfig
+from erpe.config import TrialConfig, is_history, is_measures
 from erpe.errors import StoreError, TrialError
 from erpe.model import ViT, build
 from erpe.model.flops import forward_flops, train_step_flops
@@ -70,7 +71,7 @@ class Trial:
         """What someone should know of its start: a damaged checkpoint."""
         self.history: list[dict[str, float]] = []
         """An entry an epoch: `epoch` (from 1), `train/loss`, `val/loss`, `val/accuracy`, `lr`, `time/epoch_seconds`."""
-        if (folder / STATE).exists():
+        if os.path.lexists(folder / STATE):
             self._resume()
 
     @property
@@ -148,9 +149,11 @@ class Trial:
             tensors, facts = load_tensors(path)
             if facts["config"] != self.config.model_dump_json():
                 raise StoreError(f"{path}: belongs to another configuration")
+            if not is_history(facts["history"], self.config):
+                raise StoreError(f"{path}: its history is not that of a trial")
             self.trainer.load_state(tensors)
             self.history = facts["history"]
-        except (StoreError, RuntimeError, KeyError, TypeError) as error:
+        except (StoreError, RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
             said = " ".join(str(error).split())
             self.warning = f"{said}; set aside as {path.with_suffix('.damaged').name}, the trial begins again"
             with contextlib.suppress(FileNotFoundError):
@@ -209,8 +212,10 @@ def final_evaluation(
         TrialError: the model's training blew up in its last step.
     """
     done = folder / "test.json"
-    if done.exists():
+    if os.path.lexists(done):
         known: dict[str, float] = read_json(done)
+        if not is_measures(known):
+            raise StoreError(f"{done}: no measures in it; the file is damaged")
         return known
     model, config = load_model(folder)
     where, dataset = pick_device(device), config.data.dataset

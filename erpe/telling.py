@@ -1,0 +1,67 @@
+"""What erpe tells: text without secrets, and without commands to the terminal that shows it.
+
+Names, reasons and messages come from stores and servers that others may have written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+from urllib.parse import unquote
+
+from rich.console import Console
+from rich.text import Text
+
+SHORTEST = 6
+"""Characters of a secret that is looked for by its value: a shorter one would be found in ordinary words."""
+
+_SECRET_NAME = re.compile(r"PASSWORD|PASSWD|TOKEN|SECRET|CREDENTIAL|(^|_)(API|ACCESS|ACCOUNT|PRIVATE)?_?KEY(_|$)", re.I)
+_NOT_SECRET = re.compile(r"PATH$|FILE$|_ID$", re.I)
+_USER = re.compile(r"(\w+://)(?!/)(?:[^\s'\"/]*@|[^\s'\"/:]*:(?!\d+(?:/|$))[^\s'\"]*@)")
+"""User and password of a URL: up to the last @ before the path, or of a password with a slash in it."""
+
+_IN_QUERY = re.compile(r"([?&;][^=&;\s]*(?:password|passwd|passfile|token|secret|key)[^=&;\s]*=)[^&;\s'\"]+", re.I)
+
+
+def redact(text: str) -> str:
+    """A message or a URL without users and passwords of URLs, and without the secrets of the environment."""
+    text = _IN_QUERY.sub(r"\1***", _USER.sub(r"\1", text))
+    for secret in secrets():
+        text = text.replace(secret, "***")
+    return text
+
+
+def secrets() -> list[str]:
+    """Values of the environment that nobody may see: passwords, tokens, keys, and the passwords of URLs."""
+    found: set[str] = set()
+    for name, value in os.environ.items():
+        if _SECRET_NAME.search(name) and not _NOT_SECRET.search(name):
+            found.add(value)
+        for inside in re.findall(r"\w://[^\s:/@]*:(\S*)@", value):
+            found |= {inside, unquote(inside)}
+    return sorted((secret for secret in found if len(secret) >= SHORTEST), key=len, reverse=True)
+
+
+def printable(text: str) -> str:
+    """Text that commands no terminal: control characters, and those that turn the writing, are shown as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" or c.isspace() and ord(c) > 0xA0 else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def line(text: str) -> str:
+    """A message as one line, fit for a terminal."""
+    return printable(" ".join(redact(text).splitlines()))
+
+
+class Terminal(Console):
+    """Shows text as it is: what looks like markup, emoji codes or commands to a terminal is text, too."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """See `rich.console.Console`; every string passes here, those in tables and titles, too."""
+        return super().render_str(printable(text), **how | {"markup": False, "emoji": False, "highlight": False})
