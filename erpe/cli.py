@@ -162,13 +162,14 @@ def check_tracking(store: Any) -> None:
         TrackingError: the server refuses us, is not MLflow, or its database is of another version.
     """
     from erpe.errors import TrackingError
+    from erpe.telling import line
     from erpe.tracking.server import examine
 
     health = examine(store.tracking_uri)
     if health.state == "refuses":
         raise TrackingError(health.line)
     if health.state == "down":
-        print(f"warning: {health.line}", file=sys.stderr)
+        print(f"warning: {line(health.line)}", file=sys.stderr)
 
 
 study_app = typer.Typer(
@@ -321,14 +322,15 @@ def report(
     from erpe.report.charts import save_all
     from erpe.report.comparison import compare as compared
     from erpe.report.page import write_report
+    from erpe.telling import printable
 
     outcomes = outcomes_of(studies, store, server)
     comparison = compared(outcomes, against)
     written(output, lambda: write_report(outcomes, comparison, output))
-    print(f"{output}: open it in a browser")
+    print(f"{printable(str(output))}: open it in a browser")
     if figures:
         written(figures, lambda: save_all(outcomes, comparison, figures))
-        print(f"{figures}: every figure as PDF and SVG")
+        print(f"{printable(str(figures))}: every figure as PDF and SVG")
 
 
 def outcomes_of(studies: list[str] | None, store: Path, server: str | None) -> Any:
@@ -345,9 +347,10 @@ def outcomes_of(studies: list[str] | None, store: Path, server: str | None) -> A
 def write_output(path: Path, content: str | bytes) -> None:
     """Write a file whole, and say so."""
     from erpe.store import write_atomic
+    from erpe.telling import printable
 
     written(path, lambda: write_atomic(path, content))
-    print(f"{path}: written")
+    print(f"{printable(str(path))}: written")
 
 
 def written(path: Path, write: Callable[[], object]) -> None:
@@ -557,7 +560,7 @@ def parse_settings(given: list[str] | None) -> dict[str, Any]:
             raise ConfigError(f"--set {item}: NAME=VALUE would do, as train.ema=0.99")
         try:
             found[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # ValueError: also a number of too many digits
             found[key.strip()] = text.strip()
     return found
 
@@ -580,5 +583,7 @@ def main() -> None:
     try:
         app(prog_name="erpe")
     except ErpeError as error:
-        print(f"erpe: {error}", file=sys.stderr)
+        from erpe.telling import line
+
+        print(f"erpe: {line(str(error))}", file=sys.stderr)
         sys.exit(1)

@@ -85,8 +85,8 @@ def data(data_dir: Path | None) -> Iterator[Finding]:
 def storage(folder: Path) -> Iterator[Finding]:
     """The store, its databases, and the tracking server."""
     from erpe.search.records import read_studies
-    from erpe.tracking.server import examine as examine_tracking
     from erpe.telling import redact
+    from erpe.tracking.server import examine as examine_tracking
     from erpe.tracking.tracker import lags
 
     if not (folder / "erpe.json").exists() and "MLFLOW_TRACKING_URI" not in os.environ:

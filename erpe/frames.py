@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from erpe.config import TrialConfig
 from erpe.errors import StudyError, nearest
 from erpe.report.outcomes import Outcomes
-from erpe.store import Store, read_json
+from erpe.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,9 +150,10 @@ def load_study(name: str, store: str | Path = "runs", server: str | None = None)
 
 def _on_server(name: str, server: str) -> Study:
     from erpe.tracking.reading import download_checkpoint, read
+    from erpe.training.checkpoint import load_config
 
     def config(uid: str) -> TrialConfig:
-        return TrialConfig(**read_json(folder(uid) / "config.json"))
+        return load_config(folder(uid))
 
     def folder(uid: str) -> Path:
         return download_checkpoint(server, name, uid)

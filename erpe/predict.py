@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import struct
 from pathlib import Path
 
 from erpe.config import DATASETS
 from erpe.errors import DataError, StoreError, StudyError, nearest
-from erpe.store import Store
+from erpe.store import Store, open_plain
+
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
+"""Of pictures; Pillow would give a PostScript file to another program, which runs it."""
+
+MOST_PIXELS = 50_000_000
 
 
 def find_folder(run: str, store: Store) -> Path:
@@ -21,7 +26,7 @@ def find_folder(run: str, store: Store) -> Path:
     """
     from erpe.search.records import read_studies
 
-    if (Path(run) / "model.safetensors").exists():
+    if os.path.exists(Path(run) / "model.safetensors"):  # Path.exists raises for a name that is too long
         return Path(run)
     study, _, number = run.partition("/")
     known = {found.name: found for found in read_studies(store)}
@@ -48,13 +53,15 @@ def download(run: str, store: Store) -> Path:
     """
     from mlflow.exceptions import MlflowException
 
+    from erpe.tracking.reading import fetch_checkpoint
     from erpe.tracking.server import connect
 
+    client = connect(store.tracking_uri)
     try:
-        folder = connect(store.tracking_uri).download_artifacts(run, "checkpoint", tempfile.mkdtemp(prefix="erpe-"))
+        found = client.get_run(run)
     except (MlflowException, OSError) as error:
-        raise StudyError(f"run {run}: no checkpoint to be had from MLflow ({str(error).splitlines()[0]})") from None
-    return Path(folder)
+        raise StudyError(f"run {run}: not in MLflow ({str(error).partition(chr(10))[0]})") from None
+    return fetch_checkpoint(client, store.tracking_uri, found)
 
 
 def predict(folder: Path, picture: str | os.PathLike[str]) -> dict[str, float]:
@@ -68,7 +75,7 @@ def predict(folder: Path, picture: str | os.PathLike[str]) -> dict[str, float]:
         DataError: the picture cannot be read.
     """
     import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     from erpe.training.checkpoint import load_model
     from erpe.training.data import normalise
@@ -78,9 +85,22 @@ def predict(folder: Path, picture: str | os.PathLike[str]) -> dict[str, float]:
     model, config = load_model(folder)
     channels, height, width = config.model.image
     try:
-        with Image.open(picture) as opened:
+        os.close(open_plain(Path(picture), os.O_RDONLY))
+        with Image.open(picture, formats=FORMATS) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise ValueError(f"{opened.width} x {opened.height} pixels are too many")
             image = opened.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BOX)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except OSError as error:
+        raise DataError(f"{picture}: cannot be read as a picture ({error.strerror or error})") from None
+    except (
+        ValueError,
+        SyntaxError,
+        LookupError,
+        EOFError,
+        struct.error,
+        Image.DecompressionBombError,
+        Warning,
+    ) as error:
         raise DataError(f"{picture}: cannot be read as a picture ({error})") from None
     if channels == 1:
         grey = image.tobytes()

@@ -12,7 +12,6 @@ from erpe.telling import printable, redact
 from erpe.tracking.server import examine
 from erpe.tracking.view import CONFIRMED_VIEW, confirmed_page, runs_page
 
-
 HOSTS = ("127.0.0.1", "localhost")
 """Under which names a browser on this machine may ask."""
 
@@ -48,18 +47,20 @@ def server(store: Store, port: int) -> tuple[list[str], dict[str, str]]:
     """The command that serves a store's database, and its environment.
 
     A page of another site may have its name point to 127.0.0.1, and so read what this server answers (DNS rebinding).
-    MLflow's own list of hosts lets 10.evil.example pass, which looks like a private address, and names with any port.
+    MLflow's own list of hosts lets 10.evil.example pass, which begins as a private address does.
     """
-    opened = {name for name in os.environ if name.startswith("MLFLOW_SERVER_") or name == "MLFLOW_ENABLE_REMOTE_ASSISTANT"}
-    environment = {name: value for name, value in os.environ.items() if name not in opened} | {
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_SERVER_", "MLFLOW_ENABLE_"))
+    }
+    environment = kept | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{host}:{port}" for host in HOSTS),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_BACKEND_STORE_URI": store.tracking_uri,  # its password is not for the list of processes
     }
     command = [
         sys.executable, "-m", "mlflow", "server", "--default-artifact-root", store.artifacts.as_uri(),
         "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--allowed-hosts", ",".join(f"{host}:{port}" for host in HOSTS),
     ]  # fmt: skip
     return command, environment
 

@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from erpe.config import VARIANTS, defaults, split_variant
 from erpe.search.plan import Plan
@@ -21,7 +21,7 @@ from erpe.search.progress import Moment
 from erpe.search.study import StudySpec
 from erpe.search.tune import TuneResult
 from erpe.store import Store
-from erpe.telling import redact
+from erpe.telling import Terminal, line, printable, redact
 
 PHASES = {
     "data": "checking the data",
@@ -55,7 +55,7 @@ class LiveProgress:
         self.spec, self.phase, self.step = spec, "", ""
         self.began = self.spoken = time.monotonic()
         self.moments: dict[int, Moment] = {}
-        self.console = Console(stderr=True)
+        self.console = Terminal(stderr=True)
         self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> LiveProgress:
@@ -86,7 +86,7 @@ class LiveProgress:
 
     def on_warning(self, text: str) -> None:
         """What someone should know, whether or not they watch."""
-        self.console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+        self.console.print(f"warning: {line(text)}", soft_wrap=True)
 
     def on_step(self, done: int, steps: int) -> None:
         """A step of the running epoch is done; where lines are shown, not each is worth one."""
@@ -101,10 +101,10 @@ class LiveProgress:
             why = f"  {moment.reason.strip().splitlines()[-1]}" if moment.reason else ""
             self.say(f"trial {moment.number:>3}  {moment.state.lower()}  {percent(moment.value)}{why}")
 
-    def say(self, line: str) -> None:
+    def say(self, text: str) -> None:
         """One line on stderr, with the seconds since the start."""
         self.spoken = time.monotonic()
-        print(f"{time.monotonic() - self.began:7.1f} s  {line}", file=sys.stderr, flush=True)
+        print(f"{time.monotonic() - self.began:7.1f} s  {line(text)}", file=sys.stderr, flush=True)
 
     def table(self) -> Table:
         """The study as it stands."""
@@ -162,7 +162,7 @@ def number(value: float) -> str:
 
 def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
     """The end of `erpe tune`: the best trial, its settings and measures, where to look, how to go on."""
-    console = Console()
+    console = Terminal()
     if result.best is not None and result.config is not None:
         table = Table(
             box=SIMPLE, title=f"{result.study}: best of {sum(result.counts.values())} trials", title_justify="left"
@@ -181,7 +181,7 @@ def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
             value = flat[name]
             table.add_row(name, f"{value:.3g}" if isinstance(value, float) else str(value))
         console.print(table)
-    console.print(f"{tally(result.counts)}, {result.seconds:.0f} s", highlight=False)
+    console.print(f"{tally(result.counts)}, {result.seconds:.0f} s")
     where = "" if store == Path("runs") else f" --store {shlex.quote(str(store))}"
     use = f"    use: erpe predict {result.study} IMAGE{where}" if result.best is not None else ""
     print(f"look: erpe ui{where}    status: erpe status{where}{use}")
@@ -196,7 +196,7 @@ SHARES = ("accuracy", "precision", "recall", "f1")
 def continuation(command: list[str]) -> str:
     """How to go on after Ctrl-C."""
     words = " ".join(shlex.quote(word) for word in command[1:] if word != "--new")
-    return f"stopped; every finished epoch is saved. To continue: erpe {words}"
+    return printable(f"stopped; every finished epoch is saved. To continue: erpe {words}")
 
 
 def result_json(result: TuneResult) -> dict[str, Any]:
@@ -234,7 +234,7 @@ def variants_table(rows: list[dict[str, Any]], dataset: str) -> None:
     for row in rows:
         costs = (f"{row[name] / 1e6:.2f}" for name in ("flops/forward", "flops/train_step"))
         table.add_row(row["variant"], row["attention"], row["encoding"], f"{row['params']:,}", *costs)
-    Console().print(table)
+    Terminal().print(table)
 
 
 def status_rows(store: Store, study: str | None) -> list[dict[str, Any]]:
@@ -264,7 +264,7 @@ def status_rows(store: Store, study: str | None) -> list[dict[str, Any]]:
 
 def status_table(rows: list[dict[str, Any]]) -> None:
     """Studies and trials, for people."""
-    console = Console()
+    console = Terminal()
     if not rows:
         console.print("no studies yet; `erpe tune` makes one")
     for row in rows:
@@ -292,11 +292,11 @@ def prediction_table(shares: dict[str, float]) -> None:
 
 def doctor_table(findings: list[Any]) -> None:
     """One line a finding."""
-    signs = {"well": "[green]ok[/]", "note": "[yellow]note[/]", "wrong": "[red]wrong[/]"}
+    signs = {"well": Text("ok", "green"), "note": Text("note", "yellow"), "wrong": Text("wrong", "red")}
     table = Table(show_header=False, box=None)
     for finding in findings:
         table.add_row(signs[finding.state], finding.what, redact(finding.text))
-    Console().print(table)
+    Terminal().print(table)
 
 
 def bench_table(found: dict[str, Any]) -> None:
@@ -309,12 +309,12 @@ def bench_table(found: dict[str, Any]) -> None:
     for row in found["rows"]:
         spread = f"{row['low']:.1f} to {row['high']:.1f} (n={row['n']})"
         table.add_row(row["name"], f"{row['ms']:.1f}", spread, f"{row['ratio']:.2f}")
-    Console().print(table)
+    Terminal().print(table)
 
 
 def print_tables(tables: list[Table], otherwise: str) -> None:
     """Tables for people, or a line if there is none."""
-    console = Console()
+    console = Terminal()
     for table in tables:
         console.print(table)
     if not tables:

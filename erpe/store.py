@@ -17,8 +17,16 @@ from erpe.errors import StoreError
 LAYOUT = 1
 """Version of the folder's layout; a store of another version is refused."""
 
-MOST_JSON = 16 * 2**20
-"""Bytes of a JSON file that is read; erpe writes far smaller ones."""
+MIB = 2**20
+FILES = {
+    "model.safetensors": 4096 * MIB, "training.safetensors": 16384 * MIB, "config.json": MIB, "outcome.json": 16 * MIB,
+    "test.json": MIB, "per_class.json": MIB, "confusion.json": MIB, "confusion_test.json": MIB,
+    "predictions.npz": 64 * MIB, "attention.npz": 64 * MIB,
+}  # fmt: skip
+"""What may lie in a trial's folder -> bytes it may have. Nothing else is taken from elsewhere."""
+
+MOST_JSON = 16 * MIB
+"""Bytes of any JSON file that is read; erpe writes far smaller ones."""
 
 _UNFOLLOWED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
@@ -123,7 +131,9 @@ def _refuse_links(root: Path) -> None:
         if folder.is_dir():
             for entry in os.scandir(folder):
                 if entry.is_symlink():
-                    raise StoreError(f"{entry.path}: a link; a store has none in it, though it may itself be behind one")
+                    raise StoreError(
+                        f"{entry.path}: a link; a store has none in it, though it may itself be behind one"
+                    )
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import NamedTuple
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
@@ -24,6 +23,7 @@ from erpe.search.progress import Moment
 from erpe.search.records import Record, StudyRecord, read_studies
 from erpe.show import percent
 from erpe.store import Store
+from erpe.telling import Terminal, line
 
 PHASES = {
     "data": "checking the data",
@@ -176,7 +176,7 @@ class StudyProgress:
         self.plan, self.store, self.phase, self.step = plan, store, "", ""
         self.began = self.spoken = time.monotonic()
         self.moments: dict[str, Moment] = {}
-        self.console = Console(stderr=True)
+        self.console = Terminal(stderr=True)
         self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=1, transient=True)
 
     def __enter__(self) -> StudyProgress:
@@ -204,7 +204,7 @@ class StudyProgress:
 
     def on_warning(self, text: str) -> None:
         """What someone should know, whether or not they watch."""
-        self.console.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
+        self.console.print(f"warning: {line(text)}", soft_wrap=True)
 
     def on_step(self, done: int, steps: int) -> None:
         """A step of the running epoch is done."""
@@ -218,10 +218,10 @@ class StudyProgress:
         why = f"  {moment.reason.strip().splitlines()[-1]}" if moment.reason else ""
         self.say(f"{moment.arm}  {what} {moment.number}  {moment.state.lower()}{value}{why}")
 
-    def say(self, line: str) -> None:
+    def say(self, text: str) -> None:
         """One line on stderr, with the seconds since the start."""
         if not self.console.is_terminal:
-            print(f"{time.monotonic() - self.began:7.1f} s  {line}", file=sys.stderr, flush=True)
+            print(f"{time.monotonic() - self.began:7.1f} s  {line(text)}", file=sys.stderr, flush=True)
 
     def table(self) -> Table:
         """The study as it stands, and what runs."""
@@ -245,13 +245,13 @@ class StudyProgress:
 
 def watch(store: Store, study: str | None) -> None:
     """Show where studies stand again and again, until they are done or Ctrl-C."""
-    with Live(console=Console(), refresh_per_second=1) as live:
+    with Live(console=Terminal(), refresh_per_second=1) as live:
         while True:
             found = statuses(store, study)
             table = Table.grid()
             for each in found:
                 table.add_row(status_table(each))
-            table.add_row(f"[dim]{datetime.now(UTC):%H:%M:%S} UTC[/]")
+            table.add_row(f"{datetime.now(UTC):%H:%M:%S} UTC", style="dim")
             live.update(table, refresh=True)
             if all(each.done for each in found):
                 return
@@ -270,4 +270,4 @@ def result_lines(result: CampaignResult, lag: int, page: Path | None, store: Pat
     if lag:
         why = f" ({result.problem})" if result.problem else ""
         lines.append(f"{lag} events wait for MLflow; erpe sync{where} sends them{why}")
-    return lines
+    return [line(each) for each in lines]

@@ -19,10 +19,10 @@ from mlflow_server import free_port, mlflow_server, rows
 from erpe.config import defaults
 from erpe.errors import StoreError, StudyError, TrackingError
 from erpe.store import Store
+from erpe.telling import redact
 from erpe.tracking.artifacts import draw
 from erpe.tracking.provenance import collect
 from erpe.tracking.sender import Sender
-from erpe.telling import redact
 from erpe.tracking.server import probe
 from erpe.tracking.spool import Spool
 from erpe.tracking.tracker import Tracker, lags, sync

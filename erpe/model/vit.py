@@ -12,7 +12,6 @@ from erpe.errors import ShapeError
 from erpe.model.attention import ATTENTION, Linear
 from erpe.model.encoding import Encoding, Shape
 
-
 Size = tuple[int, ...]
 """Of a tensor."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from erpe.errors import StoreError
 from erpe.report.chart_marks import INK, PALE, SMALL, Mark, blank, dress, legend_height, legend_of, marks
-from erpe.report.outcomes import Outcomes
+from erpe.report.outcomes import Outcomes, read_arrays
 
 ROW = 6
 """Most attention maps side by side."""
@@ -162,11 +161,11 @@ def brightest_patch(image: np.ndarray, grid: tuple[int, int]) -> tuple[float, fl
 
 def _read(path: Path) -> Example | None:
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            image, maps, (h, w) = file["image"].astype(float), file["maps"], map(int, file["grid"])
+        found = read_arrays(path)
+        image, maps, (h, w) = found["image"].astype(float), found["maps"], map(int, found["grid"])
         weights = maps[-1].astype(float).mean(axis=0)[-h * w :, -h * w :]  # a class token comes first
         fits = image.ndim == 3 and weights.shape == (h * w, h * w) and not (image.shape[1] % h or image.shape[2] % w)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, ZeroDivisionError, zipfile.BadZipFile):
+    except (StoreError, ValueError, KeyError, TypeError, IndexError, ZeroDivisionError, OverflowError):
         return None
     return Example(image, weights, (h, w)) if fits and np.isfinite(weights).all() else None
 

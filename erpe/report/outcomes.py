@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from erpe.errors import StoreError
+from erpe.store import read_plain
 
 MOST_BYTES = 64 * 2**20
 """Of an array read from a store; a hostile file could unfold to any size."""
@@ -76,9 +78,12 @@ class Rows:
         self.folders[uid] = folder
         try:
             found = read_arrays(folder / "predictions.npz")
-            self.predictions[uid] = found["predicted"].astype(int)
-            self.labels.setdefault(dataset, found["labels"].astype(int))
-        except (StoreError, KeyError) as error:
+            predicted, labels = (found[name].astype(int) for name in ("predicted", "labels"))
+            if predicted.shape != labels.shape or predicted.ndim != 1:
+                raise ValueError(f"{predicted.shape} classes for {labels.shape} images")
+            self.predictions[uid] = predicted
+            self.labels.setdefault(dataset, labels)
+        except (StoreError, KeyError, ValueError, TypeError) as error:
             self.notes.append(f"{uid}: no predictions ({error})")
 
     def outcomes(self) -> Outcomes:
@@ -97,15 +102,20 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an `.npz`; nothing in it can run code.
 
     Raises:
-        StoreError: it is missing, damaged, a link, or unfolds to more than `MOST_BYTES`.
+        StoreError: it is missing, damaged, no plain file, or larger, also when unfolded, than `MOST_BYTES`.
     """
     try:
-        if path.is_symlink() or sum(part.file_size for part in zipfile.ZipFile(path).infolist()) > MOST_BYTES:
-            raise StoreError(f"{path}: a link, or larger than {MOST_BYTES} bytes")
-        with np.load(path, allow_pickle=False) as found:
+        data = io.BytesIO(read_plain(path, MOST_BYTES))
+        if sum(part.file_size for part in zipfile.ZipFile(data).infolist()) > MOST_BYTES:
+            raise StoreError(f"{path}: larger than {MOST_BYTES} bytes")
+        with np.load(data, allow_pickle=False) as found:
             return {name: found[name] for name in found.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise StoreError(f"{path}: missing or damaged ({error})") from None
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{path}: missing or damaged ({error.strerror or error})") from None
+    except Exception as error:  # of zipfile, zlib, lzma and numpy, about bytes that may be anyone's
+        raise StoreError(f"{path}: missing or damaged ({type(error).__name__}: {str(error)[:200]})") from None
 
 
 def describe(made_with: dict[str, str]) -> str:

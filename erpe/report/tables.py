@@ -15,14 +15,13 @@ from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from erpe.errors import ConfigError, nearest
 from erpe.report.blocks import Block, blocks
 from erpe.report.comparison import Comparison, compare
 from erpe.report.pairing import arm_keys
+from erpe.telling import Terminal, printable
 
 __all__ = ["FORMATS", "TIDY", "Comparison", "compare", "render", "tidy"]
 
@@ -85,7 +84,14 @@ TYPES = dict.fromkeys("table study dataset arm against against_study kind measur
 
 
 def _csv(comparison: Comparison) -> str:
-    return tidy(comparison).to_csv(index=False)
+    """A text that a spreadsheet would take for a formula begins with an apostrophe."""
+    table = tidy(comparison)
+    words = {name: [_unformulated(text) for text in table[name]] for name, kind in TYPES.items() if kind == "string"}
+    return table.assign(**words).to_csv(index=False)
+
+
+def _unformulated(text: Any) -> Any:
+    return f"'{text}" if isinstance(text, str) and text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _parquet(comparison: Comparison) -> bytes:
@@ -110,15 +116,15 @@ def _records(table: pd.DataFrame) -> list[dict[Any, Any]]:
 def _terminal(comparison: Comparison) -> str:
     out = io.StringIO()
     width = min(120, max(80, shutil.get_terminal_size().columns))
-    console = Console(file=out, width=width, force_terminal=sys.stdout.isatty(), highlight=False)
+    console = Terminal(file=out, width=width, force_terminal=sys.stdout.isatty())
     for block in blocks(comparison):
-        console.print(f"[bold]{escape(block.title)}[/bold]")
+        console.print(block.title, style="bold")
         if block.columns:
             console.print(_rich(block))
         if block.lines:
             console.print(_list(block.lines))
         for line in block.remarks:
-            console.print(f"[dim]{escape(line)}[/dim]")
+            console.print(line, style="dim")
         console.print()
     return out.getvalue()
 
@@ -126,16 +132,16 @@ def _terminal(comparison: Comparison) -> str:
 def _rich(block: Block) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name, right in zip(block.columns, block.numbers, strict=True):
-        table.add_column(escape(name), justify="right" if right else "left", overflow="fold")
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in block.rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     return table
 
 
 def _list(lines: list[str]) -> Table:
     grid = Table.grid(padding=(0, 1))
     for line in lines:
-        grid.add_row("-", escape(line))
+        grid.add_row("-", line)
     return grid
 
 
@@ -155,6 +161,7 @@ def _markdown(comparison: Comparison) -> str:
 
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is."""
+    text = printable(text).replace("\n", " ")
     for sign in "\\|*_`<[":
         text = text.replace(sign, "\\" + sign)
     return text
@@ -187,6 +194,7 @@ SIGNS = {
 
 
 def _tex(text: str) -> str:
+    text = printable(text).replace("\n", " ")
     return re.sub(r"(?<!\w)-(?=\d)", "$-$", "".join(SIGNS.get(sign, sign) for sign in text))
 
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import optuna
 
 
+MOST_VALUES = 100_000
+"""Of a range of whole numbers, and combinations of sizes: each is looked at before a search."""
+
+
 class Floats(Config):
     """A range of real numbers."""
 
@@ -52,6 +56,10 @@ class Ints(Config):
     def _makes_sense(self) -> Self:
         if self.low > self.high:
             raise ConfigError(f"low {self.low} is above high {self.high}")
+        if (self.high - self.low) // self.step > MOST_VALUES:
+            raise ConfigError(
+                f"more than {MOST_VALUES} whole numbers from {self.low} to {self.high}; a larger step would do"
+            )
         if (self.high - self.low) % self.step:
             raise ConfigError(f"steps of {self.step} from {self.low} do not end at {self.high}")
         return self

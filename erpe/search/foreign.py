@@ -22,16 +22,8 @@ from erpe.search.policy import irreplaceable
 from erpe.search.records import REMOVED, Record, StudyRecord, read_study
 from erpe.search.storage import Database, first_line
 from erpe.search.study import check_name
-from erpe.store import LAYOUT, Store, read_json
+from erpe.store import FILES, LAYOUT, MIB, Store, read_json
 from erpe.tracking.spool import Event, Spool
-
-MIB = 2**20
-FILES = {
-    "model.safetensors": 4096 * MIB, "training.safetensors": 16384 * MIB, "config.json": MIB, "outcome.json": 16 * MIB,
-    "test.json": MIB, "per_class.json": MIB, "confusion.json": MIB, "confusion_test.json": MIB,
-    "predictions.npz": 64 * MIB, "attention.npz": 64 * MIB,
-}  # fmt: skip
-"""What may lie in a trial's folder -> bytes it may have. Anything else stays where it is."""
 
 _DATABASE, _SPOOL = 1024 * MIB, 1024 * MIB
 _RECORD, _NUMBERS = TypeAdapter(StudyRecord), TypeAdapter(list[StrictInt])

@@ -28,6 +28,7 @@ from erpe.search.lease import Lease, take
 from erpe.search.records import CONFIG, END, EPOCH, FINAL, GROUP, STUDY, Group, Record, StudyRecord, Verdict
 from erpe.search.study import StudySpec, check_name, derive_seed, differences_from
 from erpe.store import Store
+from erpe.telling import redact
 
 MAX_ATTEMPTS = 3
 """Crashes of a trial without a finished epoch between them, after which it is FAIL."""
@@ -217,7 +218,8 @@ class Ledger:
         if END not in trial.user_attrs:
             if state == "COMPLETE" and not trial.intermediate_values:
                 state, reason = "FAIL", "no epoch was reported"
-            self._note(number, END, {"state": state, "metrics": metrics, "reason": reason})
+            told = redact(reason) if reason else None
+            self._note(number, END, {"state": state, "metrics": metrics, "reason": told})
             trial = self._trial(number)
         return Verdict(**trial.user_attrs[END])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import tomllib
 from collections.abc import Sequence
 from itertools import product
@@ -20,10 +21,12 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, WithJsonSchema, mod
 from erpe.config import NINE, VARIANTS, Config, Dataset, Size, Variant, defaults
 from erpe.errors import ConfigError, ErpeError, nearest
 from erpe.search.axes import Axis, Choices, typical
-from erpe.search.space import RESERVED, knobs, lay_over
+from erpe.search.space import RESERVED, knobs, lay_over, read_toml
 from erpe.search.study import Pruner, Sampler, StudySpec, check_name, confirmation, define
 
 Scalar = bool | int | float | str | None
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+MOST_ARMS = 1000
 
 
 _NAMED = {"nine": NINE, "twelve": VARIANTS}
@@ -116,6 +119,8 @@ class Plan(Config):
                 raise ConfigError(f"unknown setting {name!r}; {nearest(name, known)}")
             if not self.switches.get(name, (None,)):
                 raise ConfigError(f"switches.{name}: no value to choose from")
+        if len(self.variants) * math.prod(map(len, self.switches.values())) > MOST_ARMS:
+            raise ConfigError(f"switches: more than {MOST_ARMS} arms; fewer values would do")
         for arm in self.arms():
             try:
                 self.search_spec(arm)
@@ -222,7 +227,7 @@ def load_plan(path: str | Path, changes: Sequence[str] = ()) -> Plan:
     """
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        table = read_toml(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     try:
@@ -238,7 +243,7 @@ def _read_line(line: str) -> dict[str, Any]:
     """A line of TOML; a bare word is text."""
     key, sign, text = line.partition("=")
     for value in (text, json.dumps(text.strip())):
-        with contextlib.suppress(tomllib.TOMLDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             if sign:
                 return tomllib.loads(f"{key} = {value}")
     raise ConfigError(f"--set {line}: a line of the file would do, as search.trials=2")

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial
+from pydantic import TypeAdapter
 
 from erpe.config import TrialConfig
-from erpe.errors import ConfigError, StoreError, StudyError, nearest
+from erpe.errors import ConfigError, ErpeError, StoreError, StudyError, nearest
 from erpe.search import storage
 from erpe.store import Store
 
@@ -110,6 +111,9 @@ class StudyRecord(NamedTuple):
     def best(self) -> Record | None:
         """See `best_of`."""
         return best_of(self.trials)
+
+
+_RECORD = TypeAdapter(StudyRecord)
 
 
 def best_of(trials: list[Record]) -> Record | None:
@@ -223,7 +227,15 @@ def read_studies(store: Store, name: str | None = None) -> list[StudyRecord]:
         return []
     try:
         chosen = names if name is None else [name]
-        return [read_study(optuna.load_study(study_name=each, storage=database.backend)) for each in chosen]
+        return [
+            _RECORD.validate_python(read_study(optuna.load_study(study_name=each, storage=database.backend)))
+            for each in chosen
+        ]
+    except ErpeError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+        said = storage.first_line(error)
+        raise StoreError(f"database {storage.show(url)}: damaged, or not written by erpe ({said})") from error
     finally:
         database.close()
 

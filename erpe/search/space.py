@@ -5,6 +5,7 @@ space = load_space("space.toml", "favor_rope", "mnist")       # or default_space
 
 from __future__ import annotations
 
+import math
 import tomllib
 from itertools import product
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from erpe.config import TrialConfig, defaults, split_variant
 from erpe.errors import ConfigError, ErpeError, nearest
-from erpe.search.axes import Axis, Choices, Floats, Ints, Space
+from erpe.search.axes import MOST_VALUES, Axis, Choices, Floats, Ints, Space
 
 # Sizes that fit together: every width is divisible by 4 x every number of heads, as rope asks.
 _BY_DATASET: dict[str, dict[str, Axis]] = {
@@ -38,6 +39,9 @@ _COMMON: dict[str, Axis] = {
     "model.drop_path": Floats(low=0.0, high=0.2),
 }
 _FEATURES = {"digits": (16, 32, 64), "mnist": (32, 64, 128), "cifar10": (32, 64, 128, 256)}
+
+MOST_TOML = 2**20
+"""Bytes of a study or space file."""
 
 RESERVED = {
     "model.variant": "--variant", "data.dataset": "--dataset", "train.epochs": "--epochs", "seed": "--seed",
@@ -90,7 +94,7 @@ def load_space(path: str | Path, variant: str, dataset: str) -> Space:
         ConfigError: one line naming the file, the key and what is wrong with it.
     """
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        table = read_toml(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     entries = table.get("space")
@@ -103,6 +107,22 @@ def load_space(path: str | Path, variant: str, dataset: str) -> Space:
     except ErpeError as error:
         raise ConfigError(f"{path}: {error}") from None
     return space
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """A TOML file of at most 1 MiB.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is none.
+    """
+    with open(path, "rb") as file:
+        data = file.read(MOST_TOML + 1)
+    if len(data) > MOST_TOML:
+        raise ValueError(f"more than {MOST_TOML} bytes")
+    try:
+        return tomllib.loads(data.decode("utf-8-sig"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def lay_over(entries: dict[str, Any], variant: str, dataset: str) -> Space:
@@ -189,6 +209,8 @@ def check_together(space: Space, base: TrialConfig) -> None:
         ConfigError: the first combination that does not fit.
     """
     names = [name for name in _SIZES if name in space.axes]
+    if math.prod(len(space.axes[name].probes()) for name in names) > MOST_VALUES:
+        raise ConfigError(f"more than {MOST_VALUES} combinations of {', '.join(names)}; fewer values would do")
     fixed = {name: axis.probes()[0] for name, axis in space.axes.items() if name not in names}
     for values in product(*(space.axes[name].probes() for name in names)):
         chosen = dict(zip(names, values, strict=True))

@@ -19,6 +19,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
 
 from erpe.errors import StoreError
+from erpe.telling import redact
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,7 +45,7 @@ def parse(address: str) -> URL:
     """
     try:
         url = make_url(address)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # a password with a slash, and its rest is no port
         raise StoreError("database: no address; postgresql+psycopg://USER@HOST/NAME would do") from None
     if url.get_backend_name() == "postgres":
         url = url.set(drivername="postgresql+psycopg")
@@ -60,8 +61,8 @@ def is_file(url: URL) -> bool:
 
 
 def show(url: URL) -> str:
-    """The address without its password."""
-    return url.render_as_string(hide_password=True)
+    """The address without its secrets."""
+    return redact(url.set(password=None).render_as_string())
 
 
 def connect_args(url: URL) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def _may_pass(error: BaseException | None) -> bool:
 def first_line(error: BaseException) -> str:
     """The first line of what a database said."""
     text = str(getattr(error, "orig", None) or error).strip()
-    return (text.splitlines() or [type(error).__name__])[0][:200]
+    return redact((text.splitlines() or [type(error).__name__])[0])[:200]
 
 
 def _write_ahead(connection: Any, _: Any) -> None:

@@ -184,16 +184,13 @@ def require_token() -> None:
     The token is of this process and its children, and on no disk; Ray's own way is a file in HOME that everyone on
     the machine may read, and that cannot be made where HOME cannot be written. What the user has set stays.
     """
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        from ray._raylet import AuthenticationTokenLoader
-
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        AuthenticationTokenLoader.instance().reset_cache()
-    if "RAY_AUTH_MODE" not in os.environ:
-        from ray._raylet import Config
-
-        os.environ["RAY_AUTH_MODE"] = "token"
-        Config.initialize("")  # Ray has read its environment when it was imported
+    Config.initialize("")  # Ray read its environment when it was imported
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager

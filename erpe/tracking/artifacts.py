@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import erpe
 from erpe.errors import ErpeError, StoreError
 from erpe.report import figures
-from erpe.store import read_json
+from erpe.report.outcomes import read_arrays
+from erpe.store import FILES, read_json, read_plain
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +27,8 @@ RESULTS = (
 )  # fmt: skip
 FACTS = ("data_sha256", "split_sha256", "device", "threads")
 ALIAS = "champion"
+MOST_PANELS = 100
+"""Classes or blocks of a figure; a file that asks for more is not ours, and would be drawn for hours."""
 
 
 def log_checkpoint(client: MlflowClient, run: str, folder: Path) -> None:
@@ -54,7 +57,7 @@ def facts(folder: Path) -> dict[str, str]:
         outcome = read_json(folder / "outcome.json")
     except StoreError:
         return {}
-    return {key: str(outcome[key]) for key in FACTS if key in outcome}
+    return {key: str(outcome[key])[:500] for key in FACTS if key in outcome} if isinstance(outcome, dict) else {}
 
 
 def draw(folder: Path, into: Path) -> list[str]:
@@ -71,21 +74,23 @@ def draw(folder: Path, into: Path) -> list[str]:
             continue
         try:
             figures.save(picture(folder / source), into / f"{name}.png")
-        except (ErpeError, ValueError, KeyError, TypeError, EOFError) as error:
-            notes.append(f"{source}: no figure, the file is damaged ({error})")
+        except (ErpeError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError) as error:
+            notes.append(f"{source}: no figure, the file is damaged ({' '.join(str(error).split())[:200]})")
     return notes
 
 
 def _confusion(path: Path) -> figures.Figure:
     found = read_json(path)
+    if len(found["classes"]) > MOST_PANELS:
+        raise StoreError(f"{len(found['classes'])} classes")
     return figures.confusion(found["matrix"], found["classes"], found["split"])
 
 
 def _attention(path: Path) -> figures.Figure:
-    import numpy as np
-
-    with np.load(path, allow_pickle=False) as found:
-        return figures.attention_maps(found["image"], found["maps"], tuple(found["grid"]))
+    found = read_arrays(path)
+    if found["image"].ndim != 3 or len(found["maps"]) > MOST_PANELS:
+        raise StoreError(f"an image {found['image'].shape} and {len(found['maps'])} blocks")
+    return figures.attention_maps(found["image"], found["maps"], tuple(found["grid"]))
 
 
 def _is_plain(path: Path) -> bool:
@@ -175,7 +180,7 @@ def save_model(folder: Path, path: Path) -> None:
         data = Path(staged) / "checkpoint"
         data.mkdir()
         for name in filter(lambda name: _is_plain(folder / name), CHECKPOINT):
-            (data / name).write_bytes((folder / name).read_bytes())
+            (data / name).write_bytes(read_plain(folder / name, FILES[name]))
         mlflow.pyfunc.save_model(
             path,
             loader_module="erpe.tracking.pyfunc",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from erpe.config import flatten
@@ -137,7 +138,7 @@ class Projection:
         """A trial may end once more, with measures that were taken later: it took no longer for that."""
         ended = self.client.get_run(run).info.end_time
         if event.state == "COMPLETE" and event.folder and not ended:
-            artifacts.log_checkpoint(self.client, run, self.store.root / event.folder)
+            artifacts.log_checkpoint(self.client, run, self._folder(event))
             self._log_results(event, run)
         self._end(event, run, {}, ended)
 
@@ -147,7 +148,7 @@ class Projection:
         artifacts.log_plots(self.client, run, self.store.storage_url, event.name or self.study)
         champion = self._find(_TRIAL, event.best) if event.best else None
         if champion and event.folder and event.model:
-            artifacts.register(self.client, event.model, champion, str(event.best), self.store.root / event.folder)
+            artifacts.register(self.client, event.model, champion, str(event.best), self._folder(event))
         self._end(event, run, {"best_trial_uid": event.best} if event.best else {})
 
     def _remove_trial(self, event: Event) -> None:
@@ -161,9 +162,20 @@ class Projection:
 
     def _log_results(self, event: Event, run: str) -> None:
         """What a trial's folder holds; a damaged file is named in a tag, and the others go their way."""
-        folder = self.store.root / str(event.folder)
+        folder = self._folder(event)
         notes = artifacts.log_results(self.client, run, folder)
         self._tag(run, artifacts.facts(folder) | ({"erpe.note": "; ".join(notes)} if notes else {}))
+
+    def _folder(self, event: Event) -> Path:
+        """Where the results of an event lie.
+
+        Raises:
+            ValueError: not in the store; a spool that someone else wrote could send any folder's files to MLflow.
+        """
+        folder = self.store.root / str(event.folder)
+        if not folder.resolve().is_relative_to(self.store.root.resolve()):
+            raise ValueError(f"event {event.seq}: its folder {event.folder} is not in the store")
+        return folder
 
     def _end(self, event: Event, run: str, tags: dict[str, str], ended: int | None = None) -> None:
         state = event.state or "COMPLETE"

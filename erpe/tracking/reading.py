@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from erpe.config import split_variant
-from erpe.errors import ErpeError, StudyError, TrackingError, nearest
+from erpe.errors import ConfigError, StudyError, TrackingError, nearest
 from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
+from erpe.search.study import check_name
+from erpe.store import FILES
+from erpe.tracking.artifacts import CHECKPOINT
 from erpe.tracking.removal import REMOVED
 from erpe.tracking.server import connect, examine
 
@@ -19,6 +24,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _FILES = ("predictions.npz", "attention.npz")
+_MOST_RUNS = 100_000
+_PLACES, _SERVED = ("", "file", "s3", "gs", "wasbs", "abfss"), ("http", "https", "mlflow-artifacts")
+"""Where artifacts of a run may lie; and where they may lie if the tracking server itself has them."""
 _STATES = {"FINISHED": "COMPLETE", "KILLED": "PRUNED", "FAILED": "FAIL", "RUNNING": "RUNNING"}
 
 
@@ -46,8 +54,19 @@ def read(uri: str, studies: Sequence[str] = ()) -> Outcomes:
         if not runs and studies:
             raise StudyError(f"study {name}: not one of `erpe study run`, so it has no confirmed runs")
         if runs:
-            _read_study(rows, client, name, runs)
+            with _distrust(name):
+                _read_study(rows, client, uri, check_name(name), runs)
     return rows.outcomes()
+
+
+@contextlib.contextmanager
+def _distrust(study: str) -> Iterator[None]:
+    """Tags that erpe would not write are the fault of who wrote them, and one line."""
+    try:
+        yield
+    except (ConfigError, KeyError, ValueError, TypeError, OverflowError) as error:
+        said = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        raise StudyError(f"study {study}: its runs on the server are not as erpe logs them ({said})") from None
 
 
 def download_checkpoint(uri: str, study: str, uid: str) -> Path:
@@ -62,25 +81,60 @@ def download_checkpoint(uri: str, study: str, uid: str) -> Path:
     try:
         experiments = [known.experiment_id for known in client.search_experiments() if known.name == study]
         runs = client.search_runs(experiments, f"tags.`erpe.trial_uid` = '{uid}'") if experiments else []
-        if not runs:
-            raise StudyError(f"{study}: no run {uid} on the server")
-        return Path(client.download_artifacts(runs[0].info.run_id, "checkpoint", tempfile.mkdtemp(prefix="erpe-")))
     except (MlflowException, OSError) as error:
-        why = str(error).partition("\n")[0]
-        raise StudyError(f"{study}: no checkpoint of {uid} to be had from the server ({why})") from None
+        raise StudyError(f"{study}: no checkpoint of {uid} to be had ({str(error).partition(chr(10))[0]})") from None
+    if not runs:
+        raise StudyError(f"{study}: no run {uid} on the server")
+    return fetch_checkpoint(client, uri, runs[0])
+
+
+def fetch_checkpoint(client: MlflowClient, uri: str, run: Run) -> Path:
+    """Weights and configuration of a run, in a temporary folder.
+
+    Raises:
+        StudyError: it has none, or see `fetch`.
+    """
+    folder = fetch(client, uri, run, [f"checkpoint/{name}" for name in CHECKPOINT]) / "checkpoint"
+    if not folder.is_dir():
+        raise StudyError(f"run {run.info.run_id}: no checkpoint to be had from MLflow")
+    return folder
+
+
+def fetch(client: MlflowClient, uri: str, run: Run, names: Sequence[str]) -> Path:
+    """The artifacts of these names, as far as a run has them, in a temporary folder; others stay where they are.
+
+    Raises:
+        StudyError: they lie on another server, which would be sent our credentials, or are larger than they may be.
+    """
+    from mlflow.exceptions import MlflowException
+
+    place, folder = urlsplit(run.info.artifact_uri), Path(tempfile.mkdtemp(prefix="erpe-"))
+    if place.scheme not in _PLACES and (place.scheme not in _SERVED or place.netloc not in ("", urlsplit(uri).netloc)):
+        raise StudyError(f"run {run.info.run_id}: its artifacts lie elsewhere ({place.scheme}://{place.netloc})")
+    with contextlib.suppress(MlflowException, OSError):  # what is not there is missed by who needs it
+        for above in {name.rpartition("/")[0] for name in names}:
+            for file in client.list_artifacts(run.info.run_id, above or None):
+                most = FILES.get(Path(file.path).name, 0)
+                if file.path in names and (file.file_size or 0) > most:
+                    raise StudyError(
+                        f"run {run.info.run_id}: {file.path} has {file.file_size} bytes, not at most {most}"
+                    )
+                if file.path in names:
+                    client.download_artifacts(run.info.run_id, file.path, str(folder))
+    return folder
 
 
 def _runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
-    token = None
+    token, seen = None, 0
     while True:
         page = client.search_runs([experiment], order_by=["attributes.start_time ASC"], page_token=token)
         yield from page
-        token = page.token
-        if not token:
+        token, seen = page.token, seen + len(page)
+        if not token or not page or seen > _MOST_RUNS:
             return
 
 
-def _read_study(rows: Rows, client: MlflowClient, study: str, runs: list[Run]) -> None:
+def _read_study(rows: Rows, client: MlflowClient, uri: str, study: str, runs: list[Run]) -> None:
     arms = list(dict.fromkeys(run.data.tags["arm"] for run in runs))
     for arm in sorted(arms, key=lambda arm: _place(runs, arm)):
         own = [run for run in runs if run.data.tags["arm"] == arm]
@@ -103,9 +157,9 @@ def _read_study(rows: Rows, client: MlflowClient, study: str, runs: list[Run]) -
             uid = run.data.tags["erpe.trial_uid"]
             own_tags = {"seed": int(run.data.tags["seed"]), "uid": uid, "version": run.data.tags["version.erpe"]}
             device = {"device": run.data.tags.get("device", "unknown")}
-            rows.tables["runs"].append(who | what | own_tags | device | dict(run.data.metrics))
+            rows.tables["runs"].append(run.data.metrics | who | what | own_tags | device)
             rows.tables["epochs"] += [who | row for row in _epochs(client, run, "confirm")]
-            rows.add_folder(uid, what["dataset"], _download(client, run))
+            rows.add_folder(uid, what["dataset"], fetch(client, uri, run, _FILES))
     rows.made_with[study] = describe(runs[-1].data.tags)
 
 
@@ -158,16 +212,3 @@ def _epochs(client: MlflowClient, run: Run, phase: str) -> list[dict[str, Any]]:
     who = {"phase": phase, "uid": run.data.tags["erpe.trial_uid"], "seed": int(run.data.tags["seed"])}
     history = client.get_metric_history(run.info.run_id, measure)
     return [who | {"epoch": point.step, measure: point.value} for point in sorted(history, key=lambda p: p.step)]
-
-
-def _download(client: MlflowClient, run: Run) -> Path:
-    """What a page needs of a run, in a temporary folder; what is not there is missed later."""
-    from mlflow.exceptions import MlflowException
-
-    folder = Path(tempfile.mkdtemp(prefix="erpe-"))
-    for name in _FILES:
-        try:
-            client.download_artifacts(run.info.run_id, name, str(folder))
-        except (MlflowException, OSError, ErpeError):
-            continue
-    return folder

@@ -135,7 +135,7 @@ def _examine_database(uri: str) -> Health:
             tables = inspect(connection).get_table_names()
             found = connection.execute(text("SELECT version_num FROM alembic_version")) if tables else ()
             versions = {version for (version,) in found}
-    except (SQLAlchemyError, ImportError) as error:
+    except (SQLAlchemyError, ImportError, ValueError) as error:
         said = redact(str(getattr(error, "orig", error)).strip().splitlines()[0])
         if "locked" in said or re.search(r"connect(?!.*(authentication|denied|does not exist))", said):
             return Health("down", f"{name}: no answer ({said}); {WAITING}")

@@ -19,12 +19,10 @@ from erpe.config import TrialConfig
 from erpe.errors import ConfigError, StoreError
 from erpe.model import ViT, build
 from erpe.model.vit import Size, shapes
-from erpe.store import open_plain, parse_json, read_json, write_atomic
+from erpe.store import FILES, open_plain, parse_json, read_json, write_atomic
 
 STATE = "training.safetensors"
 MODEL = "model.safetensors"
-MOST = {STATE: 16 * 2**30, MODEL: 4 * 2**30}
-"""Bytes a file may have."""
 
 
 @contextmanager
@@ -68,8 +66,8 @@ def load_tensors(path: Path, expected: Mapping[str, Size] | None = None) -> tupl
     """
     try:
         os.close(open_plain(path, os.O_RDONLY))
-        if path.stat().st_size > MOST.get(path.name, MOST[MODEL]):
-            raise ValueError(f"more than {MOST.get(path.name, MOST[MODEL])} bytes")
+        if path.stat().st_size > FILES[STATE]:
+            raise ValueError(f"more than {FILES[STATE]} bytes")
         with safe_open(path, framework="pt") as file:
             facts, sha256 = parse_json(file.metadata()["erpe"]), file.metadata()["sha256"]
             if expected is not None:
@@ -106,12 +104,21 @@ def load_model(folder: Path) -> tuple[ViT, TrialConfig]:
     Raises:
         StoreError: a file is missing or damaged, or another version of erpe wrote it.
     """
-    try:
-        config = TrialConfig(**read_json(folder / "config.json"))
-    except (ConfigError, TypeError) as error:
-        raise StoreError(f"{folder / 'config.json'}: {error}; written by another version of erpe?") from None
+    config = load_config(folder)
     # Before a model of that size is made: a configuration can ask for more memory than there is.
     tensors, _ = load_tensors(folder / MODEL, shapes(config.model))
     model = build(config.model)
     model.load_state_dict(tensors)
     return model.eval(), config
+
+
+def load_config(folder: Path) -> TrialConfig:
+    """The configuration of a finished trial.
+
+    Raises:
+        StoreError: it is missing or damaged, or another version of erpe wrote it.
+    """
+    try:
+        return TrialConfig(**read_json(folder / "config.json"))
+    except (ConfigError, TypeError) as error:
+        raise StoreError(f"{folder / 'config.json'}: {error}; written by another version of erpe?") from None
