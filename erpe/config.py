@@ -166,7 +166,7 @@ _BRIEF.maxlist = _BRIEF.maxdict = _BRIEF.maxtuple = 20
 def explain(error: ValidationError, owner: type[BaseModel]) -> str:
     """One line for the first thing pydantic found wrong: where, what was given, what would do."""
     first = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
-    place = ".".join(str(part) for part in first["loc"])
+    place = ".".join(str(part)[:100] for part in first["loc"])
     if first["type"] == "extra_forbidden":
         *above, key = first["loc"]
         return f"{place}: unknown key; {nearest(str(key), _settings_at(owner, above))}"

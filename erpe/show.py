@@ -268,7 +268,7 @@ def status_table(rows: list[dict[str, Any]]) -> None:
     if not rows:
         console.print("no studies yet; `erpe tune` makes one")
     for row in rows:
-        tested = f" · test {percent(row['test']['test/accuracy'])}" if row["test"] else ""
+        tested = f" · test {percent(row['test'].get('test/accuracy'))}" if row["test"] else ""
         lag = f" · {row['lag']} events wait for MLflow" if row["lag"] else ""
         title = f"{row['study']}: {tally(row['counts'])} · best {percent(row['value'])}{tested}{lag}"
         table = Table(box=SIMPLE, title=title, title_justify="left")

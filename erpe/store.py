@@ -129,11 +129,10 @@ def _refuse_links(root: Path) -> None:
     """
     for folder in [root, *(root / name for name in ("spool", "checkpoints", "locks", "reports", "ray"))]:
         if folder.is_dir():
-            for entry in os.scandir(folder):
-                if entry.is_symlink():
-                    raise StoreError(
-                        f"{entry.path}: a link; a store has none in it, though it may itself be behind one"
-                    )
+            with os.scandir(folder) as entries:
+                links = [entry.path for entry in entries if entry.is_symlink()]
+            if links:
+                raise StoreError(f"{links[0]}: a link; a store may be behind one, but has none in it")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -107,7 +107,8 @@ def status(plan: Plan, members: list[StudyRecord]) -> StudyStatus:
 def _arm(plan: Plan, name: str, search: StudyRecord | None, confirm: StudyRecord | None) -> ArmStatus:
     tried, trained = search.trials if search else [], confirm.trials if confirm else []
     complete = [trial for trial in trained if trial.state == "COMPLETE" and trial.verdict]
-    tests = [trial.verdict.metrics["test/accuracy"] for trial in complete if trial.verdict]
+    measured = [trial.verdict.metrics.get("test/accuracy") for trial in complete if trial.verdict]
+    tests = [accuracy for accuracy in measured if accuracy is not None]
     return ArmStatus(
         arm=name,
         counts=dict(search.counts) if search else {},

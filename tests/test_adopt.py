@@ -400,7 +400,7 @@ HOSTILE = {
     "a folder elsewhere": (told(folder="../../etc"), "names a run, model or folder"),
     "a folder from the root": (told(folder="/etc"), "names a run, model or folder"),
     "a foreign model": (told(model="somebody-elses"), "names a run, model or folder"),
-    "a best that is a query": (told(best="x' or 1"), "names a run, model or folder"),
+    "a foreign best": (told(best="0123456789ab-0"), "names a run, model or folder"),
     "a damaged event": (
         lambda root: replace(root / f"spool/{NAME}.jsonl", (root / f"spool/{NAME}.jsonl").read_bytes()[5:]), "damaged"
     ),

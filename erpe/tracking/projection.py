@@ -138,7 +138,7 @@ class Projection:
         """A trial may end once more, with measures that were taken later: it took no longer for that."""
         ended = self.client.get_run(run).info.end_time
         if event.state == "COMPLETE" and event.folder and not ended:
-            artifacts.log_checkpoint(self.client, run, self._folder(event))
+            artifacts.log_checkpoint(self.client, run, folder_of(event, self.store))
             self._log_results(event, run)
         self._end(event, run, {}, ended)
 
@@ -148,7 +148,7 @@ class Projection:
         artifacts.log_plots(self.client, run, self.store.storage_url, event.name or self.study)
         champion = self._find(_TRIAL, event.best) if event.best else None
         if champion and event.folder and event.model:
-            artifacts.register(self.client, event.model, champion, str(event.best), self._folder(event))
+            artifacts.register(self.client, event.model, champion, str(event.best), folder_of(event, self.store))
         self._end(event, run, {"best_trial_uid": event.best} if event.best else {})
 
     def _remove_trial(self, event: Event) -> None:
@@ -162,20 +162,9 @@ class Projection:
 
     def _log_results(self, event: Event, run: str) -> None:
         """What a trial's folder holds; a damaged file is named in a tag, and the others go their way."""
-        folder = self._folder(event)
+        folder = folder_of(event, self.store)
         notes = artifacts.log_results(self.client, run, folder)
         self._tag(run, artifacts.facts(folder) | ({"erpe.note": "; ".join(notes)} if notes else {}))
-
-    def _folder(self, event: Event) -> Path:
-        """Where the results of an event lie.
-
-        Raises:
-            ValueError: not in the store; a spool that someone else wrote could send any folder's files to MLflow.
-        """
-        folder = self.store.root / str(event.folder)
-        if not folder.resolve().is_relative_to(self.store.root.resolve()):
-            raise ValueError(f"event {event.seq}: its folder {event.folder} is not in the store")
-        return folder
 
     def _end(self, event: Event, run: str, tags: dict[str, str], ended: int | None = None) -> None:
         state = event.state or "COMPLETE"
@@ -198,3 +187,15 @@ def _metrics(event: Event) -> list[Metric]:
 
     # the epoch is the step; as a measure it would be the one MLflow draws first when runs are compared
     return [Metric(key, value, event.ts, event.step) for key, value in event.metrics.items() if key != "epoch"]
+
+
+def folder_of(event: Event, store: Store) -> Path:
+    """Where the results of an event lie.
+
+    Raises:
+        ValueError: not in the store; a spool that someone else wrote could send any folder's files to MLflow.
+    """
+    folder = store.root / str(event.folder)
+    if not folder.resolve().is_relative_to(store.root.resolve()):
+        raise ValueError(f"event {event.seq}: its folder {event.folder} is not in the store")
+    return folder

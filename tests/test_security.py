@@ -1,0 +1,239 @@
+"""What comes from a store or a server cannot run code, reach other files, or command a terminal; no secret goes out."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+import zlib
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
+
+import pytest
+from mlflow_server import free_port
+from outcomes import made_up
+from toys import work
+from trials import tiny
+
+from erpe.errors import DataError, ErpeError, StoreError
+from erpe.report.comparison import compare
+from erpe.report.outcomes import read_arrays
+from erpe.report.tables import render
+from erpe.search.study import define
+from erpe.search.tune import tune
+from erpe.serve import server
+from erpe.store import MOST_JSON, Store, read_json
+from erpe.telling import line, printable
+from erpe.tracking.spool import Event, Spool
+from erpe.tracking.tracker import Tracker, lags
+
+EVIL = "[/nothing]\x1b]0;owned\x07[red]x\u202e\x9b2J"
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.open(tmp_path / "store")
+
+
+# ---- files of a store
+
+
+def damaged_line():
+    return b'{"kind": "epoch"}\n'
+
+
+@pytest.mark.parametrize("place", ["spool/s.jsonl", "spool/s.corrupt", "spool/s.refused", "spool/s.lock", "optuna.db"])
+def test_a_link_in_a_store_changes_no_file_elsewhere(store, tmp_path, place):
+    """As they were, a link in the spool let `erpe status` cut and blank, or append to, whatever it pointed at."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious\nlines\nwithout an end")
+    (store.spool / "s.jsonl").write_bytes(damaged_line())
+    (store.root / place).unlink(missing_ok=True)
+    (store.root / place).symlink_to(victim)
+    with pytest.raises(StoreError, match="link"):
+        lags(Store.open(store.root))
+    with pytest.raises(ErpeError):  # also for one who has opened the store before
+        Tracker(store, "s", send=False) if place != "optuna.db" else Store.existing(store.root)
+    assert victim.read_bytes() == b"precious\nlines\nwithout an end"
+
+
+@pytest.mark.parametrize("folder", ["spool", "checkpoints", "artifacts", "checkpoints/digits-relu"])
+def test_a_folder_that_is_a_link_is_refused(store, tmp_path, folder):
+    (tmp_path / "elsewhere").mkdir()
+    shutil.rmtree(store.root / folder, ignore_errors=True)
+    (store.root / folder).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="a link"):
+        Store.open(store.root)
+
+
+@pytest.mark.parametrize("study", ["../..", "../../etc", "a/../../../x"])
+def test_no_study_has_its_trials_outside_the_store(store, study):
+    with pytest.raises(StoreError, match="leads elsewhere"):
+        store.trial_folder(study, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder", "deep", "large"])
+def test_a_json_file_that_is_no_plain_small_file_is_one_line_at_once(tmp_path, kind):
+    path = tmp_path / "outcome.json"
+    make = {
+        "pipe": lambda: os.mkfifo(path), "link": lambda: path.symlink_to("/dev/zero"), "folder": path.mkdir,
+        "deep": lambda: path.write_text("[" * 10**6), "large": lambda: path.touch() or os.truncate(path, MOST_JSON + 1),
+    }  # fmt: skip
+    make[kind]()
+    with pytest.raises(StoreError, match=r"outcome\.json: cannot be read \("):
+        read_json(path)
+
+
+def test_a_spool_that_is_a_pipe_or_one_endless_line_is_one_line_at_once(store):
+    os.mkfifo(store.spool / "pipe.jsonl")
+    (store.spool / "line.jsonl").touch()
+    os.truncate(store.spool / "line.jsonl", 2**34)  # a hole: 16 GiB that take no room
+    for name in ("pipe", "line"):
+        spool = Spool(store.spool, name)
+        with pytest.raises(StoreError, match=r"not a plain file|a line of more than"):
+            spool.read(0)
+        with pytest.raises(StoreError, match=r"not a plain file|a line of more than"), spool.exclusive():
+            pass
+    assert (store.spool / "line.jsonl").stat().st_size == 2**34
+
+
+def npy(header):
+    text = header.encode().ljust(118) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def test_arrays_that_claim_more_than_they_have_take_no_memory(tmp_path):
+    import zipfile
+
+    path = tmp_path / "predictions.npz"
+    for shape, kind in (("(10**15,)", "|u1"), ("(1000000000000000,)", "<f8"), ("(1,)", "|S2000000000"), ("()", "|O")):
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("predicted.npy", npy(f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}"))
+        with pytest.raises(StoreError, match="missing or damaged"):
+            read_arrays(path)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"model.width": 65528}, {"model.mlp_ratio": 9000}, {"model.depth": 999}, {"model.features": 65535}]
+)
+def test_a_configuration_cannot_ask_for_more_memory_than_its_weights_have(tmp_path, settings):
+    from erpe.model import build
+    from erpe.training.checkpoint import load_model, save_model
+
+    config = tiny("favor")
+    save_model(tmp_path, build(config.model), config)
+    (tmp_path / "config.json").write_text(config.replace(settings).model_dump_json())
+    with pytest.raises(StoreError, match="its model has"):
+        load_model(tmp_path)
+
+
+def test_a_picture_is_read_by_pillow_alone(tmp_path, monkeypatch):
+    """PostScript would go to another program; and a small file can unfold to any size."""
+    from erpe.model import build
+    from erpe.predict import predict
+    from erpe.training.checkpoint import save_model
+
+    config = tiny()
+    save_model(tmp_path, build(config.model), config)
+    script = tmp_path / "picture.png"
+    script.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(x) run\n%%EOF\n")
+    bomb = tmp_path / "bomb.png"
+    chunk = b"IHDR" + (20_000).to_bytes(4) * 2 + b"\x08\x00\x00\x00\x00"
+    bomb.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\r" + chunk + zlib.crc32(chunk).to_bytes(4) + b"\0\0\0\0IEND\xaeB`\x82")
+    os.mkfifo(tmp_path / "pipe")
+    for picture in (script, bomb, tmp_path / "pipe"):
+        with pytest.raises(DataError, match="cannot be read as a picture"):
+            predict(tmp_path, picture)
+
+
+def test_a_spool_sends_no_file_from_outside_the_store(store, tmp_path):
+    from erpe.tracking.projection import folder_of
+
+    for folder in (str(tmp_path), "..", "checkpoints/../.."):
+        event = Event(kind="end_trial", uid="s:0", folder=folder)
+        with pytest.raises(ValueError, match="not in the store"):
+            folder_of(event, store)
+
+
+@pytest.mark.parametrize("uid", ["x' OR '1", "`", 'a"', "a\nb", "\x1b[0m"])
+def test_a_uid_cannot_be_a_query(uid):
+    with pytest.raises(ValueError, match="pattern"):
+        Event(kind="epoch", uid=uid)
+
+
+# ---- what is shown
+
+
+def test_text_cannot_command_a_terminal():
+    for text in (EVIL, EVIL.encode("utf-8", "surrogatepass").decode(errors="surrogateescape"), "\udcff\0\r\x85\u2028"):
+        assert all(c.isprintable() for c in line(text))
+    assert printable("α → β, naïve\tü\n") == "α → β, naïve\tü\n"
+
+
+@pytest.mark.parametrize("style", ["terminal", "markdown", "latex", "csv"])
+def test_hostile_names_are_text_in_every_table(style):
+    text = render(compare(made_up(("softmax", "relu"), seeds=2, images=50, study=f"=cmd{EVIL}")), style)
+    shown = text if style != "csv" else ""
+    assert not {c for c in shown if not c.isprintable()} - {"\n"}
+    assert style != "csv" or ("'=cmd" in text and ",=cmd" not in text)
+    assert style != "terminal" or "[/nothing]" in "".join(text.split())
+
+
+def test_a_reason_that_looks_like_markup_is_shown_as_it_is(store, capsys):
+    from erpe.show import status_rows, status_table
+
+    def accident(folder, number):
+        raise RuntimeError(EVIL)
+
+    tune(define("relu", "digits", pruner="none"), store, trials=1, executor="inline", work=work(accident=accident))
+    status_table(status_rows(store, None))
+    out = capsys.readouterr().out
+    assert "[/nothing]" in "".join(out.split()) and not {c for c in out if not c.isprintable()} - {"\n"}
+
+
+# ---- the server of `erpe ui`
+
+
+def ask(port, host, path="/api/2.0/mlflow/experiments/search?max_results=1", **headers):
+    connection = HTTPConnection("127.0.0.1", port, timeout=20)
+    with closing(connection):
+        connection.putrequest("GET", path, skip_host=True)
+        for name, value in {"Host": host, **headers}.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        return connection.getresponse().status
+
+
+@contextmanager
+def running(command, environment, port, folder):
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(600):
+            assert process.poll() is None, (folder / "server.log").read_text()
+            with closing(socket.socket()) as probe:
+                if not probe.connect_ex(("127.0.0.1", port)):
+                    break
+            time.sleep(0.1)
+        yield process
+    finally:
+        os.killpg(process.pid, 9)
+        process.wait()
+
+
+@pytest.mark.slow
+def test_the_ui_answers_to_this_machines_names_alone(store, empty_database, monkeypatch):
+    shutil.copy(empty_database, store.root / "mlflow.db")
+    for name, value in {"ALLOWED_HOSTS": "*", "DISABLE_SECURITY_MIDDLEWARE": "true"}.items():
+        monkeypatch.setenv(f"MLFLOW_SERVER_{name}", value)
+    port = free_port()
+    command, environment = server(store, port)
+    assert str(store.root / "mlflow.db") not in " ".join(command)  # where a password may stand
+    with running(command, environment, port, store.root):
+        assert [ask(port, f"{host}:{port}") for host in ("127.0.0.1", "localhost")] == [200, 200]
+        foreign = ["evil.example", f"evil.example:{port}", f"10.evil.example:{port}", "192.168.0.1", f"10.0.0.1:{port}"]
+        foreign += [f"localhost:{port}.evil.example", "localhost:1", "localhost", f"0.0.0.0:{port}", ""]
+        assert {host: ask(port, host) for host in foreign} == dict.fromkeys(foreign, 403)
+        with closing(socket.socket()) as outside:
+            address = socket.gethostbyname(socket.gethostname())
+            assert address.startswith("127.") or outside.connect_ex((address, port))
