@@ -355,8 +355,8 @@ def _toml(value: Any) -> str:
 
 def plan_table(plan: Plan, rows: list[dict[str, Any]]) -> None:
     """The resolved file, setting by setting, and as comments the arms it makes: what is printed is a study file."""
-    for line in toml_lines(plan.resolved().model_dump(mode="json", exclude_none=True)):
-        print(line)
+    for each in toml_lines(plan.resolved().model_dump(mode="json", exclude_none=True)):
+        print(each)
     width = max(len(row["arm"]) for row in rows)
     print(f"\n# {len(rows)} arms; size and cost of a typical model of each")
     print(f"# {'arm':{width}}  epochs  axes  parameters  MFLOPs a step")

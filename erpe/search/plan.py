@@ -44,9 +44,6 @@ Variants = Annotated[
 ]
 
 
-Count = Annotated[int, Field(gt=0, le=100_000)]
-
-
 class Search(Config):
     """How the best configuration of every arm is looked for."""
 
