@@ -52,18 +52,20 @@ class Sender:
     def run(self, stop: threading.Event, wake: threading.Event, last: threading.Event) -> None:
         """Send until `stop`; once `last` is set, until all is sent or someone must mend something."""
         pause = FIRST_PAUSE
-        while not stop.is_set():
-            wake.clear()
-            closing = last.is_set()  # asked before the step: what is told until then is in the spool
-            moved = self.step()
-            if closing and (moved is None or (not moved and self.problem)):
-                break
-            if moved is None:
-                wake.wait(1)  # another process may write to the spool, too
-            elif not moved:
-                stop.wait(pause)
-            pause = min(2 * pause, LONGEST_PAUSE) if moved is False else FIRST_PAUSE
-        self._lock.release(force=True)
+        try:
+            while not stop.is_set():
+                wake.clear()
+                closing = last.is_set()  # asked before the step: what is told until then is in the spool
+                moved = self.step()
+                if closing and (moved is None or (not moved and self.problem)):
+                    break
+                if moved is None:
+                    wake.wait(1)  # another process may write to the spool, too
+                elif not moved:
+                    stop.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE) if moved is False else FIRST_PAUSE
+        finally:
+            self._lock.release(force=True)  # a thread that dies of something unforeseen must not keep it
 
     def again(self) -> None:
         """Send from the first event on, if some were refused: what has arrived does not change."""
