@@ -379,7 +379,7 @@ def test_links_are_refused_before_anything_is_written(store, what):
     elsewhere = shutil.move(place, store.root.with_name("elsewhere"))
     place.symlink_to(elsewhere)
     before = optuna_has(store), every_file(Path(elsewhere)), list(Spool(store.spool, NAME).events())
-    with pytest.raises(StoreError, match="a link, or behind one"):
+    with pytest.raises(StoreError, match="a link, or"):
         gc(store, Policy(failed=True))
     assert before == (optuna_has(store), every_file(Path(elsewhere)), list(Spool(store.spool, NAME).events()))
 
