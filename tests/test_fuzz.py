@@ -39,7 +39,7 @@ from erpe.training.checkpoint import load_model, load_tensors, save_tensors
 from erpe.training.objective import Trial
 
 CONFIG = tiny("favor_rope", {"model.width": 8, "model.depth": 1, "train.epochs": 2, "data.train_limit": 20})
-few = settings(max_examples=40, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=40, deadline=30_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 BITS = st.binary(max_size=40) | st.sampled_from(
     [
         b"[" * 5000,

@@ -1,0 +1,60 @@
+"""Optuna's own contract of a storage, on what erpe uses: `Database(...).backend`, in both its homes.
+
+Making Optuna's tables takes longer than a case: SQLite's are copied, PostgreSQL's are emptied.
+"""
+
+import shutil
+from contextlib import closing
+
+import pytest
+import sqlalchemy
+from optuna.testing.pytest_storages import StorageTestCase
+
+from erpe.search.storage import Database
+
+
+@pytest.fixture(scope="module")
+def empty_sqlite(tmp_path_factory):
+    path = tmp_path_factory.mktemp("contract") / "optuna.db"
+    Database(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture
+def sqlite(empty_sqlite, tmp_path):
+    return f"sqlite:///{shutil.copy(empty_sqlite, tmp_path)}"
+
+
+@pytest.fixture(scope="module")
+def own_database(postgres):
+    """Beside the tests that share the server."""
+    server = sqlalchemy.create_engine(postgres.url, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(sqlalchemy.text("CREATE DATABASE contract"))
+    server.dispose()
+    url = postgres.url.replace("/postgres", "/contract")
+    Database(url).close()
+    return url
+
+
+@pytest.fixture
+def postgresql(own_database):
+    yield own_database
+    with closing(Database(own_database)) as database, database.engine.begin() as connection:
+        connection.execute(sqlalchemy.text("TRUNCATE studies, trials RESTART IDENTITY CASCADE"))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def storage(request):
+    with closing(Database(request.getfixturevalue(request.param))) as database:
+        yield database.backend
+
+
+class TestContract(StorageTestCase):
+    """Its cases are Optuna's; none is left out."""
+
+    def test_no_case_is_left_out(self):
+        own = {name for name in vars(type(self)) if name.startswith("test_")}
+        assert (
+            own == {"test_no_case_is_left_out"} and len([name for name in dir(self) if name.startswith("test_")]) > 45
+        )
