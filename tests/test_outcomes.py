@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sqlite3
 import sys
 import zipfile
 
@@ -13,6 +15,7 @@ import pytest
 
 from erpe import cli
 from erpe.errors import StoreError, StudyError, TrackingError
+from erpe.report.comparison import compare
 from erpe.report.load import load
 from erpe.report.outcomes import MOST_BYTES, read_arrays
 from erpe.search.records import read_studies
@@ -54,6 +57,18 @@ def test_a_confirmed_run_trains_on_everything_and_a_search_never_sees_what_it_is
             assert (held_out == 0) == (study.group.phase == "confirm")
             folder = digits_study.trial_folder(study.name, trial.number, trial.config.seed)
             assert (folder / "test.json").exists() == (study.group.phase == "confirm")
+
+
+def test_seconds_of_training_beside_other_trials_are_no_time_of_a_run(digits_study, tmp_path):
+    """A study that was interrupted before its timing phase; the store has the seconds of its own training still."""
+    store = Store.open(shutil.copytree(digits_study.root, tmp_path / "store"))
+    with contextlib.closing(sqlite3.connect(store.root / "optuna.db")) as database, database:
+        database.execute("DELETE FROM study_user_attributes WHERE key LIKE 'erpe.final.%'")
+    whole, cut = load(digits_study), load(store)
+    assert whole.runs["time/train_seconds_per_epoch"].notna().all()
+    assert cut.runs["test/accuracy"].tolist() == whole.runs["test/accuracy"].tolist()
+    assert not [name for name in cut.runs if name.startswith("time/")]
+    assert any("times were not measured yet for 6 of 6 runs" in note for note in compare(cut).notes)
 
 
 def test_curves_have_every_epoch(digits_study):

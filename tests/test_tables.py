@@ -44,7 +44,7 @@ def test_every_number_of_the_summary_is_in_the_tidy_table(whole):
     found = table[table["table"] == "summary"].set_index(["arm", "measure"])
     for row in whole.summary.itertuples():
         there = found.loc[(row.arm, row.measure)]
-        assert (there["mean"], there["low"], there["high"], there["n"]) == (row.mean, row.low, row.high, row.n)
+        np.testing.assert_array_equal(there[["mean", "low", "high", "n"]].astype(float), row[5:9])
     assert list(table) == list(TIDY) and set(TYPES) == set(TIDY)
 
 
@@ -97,6 +97,43 @@ def test_unfinished_arms_and_other_versions_are_marked_wherever_they_stand(half,
     assert re.search(r"softmax +5 .*\(n=4\)", text)  # not timed on one seed
     table = tidy(half)
     assert set(table.loc[table["arm"] == "relu_rope", "mark"]) == {"2 of 5 seeds"}
+
+
+@pytest.mark.parametrize("against", [None, "made-up"])
+def test_a_study_that_was_not_timed_stands_beside_one_that_was(against):
+    one, two = made_up(("softmax", "relu")), made_up(("softmax", "relu"), study="cut", seed=1)
+    times = [name for name in two.runs if name.startswith("time/")]
+    arms, runs = pd.concat([one.arms, two.arms]), pd.concat([one.runs, two.runs.drop(columns=times)])
+    found = compare(replace(one, arms=arms, runs=runs), against)
+    assert [note for note in found.notes if "not measured yet" in note] == [
+        "cut on digits: inference and training times were not measured yet for 10 of 10 runs; the study's command does "
+        "it at its end, when nothing else runs"
+    ]
+    for style in ("terminal", "markdown", "latex"):
+        assert "nan" not in render(found, style).lower()
+    _, _, cut = render(found, "markdown").partition("### cut on digits: time and memory")
+    assert re.search(r"\| softmax \| 5 \| - \| - \| - \| 500", cut)
+
+
+def test_a_measure_that_some_runs_lack_is_said():
+    outcomes = made_up(("softmax", "relu"), seeds=3)
+    outcomes.runs.loc[0, "memory/peak_mib"] = np.nan
+    assert compare(outcomes).notes == ("made-up on digits: 1 of 6 runs have no memory/peak_mib",)
+
+
+def test_a_number_has_the_digits_of_its_own_spread():
+    outcomes = made_up(("softmax", "relu"), seeds=3)
+    outcomes.runs["time/train_seconds_per_epoch"] = [1.21, 1.31, 1.11, 120.0, 130.0, 110.0]
+    # 4.30265 x 0.1 / sqrt(3) = 0.248 and a hundred times that
+    text = render(compare(outcomes), "markdown")
+    assert "| 1.21 ± 0.25 |" in text and "| 120 ± 25 |" in text
+
+
+def test_equal_seeds_have_no_interval():
+    outcomes = made_up(("softmax", "relu"), seeds=3)
+    outcomes.runs["test/accuracy"] = [0.95, 0.95, 0.95, 0.90, 0.92, 0.94]
+    text = render(compare(outcomes), "markdown")
+    assert "| softmax | 3 | 95.00 |" in text and "± 0" not in re.sub(r"± 0\.0*[1-9]", "", text)
 
 
 def test_data_sets_stand_in_blocks_of_their_own(several):

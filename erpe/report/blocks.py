@@ -12,7 +12,7 @@ import pandas as pd
 from erpe.report.comparison import Comparison
 from erpe.report.verdicts import MEASURE, of_pair, point_digits, signed
 
-PLUS_MINUS = "mean ± half-width of the 95 % interval over n seeds"
+PLUS_MINUS = "mean ± half-width of the 95 % interval over n seeds (no ±: one seed, or all are equal)"
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _main(one: Slice) -> list[Block]:
     seeds = table.groupby("arm")["n"].max().to_dict()
     found = []
     for what, (columns, remark) in MAIN.items():
-        shown = [name for name in columns if name in set(table["measure"])]
+        shown = list(columns) if set(columns) & set(table["measure"]) else []
         cells = [_cells(table[table["measure"] == name].set_index("arm"), columns[name], seeds) for name in shown]
         rows = [
             [one.name(arm), str(seeds.get(arm, 0)), *(column.get(arm, "-") for column in cells)]
@@ -132,27 +132,29 @@ def _main(one: Slice) -> list[Block]:
 
 
 def _cells(table: pd.DataFrame, column: Column, seeds: dict[str, int]) -> dict[str, str]:
-    """Arm -> `95.12 ± 0.34`, with `(n=3)` where other measures have more seeds; one column, one number of digits."""
-    scaled = table[["mean", "low", "high"]] / column.unit
+    """Arm -> `95.12 ± 0.34`, with `(n=3)` where other measures have more seeds; see `_digits`."""
+    scaled = table.dropna(subset="mean")[["mean", "low", "high"]] / column.unit
     half = (scaled["high"] - scaled["low"]) / 2
-    digits = _digits(half, scaled["mean"], column)
     cells = {}
-    for arm, mean in scaled["mean"].dropna().items():
+    for arm, mean in scaled["mean"].items():
+        digits = _digits(half[arm], scaled["mean"], column)
         spread = f" ± {half[arm]:,.{digits}f}" if half[arm] > 0 else ""
         fewer = f" (n={table['n'][arm]})" if table["n"][arm] < seeds[str(arm)] else ""
         cells[str(arm)] = signed(mean, digits) + spread + fewer
     return cells
 
 
-def _digits(half: pd.Series, mean: pd.Series, column: Column) -> int:
-    """Two digits of the usual half-width count; where there is none, four of the mean."""
+def _digits(half: float, means: pd.Series, column: Column) -> int:
+    """Digits after the point of one number: two of its own half-width count; where it has none, four of the largest of
+    its column's means.
+    """
     if column.unit == PERCENT:
-        return point_digits(0, 2 * PERCENT * float(half[half > 0].median())) if (half > 0).any() else 2
-    if (half > 0).any() and not column.exact:
-        return int(np.clip(1 - np.floor(np.log10(half[half > 0].median())), 0, 6))
-    if (mean == mean.round()).all():
+        return point_digits(0, 2 * PERCENT * half)
+    if half > 0 and not column.exact:
+        return int(np.clip(1 - np.floor(np.log10(half)), 0, 6))
+    if (means == means.round()).all():
         return 0
-    return int(np.clip(3 - np.floor(np.log10(mean.abs().max())), 0, 6))
+    return int(np.clip(3 - np.floor(np.log10(means.abs().max())), 0, 6))
 
 
 def _differences(one: Slice) -> list[Block]:

@@ -10,10 +10,10 @@ import pandas as pd
 
 from erpe import __version__
 from erpe.errors import StudyError
-from erpe.report.outcomes import Outcomes
+from erpe.report.outcomes import TIMED, Outcomes
 from erpe.report.pairing import KEY, arm_keys, by_arm, partner, reference_version, sound_runs
 from erpe.report.ranks import friedman, nemenyi, ranks
-from erpe.report.statistics import differences, gap_closed, mcnemar, summary
+from erpe.report.statistics import HIGHER_IS_BETTER, differences, gap_closed, mcnemar, summary
 from erpe.report.verdicts import verdicts
 
 
@@ -88,7 +88,8 @@ def _marks(outcomes: Outcomes) -> list[str]:
 def _notes(outcomes: Outcomes) -> list[str]:
     lines = [
         *outcomes.notes, *_other_versions(outcomes.runs), *_twice(outcomes.runs), *_missing_seeds(outcomes),
-        *_without_partner(outcomes.arms), *_budgets(outcomes.arms), *_devices(outcomes), *_no_predictions(outcomes),
+        *_without_partner(outcomes.arms), *_budgets(outcomes.arms), *_devices(outcomes), *_untimed(outcomes),
+        *_missing_measures(outcomes), *_no_predictions(outcomes),
     ]  # fmt: skip
     return list(dict.fromkeys(lines))
 
@@ -148,6 +149,24 @@ def _devices(outcomes: Outcomes) -> Iterator[str]:
         devices = group["device"].unique()
         if len(devices) > 1:
             yield f"{study} on {dataset}: ran on {', '.join(map(str, devices))}; do not compare its times and memory"
+
+
+def _untimed(outcomes: Outcomes) -> Iterator[str]:
+    """Times are taken at the end of a study, of all runs at once, when nothing else runs."""
+    for (study, dataset), group in sound_runs(outcomes).groupby(KEY[:2], sort=False):
+        without = int(group.reindex(columns=[TIMED])[TIMED].isna().sum())
+        if without:
+            runs = f"{without} of {_count(len(group), 'run')}"
+            yield f"{study} on {dataset}: inference and training times were not measured yet for {runs}; the study's " \
+                "command does it at its end, when nothing else runs"
+
+
+def _missing_measures(outcomes: Outcomes) -> Iterator[str]:
+    for (study, dataset), group in sound_runs(outcomes).groupby(KEY[:2], sort=False):
+        for measure in HIGHER_IS_BETTER:
+            without = int(group[measure].isna().sum()) if measure in group else 0
+            if without and not measure.startswith("time/"):
+                yield f"{study} on {dataset}: {without} of {_count(len(group), 'run')} have no {measure}"
 
 
 def _no_predictions(outcomes: Outcomes) -> Iterator[str]:

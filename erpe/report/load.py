@@ -55,7 +55,7 @@ def _read_study(rows: Rows, plan: Plan, members: list[StudyRecord], store: Store
         for trial in done:
             assert confirm is not None
             folder = store.trial_folder(confirm.name, trial.number, trial.config.seed)
-            rows.tables["runs"].append(who | what | _run_row(trial, confirm, folder))
+            rows.add_run(who | what | _run_row(trial, confirm, folder))
             rows.tables["epochs"] += [who | row for row in _epochs(trial, "confirm")]
             rows.add_folder(trial.uid, plan.dataset, folder)
         made = next((member.group.made_with for member in members if member.group), {})

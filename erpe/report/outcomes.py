@@ -20,6 +20,9 @@ MOST_BYTES = 64 * 2**20
 GIVEN = ("model.variant", "model.image", "model.classes")
 """Settings that the variant and the data set decide."""
 
+TIMED = "time/inference_ms_per_image"
+"""What a confirmed run has from the timing phase only, in which nothing else runs."""
+
 COLUMNS = {
     "arms": "study dataset arm variant attention encoding budget trials_planned trials seeds_planned seeds finished",
     "runs": "study dataset arm variant attention encoding seed uid version device",
@@ -41,7 +44,8 @@ class Outcomes:
     `trials_planned`, `trials` (done), `seeds_planned`, `seeds` (confirmed), `finished` (bool: all seeds are there)."""
     runs: pd.DataFrame
     """A row a confirmed run: `study`, `dataset`, `arm`, `variant`, `attention`, `encoding`, `seed`, `uid`,
-    `version` (of erpe), `device`, and its measures. Equal seeds of different arms are a pair."""
+    `version` (of erpe), `device`, and its measures, `time/*` only once they were taken with nothing else running.
+    Equal seeds of different arms are a pair."""
     trials: pd.DataFrame
     """A row a trial of the search: `study`, `arm`, `variant`, `number`, `uid`, `seed`, `state`, `value` (validation
     accuracy), `epochs`, `seconds`, and its settings under their dotted names."""
@@ -70,6 +74,13 @@ class Rows:
         self.folders: dict[str, Path] = {}
         self.made_with: dict[str, str] = {}
         self.notes: list[str] = []
+
+    def add_run(self, row: dict[str, Any]) -> None:
+        """A confirmed run, without times that are not of the timing phase: until then it has the seconds of its own
+        training only, which other trials slowed down.
+        """
+        own = {name: value for name, value in row.items() if TIMED in row or not name.startswith("time/")}
+        self.tables["runs"].append(own)
 
     def add_folder(self, uid: str, dataset: str, folder: Path) -> None:
         """What lies in a confirmed run's folder, if it is there."""

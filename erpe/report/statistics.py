@@ -61,7 +61,7 @@ class Paired(NamedTuple):
 def mean_interval(values: np.ndarray) -> Interval:
     """Student's t-interval of the mean of (n,) values; NaN values are not counted.
 
-    One value has no interval (NaN). Equal values have the interval of no width.
+    There is no interval (NaN) of one value, nor of equal ones, which prove nothing; see `paired_test`.
     """
     values = np.asarray(values, float)
     values = values[~np.isnan(values)]
@@ -69,8 +69,7 @@ def mean_interval(values: np.ndarray) -> Interval:
     if n < 2:
         return Interval(float(values[0]) if n else np.nan, np.nan, np.nan, n)
     if _flat(values, values):
-        same = float(values[0])
-        return Interval(same, same, same, n)
+        return Interval(float(values[0]), np.nan, np.nan, n)
     low, high = stats.t.interval(LEVEL, n - 1, loc=values.mean(), scale=stats.sem(values))
     return Interval(float(values.mean()), float(low), float(high), n)
 

@@ -157,7 +157,7 @@ def _read_study(rows: Rows, client: MlflowClient, uri: str, study: str, runs: li
             uid = run.data.tags["erpe.trial_uid"]
             own_tags = {"seed": int(run.data.tags["seed"]), "uid": uid, "version": run.data.tags["version.erpe"]}
             device = {"device": run.data.tags.get("device", "unknown")}
-            rows.tables["runs"].append(run.data.metrics | who | what | own_tags | device)
+            rows.add_run(run.data.metrics | who | what | own_tags | device)
             rows.tables["epochs"] += [who | row for row in _epochs(client, run, "confirm")]
             rows.add_folder(uid, what["dataset"], fetch(client, uri, run, _FILES))
     rows.made_with[study] = describe(runs[-1].data.tags)
