@@ -298,7 +298,7 @@ def compare(
     from erpe.report.tables import FORMATS, render
 
     style = one_of("format", style, tuple(FORMATS))
-    text = render(compared(outcomes_of(studies, store, server), against), style)
+    text = render(compared(outcomes_of(studies, against, store, server), against), style)
     if output is not None:
         write_output(output, text)
     elif isinstance(text, bytes):
@@ -324,7 +324,7 @@ def report(
     from erpe.report.page import write_report
     from erpe.telling import printable
 
-    outcomes = outcomes_of(studies, store, server)
+    outcomes = outcomes_of(studies, against, store, server)
     comparison = compared(outcomes, against)
     written(output, lambda: write_report(outcomes, comparison, output))
     print(f"{printable(str(output))}: open it in a browser")
@@ -333,8 +333,10 @@ def report(
         print(f"{printable(str(figures))}: every figure as PDF and SVG")
 
 
-def outcomes_of(studies: list[str] | None, store: Path, server: str | None) -> Any:
-    """What the store, or a tracking server, has of these studies."""
+def outcomes_of(studies: list[str] | None, against: str | None, store: Path, server: str | None) -> Any:
+    """What the store, or a tracking server, has of these studies and of the one they are compared with."""
+    if studies and against:
+        studies = [*studies, against]
     if server:
         from erpe.tracking.reading import read
 

@@ -8,14 +8,14 @@ from matplotlib.text import Annotation
 from outcomes import made_up
 
 from erpe.config import VARIANTS, defaults
-from erpe.report.captions import CAPTIONS
-from erpe.report.chart_costs import COSTS, break_even, layer_flops, tradeoffs
+from erpe.report.captions import CAPTIONS, told
+from erpe.report.chart_costs import COSTS, break_even, layer_flops, method_told, tradeoffs
 from erpe.report.chart_curves import attention_examples, attention_maps, best_trials, brightest_patch, confirmed_losses
 from erpe.report.chart_intervals import accuracy, gap_closed
 from erpe.report.chart_marks import COLOURS, marks
 from erpe.report.charts import CHARTS, parts, save_all
 from erpe.report.comparison import compare
-from erpe.report.statistics import gap_closed as gaps_of
+from erpe.report.gaps import gap_closed as gaps_of
 from erpe.report.statistics import summary
 
 NINE = tuple(variant for variant in VARIANTS if not variant.startswith("softmax_"))
@@ -135,6 +135,55 @@ def test_the_intervals_drawn_are_those_of_the_tables(nine):
     assert closed.notna().all(axis=None)
 
 
+def test_a_caption_tells_of_intervals_only_where_they_are_drawn():
+    for seeds, words in {1: "No intervals", 3: "Bar: 95 %"}.items():
+        comparison = compare(made_up(FEW, seeds=seeds, images=50))
+        assert all(words in told(name, comparison) for name in ("accuracy", "criteria", "gap_closed"))
+        assert ("Thin lines" in told("tradeoffs", comparison)) == (seeds == 3)
+        assert ("75 % (n = 3)" in told("gap_closed", comparison)) == (seeds == 3)
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("noise", "not told apart from 0"),
+        ("reversed", "is reversed"),
+        ("untested", "could not be tested"),
+        ("real", ""),
+    ],
+)
+def test_a_caption_says_why_a_gap_is_hollow(nine, state, words):
+    text = told("gap_closed", dataclasses.replace(nine[1], gaps=nine[1].gaps.assign(gap_is=state)))
+    assert (f"Hollow: the gap from favor and from relu {words}" in text) == bool(words)
+    assert ("Hollow" in text) == bool(words)
+
+
+def test_nothing_is_drawn_beyond_the_possible():
+    outcomes = made_up(FEW, seeds=2, images=50)
+    outcomes.runs["test/accuracy"] = [0.99, 1.0] * 3
+    outcomes.runs["time/inference_ms_per_image"] = [0.1, 0.9] * 3
+    comparison = compare(outcomes)
+    table = comparison.summary.set_index("measure")
+    assert table.loc["test/accuracy", "high"].max() > 1 and table.loc["time/inference_ms_per_image", "low"].min() < 0
+    axes = accuracy(outcomes, comparison).axes[0]
+    assert axes.get_xlim()[1] <= 1 and all(low >= 0 and high <= 1 for low, high in spans(axes))
+    for panel in tradeoffs(outcomes, comparison).axes:
+        assert panel.get_ylim()[1] <= 1
+        assert min(np.nanmin(line.get_xdata()) for line in panel.lines if len(line.get_xdata())) >= 0
+
+
+def test_long_intervals_of_few_seeds_leave_the_points_apart():
+    outcomes = made_up(FEW, seeds=2, images=50)
+    outcomes.runs["test/accuracy"] = [0.90, 0.50, 0.91, 0.51, 0.92, 0.52]
+    low, high = tradeoffs(outcomes, compare(outcomes)).axes[0].get_ylim()
+    assert high - low < 0.06  # of means 0.70, 0.71 and 0.72; their intervals are longer than 2
+
+
+def test_the_curve_of_a_general_encoding_names_its_method():
+    assert method_told("relu_general", "digits").startswith(" (dense")
+    assert method_told("relu", "digits") == method_told("softmax_general", "digits") == ""
+
+
 def test_every_seed_is_a_dot_above_its_arm(nine):
     axes = accuracy(*nine).axes[0]
     heights = {text.get_text(): y for text, y in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)}
@@ -151,7 +200,7 @@ def test_an_unfinished_arm_says_how_many_seeds_it_has(twelve):
 
 def test_an_endless_interval_leaves_the_figure_with_an_arrow(nine):
     outcomes, comparison = nine
-    gaps = comparison.gaps.assign(high=[1e6, *comparison.gaps["high"][1:]], gap_is_real=False)
+    gaps = comparison.gaps.assign(high=[1e6, *comparison.gaps["high"][1:]], gap_is="noise")
     axes = gap_closed(outcomes, dataclasses.replace(comparison, gaps=gaps)).axes[0]
     assert axes.get_xlim()[1] < 20
     assert [line.get_marker() for line in axes.lines].count(">") == 1

@@ -17,7 +17,7 @@ from erpe import cli
 from erpe.errors import StoreError, StudyError, TrackingError
 from erpe.report.comparison import compare
 from erpe.report.load import load
-from erpe.report.outcomes import MOST_BYTES, read_arrays
+from erpe.report.outcomes import MOST_BYTES, describe, read_arrays
 from erpe.search.records import read_studies
 from erpe.store import Store
 
@@ -105,8 +105,12 @@ def test_unknown_studies_and_servers_are_one_line(synced):
         read(synced.tracking_uri, ["digits-nin"])
     with pytest.raises(StudyError, match="did you mean digits-nine"):
         load(synced, ["digits-nin"])
-    with pytest.raises(TrackingError, match="no answer"):
+    with pytest.raises(TrackingError, match="no answer") as error:
         read("http://127.0.0.1:1")
+    assert "sync" not in str(error.value) and "spool" not in str(error.value)
+    with pytest.raises(StudyError, match="not on this server") as error:
+        read(synced.tracking_uri, ["Defaul"])  # MLflow's own experiment is no study
+    assert "did you mean" not in str(error.value) and "digits-nine" in str(error.value)
 
 
 @pytest.mark.slow
@@ -136,6 +140,27 @@ def _quietly(main):
     with pytest.raises(SystemExit) as end:
         main()
     assert not end.value.code
+
+
+def test_a_damaged_file_is_one_note(digits_study, tmp_path):
+    store = Store.open(shutil.copytree(digits_study.root, tmp_path / "store"))
+    uid, folder = next(iter(load(store).folders.items()))
+    (folder / "predictions.npz").write_bytes(b"torn")
+    assert len([note for note in compare(load(store)).notes if "predictions" in note]) == 1
+    assert len([note for note in compare(load(store)).notes if uid in note]) == 1
+
+
+def test_what_made_a_study_counts_one_and_many():
+    assert "2 cores, 1 thread a trial" in describe({"cores": "2", "threads": "1"})
+    assert "1 core, 4 threads a trial" in describe({"cores": "1", "threads": "4"})
+
+
+def test_a_study_to_compare_with_need_not_be_named(digits_study):
+    assert list(cli.outcomes_of(["digits-nine"], "digits-nine", digits_study.root, None).runs["study"].unique()) == [
+        "digits-nine"
+    ]
+    with pytest.raises(StudyError, match="study other: not one of `erpe study run`; one of digits-nine would do"):
+        cli.outcomes_of(["digits-nine"], "other", digits_study.root, None)
 
 
 def test_an_array_from_a_store_cannot_be_a_link_a_pickle_or_a_bomb(tmp_path):

@@ -2,14 +2,17 @@ import dataclasses
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pandas as pd
 import pytest
 from outcomes import made_up
 
-from erpe.report.answer import answer, protocol, search_table, seeds_told
+from erpe.report.answer import answer, protocol, search_table
 from erpe.report.blocks import blocks
+from erpe.report.captions import seeds_told
 from erpe.report.charts import CHARTS
 from erpe.report.comparison import compare
+from erpe.report.outcomes import TIMED
 from erpe.report.page import page, write_report
 
 FEW = ("softmax", "relu", "relu_general")
@@ -146,6 +149,36 @@ def test_the_answer_finds_what_is_true():
     assert cost.endswith("more accurate than softmax or softmax_general.")
 
 
+def test_nothing_is_concluded_of_times_that_intervals_do_not_tell_apart():
+    outcomes = made_up(FEW, images=100)
+    outcomes.runs[TIMED] *= np.tile([1.0, 2.0, 0.5, 3.0, 1.5], len(FEW))
+    comparison = compare(outcomes)
+    assert answer(comparison)[-1].endswith("accuracies bear that out, so it stays open.")
+    assert any("the machine was busy" in note and "relu_general" in note for note in comparison.notes)
+    assert answer(compare(made_up(FEW, seeds=1)))[-1].endswith("so it stays open.")
+
+
+def test_switches_are_told_by_their_two_values():
+    outcomes = made_up(("relu_rope",), seeds=5, images=100)
+    gains = {"axial-learned": 0.0, "axial-position_none": -0.05, "mixed-learned": 0.05, "mixed-position_none": 0.0}
+    copies = {}
+    for name in ("arms", "runs"):
+        table = getattr(outcomes, name)
+        copies[name] = pd.concat(
+            [table.assign(arm=f"relu_rope-{switches}", gain=gain) for switches, gain in gains.items()]
+        )
+    noise = np.random.default_rng(0).normal(0, 0.001, len(copies["runs"]))
+    copies["runs"]["test/accuracy"] = 0.9 + copies["runs"]["gain"] + noise
+    first, second, *_ = answer(compare(dataclasses.replace(outcomes, predictions={}, **copies)))
+    assert first == (
+        "With position_none instead of learned, less accurate: relu_rope-axial-position_none and "
+        "relu_rope-mixed-position_none."
+    )
+    assert second == (
+        "With mixed instead of axial, more accurate: relu_rope-mixed-learned and relu_rope-mixed-position_none."
+    )
+
+
 def test_one_arm_has_no_answer_yet():
     outcomes = made_up(("relu",), seeds=2, images=20)
     bare = outcomes.runs.drop(columns="time/inference_ms_per_image")
@@ -157,7 +190,8 @@ def test_the_protocol_names_data_budget_device_and_versions():
     outcomes = dataclasses.replace(outcomes, runs=outcomes.runs.assign(torch="2.13.0"))
     steps = protocol(outcomes, compare(outcomes))
     assert steps["Data"] == "digits: 1,437 training images (1,437 of them for the confirmation), 360 test images"
-    assert "4 trials" in steps["Budget"]
+    assert steps["Budget"] == "4 trials an arm of 5 epochs unless it was pruned; equal for all: trials"
+    assert steps["Confirmation"].endswith("on the whole training set, for 5 epochs")
     assert (steps["Device"], steps["Version"], steps["Torch"]) == ("cpu", "0.1.0", "2.13.0")
 
 

@@ -11,15 +11,15 @@ from statsmodels.discrete.discrete_model import Logit
 
 from erpe.config import VARIANTS, split_variant
 from erpe.errors import StudyError
-from erpe.report import statistics
+from erpe.report import gaps
+from erpe.report import ranks as order
 from erpe.report.comparison import compare
+from erpe.report.gaps import bootstrap_interval, coverage_told, gap_closed
 from erpe.report.outcomes import Outcomes
 from erpe.report.pairing import pairs, sound_runs
-from erpe.report.ranks import friedman, nemenyi, nemenyi_matrix, pareto, pareto_front, ranks
+from erpe.report.ranks import friedman, nemenyi, nemenyi_matrix, pareto, pareto_front, ranks, surely_unbeaten
 from erpe.report.statistics import (
-    bootstrap_interval,
     differences,
-    gap_closed,
     holm,
     mcnemar,
     mean_interval,
@@ -211,7 +211,7 @@ def test_gap_closed_by_hand():
     # relu 0.90, softmax 0.95 and relu_rope 0.93 on average: 0.03 of 0.05 closed
     outcomes = study({"softmax": [0.94, 0.95, 0.96], "relu": [0.90, 0.90, 0.90], "relu_rope": [0.92, 0.93, 0.94]})
     found = row(gap_closed(outcomes), arm="relu_rope")
-    assert found["closed"] == pytest.approx(0.6) and found["gap"] == pytest.approx(0.05) and found["gap_is_real"]
+    assert found["closed"] == pytest.approx(0.6) and found["gap"] == pytest.approx(0.05) and found["gap_is"] == "real"
     # All three of a seed are drawn together: the parts 0.5, 0.6 and 2/3 bound what resampling can give
     assert 0.5 <= found["low"] < 0.6 < found["high"] <= 2 / 3 + 1e-12
 
@@ -219,18 +219,49 @@ def test_gap_closed_by_hand():
 def test_a_gap_that_may_be_nothing_is_said_to_be():
     outcomes = study({"softmax": [0.94, 0.95, 0.96], "relu": [0.95, 0.95, 0.949], "relu_rope": [0.95, 0.96, 0.97]})
     comparison = compare(outcomes)
-    assert not row(comparison.gaps, arm="relu_rope")["gap_is_real"]
+    assert row(comparison.gaps, arm="relu_rope")["gap_is"] == "noise"
     text = row(comparison.verdicts, arm="relu_rope", kind="gap")["text"]
     assert "is not told apart from 0" in text and "means little" in text
 
 
 def test_a_gap_of_exactly_nothing_does_not_warn():
     found = row(gap_closed(study({"softmax": [0.9] * 3, "relu": [0.9] * 3, "relu_rope": [0.9, 0.8, 0.7]})))
-    assert np.isnan(found["closed"]) and not found["gap_is_real"]
+    assert np.isnan(found["closed"]) and found["gap_is"] == "noise"
+
+
+GAPS = {
+    "real": ([0.95, 0.951, 0.949], [0.90, 0.9012, 0.8988]),
+    "reversed": ([0.90, 0.9012, 0.8988], [0.95, 0.951, 0.949]),
+    "noise": ([0.95, 0.96, 0.97], [0.945, 0.952, 0.964]),  # 5, 8, 6 points of a thousand: p = 0.02, before Holm
+    "untested": ([0.95, 0.96, 0.97], [0.90, 0.91, 0.92]),
+}
+
+
+@pytest.mark.parametrize("state", GAPS)
+def test_a_gap_and_the_test_of_the_same_two_arms_say_the_same(state):
+    softmax, relu = GAPS[state]
+    values = {"softmax": softmax, "relu": relu, "relu_rope": [0.93, 0.91, 0.94]}
+    values |= {f"relu_{name}": [0.93, 0.92, 0.91 + 0.01 * k] for k, name in enumerate(("general", "circulant"))}
+    comparison = compare(study(values))
+    gap = row(comparison.gaps, arm="relu_rope")
+    test = row(comparison.differences, arm="relu", against="softmax", measure=ACCURACY)
+    assert gap["gap_is"] == state and (gap["gap"], gap["gap_low"]) == pytest.approx(
+        (-test["difference"], -test["high"]), nan_ok=True
+    )
+    assert gap["gap_p"] == pytest.approx(test["p_holm"], nan_ok=True)
+    pair, closed = (
+        row(comparison.verdicts, arm=arm, kind=kind) for arm, kind in (("relu", "softmax"), ("relu_rope", "gap"))
+    )
+    assert pair["verdict"] == {"reversed": "real"}.get(state, state)
+    assert closed["verdict"] == {"real": closed["verdict"], "noise": "noise"}.get(state, "untested")
+    words = {"noise": "is not told apart from 0", "reversed": "is reversed", "untested": "could not be tested"}
+    assert [other for other, text in words.items() if text in closed["text"]] == [state] * (state != "real")
+    if state == "noise":
+        assert test["p"] < 0.05 and test["high"] < 0  # by itself it would have been called real
 
 
 def test_bootstrap_interval_is_the_same_each_time_and_holds_the_truth(monkeypatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 999)
+    monkeypatch.setattr(gaps, "RESAMPLES", 999)
     draw, inside = np.random.default_rng(3), 0
     for _ in range(200):
         variant, baseline, softmax = (draw.normal(mean, 0.004, 10) for mean in (0.925, 0.90, 0.95))
@@ -240,10 +271,20 @@ def test_bootstrap_interval_is_the_same_each_time_and_holds_the_truth(monkeypatc
     assert 0.90 <= inside / 200 <= 0.99
 
 
-def test_ranks_friedman_and_nemenyi_by_hand():
+def test_the_coverage_of_a_bootstrap_of_few_seeds_is_told():
+    assert "75 % (n = 3) or 91 % (n = 5)" in coverage_told([5, 3, 3]) and coverage_told([10]) == ""
+
+
+def test_friedman_gives_no_p_of_too_few_seeds():
+    few, enough = (made_up(("softmax", "favor", "relu"), seeds=seeds) for seeds in (4, 5))
+    assert friedman(few)["p"].isna().all() and friedman(enough)["p"].notna().all()
+
+
+def test_ranks_friedman_and_nemenyi_by_hand(monkeypatch):
     # Seed 0: softmax 1, relu 2, favor 3; seed 1: relu 1, softmax 2, favor 3. Rank sums 3, 3, 6:
     # chi-squared = 12 / (2 x 3 x 4) (9 + 9 + 36) - 3 x 2 x 4 = 3, and with two degrees of freedom p = exp(-3 / 2).
     # Nemenyi: q = (3 - 1.5) / sqrt(3 x 4 / (6 x 2)) = 1.5, times sqrt(2) on the studentized range of three groups.
+    monkeypatch.setattr(order, "FEWEST_FRIEDMAN", 2)
     outcomes = study({"softmax": [0.9, 0.8], "favor": [0.7, 0.7], "relu": [0.8, 0.9]})
     assert ranks(outcomes).set_index("arm")["rank"].to_dict() == {"softmax": 1.5, "favor": 3, "relu": 1.5}
     test = row(friedman(outcomes), measure=ACCURACY)
@@ -275,6 +316,16 @@ def test_pareto_front_by_hand():
     cost = np.array([1, 2, 3, 2, 4, np.nan])
     quality = np.array([0.8, 0.9, 0.9, 0.85, 0.95, 0.99])
     assert pareto_front(cost, quality).tolist() == [True, True, False, False, True, False]
+
+
+def test_only_what_intervals_bear_out_is_sure():
+    # 0 is cheapest; 1 is best, but its time overlaps that of 0; 2 is dearer and worse than both; 3 has no interval
+    cost, quality = np.array([[1, 2], [1.5, 3], [5, 6]]), np.array([[0.5, 0.6], [0.8, 0.9], [0.1, 0.2]])
+    assert surely_unbeaten(cost, quality).tolist() == [False, True, False]
+    cost[1] = [2.5, 3]
+    assert surely_unbeaten(cost, quality).tolist() == [True, True, False]
+    more = [np.vstack([table, [np.nan, np.nan]]) for table in (cost, quality)]
+    assert not surely_unbeaten(*more).any()
 
 
 def test_each_data_set_has_its_own_pareto_front():

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from erpe.report.comparison import Comparison
+from erpe.report.gaps import coverage_told
 from erpe.report.verdicts import MEASURE, of_pair, point_digits, signed
 
 PLUS_MINUS = "mean ± half-width of the 95 % interval over n seeds (no ±: one seed, or all are equal)"
@@ -41,6 +42,8 @@ class Column(NamedTuple):
 
 
 PERCENT, MEGA = 0.01, 1e6
+WIDE = 1e5
+"""From here on two more digits would break the lines of a terminal."""
 QUALITY = {
     "test/accuracy": Column("accuracy %", PERCENT), "test/precision": Column("precision %", PERCENT),
     "test/recall": Column("recall %", PERCENT), "test/f1": Column("F1 %", PERCENT),
@@ -69,7 +72,7 @@ MAIN = {
 KINDS = {
     "baseline": "test accuracy, each encoding against none",
     "softmax": "test accuracy, linear attention against softmax",
-    "switch": "test accuracy, switches against none",
+    "switch": "test accuracy, one switch changed",
     "study": "test accuracy, against the same arm of another study",
 }
 
@@ -80,6 +83,9 @@ def blocks(comparison: Comparison) -> list[Block]:
     for study, dataset in comparison.arms[["study", "dataset"]].drop_duplicates().itertuples(index=False, name=None):
         one = Slice(comparison, study, dataset)
         made = [*_main(one), *_differences(one), _mcnemar(one), _gaps(one), _ranks(one), _verdicts(one)]
+        starred = [block for block in made if any(row[0].endswith(" *") for row in block.rows)]
+        for block in starred[:1]:
+            block.remarks.append(one.stars())
         found += [block for block in made if block.rows or block.lines]
     if comparison.notes:
         found.append(Block("notes", [], [], [], list(comparison.notes), []))
@@ -106,9 +112,8 @@ class Slice:
 
     def block(self, what: str, columns: Sequence[str], rows: list[list[str]], left: int, *remarks: str) -> Block:
         """A table whose first `left` columns are words."""
-        shown = [*remarks, *([self.stars()] if any(row[0].endswith(" *") for row in rows) else [])]
         numbers = [place >= left for place in range(len(columns))]
-        return Block(f"{self.title}: {what}", list(columns), rows, numbers, [], shown)
+        return Block(f"{self.title}: {what}", list(columns), rows, numbers, [], list(remarks))
 
     def stars(self) -> str:
         """What the stars mean."""
@@ -145,13 +150,13 @@ def _cells(table: pd.DataFrame, column: Column, seeds: dict[str, int]) -> dict[s
 
 
 def _digits(half: float, means: pd.Series, column: Column) -> int:
-    """Digits after the point of one number: two of its own half-width count; where it has none, four of the largest of
-    its column's means.
+    """Digits after the point of one number: two of its own half-width count, or one where its column is wide; where it
+    has none, four of the largest of its column's means.
     """
     if column.unit == PERCENT:
         return point_digits(0, 2 * PERCENT * half)
     if half > 0 and not column.exact:
-        return int(np.clip(1 - np.floor(np.log10(half)), 0, 6))
+        return int(np.clip((means.abs().max() < WIDE) - np.floor(np.log10(half)), 0, 6))
     if (means == means.round()).all():
         return 0
     return int(np.clip(3 - np.floor(np.log10(means.abs().max())), 0, 6))
@@ -160,7 +165,10 @@ def _digits(half: float, means: pd.Series, column: Column) -> int:
 def _differences(one: Slice) -> list[Block]:
     table = one.of("differences")
     columns = ["arm", "against", "points", "95 % interval", "p (Holm)", "n", "verdict"]
-    remark = "points of accuracy, arm minus against, paired by seed; t-test, corrected by Holm over this study's pairs"
+    remark = (
+        "points of accuracy, arm minus against, paired by seed; intervals are not corrected, p of the t-test is, by "
+    )
+    remark += "Holm over this study's pairs: a difference can be noise though its interval leaves out 0"
     found = []
     for kind, what in KINDS.items():
         rows = []
@@ -194,14 +202,18 @@ def _mcnemar(one: Slice) -> Block:
 def _gaps(one: Slice) -> Block:
     columns = ["arm", "baseline", "gap", "real", "closed %", "95 % interval", "n"]
     rows = []
-    for row in one.of("gaps").to_dict("records"):
+    table = one.of("gaps")
+    for row in table.to_dict("records"):
         digits = point_digits(row["gap_low"], row["gap_high"])
-        real = "yes" if row["gap_is_real"] else "no" if row["n"] > 1 else "untested"
         shares = [_points(row["closed"], 0), _range(row["low"], row["high"], 0)]
-        rows.append([one.name(row["arm"]), row["baseline"], _points(row["gap"], digits), real, *shares, str(row["n"])])
-    remark = "gap: softmax - baseline, in points; closed: the part of it that the encoding adds, bootstrap interval"
-    remark += "; it means little unless the gap is real"
-    return one.block("gap closed", columns, rows, 2, remark)
+        shown = shares if row["gap_is"] == "real" else ["-", "-"]
+        real = {"real": "yes", "noise": "no"}.get(row["gap_is"], row["gap_is"])
+        rows.append([one.name(row["arm"]), row["baseline"], _points(row["gap"], digits), real, *shown, str(row["n"])])
+    remarks = ["gap: softmax - baseline, in points, real by the corrected paired test of both; closed: the part of it "
+               "that the encoding adds, with its bootstrap interval, or a dash where no gap is real"]  # fmt: skip
+    drawn = table.loc[(table["gap_is"] == "real") & table["low"].notna(), "n"]
+    remarks += [told] if (told := coverage_told(drawn)) else []
+    return one.block("gap closed", columns, rows, 2, *remarks)
 
 
 def _ranks(one: Slice) -> Block:
@@ -215,8 +227,10 @@ def _ranks(one: Slice) -> Block:
         for arm in one.arms["arm"]
         if arm in seeds
     ]
-    each = ", ".join(f"{names.get(name, name)} {_p(tests.loc[name, 'p'])}" for name in shown if name in tests.index)
-    remarks = ["average over seeds, 1 is best" + (f"; Friedman's test, p: {each}" if each else "")]
+    known = tests["p"].dropna()
+    each = ", ".join(f"{names.get(name, name)} {_p(known[name])}" for name in shown if name in known)
+    test = f"; Friedman's test, p: {each}" if each else "; Friedman's test: too few seeds" if len(tests) else ""
+    remarks = [f"average over seeds, 1 is best{test}"]
     if 0 < len(rows) < len(one.arms):
         remarks.append("arms that are unfinished or have no run to compare are left out")
     return one.block("ranks", ["arm", "n", *(names.get(name, name) for name in shown)], rows, 1, *remarks)

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import pandas as pd
+
+from erpe.report.comparison import Comparison
+from erpe.report.gaps import coverage_told
+from erpe.report.verdicts import GAPS, MEASURE
+
 
 class Caption(NamedTuple):
-    """Words of a figure; `{n}` in them is "n = 5 seeds"."""
+    """Words of a figure; `{n}` in them is "n = 5 seeds", `{bar}` and the like what `told` says of what is drawn."""
 
     title: str
     text: str
@@ -18,21 +24,20 @@ class Caption(NamedTuple):
 CAPTIONS = {
     "accuracy": Caption(
         "Test accuracy",
-        "Marker: mean, {n}. Bar: 95 % t-interval of the mean. Small dots: the single seeds.",
+        "Marker: mean, {n}. {bar} Small dots: the single seeds.",
         "no confirmed run has a test accuracy",
     ),
     "tradeoffs": Caption(
         "Accuracy against its cost",
-        "Means, {n}; thin lines are 95 % t-intervals. Grey steps: the Pareto front, the arms that no other beats in "
-        "both; they are named where there is room. FLOPs and parameters are counted, the same for every seed.",
+        "Means, {n}. {bar} Grey steps: the Pareto front by the means, the arms that no other beats in both; they are "
+        "named where there is room. FLOPs and parameters are counted, the same for every seed.",
         "no confirmed run has an accuracy and a cost",
     ),
     "gap_closed": Caption(
         "Gap closed",
         "The part of the gap in test accuracy from a linear attention without encoding (0) to softmax (1) that an "
-        "encoding closes. Marker: ratio of the mean differences, {n}. Bar: 95 % bootstrap interval, whole seeds drawn "
-        "anew; an arrow where it goes on outside the figure. Hollow: the gap itself is not told apart from 0, so its "
-        "part means little.",
+        "encoding closes. Marker: ratio of the mean differences, {n}; an arrow where something lies outside the "
+        "figure. {bar} {hollow}",
         "it needs confirmed runs of softmax, of a linear attention and of the same with an encoding",
     ),
     "critical_difference": Caption(
@@ -44,14 +49,14 @@ CAPTIONS = {
     "learning_curves": Caption(
         "Learning curves",
         "Above: the trial with the best validation accuracy of each arm's search, one run an arm, so without interval. "
-        "Below: training loss of the confirmed runs, mean, {n}; the band goes from the lowest to the highest seed, "
-        "no confidence interval. Pale: the other attentions.",
+        "Below: training loss of the confirmed runs, mean, {n}; the band, where there are more, goes from the "
+        "lowest to the highest seed, no confidence interval. Pale: the other attentions.",
         "no epoch was recorded",
     ),
     "criteria": Caption(
         "AIC and BIC",
-        "On the training images, lower is better. Marker: mean, {n}. Bar: 95 % t-interval, often narrower than the "
-        "marker. For networks with more parameters than images the count of parameters outweighs the fit.",
+        "On the training images, lower is better. Marker: mean, {n}. {bar} For networks with more "
+        "parameters than images the count of parameters outweighs the fit.",
         "no confirmed run has an AIC or a BIC",
     ),
     "attention_maps": Caption(
@@ -64,9 +69,58 @@ CAPTIONS = {
     "cost_against_tokens": Caption(
         "Cost of an attention layer against its tokens",
         "FLOPs in closed form of one layer, all heads, forward, one image, for 16 to 4096 tokens at the data set's "
-        "default width and heads; nothing is measured. Large marker: from here the linear attention needs fewer FLOPs "
-        "than softmax.",
+        "default width and heads, not at those that a search chose; nothing is measured. A general encoding takes the "
+        "method that the layer chooses by itself (auto: dense or FFT, whichever was faster on a CPU, not which needs "
+        "fewer FLOPs), so its curve has a kink where that changes. Large marker: from here the linear attention needs "
+        "fewer FLOPs than softmax.",
         "no linear attention is in this study",
     ),
 }
 """Name of a chart -> its words."""
+
+NO_BAR = "No intervals: one seed has none, nor have equal ones."
+BARS = {
+    "accuracy": ((MEASURE,), "Bar: 95 % t-interval of the mean, cut off where accuracy ends."),
+    "tradeoffs": (
+        (MEASURE, "time/inference_ms_per_image", "time/train_seconds_per_epoch"),
+        "Thin lines: 95 % t-intervals, which may go on outside a panel.",
+    ),
+    "criteria": (("aic", "bic"), "Bar: 95 % t-interval."),
+}
+"""Name of a chart -> the measures whose intervals it draws, and what it says of them."""
+
+
+def told(name: str, comparison: Comparison) -> str:
+    """The text below a chart of one study: it tells of what is drawn there, and of nothing else."""
+    facts = {"n": seeds_told(comparison, name), "bar": _bar(name, comparison), "hollow": _hollow(comparison.gaps)}
+    return " ".join(CAPTIONS[name].text.format(**facts).split())
+
+
+def seeds_told(comparison: Comparison, chart: str) -> str:
+    """ "n = 5 seeds", "n = 2 to 5 seeds": over how many seeds a chart's means, ranks or gaps are."""
+    table = {"critical_difference": comparison.ranks, "gap_closed": comparison.gaps}.get(chart, comparison.summary)
+    n = table.loc[table["measure"] == MEASURE, "n"] if "measure" in table else table["n"]
+    low, high = (int(n.min()), int(n.max())) if len(n) else (0, 0)
+    return f"n = {low} seed{'s' * (low != 1)}" if low == high else f"n = {low} to {high} seeds"
+
+
+def _bar(name: str, comparison: Comparison) -> str:
+    if name == "gap_closed":
+        drawn = comparison.gaps[comparison.gaps["low"].notna()]
+        if drawn.empty:
+            return "No intervals: too few seeds, or no gap at all."
+        few = coverage_told(drawn["n"])
+        return "Bar: 95 % bootstrap interval, whole seeds drawn anew" + (f"; {few}." if few else ".")
+    measures, text = BARS.get(name, ((), ""))
+    drawn = comparison.summary[comparison.summary["measure"].isin(measures) & comparison.summary["low"].notna()]
+    return NO_BAR if measures and drawn.empty else text
+
+
+def _hollow(gaps: pd.DataFrame) -> str:
+    """What is the matter with the gaps that are drawn hollow."""
+    drawn = gaps[gaps["closed"].notna()]
+    parts = []
+    for state, words in GAPS.items():
+        baselines = drawn.loc[drawn["gap_is"] == state, "baseline"].unique()
+        parts += [f"the gap from {' and from '.join(baselines)} {words}"] if len(baselines) else []
+    return f"Hollow: {'; '.join(parts)}; so the part of it means little." if parts else ""

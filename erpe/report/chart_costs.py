@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
-from erpe.config import DATASETS, defaults
+from erpe.config import DATASETS, ModelConfig, defaults
+from erpe.model.attention import faster_method
 from erpe.model.flops import attention_cost
 from erpe.report.chart_intervals import interval
 from erpe.report.chart_marks import (
@@ -64,7 +66,10 @@ def tradeoffs(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
         axes.set_xlabel(COSTS[name])
         if not name.startswith("time/"):  # "200 m" ms would be no help
             axes.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
+        axes.set_xlim(*_reach(fronts[axes][0], "_cost"))
         dress(axes)
+    low, high = _reach(accuracy.loc[list(shown)], "")
+    panels[0].set_ylim(low, min(high, 1.0))
     for axes in panels[len(costs) :]:
         axes.set_axis_off()
     for axes in figure.axes[::columns]:
@@ -89,19 +94,25 @@ def _panel(axes: Axes, both: pd.DataFrame, shown: dict[str, Mark]) -> tuple[list
     lines: list[Line2D] = []
     for arm, row in both.iterrows():
         mark = shown[str(arm)]
-        lines += axes.plot(
-            [row["mean_cost"]] * 2, [row["low"], row["high"]], color=mark.colour, linewidth=0.9, alpha=0.6
-        )
-        lines += axes.plot(
-            [row["low_cost"], row["high_cost"]], [row["mean"]] * 2, color=mark.colour, linewidth=0.9, alpha=0.6
-        )
-        lines += axes.plot(row["mean_cost"], row["mean"], linestyle="none", zorder=3, **mark.dot(7))
+        thin: dict[str, Any] = {"color": mark.colour, "linewidth": 0.9, "alpha": 0.4}
+        lines += axes.plot([row["mean_cost"]] * 2, [row["low"], row["high"]], **thin)
+        lines += axes.plot([row["low_cost"], row["high_cost"]], [row["mean"]] * 2, **thin)
+        lines += axes.plot(row["mean_cost"], row["mean"], linestyle="none", zorder=3, clip_on=False, **mark.dot(7))
     front = both[pareto_front(both["mean_cost"], both["mean"])].sort_values("mean_cost")
     steps = np.repeat(front["mean_cost"], 2)[1:], np.repeat(front["mean"], 2)[:-1]
     lines += axes.plot(*steps, color=PALE, linewidth=1.2, zorder=1)
-    axes.margins(x=0.12, y=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     return [str(arm) for arm in front.index], lines
+
+
+def _reach(table: pd.DataFrame, which: str) -> tuple[float, float]:
+    """Limits of an axis that show every point, and of the intervals what lies within half of the points' range: those
+    of few seeds are so long that the points would be one.
+    """
+    means, ends = table[f"mean{which}"], table[[f"{name}{which}" for name in ("low", "mean", "high")]].stack()
+    room = (means.max() - means.min()) / 2 or ends.max() - ends.min() or abs(means.max()) / 10 or 1.0
+    low, high = max(ends.min(), means.min() - room), min(ends.max(), means.max() + room)
+    return low - 0.25 * room, high + 0.25 * room
 
 
 def cost_against_tokens(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
@@ -122,7 +133,8 @@ def cost_against_tokens(outcomes: Outcomes, comparison: Comparison) -> Figure | 
         axes.plot(*softmax.T, color=COLOURS["softmax"], linewidth=2.2, label="softmax")
         for variant, mark in shown.items():
             if mark.attention == attention:
-                _line(axes, variant, layer_flops(variant, dataset), softmax, mark)
+                name = variant + method_told(variant, dataset)
+                _line(axes, name, layer_flops(variant, dataset), softmax, mark)
         axes.set(xscale="log", yscale="log", xlabel="tokens N", title=attention)
         axes.set_xticks(TICKS, labels=[str(n) for n in TICKS])
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -134,12 +146,30 @@ def cost_against_tokens(outcomes: Outcomes, comparison: Comparison) -> Figure | 
 
 def layer_flops(variant: str, dataset: str) -> np.ndarray:
     """(sides, 2): tokens N, and FLOPs of a forward pass of one attention layer, all heads, for one image."""
-    base = defaults(variant, dataset if dataset in DATASETS else next(iter(DATASETS))).model
-    table = []
+    base, table = _layer(variant, dataset), []
     for side in SIDES:
         config = base.replace({"image": (1, side, side), "patch": 1})
         table.append((side * side, attention_cost(config, side * side).forward))
     return np.array(table)
+
+
+def method_told(variant: str, dataset: str) -> str:
+    """How a general encoding on linear attention is computed at `SIDES`: ` (dense)`, ` (dense, fft from 3364)`;
+    empty for the others, which have one way only.
+    """
+    config = _layer(variant, dataset)
+    if config.attention == "softmax" or config.encoding != "general":
+        return ""
+    m, d = config.feature_count(config.head_dim), config.head_dim
+    methods = {side * side: faster_method(side * side, m, d) if config.method == "auto" else config.method
+               for side in SIDES}  # fmt: skip
+    first, *others = dict.fromkeys(methods.values())
+    starts = [f", {other} from {min(n for n in methods if methods[n] == other)}" for other in others]
+    return f" ({first}{''.join(starts)})"
+
+
+def _layer(variant: str, dataset: str) -> ModelConfig:
+    return defaults(variant, dataset if dataset in DATASETS else next(iter(DATASETS))).model
 
 
 def break_even(flops: np.ndarray, softmax: np.ndarray) -> float | None:
@@ -155,11 +185,11 @@ def break_even(flops: np.ndarray, softmax: np.ndarray) -> float | None:
     return math.exp(tokens[last] + part * (tokens[last + 1] - tokens[last]))
 
 
-def _line(axes: Axes, variant: str, flops: np.ndarray, softmax: np.ndarray, mark: Mark) -> None:
+def _line(axes: Axes, name: str, flops: np.ndarray, softmax: np.ndarray, mark: Mark) -> None:
     even = break_even(flops, softmax)
     told = f"cheaper from N = {even:.0f}" if even else f"never cheaper up to {flops[-1, 0]:.0f}"
     every = range(0, len(flops), 12)
-    axes.plot(*flops.T, label=f"{variant}: {told}", **mark.line(markersize=3.5, markevery=list(every)))
+    axes.plot(*flops.T, label=f"{name}: {told}", **mark.line(markersize=3.5, markevery=list(every)))
     if even:
         height = np.exp(np.interp(math.log(even), np.log(softmax[:, 0]), np.log(softmax[:, 1])))
         axes.plot(even, height, **mark.dot(9), zorder=4)

@@ -14,6 +14,11 @@ from erpe.report.comparison import Comparison
 from erpe.report.outcomes import Outcomes
 from erpe.report.pairing import sound_runs
 
+POSSIBLE: dict[str, tuple[float | None, float | None]] = {
+    "test/accuracy": (0, 1), "aic": (None, None), "bic": (None, None),
+}  # fmt: skip
+"""Measure -> the lowest and the highest value that it can have; others are 0 or more."""
+
 
 def accuracy(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
     """Test accuracy of each arm: the mean over seeds with its 95 % interval, and every seed as a small dot.
@@ -32,6 +37,9 @@ def accuracy(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
             axes.scatter(seeds, [rows[str(arm)] + 0.28] * len(seeds), s=9, color=shown[str(arm)].colour, alpha=0.55,
                          linewidths=0)  # fmt: skip
     _dots(axes, table, rows, shown)
+    axes.set_xlim(right=min(1.0, axes.get_xlim()[1]))
+    for drawn in (*axes.lines, *axes.collections):
+        drawn.set_clip_on(False)  # a marker at 1 is whole
     axes.set_xlabel("test accuracy")
     dress(axes, grid="x")
     return figure
@@ -67,13 +75,14 @@ def gap_closed(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
     """The part of the gap between Performer and softmax that an encoding closes, with its bootstrap interval; lines
     stand at 0 (the Performer without encoding) and 1 (softmax).
 
-    Hollow: the gap itself is not sure to be there, so its part means little. None where no gap was measured.
+    Hollow: the gap itself is not shown to be there, so its part means little, and the axis makes no room for it. None
+    where no gap was measured.
     """
     gaps = comparison.gaps[comparison.gaps["closed"].notna()].set_index("arm")
     shown = {arm: mark for arm, mark in marks(outcomes.arms).items() if arm in gaps.index}
     if not shown:
         return None
-    unsure = gaps.index[~gaps["gap_is_real"].astype(bool)]
+    unsure = gaps.index[gaps["gap_is"] != "real"]
     figure = blank(8.0, 1.3 + 0.27 * (len(shown) + _breaks(shown)))
     axes = figure.add_subplot()
     rows = _rows(axes, shown, _remarks(comparison))
@@ -91,10 +100,13 @@ def gap_closed(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
 
 
 def interval(comparison: Comparison, measure: str) -> pd.DataFrame:
-    """Index arm; `mean`, `low`, `high`, `n` of one measure of one study, as the table has them."""
+    """Index arm; `mean`, `low`, `high`, `n` of one measure of one study, as the table has them but for ends beyond the
+    possible: accuracy ends at 0 and 1, times and counts at 0.
+    """
     table = comparison.summary
-    rows = table[(table["measure"] == measure) & table["mean"].notna()]
-    return rows.set_index("arm")[["mean", "low", "high", "n"]]
+    rows = table[(table["measure"] == measure) & table["mean"].notna()].set_index("arm")[["mean", "low", "high", "n"]]
+    least, most = POSSIBLE.get(measure, (0, None))
+    return rows.assign(low=rows["low"].clip(least, most), high=rows["high"].clip(least, most))
 
 
 def _remarks(comparison: Comparison) -> dict[str, str]:
@@ -128,16 +140,19 @@ def _dots(axes: Axes, table: pd.DataFrame, rows: Mapping[str, float], shown: Map
 
 
 def _reach(gaps: pd.DataFrame) -> tuple[float, float]:
-    """Limits that show 0, 1 and every dot; an interval of a gap near nothing is endless, and may leave the figure."""
-    dots = [*gaps["closed"], 0.0, 1.0]
+    """Limits that show 0, 1 and every dot of a real gap; intervals, and what is of a gap near nothing, may be endless
+    and leave the figure.
+    """
+    dots = [*gaps.loc[gaps["gap_is"] == "real", "closed"], 0.0, 1.0]
     room = 0.5 * (max(dots) - min(dots))
-    ends = gaps[["low", "high"]].stack()
+    ends = gaps[["low", "closed", "high"]].stack()
     low, high = min([*dots, *ends]), max([*dots, *ends])
     return max(low, min(dots) - 4 * room) - 0.1 * room, min(high, max(dots) + 4 * room) + 0.1 * room
 
 
 def _arrows(axes: Axes, table: pd.DataFrame, rows: Mapping[str, float], shown: Mapping[str, Mark]) -> None:
-    """Mark the intervals that go on outside the figure."""
-    for end, marker, leaves in zip(axes.get_xlim(), "<>", (table["low"].lt, table["high"].gt), strict=True):
+    """Mark the dots and intervals that are or go on outside the figure."""
+    ends = table[["low", "closed", "high"]]
+    for end, marker, leaves in zip(axes.get_xlim(), "<>", (ends.min(axis=1).lt, ends.max(axis=1).gt), strict=True):
         for arm in table.index[leaves(end)]:
             axes.plot(end, rows[arm], marker=marker, color=shown[arm].colour, markersize=6, clip_on=False)

@@ -10,11 +10,15 @@ import pandas as pd
 
 from erpe import __version__
 from erpe.errors import StudyError
+from erpe.report.gaps import gap_closed
 from erpe.report.outcomes import TIMED, Outcomes
 from erpe.report.pairing import KEY, arm_keys, by_arm, partner, reference_version, sound_runs
 from erpe.report.ranks import friedman, nemenyi, ranks
-from erpe.report.statistics import HIGHER_IS_BETTER, differences, gap_closed, mcnemar, summary
+from erpe.report.statistics import HIGHER_IS_BETTER, differences, mcnemar, summary
 from erpe.report.verdicts import verdicts
+
+WIDEST = 0.2
+"""Half of the 95 % interval of a time, as a part of its mean, beyond which something is amiss with it."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Comparison:
     mcnemar: pd.DataFrame
     """See `statistics.mcnemar`."""
     gaps: pd.DataFrame
-    """The gap closed; see `statistics.gap_closed`."""
+    """The gap closed; see `gaps.gap_closed`."""
     ranks: pd.DataFrame
     """Average ranks; see `ranks.ranks`."""
     friedman: pd.DataFrame
@@ -53,11 +57,13 @@ def compare(outcomes: Outcomes, against: str | None = None) -> Comparison:
             with the others.
     """
     _check(outcomes)
-    pairs, gaps = differences(outcomes, against=against), gap_closed(outcomes)
+    pairs = differences(outcomes, against=against)
+    gaps = gap_closed(outcomes, pairs)
+    means = summary(outcomes)
     return Comparison(
-        arms=outcomes.arms.assign(mark=_marks(outcomes)), summary=summary(outcomes), differences=pairs,
+        arms=outcomes.arms.assign(mark=_marks(outcomes)), summary=means, differences=pairs,
         mcnemar=mcnemar(outcomes, against), gaps=gaps, ranks=ranks(outcomes), friedman=friedman(outcomes),
-        nemenyi=nemenyi(outcomes), verdicts=verdicts(outcomes.arms, pairs, gaps), notes=tuple(_notes(outcomes)),
+        nemenyi=nemenyi(outcomes), verdicts=verdicts(outcomes.arms, pairs, gaps), notes=tuple(_notes(outcomes, means)),
     )  # fmt: skip
 
 
@@ -85,11 +91,11 @@ def _marks(outcomes: Outcomes) -> list[str]:
     return marks
 
 
-def _notes(outcomes: Outcomes) -> list[str]:
+def _notes(outcomes: Outcomes, means: pd.DataFrame) -> list[str]:
     lines = [
         *outcomes.notes, *_other_versions(outcomes.runs), *_twice(outcomes.runs), *_missing_seeds(outcomes),
         *_without_partner(outcomes.arms), *_budgets(outcomes.arms), *_devices(outcomes), *_untimed(outcomes),
-        *_missing_measures(outcomes), *_no_predictions(outcomes),
+        *_busy(means), *_missing_measures(outcomes), *_no_predictions(outcomes),
     ]  # fmt: skip
     return list(dict.fromkeys(lines))
 
@@ -157,8 +163,20 @@ def _untimed(outcomes: Outcomes) -> Iterator[str]:
         without = int(group.reindex(columns=[TIMED])[TIMED].isna().sum())
         if without:
             runs = f"{without} of {_count(len(group), 'run')}"
-            yield f"{study} on {dataset}: inference and training times were not measured yet for {runs}; the study's " \
+            yield (
+                f"{study} on {dataset}: inference and training times were not measured yet for {runs}; the study's "
                 "command does it at its end, when nothing else runs"
+            )
+
+
+def _busy(means: pd.DataFrame) -> Iterator[str]:
+    """Times that their seeds do not agree on."""
+    times = means[means["measure"].str.startswith("time/")]
+    wide = times[times["high"] - times["low"] > 2 * WIDEST * times["mean"]]
+    for (study, dataset), group in wide.groupby(KEY[:2], sort=False):
+        arms = ", ".join(group["arm"].unique())
+        wider = f"95 % intervals of times of {arms} are wider than ± {100 * WIDEST:.0f} %"
+        yield f"{study} on {dataset}: {wider}: the machine was busy, or the seeds are too few; they rank no arms"
 
 
 def _missing_measures(outcomes: Outcomes) -> Iterator[str]:
@@ -172,7 +190,8 @@ def _missing_measures(outcomes: Outcomes) -> Iterator[str]:
 def _no_predictions(outcomes: Outcomes) -> Iterator[str]:
     for (study, dataset), group in sound_runs(outcomes).groupby(KEY[:2], sort=False):
         images = len(outcomes.labels.get(dataset, ()))
-        lengths = [len(outcomes.predictions.get(uid, ())) for uid in group["uid"]]
+        told = {note.partition(":")[0] for note in outcomes.notes}  # a damaged file is a note of its own
+        lengths = [len(outcomes.predictions.get(uid, ())) for uid in group["uid"] if uid not in told]
         without = int(np.sum([length != images or not length for length in lengths]))
         if without:
             runs = f"{without} of {_count(len(group), 'run')}"

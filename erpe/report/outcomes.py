@@ -132,7 +132,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def describe(made_with: dict[str, str]) -> str:
     """Hardware, threads, versions and commit, in a line."""
     get = made_with.get
-    parts = [get("device", ""), get("cpu", ""), f"{get('cores', '?')} cores, {get('threads', '?')} threads a trial"]
+    parts = [get("device", ""), get("cpu", ""), f"{_counted(get('cores', '?'), 'core')}, "
+             f"{_counted(get('threads', '?'), 'thread')} a trial"]  # fmt: skip
     versions = (name for name in ("python", "torch", "erpe") if f"version.{name}" in made_with)
     parts += [f"{name} {made_with[f'version.{name}']}" for name in versions]
     return "; ".join(filter(None, [*parts, f"commit {get('git_sha', 'unknown')[:10]}"]))
+
+
+def _counted(number: str, thing: str) -> str:
+    return f"{number} {thing}" if number == "1" else f"{number} {thing}s"

@@ -11,9 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from erpe import __version__
-from erpe.report.answer import answer, protocol, search_table, seeds_told
+from erpe.report.answer import answer, protocol, search_table
 from erpe.report.blocks import KINDS, Block, blocks
-from erpe.report.captions import CAPTIONS
+from erpe.report.captions import CAPTIONS, told
 from erpe.report.charts import CHARTS, parts
 from erpe.report.comparison import Comparison
 from erpe.report.inline import inline_svg
@@ -121,7 +121,7 @@ def _picture(ids: str, name: str, outcomes: Outcomes, comparison: Comparison) ->
     words, figure = CAPTIONS[name], CHARTS[name](outcomes, comparison)
     if figure is None:
         return Picture(words.title, f"No figure: {words.missing}.", None)
-    text = words.text.format(n=seeds_told(comparison, name))
+    text = told(name, comparison)
     drawn = inline_svg(figure, re.sub("[^a-z0-9]", "-", ids), f"{words.title}. {text} The tables have the numbers.")
     return Picture(words.title, text, drawn)
 

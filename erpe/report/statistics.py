@@ -1,4 +1,4 @@
-"""What the seeds allow us to say: means with intervals, paired differences, McNemar's test, the gap closed.
+"""What the seeds allow us to say: means with intervals, paired differences, McNemar's test.
 
 Every function takes `Outcomes` and returns a tidy table; none changes what it is given. An arm is known by its study,
 its data set and its name. Only runs of one version of erpe are compared, seed by seed, over the seeds both arms have.
@@ -7,7 +7,6 @@ its data set and its name. Only runs of one version of erpe are compared, seed b
 from __future__ import annotations
 
 import gc
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from statsmodels.stats.contingency_tables import mcnemar as mcnemar_test
 from statsmodels.stats.multitest import multipletests
 
 from erpe.report.outcomes import Outcomes
-from erpe.report.pairing import KEY, PAIR, arm_keys, by_arm, common, pairs, partner, reference_version, sound_runs
+from erpe.report.pairing import KEY, PAIR, arm_keys, by_arm, common, pairs, reference_version, sound_runs
 
 LEVEL = 0.95
 """Of every interval."""
@@ -33,9 +32,6 @@ HIGHER_IS_BETTER = {
 """The measures of the table, in the order of the question, and which end of each is the good one."""
 FEW_DISCORDANT = 25
 """Below so many discordant images McNemar's test is exact (binomial), above chi-squared with continuity correction."""
-RESAMPLES = 9999
-FEWEST_RESAMPLED = 3
-"""Seeds from which on resampling them says anything."""
 _SPREAD = 1e-12  # relative; differences of 0.91 - 0.90 are equal up to rounding
 
 
@@ -190,62 +186,3 @@ def _discordant(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     table = [[int((first & second).sum()), only_first], [only_second, int((~first & ~second).sum())]]
     p = mcnemar_test(table, exact=only_first + only_second < FEW_DISCORDANT).pvalue
     return {"only_arm": only_first, "only_against": only_second, "p": float(p)}
-
-
-def gap_closed(outcomes: Outcomes, measure: str = "test/accuracy") -> pd.DataFrame:
-    """(variant - its Performer baseline) / (softmax - that baseline): the part of the gap an encoding closes.
-
-    Returns:
-        A row an encoded linear attention: `study`, `dataset`, `arm`, `baseline`, `softmax`, `preliminary`, `gap`
-        (softmax - baseline) with its t-interval `gap_low`, `gap_high`, `gap_is_real` (that interval lies above 0;
-        else the ratio means little), `closed` (1: the whole gap) with its bootstrap interval `low`, `high`, `n`
-        (seeds all three have).
-    """
-    runs, rows = by_arm(sound_runs(outcomes)), []
-    finished = dict(zip(arm_keys(outcomes.arms), outcomes.arms["finished"].astype(bool), strict=True))
-    for arm in outcomes.arms.itertuples(index=False):
-        here = (arm.study, arm.dataset)
-        trio = (arm.arm, partner(outcomes.arms, arm, arm.attention), partner(outcomes.arms, arm, "softmax"))
-        keys = [(*here, str(name)) for name in trio]
-        if arm.attention == "softmax" or arm.encoding == "none" or None in trio:
-            continue
-        whole = all(finished[key] for key in keys)
-        columns = [runs[key][measure] if key in runs else pd.Series(dtype=float) for key in keys]
-        values = pd.concat(columns, axis=1, join="inner").sort_index().dropna().to_numpy().T  # (3, seeds)
-        rows.append((*here, *trio, not whole, *_gap(*values)))
-    names = "preliminary gap gap_low gap_high gap_is_real closed low high n".split()
-    return pd.DataFrame(rows, columns=[*KEY, "baseline", "softmax", *names])
-
-
-def _gap(variant: np.ndarray, baseline: np.ndarray, softmax: np.ndarray) -> tuple[float | bool, ...]:
-    gap = paired_test(softmax, baseline)
-    closed = float(_ratio(variant, baseline, softmax)) if gap.n else np.nan
-    low, high = bootstrap_interval(variant, baseline, softmax)
-    return gap.difference, gap.low, gap.high, gap.low > 0, closed, low, high, gap.n
-
-
-def _ratio(variant: np.ndarray, baseline: np.ndarray, softmax: np.ndarray, axis: int = -1) -> np.ndarray:
-    gain, gap = (variant - baseline).mean(axis), (softmax - baseline).mean(axis)
-    return np.divide(gain, gap, out=np.full(np.shape(gap), np.nan), where=gap != 0)
-
-
-def bootstrap_interval(variant: np.ndarray, baseline: np.ndarray, softmax: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of the gap closed; whole seeds are drawn anew, always in the same way.
-
-    A percentile interval of n values is too narrow by about sqrt((n - 1) / n) z / t(n - 1), and five seeds are few: its
-    percentiles are moved outwards to make good for both. In simulation the truth then lies inside in 95 % of studies of
-    ten seeds, 91 % of five, 73 % of three; below three it is NaN.
-
-    Source: Hesterberg 2015, The American Statistician 69(4), the expanded percentile interval.
-    """
-    n = len(variant)
-    if n < FEWEST_RESAMPLED:
-        return np.nan, np.nan
-    tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(ALPHA / 2, n - 1))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # a resampled gap of exactly 0: NaN, too
-        found = stats.bootstrap(
-            (variant, baseline, softmax), _ratio, paired=True, vectorized=True, method="percentile",
-            n_resamples=RESAMPLES, confidence_level=1 - 2 * tail, rng=np.random.default_rng(0),
-        )  # fmt: skip
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -42,7 +42,7 @@ TIDY = {
     "high": "upper end of the 95 % interval",
     "n": "seeds, or common seeds",
     "p": "p-value: paired t-test, median over seeds of McNemar's, Friedman's, Nemenyi's",
-    "p_holm": "the same after Holm's correction, for difference",
+    "p_holm": "the same after Holm's correction, for difference; for gap/size that of the difference",
     "preliminary": "true where an arm of the test is unfinished",
     "mark": "what is amiss with the arm: unfinished (2 of 5 seeds), or run by another version of erpe",
 }
@@ -57,7 +57,8 @@ def tidy(comparison: Comparison) -> pd.DataFrame:
     )  # fmt: skip
     counts["measure"] = "mcnemar/" + counts["measure"].astype(str)
     gaps = comparison.gaps.rename(columns={"baseline": "against"})
-    size = gaps.drop(columns=["low", "high"]).rename(columns={"gap": "mean", "gap_low": "low", "gap_high": "high"})
+    of_size = {"gap": "mean", "gap_low": "low", "gap_high": "high", "gap_p": "p_holm", "gap_n": "n"}
+    size = gaps.drop(columns=["low", "high", "n"]).rename(columns=of_size)
     parts = {
         "summary": comparison.summary,
         "difference": comparison.differences.rename(columns={"difference": "mean"}),

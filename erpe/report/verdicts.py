@@ -7,15 +7,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from erpe.report.gaps import FEWEST_RESAMPLED
 from erpe.report.pairing import KEY
-from erpe.report.statistics import ALPHA, FEWEST_RESAMPLED
+from erpe.report.statistics import ALPHA
 
 MEASURE = "test/accuracy"
 """What verdicts are about."""
 COLUMNS = [*KEY, "against", "kind", "measure", "verdict", "text"]
 VERDICTS = ("real", "noise", "preliminary", "untested")
 """Real: p below 0.05 after Holm's correction. Noise: not told apart from it. Preliminary: tested, but an arm is
-unfinished. Untested: fewer than two common seeds, or nothing to test against."""
+unfinished. Untested: fewer than two common seeds, or nothing to test against, as a gap that is reversed."""
+
+
+GAPS = {
+    "noise": "is not told apart from 0", "reversed": "is reversed",
+    "untested": "could not be tested, being the same on every seed or of one seed",
+}  # fmt: skip
+"""What is the matter with a gap that is not real."""
 
 
 def verdicts(arms: pd.DataFrame, differences: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
@@ -24,7 +32,7 @@ def verdicts(arms: pd.DataFrame, differences: pd.DataFrame, gaps: pd.DataFrame) 
     Args:
         arms: of `Outcomes`.
         differences: of `statistics.differences`.
-        gaps: of `statistics.gap_closed`.
+        gaps: of `gaps.gap_closed`.
     Returns:
         `study`, `dataset`, `arm`, `against`, `kind` (that of the pair, `gap` or `unfinished`), `measure`, `verdict`
         (one of `VERDICTS`), `text`.
@@ -56,10 +64,12 @@ def of_pair(pair: dict[Any, Any]) -> str:
 
 
 def of_gap(gap: dict[Any, Any], gain: str) -> str:
-    """The verdict on a row of `gap_closed`; `gain` is that on the arm against its baseline, whose p is corrected."""
-    if gap["n"] < 2:
+    """The verdict on a row of `gap_closed`; `gain` is that on the arm against its baseline. Both p are corrected."""
+    if gap["n"] < 2 or gap["gap_is"] in ("untested", "reversed"):
         return "untested"
-    return gain if gap["gap_is_real"] or gain == "preliminary" else "noise"
+    if gap["preliminary"]:
+        return "preliminary"
+    return gain if gap["gap_is"] == "real" else "noise"
 
 
 def _unfinished(arm: dict[Any, Any]) -> str:
@@ -99,18 +109,18 @@ def _gap(gap: dict[Any, Any], gain: str) -> str:
     if gap["n"] < 2:
         return f"the part of {between} that {arm} closes needs at least two seeds that all three have"
     after = "; preliminary, an arm is unfinished" if gap["preliminary"] else ""
-    if not gap["gap_is_real"]:
+    if gap["gap_is"] != "real":
         digits = point_digits(gap["gap_low"], gap["gap_high"])
         size = f"{100 * gap['gap']:.{digits}f} points"
         interval = _interval(gap["gap_low"], gap["gap_high"], digits)
-        facts = ", ".join(fact for fact in (size, interval, f"n = {gap['n']}") if fact)
-        why = "is reversed" if gap["gap_high"] < 0 else "is not told apart from 0"
-        return f"{between} ({facts}) {why}, so the part of it that {arm} closes means little{after}"
+        facts = ", ".join(fact for fact in (size, interval, _p(gap["gap_p"]), f"n = {gap['gap_n']}") if fact)
+        return f"{between} ({facts}) {GAPS[gap['gap_is']]}, so the part of it that {arm} closes means little{after}"
     if np.isnan(gap["low"]):
         interval = f"no interval below {FEWEST_RESAMPLED} seeds, " if gap["n"] < FEWEST_RESAMPLED else "no interval, "
     else:
         interval = f"95 % {100 * gap['low']:.0f} to {100 * gap['high']:.0f}, "
-    told = "" if gain in ("real", "preliminary") else f", but its gain over {gap['baseline']} may be noise"
+    unsure = {"noise": "may be noise", "untested": "could not be tested"}.get(gain)
+    told = f", but its gain over {gap['baseline']} {unsure}" if unsure else ""
     return f"{arm} closes {100 * gap['closed']:.0f} % of {between} ({interval}n = {gap['n']}){told}{after}"
 
 

@@ -41,12 +41,13 @@ def read(uri: str, studies: Sequence[str] = ()) -> Outcomes:
     """
     health = examine(uri)
     if health.state != "well":
-        raise TrackingError(health.line)
+        raise TrackingError(health.fact)
     client, rows = connect(uri), Rows()
     known = {found.name: found.experiment_id for found in client.search_experiments()}
     for name in dict.fromkeys(studies):
         if name not in known:
-            raise StudyError(f"study {name}: not on this server; {nearest(name, list(known))}")
+            there = [other for other in sorted(known) if _of_a_study(client, known[other])]
+            raise StudyError(f"study {name}: not on this server; " + (nearest(name, there) if there else "it has none"))
     for name in list(dict.fromkeys(studies)) or sorted(known):
         runs = [
             run for run in _runs(client, known[name]) if "arm" in run.data.tags and "seeds_planned" in run.data.tags
@@ -122,6 +123,11 @@ def fetch(client: MlflowClient, uri: str, run: Run, names: Sequence[str]) -> Pat
                 if file.path in names:
                     client.download_artifacts(run.info.run_id, file.path, str(folder))
     return folder
+
+
+def _of_a_study(client: MlflowClient, experiment: str) -> bool:
+    """Whether `erpe study run` logged something to it."""
+    return bool(client.search_runs([experiment], "tags.seeds_planned LIKE '%'", max_results=1))
 
 
 def _runs(client: MlflowClient, experiment: str) -> Iterator[Run]:

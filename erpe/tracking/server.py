@@ -35,7 +35,15 @@ class Health(NamedTuple):
 
     state: Literal["well", "down", "refuses"]
     """Down: will mend itself. Refuses: someone must do something."""
-    line: str = ""
+    fact: str = ""
+    """What is the matter; empty if well."""
+    advice: str = ""
+    """What becomes of what is logged, or what would help; of no use to who only reads."""
+
+    @property
+    def line(self) -> str:
+        """Fact and advice."""
+        return f"{self.fact}; {self.advice}" if self.advice else self.fact
 
 
 def connect(uri: str) -> MlflowClient:
@@ -100,13 +108,13 @@ def _examine_server(uri: str) -> Health:
         if "SSLError" in said or "CERTIFICATE" in said:
             return Health("refuses", f"{name}: certificate not trusted; MLFLOW_TRACKING_SERVER_CERT_PATH would do")
         why = re.search(r"Connection refused|timed out|timeout|Name or service not known|resolve", said)
-        return Health("down", f"{name}: no answer ({why[0] if why else 'connection broken'}); {WAITING}")
+        return Health("down", f"{name}: no answer ({why[0] if why else 'connection broken'})", WAITING)
     return _judge(name, answer.status_code, answer.text)
 
 
 def _judge(name: str, status: int, text: str) -> Health:
     if status in (408, 429) or status >= 500:
-        return Health("down", f"{name}: answers {status}; {WAITING}")
+        return Health("down", f"{name}: answers {status}", WAITING)
     if status == 401:
         return Health("refuses", f"{name}: wants a login (401); MLFLOW_TRACKING_USERNAME and _PASSWORD would do")
     if status == 403:
@@ -138,14 +146,14 @@ def _examine_database(uri: str) -> Health:
     except (SQLAlchemyError, ImportError, ValueError) as error:
         said = redact(str(getattr(error, "orig", error)).strip().splitlines()[0])
         if "locked" in said or re.search(r"connect(?!.*(authentication|denied|does not exist))", said):
-            return Health("down", f"{name}: no answer ({said}); {WAITING}")
-        return Health("refuses", f"{name}: {said}; put it right, or move it away and `erpe sync` fills a new one")
+            return Health("down", f"{name}: no answer ({said})", WAITING)
+        return Health("refuses", f"{name}: {said}", "put it right, or move it away and `erpe sync` fills a new one")
     known, newest = _schemas()
     if not tables or versions == newest:
         return Health("well")
     if versions and versions <= known:
         return Health("refuses", f"{name}: an older MLflow made it; back it up, then `mlflow db upgrade` would do")
-    return Health("refuses", f"{name}: not of this MLflow version; move it away, and `erpe sync` fills a new one")
+    return Health("refuses", f"{name}: not of this MLflow version", "move it away, and `erpe sync` fills a new one")
 
 
 def _schemas() -> tuple[set[str], set[str]]:
