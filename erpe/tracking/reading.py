@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erpe.config import split_variant
 from erpe.errors import ErpeError, StudyError, TrackingError, nearest
 from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
-from erpe.tracking.server import connect, examine
+from erpe.tracking.server import connect, examine, runs_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,7 +40,7 @@ def read(uri: str, studies: Sequence[str] = ()) -> Outcomes:
             raise StudyError(f"study {name}: not on this server; {nearest(name, list(known))}")
     for name in list(dict.fromkeys(studies)) or sorted(known):
         runs = [
-            run for run in _runs(client, known[name]) if "arm" in run.data.tags and "seeds_planned" in run.data.tags
+            run for run in runs_of(client, known[name]) if "arm" in run.data.tags and "seeds_planned" in run.data.tags
         ]
         if not runs and studies:
             raise StudyError(f"study {name}: not one of `erpe study run`, so it has no confirmed runs")
@@ -67,16 +67,6 @@ def download_checkpoint(uri: str, study: str, uid: str) -> Path:
     except (MlflowException, OSError) as error:
         why = str(error).partition("\n")[0]
         raise StudyError(f"{study}: no checkpoint of {uid} to be had from the server ({why})") from None
-
-
-def _runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
-    token = None
-    while True:
-        page = client.search_runs([experiment], order_by=["attributes.start_time ASC"], page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _read_study(rows: Rows, client: MlflowClient, study: str, runs: list[Run]) -> None:

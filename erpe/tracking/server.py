@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -14,6 +15,7 @@ from filelock import FileLock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 # Read by mlflow at every call. Its own retries would repeat create_run, and hold a call for minutes.
 _ENVIRONMENT = {
@@ -60,6 +62,21 @@ def connect(uri: str) -> MlflowClient:
     if uri.startswith("sqlite:///"):
         _make_database(Path(uri.removeprefix("sqlite:///")))
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def runs_of(client: MlflowClient, experiment: str, view: int = 1) -> Iterator[Run]:
+    """All runs of an experiment, page by page, in the order of their start.
+
+    Args:
+        view: one of `mlflow.entities.ViewType`; none: those that nobody deleted.
+    """
+    token = None
+    while True:
+        page = client.search_runs([experiment], "", view, order_by=["attributes.start_time ASC"], page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _make_database(path: Path) -> None:
