@@ -5,6 +5,7 @@ Only plain files with known names are read; a link in a store could point anywhe
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from erpe.report import figures
 from erpe.store import read_json
 
 if TYPE_CHECKING:
+    import optuna
     from mlflow import MlflowClient
 
 CHECKPOINT = ("model.safetensors", "config.json", "outcome.json")
@@ -92,14 +94,27 @@ def _is_plain(path: Path) -> bool:
 
 
 def log_plots(client: MlflowClient, run: str, storage_url: str, study: str) -> None:
-    """Optuna's plots of a study as HTML. Each holds all of plotly (5 MB): MLflow shows it in a frame, offline."""
+    """Optuna's plots of a study as HTML. Each holds all of plotly (5 MB): MLflow shows it in a frame, offline.
+
+    There are none of what is not in the database, a page for one, nor where the database cannot be read.
+    """
+    import optuna
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    with contextlib.suppress(KeyError, SQLAlchemyError, StorageInternalError):
+        storage = optuna.storages.RDBStorage(storage_url)
+        try:
+            _log_plots(client, run, optuna.load_study(study_name=study, storage=storage))
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+
+
+def _log_plots(client: MlflowClient, run: str, found: optuna.Study) -> None:
     import optuna
     from optuna import visualization
 
-    try:
-        found = optuna.load_study(study_name=study, storage=storage_url)
-    except KeyError:
-        return  # a single training is no study
     plots: dict[str, Callable[..., Any]] = {
         "history": visualization.plot_optimization_history,
         "importances": visualization.plot_param_importances,
