@@ -56,7 +56,7 @@ def adopt(folder: Path, store: Store) -> list[Adopted]:
         foreign = opened.enter_context(Foreign.open(folder))
         if foreign.root == store.root:
             raise StoreError(f"{folder}: is this store itself; --store names another")
-        families = dict.fromkeys(member.family for member in foreign.members.values())
+        families = dict.fromkeys(member.record.family for member in foreign.members.values())
         events = {family: foreign.events(family) for family in families}
         files = {
             name: [(trial, foreign.files(member, trial)) for trial in member.record.trials]
@@ -74,7 +74,7 @@ def adopt(folder: Path, store: Store) -> list[Adopted]:
         return [
             Adopted(
                 family,
-                sum(news[name].trials for name, member in foreign.members.items() if member.family == family),
+                sum(news[name].trials for name, member in foreign.members.items() if member.record.family == family),
                 _append(store, family, told),
             )
             for family, told in events.items()
@@ -98,9 +98,9 @@ def _check_families(foreign: Foreign, store: Store) -> None:
     """
     known: dict[str, set[str]] = {}
     for record in read_studies(store):
-        known.setdefault(record.group.study if record.group else record.name, set()).add(record.name)
-    for family in {member.family for member in foreign.members.values()} & set(known):
-        theirs = {name for name, member in foreign.members.items() if member.family == family}
+        known.setdefault(record.family, set()).add(record.name)
+    for family in {member.record.family for member in foreign.members.values()} & set(known):
+        theirs = {name for name, member in foreign.members.items() if member.record.family == family}
         if not (theirs <= known[family] or known[family] <= theirs):
             own = ", ".join(sorted(known[family] - theirs)[:3])
             raise StudyError(f"study {family}: another one is here, or it went on here, too ({own}); {_WOULD_DO}")
@@ -161,5 +161,5 @@ def _append(store: Store, family: str, told: list[Event]) -> int:
 
 
 def _key(event: Event) -> tuple[str, str, int]:
-    """A spool gives no two events of a run the same time."""
-    return event.uid, event.kind, event.ts
+    """An epoch is told once; of the others, a spool gives no two of a run the same time."""
+    return event.uid, event.kind, event.step if event.kind == "epoch" else event.ts

@@ -43,11 +43,6 @@ class Member(NamedTuple):
     study: optuna.Study
     record: StudyRecord
 
-    @property
-    def family(self) -> str:
-        """Name of the greater study it is a part of, or its own: that of its spool."""
-        return self.record.group.study if self.record.group else self.record.name
-
 
 class Foreign:
     """A foreign store, open.
@@ -124,7 +119,7 @@ class Foreign:
         path = self.root / "spool" / f"{family}.jsonl"
         if not plain(self.root, path, _SPOOL):
             return []
-        members = [member for member in self.members.values() if member.family == family]
+        members = [member for member in self.members.values() if member.record.family == family]
         uids, folders, models = {""}, {""}, {""}
         for name, about, trials, _, group in (member.record for member in members):
             uids |= {about.uid, *(trial.uid for trial in trials)}

@@ -21,6 +21,9 @@ from erpe.store import Store
 STUDY, GROUP, CONFIG, END, FINAL = "erpe.study", "erpe.group", "erpe.config", "erpe.end", "erpe.final"
 """Attributes of a study and of its trials. A trial with CONFIG counts; one with END is decided."""
 
+REMOVED = "erpe.removed"
+"""Of a trial that someone removed: it is not told to anyone again."""
+
 EPOCH = "erpe.epoch"
 """Of a study: how many drivers it has had; the last one may write."""
 
@@ -49,6 +52,8 @@ class Record(NamedTuple):
     verdict: Verdict | None
     started: datetime | None
     ended: datetime | None
+    removed: bool = False
+    """Whether someone removed its results."""
 
     @property
     def value(self) -> float | None:
@@ -90,6 +95,16 @@ class StudyRecord(NamedTuple):
     finals: dict[int, dict[str, float]]
     """Number of a trial -> what was measured after its end: on the test split in a search, times in a confirmation."""
     group: Group | None
+
+    @property
+    def family(self) -> str:
+        """Name of the greater study it is a part of, or its own: that of its spool, and of its experiment."""
+        return self.group.study if self.group else self.name
+
+    @property
+    def phase(self) -> str:
+        """`search` or `confirm`."""
+        return self.group.phase if self.group else "search"
 
     @property
     def counts(self) -> Counter[str]:
@@ -136,6 +151,7 @@ def read_trial(uid: str, trial: FrozenTrial) -> Record:
         verdict=Verdict(**end) if end else None,
         started=trial.datetime_start,
         ended=trial.datetime_complete,
+        removed=REMOVED in trial.user_attrs,
     )
 
 
@@ -197,6 +213,8 @@ def arm_of(members: list[StudyRecord], arm: str) -> tuple[StudyRecord | None, St
 def read_studies(store: Store, name: str | None = None) -> list[StudyRecord]:
     """The studies of a store, or the one of that name, without disturbing whoever runs them.
 
+    Studies of other programs are left out; so are those whose making was killed, which the same command makes again.
+
     Raises:
         StudyError: there is none of that name.
         StoreError: the database cannot be read.
@@ -211,7 +229,7 @@ def read_studies(store: Store, name: str | None = None) -> list[StudyRecord]:
     if database is None:
         return []
     try:
-        chosen = names if name is None else [name]
-        return [read_study(optuna.load_study(study_name=each, storage=database.backend)) for each in chosen]
+        chosen = [optuna.load_study(study_name=each, storage=database.backend) for each in ([name] if name else names)]
+        return [read_study(study) for study in chosen if name or STUDY in study.user_attrs]
     finally:
         database.close()
