@@ -398,17 +398,14 @@ def sync(
     ] = None,
     store: StoreOption = STORE,
 ) -> None:
-    """Send to MLflow what waits in the spool; a store that was filled elsewhere is taken over first."""
-    from erpe.tracking.tracker import sync as send
+    """Bring MLflow up to date: what waits, and what it has lost. A store filled elsewhere is taken over first."""
+    from erpe.mend import mend
 
     if source and is_foreign(source, store):
         opened, studies = take_over(Path(source), store)
     else:
         opened, studies = existing(store), [source]
-    left = {name: count for study in studies for name, count in send(opened, study).items()}
-    for name, count in left.items():
-        print(f"{name}: {'everything arrived' if not count else f'{count} events still wait'}")
-    if any(left.values()):
+    if sum(mend(opened, study, print, lambda text: print(f"warning: {text}", file=sys.stderr)) for study in studies):
         raise typer.Exit(1)
 
 

@@ -18,10 +18,12 @@ from rich.text import Text
 from erpe.config import VARIANTS, defaults, split_variant
 from erpe.search.plan import Plan
 from erpe.search.progress import Moment
+from erpe.search.records import StudyRecord
 from erpe.search.study import StudySpec
 from erpe.search.tune import TuneResult
 from erpe.store import Store
 from erpe.telling import Terminal, line, printable, redact
+from erpe.tracking.tracker import Waiting, waiting
 
 PHASES = {
     "data": "checking the data",
@@ -240,13 +242,12 @@ def variants_table(rows: list[dict[str, Any]], dataset: str) -> None:
 def status_rows(store: Store, study: str | None) -> list[dict[str, Any]]:
     """Each study with its trials, as the database has them."""
     from erpe.search.records import read_studies
-    from erpe.tracking.tracker import lags
 
-    waiting = lags(store)
+    waits = waiting(store)
     return [
         {
             "study": found.name, "counts": dict(found.counts), "best": found.best.number if found.best else None,
-            "value": found.best.value if found.best else None, "lag": waiting.get(found.name, 0),
+            "value": found.best.value if found.best else None, **lag_of(waits.get(found.family), found),
             "test": found.finals.get(found.best.number) if found.best else None,
             "trials": [
                 {
@@ -262,15 +263,44 @@ def status_rows(store: Store, study: str | None) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def lag_of(waits: Waiting | None, study: StudyRecord | None = None) -> dict[str, Any]:
+    """How many events MLflow has not got yet, and for how many seconds the oldest has waited.
+
+    Args:
+        study: a part of a greater study, whose own events are counted; none: all.
+    """
+    if waits is None:
+        return {"lag": 0, "lag_seconds": None}
+    own = {study.about.uid, *(trial.uid for trial in study.trials)} if study else waits.events.keys()
+    lag = sum(waits.events[uid] for uid in own)
+    return {"lag": lag, "lag_seconds": max(0.0, round(time.time() - waits.since, 1)) if lag and waits.since else None}
+
+
+def lag_words(lag: int, seconds: float | None) -> str:
+    """The end of a title: ` · 96 events wait for MLflow, the oldest for 12 min`."""
+    if not lag:
+        return ""
+    return f" · {lag} event{'s wait' if lag > 1 else ' waits'} for MLflow, the oldest for {clock(seconds or 0)}"
+
+
+def clock(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def status_table(rows: list[dict[str, Any]]) -> None:
     """Studies and trials, for people."""
     console = Terminal()
     if not rows:
         console.print("no studies yet; `erpe tune` makes one")
     for row in rows:
-        tested = f" · test {percent(row['test'].get('test/accuracy'))}" if row["test"] else ""
-        lag = f" · {row['lag']} events wait for MLflow" if row["lag"] else ""
-        title = f"{row['study']}: {tally(row['counts'])} · best {percent(row['value'])}{tested}{lag}"
+        test = (row["test"] or {}).get("test/accuracy")  # of a confirmation, times are kept there
+        tested = "" if test is None else f" · test {percent(test)}"
+        title = f"{row['study']}: {tally(row['counts'])} · best {percent(row['value'])}{tested}"
+        title += lag_words(row["lag"], row["lag_seconds"])
         table = Table(box=SIMPLE, title=title, title_justify="left")
         for name in ("trial", "state", "epoch", "accuracy", "started (UTC)", "why"):
             table.add_column(name, justify="right" if name in ("trial", "epoch", "accuracy") else "left")

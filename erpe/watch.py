@@ -21,9 +21,10 @@ from erpe.search.campaign import CampaignResult
 from erpe.search.plan import Plan
 from erpe.search.progress import Moment
 from erpe.search.records import Record, StudyRecord, read_studies
-from erpe.show import percent
+from erpe.show import clock, lag_of, lag_words, percent
 from erpe.store import Store
 from erpe.telling import Terminal, line
+from erpe.tracking.tracker import waiting
 
 PHASES = {
     "data": "checking the data",
@@ -64,6 +65,10 @@ class StudyStatus(NamedTuple):
     arms: list[ArmStatus]
     running: int
     """Trials at work now."""
+    lag: int = 0
+    """Events MLflow has not got yet."""
+    lag_seconds: float | None = None
+    """For how long the oldest of them has waited."""
 
     @property
     def seconds_left(self) -> float | None:
@@ -92,7 +97,9 @@ def statuses(store: Store, study: str | None = None) -> list[StudyStatus]:
     """
     from erpe.search.records import grouped
 
-    return [status(Plan(**plan), members) for plan, members in grouped(read_studies(store), study)]
+    waits = waiting(store)
+    found = [status(Plan(**plan), members) for plan, members in grouped(read_studies(store), study)]
+    return [each._replace(**lag_of(waits.get(each.study))) for each in found]
 
 
 def status(plan: Plan, members: list[StudyRecord]) -> StudyStatus:
@@ -142,6 +149,7 @@ def status_table(found: StudyStatus, phase: str = "") -> Table:
     """Variant, trials by state, best, confirmed runs, seconds left."""
     left = "" if found.done or found.seconds_left is None else f" · about {clock(found.seconds_left)} left"
     title = f"{found.study}: {phase or found.stage}{left}"
+    title += lag_words(found.lag, found.lag_seconds)
     table = Table(box=SIMPLE, title=title, title_justify="left")
     table.add_column("arm", overflow="fold")
     table.add_column("trials")
@@ -160,14 +168,6 @@ def _trials(arm: ArmStatus) -> str:
     counts = [f"{arm.counts[state]} {word}" for state, word in words.items() if arm.counts.get(state)]
     done = sum(count for state, count in arm.counts.items() if state != "RUNNING")
     return f"{done}/{arm.trials}" + (f": {', '.join(counts)}" if counts else "")
-
-
-def clock(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class StudyProgress:

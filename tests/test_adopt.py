@@ -35,6 +35,7 @@ from erpe.search.storage import Database
 from erpe.search.transplant import OF_STUDY, OF_TRIAL, _Transplant, facts
 from erpe.store import Store
 from erpe.tracking import artifacts, spool
+from erpe.tracking.sender import Mended
 from erpe.tracking.spool import Event, Spool, encode
 from erpe.training import checkpoint
 
@@ -474,11 +475,14 @@ def erpe(monkeypatch, capsys, *words):
 
 
 def test_the_command_takes_over_a_folder_and_sends_a_study(original, tmp_path, monkeypatch, capsys):
-    sent = []
-    monkeypatch.setattr(
-        "erpe.tracking.tracker.sync", lambda store, study: sent.append((store.root, study)) or {study: 0}
-    )
-    store = tmp_path / "runs"
+    sent, store = [], tmp_path / "runs"
+
+    def send(store, study, tell):
+        sent.append((store.root, study))
+        tell(study, 0, Mended())
+        return {study: 0}
+
+    monkeypatch.setattr("erpe.mend.sync", send)
     code, said = erpe(monkeypatch, capsys, "sync", original, "--store", store)
     assert code == 0 and said.startswith(f"{NAME}: 2 trials and ") and "everything arrived" in said
     code, said = erpe(monkeypatch, capsys, "sync", original, "--store", store)

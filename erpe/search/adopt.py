@@ -57,7 +57,7 @@ def adopt(folder: Path, store: Store) -> list[Adopted]:
         foreign = opened.enter_context(Foreign.open(folder))
         if foreign.root == store.root:
             raise StoreError(f"{folder}: is this store itself; --store names another")
-        families = dict.fromkeys(member.family for member in foreign.members.values())
+        families = dict.fromkeys(member.record.family for member in foreign.members.values())
         events = {family: foreign.events(family) for family in families}
         files = {
             name: [(trial, foreign.files(member, trial)) for trial in member.record.trials]
@@ -177,5 +177,5 @@ def _append(store: Store, family: str, told: list[Event]) -> int:
 
 
 def _key(event: Event) -> tuple[str, str, int]:
-    """A spool gives no two events of a run the same time."""
-    return event.uid, event.kind, event.ts
+    """An epoch is told once; of the others, a spool gives no two of a run the same time."""
+    return event.uid, event.kind, event.step if event.kind == "epoch" else event.ts

@@ -22,10 +22,12 @@ from erpe.search.conductor import Conductor
 from erpe.search.ledger import Ledger
 from erpe.search.plan import Arm, Plan
 from erpe.search.progress import Progress, Silent
+from erpe.search.reconcile import rebuild
 from erpe.search.records import Group, Record
 from erpe.search.relay import Budget, Relay
 from erpe.search.study import StudySpec
-from erpe.search.tune import interruptible, study_tags
+from erpe.search.telling import end_study, end_trial, study_tags
+from erpe.search.tune import interruptible
 from erpe.search.work import Work, vision
 from erpe.search.workers import Asked, Workers, in_process, on_ray
 from erpe.store import Store
@@ -169,9 +171,8 @@ class _Campaign:
     def _open(self, opened: contextlib.ExitStack, arm: Arm, spec: StudySpec, name: str) -> Conductor:
         group = Group(self.plan.name, arm.name, spec.phase, self.plan.model_dump(mode="json"), self._made_with())
         ledger = opened.enter_context(Ledger.open(self.store, spec, name=name, group=group))
-        how, seeds = self.plan.search, self.plan.confirm.seeds
-        planned = {"trials_planned": str(how.trials), "seeds_planned": str(seeds), "budget": how.budget}
-        tags = self.tags | study_tags(spec, arm.name) | planned | {"study": self.plan.name}
+        rebuild(ledger.read(), self.tracker, self.store)
+        tags = self.tags | study_tags(spec, name, group)
         return Conductor(ledger, spec, self.tracker, self.store, 0, self.progress, tags, arm.name)
 
     def _made_with(self) -> dict[str, str]:
@@ -204,18 +205,10 @@ class _Campaign:
             self._close(conductor, over=not self.draining)
 
     def _close(self, conductor: Conductor, over: bool) -> None:
-        """Tell the tracker how an arm's phase ended. The champion is seed 0: no test score chooses it."""
-        study, confirm = conductor.study(), conductor.spec.phase == "confirm"
-        complete = [trial for trial in study.trials if trial.state == "COMPLETE"]
-        best = (complete[0] if complete else None) if confirm else study.best
-        state = ("COMPLETE" if best else "FAIL") if over else "INTERRUPTED"
-        metrics = best.verdict.metrics if best and best.verdict else {}
-        folder = conductor.folder(best) if best and over else None
-        model = f"{self.plan.name}.{conductor.arm}" if confirm and over else ""
-        uid = best.uid if best else None
-        self.tracker.end_study(
-            conductor.ledger.uid, uid, metrics, folder, state, name=conductor.ledger.name, model=model
-        )
+        """Tell the tracker how an arm's phase ended."""
+        study = conductor.study()
+        rebuild(study, self.tracker, self.store)
+        end_study(self.tracker, self.store, study, over)
 
     def _time(self, confirmations: list[Conductor], work: Work, workers: Workers) -> None:
         """Time every confirmed run in one go, seed by seed, unless all are timed already."""
@@ -226,9 +219,8 @@ class _Campaign:
         self.progress.on_phase("time")
         times = workers.call(work.time, [c.folder(trial) for c, trial in runs])
         for (conductor, trial), found in zip(runs, times, strict=True):
-            conductor.ledger.record_final(trial.number, found)
-            known = trial.verdict.metrics if trial.verdict else {}
-            self.tracker.end_trial(trial.uid, "COMPLETE", known | found, conductor.folder(trial), None)
+            later = conductor.ledger.record_final(trial.number, found)
+            end_trial(self.tracker, self.store, conductor.ledger.name, trial, later)
 
 
 def flops_per_image(trial: Record, epochs: int) -> float:

@@ -20,6 +20,7 @@ from erpe.search.play import Event, Start, play
 from erpe.search.progress import Moment, Progress, Silent
 from erpe.search.records import Record, StudyRecord
 from erpe.search.study import StudySpec
+from erpe.search.telling import end_trial, folder_of, start_trial
 from erpe.store import Store
 
 
@@ -45,7 +46,7 @@ class Conductor:
 
     def folder(self, ticket: Record) -> Path:
         """Where a trial's checkpoint and results lie."""
-        return self.store.trial_folder(self.ledger.name, ticket.number, ticket.config.seed)
+        return folder_of(self.store, self.ledger.name, ticket)
 
     def next(self) -> Record | None:
         """A trial to run; None when the budget is used, or when draining."""
@@ -53,9 +54,7 @@ class Conductor:
             ticket = self.ledger.ask(self.budget)
             if ticket is None:
                 return None
-            tags = self.tags | {"optuna.number": str(ticket.number), "seed": str(ticket.config.seed)}
-            name = f"{self.arm} seed {ticket.number}" if self.spec.phase == "confirm" else self._trial_name(ticket)
-            self.tracker.start_trial(ticket.uid, ticket.number, ticket.config, tags, parent=self.ledger.uid, name=name)
+            start_trial(self.tracker, self.ledger.uid, ticket, self.tags, self.arm, self.spec.phase)
             if ticket.verdict is None:
                 self._study = self.ledger.read()
                 self.progress.on_start(self._moment(ticket))
@@ -110,9 +109,6 @@ class Conductor:
             self._study = self.ledger.read()
         return self._study
 
-    def _trial_name(self, ticket: Record) -> str:
-        return f"{self.arm} trial {ticket.number}" if self.arm else ""
-
     def _decide(
         self, ticket: Record, state: Any, metrics: dict[str, float] | None = None, reason: str | None = None
     ) -> bool:
@@ -120,10 +116,9 @@ class Conductor:
         return self._end(ticket)
 
     def _end(self, ticket: Record) -> bool:
-        verdict = self.ledger.trial(ticket.number).verdict
-        if verdict:
-            folder = self.folder(ticket) if verdict.state == "COMPLETE" else None
-            self.tracker.end_trial(ticket.uid, verdict.state, verdict.metrics, folder, verdict.reason)
+        decided = self.ledger.trial(ticket.number)
+        if decided.verdict:
+            end_trial(self.tracker, self.store, self.ledger.name, decided)
             self.ledger.tell(ticket.number)
             self._study = self.ledger.read()
             self.progress.on_end(self._moment(self.ledger.trial(ticket.number)))

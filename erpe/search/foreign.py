@@ -121,7 +121,7 @@ class Foreign:
         path = self.root / "spool" / f"{family}.jsonl"
         if not plain(self.root, path, _SPOOL):
             return []
-        members = [member for member in self.members.values() if member.family == family]
+        members = [member for member in self.members.values() if member.record.family == family]
         uids, folders, models = {""}, {""}, {""}
         for name, about, trials, _, group in (member.record for member in members):
             uids |= {about.uid, *(trial.uid for trial in trials)}

@@ -99,8 +99,13 @@ class StudyRecord(NamedTuple):
 
     @property
     def family(self) -> str:
-        """Name of the greater study it is a part of, or its own: that of its spool and its experiment."""
+        """Name of the greater study it is a part of, or its own: that of its spool, and of its experiment."""
         return self.group.study if self.group else self.name
+
+    @property
+    def phase(self) -> str:
+        """`search` or `confirm`."""
+        return self.group.phase if self.group else "search"
 
     @property
     def counts(self) -> Counter[str]:
@@ -212,6 +217,8 @@ def arm_of(members: list[StudyRecord], arm: str) -> tuple[StudyRecord | None, St
 def read_studies(store: Store, name: str | None = None) -> list[StudyRecord]:
     """The studies of a store, or the one of that name, without disturbing whoever runs them.
 
+    Studies of other programs are left out; so are those whose making was killed, which the same command makes again.
+
     Raises:
         StudyError: there is none of that name.
         StoreError: the database cannot be read.
@@ -226,11 +233,9 @@ def read_studies(store: Store, name: str | None = None) -> list[StudyRecord]:
     if database is None:
         return []
     try:
-        chosen = names if name is None else [name]
-        return [
-            _RECORD.validate_python(read_study(optuna.load_study(study_name=each, storage=database.backend)))
-            for each in chosen
-        ]
+        chosen = [optuna.load_study(study_name=each, storage=database.backend) for each in ([name] if name else names)]
+        own = [study for study in chosen if name or STUDY in study.user_attrs]
+        return [_RECORD.validate_python(read_study(study)) for study in own]
     except ErpeError:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:

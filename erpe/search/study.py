@@ -71,6 +71,10 @@ class StudySpec(Config):
         """What an epoch is worth. A confirmation has no validation part: its training loss, negated, is shown."""
         return measured[METRIC] if self.phase == "search" else -measured["train/loss"]
 
+    def measured(self, value: float) -> dict[str, float]:
+        """What is known of an epoch of this value, and nothing else: `value` the other way round."""
+        return {METRIC: value} if self.phase == "search" else {"train/loss": -value}
+
     def trial_seed(self, number: int) -> int:
         """Of a trial. Seed k of a confirmation is the same for every arm of a study: such runs are a pair."""
         return derive_seed(self.seed, "trial" if self.phase == "search" else "confirm", number)

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from erpe.config import DATASETS, TrialConfig
+from erpe.config import TrialConfig
 from erpe.errors import ConfigError
 from erpe.search.conductor import Conductor, Drains
 from erpe.search.ledger import Ledger
 from erpe.search.progress import Progress, Silent
+from erpe.search.reconcile import rebuild
 from erpe.search.study import StudySpec
+from erpe.search.telling import end_study, folder_of, study_tags
 from erpe.search.work import Work, vision
 from erpe.search.workers import Asked, Workers, in_process, on_ray
 from erpe.store import Store
@@ -100,6 +102,7 @@ def tune(
     with Ledger.open(store, spec, name=name, new=new) as ledger, contextlib.ExitStack() as opened:
         conductor = _conductor(ledger, store, spec, trials, cpus_per_trial, progress)
         opened.callback(conductor.tracker.close, 1)  # after an error, too
+        rebuild(ledger.read(), conductor.tracker, store)
         opened.enter_context(interruptible(conductor))
         if _left(ledger, trials):
             progress.on_phase("data")
@@ -120,17 +123,8 @@ def _conductor(
     from erpe.tracking.provenance import collect
     from erpe.tracking.tracker import Tracker
 
-    tags = collect("erpe tune", threads) | study_tags(spec) | {"study": ledger.name}
+    tags = collect("erpe tune", threads) | study_tags(spec, ledger.name, None)
     return Conductor(ledger, spec, Tracker(store, ledger.name), store, trials, progress, tags)
-
-
-def study_tags(spec: StudySpec, arm: str = "") -> dict[str, str]:
-    """What every run of a study is tagged with: the same keys for all."""
-    return {
-        "arm": arm or spec.variant, "variant": spec.variant, "dataset": spec.dataset, "phase": spec.phase,
-        "data_sha256": DATASETS[spec.dataset].sha256, "study_hash": spec.identity, "study_seed": str(spec.seed),
-        "sampler": spec.sampler, "pruner": spec.pruner,
-    }  # fmt: skip
 
 
 def _left(ledger: Ledger, trials: int) -> bool:
@@ -153,7 +147,7 @@ def _run(conductor: Conductor, work: Work, workers: Workers) -> None:
         return
     conductor.progress.on_phase("test")
     best = study.best
-    folder = conductor.store.trial_folder(study.name, best.number, best.config.seed)
+    folder = folder_of(conductor.store, study.name, best)
     conductor.ledger.record_final(best.number, workers.call(work.evaluate, folder))
 
 
@@ -162,12 +156,9 @@ def _close(conductor: Conductor, began: float) -> TuneResult:
     ledger, tracker = conductor.ledger, conductor.tracker
     study = ledger.read()
     best, over = study.best, not _left(ledger, conductor.budget)
-    folder = conductor.store.trial_folder(study.name, best.number, best.config.seed) if best else None
-    metrics = best.verdict.metrics if best and best.verdict else {}
     test = study.finals.get(best.number) if best else None
-    state = ("COMPLETE" if best else "FAIL") if over else "INTERRUPTED"
-    metrics, uid = metrics | (test or {}), best.uid if best else None
-    tracker.end_study(ledger.uid, uid, metrics, folder if over else None, state, model=study.name)
+    rebuild(study, tracker, conductor.store)
+    end_study(tracker, conductor.store, study, over)
     conductor.progress.on_phase("tracking")
     lag = tracker.close(30 if over else 5)
     return TuneResult(
@@ -176,9 +167,9 @@ def _close(conductor: Conductor, began: float) -> TuneResult:
         best=best.number if best else None,
         value=best.value if best else None,
         config=best.config if best else None,
-        metrics=metrics,
+        metrics=(best.verdict.metrics if best and best.verdict else {}) | (test or {}),
         test=test,
-        folder=folder,
+        folder=folder_of(conductor.store, study.name, best) if best else None,
         reasons={t.number: t.verdict.reason for t in study.trials if t.verdict and t.verdict.reason},
         interrupted=not over,
         lag=lag,

@@ -4,5 +4,7 @@ spool.py       events of a study, one append-only file        tracker.py    what
 sender.py      carries the file to the server, however long   projection.py events -> runs, repeatable
 artifacts.py   files, figures, plots, the champion            view.py       how MLflow shows a study
 server.py      is it there, and is it MLflow                  pyfunc.py     the champion, loaded again
+known.py       what a spool tells of each run                 points.py     what MLflow has of its measures
+audit.py       has MLflow what it acknowledged                reading.py    from MLflow to tables
 provenance.py  which code, versions and machine
 """

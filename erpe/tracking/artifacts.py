@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from erpe.report.outcomes import read_arrays
 from erpe.store import FILES, read_json, read_plain
 
 if TYPE_CHECKING:
+    import optuna
     from mlflow import MlflowClient
 
 CHECKPOINT = ("model.safetensors", "config.json", "outcome.json")
@@ -98,31 +99,24 @@ def _is_plain(path: Path) -> bool:
 
 
 def log_plots(client: MlflowClient, run: str, storage_url: str, study: str) -> None:
-    """Optuna's plots of a study as HTML. Each holds all of plotly (5 MB): MLflow shows it in a frame, offline."""
+    """Optuna's plots of a study as HTML. Each holds all of plotly (5 MB): MLflow shows it in a frame, offline.
+
+    There are none of what is not in the database, a page for one, nor where the database cannot be read.
+    """
     import optuna
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
 
-    with _database(storage_url) as storage:
+    with contextlib.suppress(KeyError, SQLAlchemyError, StorageInternalError):
+        storage = optuna.storages.RDBStorage(storage_url)
         try:
-            found = optuna.load_study(study_name=study, storage=storage)
-        except KeyError:
-            return  # a single training is no study
-        _log_plots(client, run, found)
+            _log_plots(client, run, optuna.load_study(study_name=study, storage=storage))
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
 
 
-@contextlib.contextmanager
-def _database(url: str) -> Iterator[Any]:
-    """Optuna's database, whose connections do not outlive the block."""
-    from optuna.storages import RDBStorage
-
-    storage = RDBStorage(url)
-    try:
-        yield storage
-    finally:
-        storage.remove_session()
-        storage.engine.dispose()
-
-
-def _log_plots(client: MlflowClient, run: str, found: Any) -> None:
+def _log_plots(client: MlflowClient, run: str, found: optuna.Study) -> None:
     import optuna
     from optuna import visualization
 

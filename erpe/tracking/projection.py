@@ -11,6 +11,7 @@ from erpe.config import flatten
 from erpe.errors import TrackingError
 from erpe.store import Store
 from erpe.tracking import artifacts, removal
+from erpe.tracking.points import Points
 from erpe.tracking.server import connect
 from erpe.tracking.spool import Event
 from erpe.tracking.view import CONFIRMED_VIEW, EXPERIMENT_TAGS
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
 """A run's status in MLflow; any other state ends it as KILLED. The exact state is the tag `state`."""
 
-_STUDY, _TRIAL = "erpe.study_uid", "erpe.trial_uid"
+STUDY, TRIAL = "erpe.study_uid", "erpe.trial_uid"
+"""Tags that say whose run it is."""
+PARENT = "mlflow.parentRunId"
 
 
 class Projection:
@@ -35,8 +38,10 @@ class Projection:
         """`removed` has the uids of trials that later events remove: nothing else of them is sent."""
         self.store, self.study, self._removed = store, study, removed
         self.client = connect(store.tracking_uri)
-        self._experiment = ""
+        self.experiment = ""
         self._runs: dict[str, str] = {}
+        self._points = Points(self.client)
+        self._begun: set[str] = set()
 
     def find_experiment(self) -> bool:
         """Whether the experiment is there; if not, all events must be applied from the first.
@@ -50,14 +55,14 @@ class Projection:
                 f"experiment {self.study} was deleted in MLflow; "
                 f"`mlflow experiments restore -x {found.experiment_id}` would do"
             )
-        self._experiment = found.experiment_id if found else ""
+        self.experiment = found.experiment_id if found else ""
         return found is not None
 
     def create_experiment(self) -> None:
         """Make the experiment; where no server says otherwise, its artifacts lie in the store."""
         server = self.store.tracking_uri.startswith(("http://", "https://"))
         location = None if server else (self.store.artifacts / self.study).as_uri()
-        self._experiment = self.client.create_experiment(self.study, location, EXPERIMENT_TAGS)
+        self.experiment = self.client.create_experiment(self.study, location, EXPERIMENT_TAGS)
 
     def apply(self, events: list[Event]) -> None:
         """Bring MLflow to where these events lead. The epochs of a run travel together."""
@@ -70,15 +75,17 @@ class Projection:
                 run = "" if event.uid in self._removed else self._run_of(event)
                 if not run:
                     continue
+                news = self._points.news(event, run)
                 if event.kind == "epoch":
-                    epochs[run] += _metrics(event)
+                    epochs[run] += news
                     continue
-                self.client.log_batch(run, epochs.pop(run, []) + _metrics(event))
+                self.client.log_batch(run, epochs.pop(run, []) + news)
                 getattr(self, f"_{event.kind}")(event, run)
             for run, metrics in epochs.items():
                 self.client.log_batch(run, metrics)
         except Exception:
             self._runs.clear()  # one of them may have been deleted
+            self._points.forget()
             raise
 
     def _run_of(self, event: Event) -> str:
@@ -88,11 +95,12 @@ class Projection:
         """
         if event.kind in ("end_trial", "end_study"):
             self._runs.pop(event.uid, None)
-        key = _STUDY if event.kind.endswith("study") else _TRIAL
+        key = STUDY if event.kind.endswith("study") else TRIAL
         run = self._find(key, event.uid)
         if run is None:
-            made = self.client.create_run(self._experiment, event.ts, {key: event.uid}, self._name(event))
+            made = self.client.create_run(self.experiment, event.ts, {key: event.uid}, self._name(event))
             run = self._runs[event.uid] = made.info.run_id
+            self._points.begin(run, {})
         return run
 
     def _find(self, key: str, uid: str) -> str | None:
@@ -101,13 +109,15 @@ class Projection:
 
         if uid in self._runs:
             return self._runs[uid]
-        found = self.client.search_runs([self._experiment], f"tags.`{key}` = '{uid}'", ViewType.ALL)
+        found = self.client.search_runs([self.experiment], f"tags.`{key}` = '{uid}'", ViewType.ALL)
         alive = [run for run in found if run.info.lifecycle_stage == "active"]
         alive.sort(key=lambda run: (-len(run.data.metrics), -len(run.data.params), run.info.run_id))
         for twin in alive[1:]:
             self.client.delete_run(twin.info.run_id)
         if found:
             self._runs[uid] = alive[0].info.run_id if alive else ""
+        if alive:
+            self._points.begin(alive[0].info.run_id, alive[0].data.metrics)
         return self._runs.get(uid)
 
     def _name(self, event: Event) -> str:
@@ -117,46 +127,55 @@ class Projection:
 
     def _start_study(self, event: Event, run: str) -> None:
         if event.tags.get("phase") == "confirm":
-            self.client.set_experiment_tag(self._experiment, *CONFIRMED_VIEW)
+            self.client.set_experiment_tag(self.experiment, *CONFIRMED_VIEW)
         self._start(event, run, event.tags, "study.json")
 
     def _start_trial(self, event: Event, run: str) -> None:
-        parent = self._find(_STUDY, event.parent) if event.parent else None
-        tags = event.tags | {"optuna.number": str(event.number)} | ({"mlflow.parentRunId": parent} if parent else {})
+        parent = self._find(STUDY, event.parent) if event.parent else None
+        tags = event.tags | {"optuna.number": str(event.number)} | ({PARENT: parent} if parent else {})
+        self._begun.add(event.uid)
         self._start(event, run, tags, "config.json")
 
     def _start(self, event: Event, run: str, tags: dict[str, str], config: str) -> None:
-        self._tag(run, tags | {"state": "RUNNING"})
+        tags, status = tags | {"state": "RUNNING"}, "RUNNING"
+        if event.rebuilt:  # what the run has is from when it really started, or from its end
+            there = self.client.get_run(run)
+            tags = {key: value for key, value in tags.items() if key == PARENT or key not in there.data.tags}
+            status = there.info.status
+        self._tag(run, tags)
         if event.kind == "start_trial":
             from mlflow.entities import Param
 
             self.client.log_batch(run, params=[Param(key, str(value)) for key, value in flatten(event.config).items()])
-        self.client.update_run(run, status="RUNNING", name=self._name(event))
+        self.client.update_run(run, status=status, name=self._name(event))
         self.client.log_text(run, json.dumps(event.config, indent=2), config)
 
     def _end_trial(self, event: Event, run: str) -> None:
         """A trial may end once more, with measures that were taken later: it took no longer for that."""
         ended = self.client.get_run(run).info.end_time
+        first = event.uid in self._begun and not event.rebuilt
+        self._begun.discard(event.uid)
         if event.state == "COMPLETE" and event.folder and not ended:
             artifacts.log_checkpoint(self.client, run, folder_of(event, self.store))
             self._log_results(event, run)
-        self._end(event, run, {}, ended)
+        self._end(event, run, {}, None if first else ended)
 
     def _end_study(self, event: Event, run: str) -> None:
         if event.folder:
             self._log_results(event, run)
         artifacts.log_plots(self.client, run, self.store.storage_url, event.name or self.study)
-        champion = self._find(_TRIAL, event.best) if event.best else None
+        champion = self._find(TRIAL, event.best) if event.best else None
         if champion and event.folder and event.model:
             artifacts.register(self.client, event.model, champion, str(event.best), folder_of(event, self.store))
-        self._end(event, run, {"best_trial_uid": event.best} if event.best else {})
+        ended = self.client.get_run(run).info.end_time if event.rebuilt else None
+        self._end(event, run, {"best_trial_uid": event.best} if event.best else {}, ended)
 
     def _remove_trial(self, event: Event) -> None:
         """The trial's runs go, also those that were deleted; their number is a tag of the study's run."""
         self._removed.add(event.uid)
-        for run in removal.find_runs(self.client, self._experiment, f"tags.`{_TRIAL}` = '{event.uid}'"):
+        for run in removal.find_runs(self.client, self.experiment, f"tags.`{TRIAL}` = '{event.uid}'"):
             removal.remove_run(self.client, self.store, self.study, run)
-        if event.parent and (parent := self._find(_STUDY, event.parent)):
+        if event.parent and (parent := self._find(STUDY, event.parent)):
             gone = sum(uid.startswith(f"{event.parent}-") for uid in tuple(self._removed))
             self._tag(parent, {removal.REMOVED: str(gone)})
 
@@ -175,18 +194,12 @@ class Projection:
                 self.client.log_text(run, event.reason, "traceback.txt")
         self._tag(run, tags | {"state": state})
         self.client.set_terminated(run, STATUS.get(state, "KILLED"), ended or event.ts)
+        self._points.forget(run)
 
     def _tag(self, run: str, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
         self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
-
-
-def _metrics(event: Event) -> list[Metric]:
-    from mlflow.entities import Metric
-
-    # the epoch is the step; as a measure it would be the one MLflow draws first when runs are compared
-    return [Metric(key, value, event.ts, event.step) for key, value in event.metrics.items() if key != "epoch"]
 
 
 def folder_of(event: Event, store: Store) -> Path:

@@ -17,14 +17,13 @@ from erpe.search.study import check_name
 from erpe.store import FILES
 from erpe.tracking.artifacts import CHECKPOINT
 from erpe.tracking.removal import REMOVED
-from erpe.tracking.server import connect, examine
+from erpe.tracking.server import connect, examine, runs_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 _FILES = ("predictions.npz", "attention.npz")
-_MOST_RUNS = 100_000
 _PLACES, _SERVED = ("", "file", "s3", "gs", "wasbs", "abfss"), ("http", "https", "mlflow-artifacts")
 """Where artifacts of a run may lie; and where they may lie if the tracking server itself has them."""
 _STATES = {"FINISHED": "COMPLETE", "KILLED": "PRUNED", "FAILED": "FAIL", "RUNNING": "RUNNING"}
@@ -50,7 +49,7 @@ def read(uri: str, studies: Sequence[str] = ()) -> Outcomes:
             raise StudyError(f"study {name}: not on this server; " + (nearest(name, there) if there else "it has none"))
     for name in list(dict.fromkeys(studies)) or sorted(known):
         runs = [
-            run for run in _runs(client, known[name]) if "arm" in run.data.tags and "seeds_planned" in run.data.tags
+            run for run in runs_of(client, known[name]) if "arm" in run.data.tags and "seeds_planned" in run.data.tags
         ]
         if not runs and studies:
             raise StudyError(f"study {name}: not one of `erpe study run`, so it has no confirmed runs")
@@ -128,16 +127,6 @@ def fetch(client: MlflowClient, uri: str, run: Run, names: Sequence[str]) -> Pat
 def _of_a_study(client: MlflowClient, experiment: str) -> bool:
     """Whether `erpe study run` logged something to it."""
     return bool(client.search_runs([experiment], "tags.seeds_planned LIKE '%'", max_results=1))
-
-
-def _runs(client: MlflowClient, experiment: str) -> Iterator[Run]:
-    token, seen = None, 0
-    while True:
-        page = client.search_runs([experiment], order_by=["attributes.start_time ASC"], page_token=token)
-        yield from page
-        token, seen = page.token, seen + len(page)
-        if not token or not page or seen > _MOST_RUNS:
-            return
 
 
 def _read_study(rows: Rows, client: MlflowClient, uri: str, study: str, runs: list[Run]) -> None:

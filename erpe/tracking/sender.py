@@ -6,13 +6,15 @@ import json
 import os
 import threading
 import traceback
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from typing import TYPE_CHECKING, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from erpe.errors import ErpeError
 from erpe.store import Store, open_plain
 from erpe.telling import redact
+from erpe.tracking.known import Known
 from erpe.tracking.server import Health, examine
 from erpe.tracking.spool import Ack, Event, Spool
 
@@ -26,6 +28,15 @@ _ATTEMPTS = 3
 """So often is an event tried that a healthy server will not take."""
 
 
+class Mended(NamedTuple):
+    """Runs that MLflow had acknowledged and had not any more, and which are sent again."""
+
+    missing: int = 0
+    """Were not there at all."""
+    short: int = 0
+    """Lacked something, or were in another state."""
+
+
 class Sender:
     """Sends one study's events in order; how far they have arrived is in `STUDY.ack`."""
 
@@ -36,10 +47,14 @@ class Sender:
         self.spool = Spool(store.spool, study)
         self.problem: str | None = None
         """What someone must mend; nothing while the server is merely down."""
+        self.mended = Mended()
         self._uri = redact(store.tracking_uri)
         self._projection: Projection | None = None
         self._failures = 0
         self._singly = 0
+        self._look, self._sent = True, False
+        self._whole: set[str] = set()
+        self._until = 0
         self._refused = store.spool / f"{study}.refused"
         self._lock = FileLock(store.spool / f"{study}.sender", thread_local=False)
 
@@ -50,14 +65,20 @@ class Sender:
         return ack if ack.uri == self._uri else Ack(self._uri)
 
     def run(self, stop: threading.Event, wake: threading.Event, last: threading.Event) -> None:
-        """Send until `stop`; once `last` is set, until all is sent or someone must mend something."""
-        pause = FIRST_PAUSE
+        """Send until `stop`; once `last` is set, until all is sent or someone must mend something.
+
+        What had arrived earlier is looked at first; what was sent now, at the end.
+        """
+        pause, once_more = FIRST_PAUSE, True
         try:
             while not stop.is_set():
                 wake.clear()
                 closing = last.is_set()  # asked before the step: what is told until then is in the spool
                 moved = self.step()
-                if closing and (moved is None or (not moved and self.problem)):
+                if closing and moved is None and self._sent and once_more:
+                    self._look, once_more = True, False
+                    continue
+                if closing and not moved and (moved is None or self.problem or self._all_sent()):
                     break
                 if moved is None:
                     wake.wait(1)  # another process may write to the spool, too
@@ -77,16 +98,21 @@ class Sender:
         """Send one batch: True if it arrived, False if it did not, None if there is nothing to send."""
         events: list[tuple[Event, int]] = []
         try:
+            if self._look and self.ack.offset and not self._refused.exists():
+                self._take_turn()
+                self._audit(self.ack)
+            self._look = False
             ack = self.ack
             events = self.spool.read(ack.offset)
             if not events:
                 return None
-            if not self._lock.is_locked:
-                self._lock.acquire(timeout=0)
+            self._take_turn()
             if events[0][0].seq <= self._singly:
                 events = events[:1]
             if projection := self._open(ack):
-                projection.apply([event for event, _ in events])
+                projection.apply(
+                    [event for event, _ in events if event.uid not in self._whole or event.seq > self._until]
+                )
                 self._arrived(events[-1])
             return True
         except Timeout:
@@ -99,6 +125,37 @@ class Sender:
         except Exception as error:
             return self._understand(error, events)
 
+    def _take_turn(self) -> None:
+        if not self._lock.is_locked:
+            self._lock.acquire(timeout=0)
+
+    def _all_sent(self) -> bool:
+        return not self.spool.read(self.ack.offset)
+
+    def _audit(self, ack: Ack) -> None:
+        """Begin again from the first event if MLflow lacks some that it acknowledged; runs that are whole are left."""
+        expected: defaultdict[str, Known] = defaultdict(Known)
+        offset, seq, behind = 0, 0, False
+        while not behind and (batch := self.spool.read(offset)):
+            for event, offset in batch:
+                expected[event.uid].observe(event)
+                seq = event.seq
+                if behind := (offset, seq) == (ack.offset, ack.seq):
+                    break
+        projection = self._open(ack)
+        if projection is None:
+            self.mended = Mended(missing=len(expected))
+            return
+        from erpe.tracking.audit import audit
+
+        for uid in self._removed & expected.keys():
+            del expected[uid]
+        missing, short = audit(projection.client, projection.experiment, expected)
+        self._whole, self._until = expected.keys() - missing - short, seq
+        self.mended = Mended(self.mended.missing + len(missing), self.mended.short + len(short))
+        if missing or short or not behind:  # or the spool is another one than that which was acknowledged
+            self.spool.acknowledge(Ack(self._uri))
+
     def _open(self, ack: Ack) -> Projection | None:
         """Connect; nothing if the experiment has vanished, so that all must be sent again from the first event."""
         if self._projection is None:
@@ -110,6 +167,7 @@ class Sender:
             projection = Projection(self.store, self.study, self._removed)
             if not projection.find_experiment():
                 if ack.offset:
+                    self._whole = set()
                     self.spool.acknowledge(Ack(self._uri))
                     return None
                 projection.create_experiment()
@@ -119,7 +177,7 @@ class Sender:
     def _arrived(self, last: tuple[Event, int]) -> None:
         event, end = last
         self.spool.acknowledge(Ack(self._uri, end, event.seq))
-        self._failures = 0
+        self._failures, self._sent = 0, True
         self.problem = f"MLflow refused events; {self._refused} says why" if self._refused.exists() else None
 
     def _understand(self, error: Exception, events: list[tuple[Event, int]]) -> bool:
@@ -129,6 +187,7 @@ class Sender:
         if health.state != "well":
             return self._unwell(health)
         self._failures += 1
+        self._look = self._look and self._failures < _ATTEMPTS  # sending does not wait for a look that fails
         if events and _definite(error):
             self._singly = max(self._singly, events[-1][0].seq)
             if len(events) == 1 and self._failures >= _ATTEMPTS:

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -15,6 +16,7 @@ from erpe.telling import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 # Read by mlflow at every call. Its own retries would repeat create_run, and hold a call for minutes.
 _ENVIRONMENT = {
@@ -27,6 +29,8 @@ _ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
 }
 WAITING = "events wait in the spool, `erpe sync` sends them"
+_MOST_RUNS = 100_000
+"""More come from no study of ours."""
 _SEARCH = "/api/2.0/mlflow/experiments/search"
 
 
@@ -61,6 +65,21 @@ def connect(uri: str) -> MlflowClient:
     if uri.startswith("sqlite:///"):
         _make_database(Path(uri.removeprefix("sqlite:///")))
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def runs_of(client: MlflowClient, experiment: str, view: int = 1) -> Iterator[Run]:
+    """All runs of an experiment, page by page, in the order of their start.
+
+    Args:
+        view: one of `mlflow.entities.ViewType`; none: those that nobody deleted.
+    """
+    token, seen = None, 0
+    while True:
+        page = client.search_runs([experiment], "", view, order_by=["attributes.start_time ASC"], page_token=token)
+        yield from page
+        token, seen = page.token, seen + len(page)
+        if not token or not page or seen > _MOST_RUNS:
+            return
 
 
 def _make_database(path: Path) -> None:

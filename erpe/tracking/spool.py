@@ -11,14 +11,15 @@ its writer never got an answer, so it is cut. Any other damaged line is moved to
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import re
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, NamedTuple
 
@@ -50,7 +51,8 @@ class Event(BaseModel):
     seq: NonNegativeInt = 0
     """Position in the spool, from 1; the spool gives it."""
     ts: NonNegativeInt = 0
-    """Milliseconds since 1970; the spool gives it. In a run it rises with seq even when the clock steps back."""
+    """Milliseconds since 1970; the spool gives it, and it rises with seq even when the clock steps back. What is
+    rebuilt has the time when it happened."""
     step: int = 0
     metrics: dict[str, float] = {}
     tags: dict[str, str] = {}
@@ -69,6 +71,8 @@ class Event(BaseModel):
     """Of the run; none: the experiment's, or TRIAL NUMBER. Of a study also its name in Optuna."""
     model: str = ""
     """Under which name the best trial is registered; none: it is not."""
+    rebuilt: bool = False
+    """Told again from the database and the checkpoints: MLflow may have it already, with its true time and tags."""
 
 
 class Ack(NamedTuple):
@@ -121,7 +125,7 @@ class Spool:
         self._fd = -1
         self._lock = FileLock(self.path.with_suffix(".lock"), timeout=10)
 
-    @contextmanager
+    @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """Be the only writer, having seen everything.
 
@@ -142,8 +146,8 @@ class Spool:
             raise StoreError(f"spool {self.path}: cannot be written ({error.strerror or error})") from None
 
     def write(self, event: Event) -> Event:
-        """Append under `exclusive`; gives the event its place and time."""
-        ts = max(int(time.time() * 1000), self._ts + 1)
+        """Append under `exclusive`; gives the event its place, and its time if it has none."""
+        ts = event.ts or max(int(time.time() * 1000), self._ts + 1)
         event = event.model_copy(update={"seq": self.seq + 1, "ts": ts})
         self._append([event])
         return event
@@ -252,6 +256,19 @@ class Spool:
         while batch := self.read(offset):
             offset = batch[-1][1]
             yield from (event for event, _ in batch)
+
+    def waiting(self, offset: int) -> tuple[Counter[str], int]:
+        """How many events of each run lie behind a byte offset, and the time of the oldest; damage is passed over."""
+        found: Counter[str] = Counter()
+        oldest = 0
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    event = json.loads(line)
+                    found[event["uid"]] += 1
+                    oldest = min(oldest or event["ts"], event["ts"])
+        return found, oldest
 
     @property
     def ack(self) -> Ack:

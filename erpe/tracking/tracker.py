@@ -5,55 +5,19 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import defaultdict
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from erpe.config import TrialConfig
 from erpe.errors import ErpeError, StoreError, StudyError, TrackingError, nearest
 from erpe.store import Store
-from erpe.tracking.sender import Sender
+from erpe.tracking.known import Known
+from erpe.tracking.sender import Mended, Sender
 from erpe.tracking.server import examine
 from erpe.tracking.spool import Event, Spool
-
-
-@dataclass
-class _Known:
-    """What the spool has of one run."""
-
-    steps: set[int] = field(default_factory=set)
-    step: int = 0
-    """The last epoch."""
-    measures: dict[str, float] = field(default_factory=dict)
-    """Of the last epoch, and final ones."""
-    told: dict[str, str] = field(default_factory=dict)
-    """The last start and end. A trial starts and ends once; a study goes on after a pause."""
-
-    def observe(self, event: Event) -> None:
-        if event.kind != "epoch":
-            self.measures |= event.metrics
-            if event.kind in ("start_study", "end_study"):
-                self.told.clear()
-            self.told[event.kind] = _essence(event)
-            return
-        self.steps.add(event.step)
-        if event.step >= self.step:
-            self.step, self.measures = event.step, dict(event.metrics)
-
-    def covers(self, event: Event) -> bool:
-        if event.kind == "epoch":
-            return event.step in self.steps
-        return self.told.get(event.kind) == _essence(event) and not self.news(event.metrics)
-
-    def news(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Measures that differ; NaN does not differ from NaN."""
-        return {key: value for key, value in metrics.items() if repr(self.measures.get(key)) != repr(float(value))}
-
-
-def _essence(event: Event) -> str:
-    """The event without what the spool adds, and without measures, which are compared one by one."""
-    return event.model_dump_json(exclude={"seq", "ts", "step", "metrics"})
 
 
 class Tracker:
@@ -72,11 +36,12 @@ class Tracker:
             StoreError: the spool cannot be written, or had a damaged line, which is now beside it.
         """
         self._store = store
-        self._runs: defaultdict[str, _Known] = defaultdict(_Known)
+        self._runs: defaultdict[str, Known] = defaultdict(Known)
         self.removed: set[str] = set()
         """uids of removed trials."""
         self.registered: set[str] = set()
         """uids of trials whose model is registered, as soon as MLflow has the events."""
+        self._at = 0
         self._mutex = threading.Lock()
         self._spool = Spool(store.spool, study, self._observe)
         with self._spool.exclusive():
@@ -93,6 +58,29 @@ class Tracker:
     def problem(self) -> str | None:
         """What keeps MLflow from getting the events and will not mend itself: one line. The spool keeps them."""
         return self._sender.problem
+
+    @contextmanager
+    def rebuilding(self, at: int) -> Iterator[None]:
+        """What is told inside happened at `at` (milliseconds since 1970), and the spool has lost it or never had it."""
+        self._at = at
+        try:
+            yield
+        finally:
+            self._at = 0
+
+    @property
+    def seq(self) -> int:
+        """How many events the spool has had."""
+        return self._spool.seq
+
+    def known(self, uid: str) -> Known:
+        """What the spool has of a run."""
+        return self._runs.get(uid) or Known()
+
+    @property
+    def mended(self) -> Mended:
+        """What MLflow had lost of what it had."""
+        return self._sender.mended
 
     def start_study(self, uid: str, spec: dict[str, Any], tags: dict[str, str], name: str = "") -> None:
         """A parent run. An experiment may have several, each with a name of its own."""
@@ -135,7 +123,7 @@ class Tracker:
         """
         run = self._runs[uid]
         news = run.news(metrics)
-        step = run.step + bool(run.measures.keys() & news)  # what replaces an epoch's measure comes after it
+        step = run.step + bool(run.latest.keys() & news)  # what replaces an epoch's measure comes after it
         self._end("end_trial", uid, state, news, folder, step=step, reason=reason)
 
     def remove_trial(self, uid: str, parent: str) -> None:
@@ -178,6 +166,8 @@ class Tracker:
         self._put(Event(kind=kind, uid=uid, state=state, metrics=metrics, **more))
 
     def _put(self, event: Event) -> None:
+        if self._at:
+            event = event.model_copy(update={"ts": self._at, "rebuilt": True})
         with self._mutex, self._spool.exclusive():
             if not self._runs[event.uid].covers(event):
                 self._spool.write(event)
@@ -208,14 +198,40 @@ class Tracker:
         return self.lag()
 
 
+class Waiting(NamedTuple):
+    """What MLflow has not got yet of a spool."""
+
+    events: Counter[str]
+    """Run -> how many."""
+    since: float | None
+    """When the oldest happened, in seconds since 1970."""
+
+
+def waiting(store: Store) -> dict[str, Waiting]:
+    """What waits in each spool; neither they nor MLflow are touched."""
+    found = {}
+    for study in _studies(store):
+        sender = Sender(store, study)
+        events, oldest = sender.spool.waiting(sender.ack.offset)
+        found[study] = Waiting(events, oldest / 1000 if events else None)
+    return found
+
+
 def lags(store: Store) -> dict[str, int]:
-    """Events of each study that wait in the spool, without sending any."""
-    return {study: Tracker(store, study, send=False).lag() for study in _studies(store)}
+    """How many events of each study wait in the spool."""
+    return {study: found.events.total() for study, found in waiting(store).items()}
 
 
-def sync(store: Store, study: str | None = None, timeout: float = 600) -> dict[str, int]:
-    """Send what waits in the spools of the store.
+def sync(
+    store: Store,
+    study: str | None = None,
+    timeout: float = 600,
+    tell: Callable[[str, int, Mended], None] = lambda study, left, mended: None,
+) -> dict[str, int]:
+    """Send what waits in the spools of the store, and again what MLflow has lost.
 
+    Args:
+        tell: hears of each study how many events are left and what MLflow had lost.
     Returns:
         Events left, by study.
     Raises:
@@ -237,6 +253,7 @@ def sync(store: Store, study: str | None = None, timeout: float = 600) -> dict[s
             Sender(store, name).again()
             tracker = Tracker(store, name)
             left[name] = tracker.close(max(1.0, deadline - time.monotonic()))
+            tell(name, left[name], tracker.mended)
             if tracker.problem:
                 error = TrackingError(tracker.problem)
         except StoreError as damaged:

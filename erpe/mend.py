@@ -1,0 +1,66 @@
+"""`erpe sync`: the spool from the database and the checkpoints, MLflow from the spool; a line for each study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from erpe.errors import ErpeError
+from erpe.search.reconcile import Rebuilt, reconcile
+from erpe.store import Store
+from erpe.tracking.sender import Mended
+from erpe.tracking.tracker import sync
+
+
+def mend(store: Store, study: str | None, say: Callable[[str], object], warn: Callable[[str], object]) -> int:
+    """Bring MLflow to what the store knows.
+
+    Args:
+        study: of this name; none: all.
+        say: hears how each study stands.
+        warn: hears of damage that was mended.
+    Returns:
+        How many events MLflow has not got yet.
+    Raises:
+        ErpeError: the database, a spool or MLflow cannot be used; what could be sent was sent.
+    """
+    rebuilt: dict[str, Rebuilt] = {}
+    broken: ErpeError | None = None
+    try:
+        rebuilt = {found.study: found for found in reconcile(store, study)}
+    except ErpeError as error:
+        broken = error  # what is in the spools can be sent all the same
+    for found in rebuilt.values():
+        if found.damage:
+            warn(found.damage)
+
+    def tell(name: str, left: int, mended: Mended) -> None:
+        say(f"{name}: {'; '.join([*_done(rebuilt.get(name, Rebuilt(name)), mended), _rest(left)])}")
+
+    left = sync(store, study, tell=tell)
+    if broken:
+        raise broken
+    return sum(left.values())
+
+
+def _done(rebuilt: Rebuilt, mended: Mended) -> list[str]:
+    """What was mended."""
+    lines = []
+    if rebuilt.events:
+        lines.append(
+            f"{_count(rebuilt.events, 'event was', 'events were')} told again from the database and checkpoints"
+        )
+    if rebuilt.running:
+        lines.append("an erpe is running it and tells the rest itself")
+    if mended.missing:
+        lines.append(f"{_count(mended.missing, 'run was', 'runs were')} missing in MLflow, sent again")
+    if mended.short:
+        lines.append(f"{_count(mended.short, 'run was', 'runs were')} incomplete in MLflow, sent again")
+    return lines
+
+
+def _rest(left: int) -> str:
+    return "everything arrived" if not left else f"{_count(left, 'event waits', 'events wait')}"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"

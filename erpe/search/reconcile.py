@@ -1,0 +1,220 @@
+"""The tracker's spool, rebuilt from the Optuna database and the trials' folders: only what it does not have.
+
+    reconcile(Store.open("runs"))             # every study that nobody is running
+    rebuild(study, tracker, store)            # by the driver of a study, at its start and end
+
+The database knows every trial, its configuration, the value of each epoch, how it ended and what was measured later;
+a folder knows the other measures of the epochs. What only the spool knew is gone with it: versions, commit and machine
+of `erpe tune`. The studies' own time stands in for the time of the events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from erpe.errors import ConfigError, StoreError, StudyError
+from erpe.search import storage
+from erpe.search.lease import take
+from erpe.search.play import read_outcome
+from erpe.search.records import Record, StudyRecord, arm_of, read_studies
+from erpe.search.study import StudySpec
+from erpe.search.telling import end_study, end_trial, folder_of, start_trial, study_tags
+from erpe.store import Store
+from erpe.tracking.tracker import Tracker
+
+
+class Rebuilt(NamedTuple):
+    """What was done for a study of `erpe study run` or `erpe tune`."""
+
+    study: str
+    events: int = 0
+    """Told again."""
+    running: bool = False
+    """Left alone, since an erpe is running it, which tells what is missing itself."""
+    damage: str = ""
+    """What was wrong with the spool; that line is now beside it."""
+
+
+Tale = tuple[int, Callable[[], None]]
+"""When something happened, in milliseconds since 1970, and how to tell it."""
+
+
+def reconcile(store: Store, study: str | None = None) -> list[Rebuilt]:
+    """Tell the spools of a store what only the database knows. Nothing is sent; a study in order costs a look.
+
+    Args:
+        study: of this name; none: all.
+    Raises:
+        StoreError: the database cannot be read, or a spool cannot be written.
+    """
+    families: dict[str, list[StudyRecord]] = {}
+    for record in read_studies(store):
+        families.setdefault(record.family, []).append(record)
+    return [_reconcile(store, name, members) for name, members in families.items() if study in (None, name)]
+
+
+def _reconcile(store: Store, family: str, members: list[StudyRecord]) -> Rebuilt:
+    tracker, damage = _open(store, family)
+    if not any(_missing(member, members, tracker, store) for member in members):
+        return Rebuilt(family, damage=damage)
+    with contextlib.ExitStack() as leases:
+        url = storage.parse(store.storage_url)
+        try:
+            for member in members:
+                leases.callback(take(url, member.name).release)
+        except StudyError:
+            return Rebuilt(family, running=True, damage=damage)
+        members = [now for now in read_studies(store) if now.family == family]  # nobody changes them now
+        tales = [tale for member in members for tale in _missing(member, members, tracker, store)]
+        return Rebuilt(family, _tell(tales, tracker), damage=damage)
+
+
+def _open(store: Store, family: str) -> tuple[Tracker, str]:
+    """The spool, and what was wrong with it: once that has been moved away, it opens."""
+    try:
+        return Tracker(store, family, send=False), ""
+    except StoreError as damaged:
+        return Tracker(store, family, send=False), str(damaged)
+
+
+def _missing(member: StudyRecord, members: list[StudyRecord], tracker: Tracker, store: Store) -> list[Tale]:
+    """What a study that nobody runs lacks, its end included."""
+    tales = [*_trials(member, tracker, store, member.trials)]
+    known = tracker.known(member.about.uid)
+    if member.trials and (known.state in ("", "RUNNING") or tales):
+        last = max(_ms(time) for trial in member.trials for time in (trial.started, trial.ended))
+        tales.append((last + 1, partial(end_study, tracker, store, member, _is_over(member, members))))
+    return tales
+
+
+def rebuild(member: StudyRecord, tracker: Tracker, store: Store) -> int:
+    """Tell what the spool lacks of the trials that have ended. The driver tells of the others, and of the study's end.
+
+    Returns:
+        How many events.
+    """
+    return _tell([*_trials(member, tracker, store, [t for t in member.trials if t.state != "RUNNING"])], tracker)
+
+
+def _tell(tales: list[Tale], tracker: Tracker) -> int:
+    before = tracker.seq
+    for at, tale in tales:
+        with tracker.rebuilding(at):
+            tale()
+    return tracker.seq - before
+
+
+def _trials(member: StudyRecord, tracker: Tracker, store: Store, trials: list[Record]) -> Iterator[Tale]:
+    """What the spool lacks of some trials of a study, and of its start, without which they have no parent."""
+    trials = [trial for trial in trials if not trial.removed]
+    lacking = [trial for trial in trials if _lacks(member, trial, tracker)]
+    started = tracker.known(member.about.uid).started
+    if not trials or (started and not lacking):
+        return
+    spec, group = _spec(member), member.group
+    tags = _made_with(member) | study_tags(spec, member.name, group)
+    if not started:
+        name = member.name if group else ""
+        tell = partial(tracker.start_study, member.about.uid, member.about.spec, tags, name)
+        yield min(_ms(trial.started) for trial in trials), tell
+    for trial in lacking:
+        yield from _trial(member, trial, tracker, store, spec, tags)
+
+
+def _lacks(member: StudyRecord, trial: Record, tracker: Tracker) -> bool:
+    known = tracker.known(trial.uid)
+    if not known.started or not trial.epochs.keys() <= known.steps:
+        return True
+    if not trial.verdict:
+        return False
+    return known.state != trial.verdict.state or bool(known.news(trial.verdict.metrics | _later(member, trial)))
+
+
+def _trial(
+    member: StudyRecord, trial: Record, tracker: Tracker, store: Store, spec: StudySpec, tags: dict[str, str]
+) -> Iterator[Tale]:
+    """A trial's start, the epochs and the end that the spool lacks, each at its time or what is known of it."""
+    known, began = tracker.known(trial.uid), _ms(trial.started)
+    if not known.started:
+        arm = member.group.arm if member.group else ""
+        yield began, partial(start_trial, tracker, member.about.uid, trial, tags, arm, spec.phase)
+    lost = sorted(trial.epochs.keys() - known.steps)
+    measured = _measured(trial, folder_of(store, member.name, trial), spec) if lost else {}
+    ended, last = max(_ms(trial.ended), began), max(trial.epochs, default=0)
+    for epoch in lost:
+        at = began + max(epoch, (ended - began) * epoch // (last + 1))
+        yield at, partial(tracker.epoch, trial.uid, epoch, measured.get(epoch) or spec.measured(trial.epochs[epoch]))
+    if trial.verdict:
+        ended = max(ended, began + last + 1)
+        yield ended, partial(end_trial, tracker, store, member.name, trial)
+        if later := _later(member, trial):
+            yield ended + 1, partial(end_trial, tracker, store, member.name, trial, later)
+
+
+def _later(member: StudyRecord, trial: Record) -> dict[str, float]:
+    """What a confirmed run was measured after its end: times. A search's best is tested, which its study tells."""
+    return member.finals.get(trial.number, {}) if member.phase == "confirm" else {}
+
+
+def _measured(trial: Record, folder: Path, spec: StudySpec) -> dict[int, dict[str, float]]:
+    """All measures of a trial's epochs, as far as its folder has them and agrees with the database."""
+    found = read_outcome(trial.config, folder) or _checkpoint(trial, folder)
+    measured = {}
+    for epoch in found["history"] if found else ():
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            own = {str(name): float(value) for name, value in epoch.items()}
+            if spec.value(own) == trial.epochs.get(int(own["epoch"])):
+                measured[int(own["epoch"])] = own
+    return measured
+
+
+def _checkpoint(trial: Record, folder: Path) -> dict[str, Any] | None:
+    """What the checkpoint of a trial that did not end, or was pruned, says of it; its tensors are not read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / "training.safetensors", framework="np") as file:
+            facts = json.loads(file.metadata()["erpe"])
+        own = facts["config"] == trial.config.model_dump_json() and isinstance(facts["history"], list)
+        return facts if own else None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_over(member: StudyRecord, members: list[StudyRecord]) -> bool:
+    """Whether a study had all it was last asked for. A search that is no part of another one ends with a test."""
+    if member.counts["RUNNING"]:
+        return False
+    if member.group is None:
+        return member.best is None or member.best.number in member.finals
+    plan = member.group.plan
+    if member.phase == "confirm":
+        return len(member.trials) >= plan["confirm"]["seeds"]
+    if plan["search"]["budget"] == "trials":
+        return len(member.trials) >= plan["search"]["trials"]
+    return arm_of(members, member.group.arm)[1] is not None
+
+
+def _made_with(member: StudyRecord) -> dict[str, str]:
+    """Where a study was made, as far as the database knows."""
+    made = member.group.made_with if member.group else {}
+    command = "study run" if member.group else "train" if member.name.startswith("train-") else "tune"
+    commit = {"mlflow.source.git.commit": made["git_sha"]} if made.get("git_sha", "unknown") != "unknown" else {}
+    return made | commit | {"mlflow.source.name": f"erpe {command}", "mlflow.source.type": "LOCAL"}
+
+
+def _spec(member: StudyRecord) -> StudySpec:
+    try:
+        return StudySpec(**member.about.spec)
+    except (ConfigError, TypeError) as error:
+        raise StoreError(f"study {member.name}: {error}; another version of erpe wrote it") from None
+
+
+def _ms(time: datetime | None) -> int:
+    return int(time.timestamp() * 1000) if time else 0

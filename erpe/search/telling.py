@@ -1,0 +1,87 @@
+"""What the tracker is told of a study: by its driver while it runs, and by the reconciler from the database alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from erpe.config import DATASETS
+from erpe.search.records import Group, Record, StudyRecord
+from erpe.search.study import StudySpec
+from erpe.store import Store
+
+
+def study_tags(spec: StudySpec, name: str, group: Group | None) -> dict[str, str]:
+    """What every run of a study is tagged with: the same keys for all.
+
+    Args:
+        name: of the study; a part of a greater study is tagged with the greater one's.
+    """
+    tags = {
+        "arm": group.arm if group else spec.variant, "variant": spec.variant, "dataset": spec.dataset,
+        "phase": spec.phase, "data_sha256": DATASETS[spec.dataset].sha256, "study_hash": spec.identity,
+        "study_seed": str(spec.seed), "sampler": spec.sampler, "pruner": spec.pruner,
+        "study": group.study if group else name,
+    }  # fmt: skip
+    return tags | (_planned(group.plan) if group else {})
+
+
+def _planned(plan: dict[str, Any]) -> dict[str, str]:
+    search, seeds = plan["search"], plan["confirm"]["seeds"]
+    return {"trials_planned": str(search["trials"]), "seeds_planned": str(seeds), "budget": search["budget"]}
+
+
+def start_trial(tracker: Any, study: str, trial: Record, tags: dict[str, str], arm: str, phase: str) -> None:
+    """A trial starts.
+
+    Args:
+        study: uid of its study.
+        tags: of every run of the study.
+        arm: none: the study is no part of a greater one.
+    """
+    what = "seed" if phase == "confirm" else "trial"
+    own = {"optuna.number": str(trial.number), "seed": str(trial.config.seed)}
+    name = f"{arm} {what} {trial.number}" if arm else ""
+    tracker.start_trial(trial.uid, trial.number, trial.config, tags | own, parent=study, name=name)
+
+
+def end_trial(tracker: Any, store: Store, study: str, trial: Record, later: dict[str, float] | None = None) -> None:
+    """A trial that is decided ends.
+
+    Args:
+        study: name of its study.
+        later: what was measured after its end; it is told as another end.
+    """
+    if trial.verdict:
+        state, metrics, reason = trial.verdict
+        folder = folder_of(store, study, trial) if state == "COMPLETE" else None
+        tracker.end_trial(trial.uid, state, metrics | (later or {}), folder, reason)
+
+
+def end_study(tracker: Any, store: Store, study: StudyRecord, over: bool) -> None:
+    """A study ends, or pauses. Of a confirmation, the champion is seed 0: no test score chooses it.
+
+    Args:
+        over: whether all it was asked for is done.
+    """
+    group, confirm = study.group, study.phase == "confirm"
+    complete = [trial for trial in study.trials if trial.state == "COMPLETE"]
+    best = (complete[0] if complete else None) if confirm else study.best
+    metrics: dict[str, float] = {}
+    if best:
+        tested = {} if confirm else study.finals.get(best.number, {})
+        metrics = (best.verdict.metrics if best.verdict else {}) | tested
+    model = (f"{group.study}.{group.arm}" if confirm and over else "") if group else study.name
+    tracker.end_study(
+        study.about.uid,
+        best.uid if best else None,
+        metrics,
+        folder_of(store, study.name, best) if best and over else None,
+        ("COMPLETE" if best else "FAIL") if over else "INTERRUPTED",
+        name=study.name if group else "",
+        model=model,
+    )
+
+
+def folder_of(store: Store, study: str, trial: Record) -> Any:
+    """Where a trial's checkpoint and results lie."""
+    return store.trial_folder(study, trial.number, trial.config.seed)
