@@ -401,6 +401,8 @@ def sync(
     """Bring MLflow up to date: what waits, and what it has lost. A store filled elsewhere is taken over first."""
     from erpe.mend import mend
 
+    if source and "/" in source and not Path(source).is_dir():
+        raise ConfigError(f"{source}: no such folder; one that `erpe study run --store` filled would do")
     if source and is_foreign(source, store):
         opened, studies = take_over(Path(source), store)
     else:

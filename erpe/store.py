@@ -66,7 +66,8 @@ class Store:
                 f"store {store.root}: cannot be written ({error.strerror}); --store names another"
             ) from None
         except ValueError:
-            raise StoreError(f"store {store.root}: erpe.json is damaged; it should hold {LAYOUT=}") from None
+            wanted = json.dumps({"layout": LAYOUT})
+            raise StoreError(f"store {store.root}: erpe.json is damaged; it should hold {wanted}") from None
         if not isinstance(found, dict) or found.get("layout") != LAYOUT:
             raise StoreError(
                 f"store {store.root}: layout {found!r}, this erpe reads layout {LAYOUT}; --store names another"

@@ -125,7 +125,7 @@ def test_more_seeds_and_more_trials_continue_and_a_new_best_is_confirmed_anew(st
 
 def test_another_space_is_refused_with_its_difference(store):
     play(store)
-    with pytest.raises(StudyError, match=r"digits-nine\.softmax is another one \(.*weight_decay"):
+    with pytest.raises(StudyError, match=r"digits-nine\.softmax is another one \(.*weight_decay.*--set name="):
         play(store, 'space."train.weight_decay"=0.1')
 
 

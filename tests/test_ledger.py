@@ -249,7 +249,7 @@ def test_another_study_of_the_same_name_is_refused_with_the_difference(store):
     with Ledger.open(store, SPEC):
         pass
     other = define("relu_general", "digits", epochs=5, sampler="random", pruner="none", settings={"train.lr": 0.01})
-    with pytest.raises(StudyError, match=r"base.train.epochs: 4, now 5; .*--new starts afresh"):
+    with pytest.raises(StudyError, match=r"\(train.epochs: 4, now 5; .*--new starts afresh"):
         Ledger.open(store, other)
     with Ledger.open(store, other, new=True) as ledger:
         assert ledger.name == "digits-relu_general-2"

@@ -39,7 +39,7 @@ def test_every_variant_and_data_set_is_another_study():
 def test_differences_name_what_changed_and_how():
     old = define("favor", "digits", epochs=3).model_dump(mode="json")
     new = define("favor", "digits", pruner="none").model_dump(mode="json")
-    assert differences(old, new) == ["base.train.epochs: 3, now 30", "pruner: asha, now none"]
+    assert differences(old, new) == ["train.epochs: 3, now 30", "pruner: asha, now none"]
     assert differences(old, old) == []
     assert differences({}, {"a": {"b": 1}}) == ["a.b: absent, now 1"]
 

@@ -40,7 +40,7 @@ def take(url: URL, study: str) -> Lease:
 
 
 def _taken(study: str) -> BusyError:
-    return BusyError(f"study {study}: another erpe is running it; wait for it, stop it, or --new starts another")
+    return BusyError(f"study {study}: another erpe is running it; wait for it, or stop it")
 
 
 class _FileLease:

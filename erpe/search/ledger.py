@@ -79,14 +79,15 @@ class Ledger:
             chosen = next(member for member in family if member not in taken) if new or not taken else taken[-1]
             lease = take(database.url, chosen)
             opened.callback(lease.release)
-            ledger = storage.patient(cls._enter)(database, lease, chosen, spec)
+            remedy = "--set name=ANOTHER" if group else "--new"
+            ledger = storage.patient(cls._enter)(database, lease, chosen, spec, remedy)
             if group:
                 storage.patient(ledger._study.set_user_attr)(GROUP, group._asdict())
             ledger._opened = opened.pop_all()
             return ledger
 
     @classmethod
-    def _enter(cls, database: storage.Database, lease: Lease, name: str, spec: StudySpec) -> Ledger:
+    def _enter(cls, database: storage.Database, lease: Lease, name: str, spec: StudySpec, remedy: str) -> Ledger:
         try:
             study = optuna.create_study(study_name=name, storage=database.backend, direction="maximize")
         except DuplicatedStudyError:
@@ -96,7 +97,7 @@ class Ledger:
             study.set_user_attr(STUDY, {"uid": uid, "spec": wanted, "settings": samplers.settings(spec)})
         changed = differences_from(records.read_about(name, study.user_attrs).spec, spec)
         if changed:
-            raise StudyError(f"study {name} is another one ({'; '.join(changed)}); --new starts afresh beside it")
+            raise StudyError(f"study {name} is another one ({'; '.join(changed)}); {remedy} starts afresh beside it")
         return cls(database, lease, study, spec)
 
     def __enter__(self) -> Self:

@@ -110,7 +110,7 @@ def gc(
                 lag, problem = lag + unsent, problem or said
         except BusyError:
             if study is not None:
-                raise BusyError(f"study {study}: another erpe is running it; wait for it, or stop it") from None
+                raise
             running.append(family)
     strays = sweep_strays(store, logged, None if study is None else families, dry_run) if dangling else []
     return Sweep(swept, running, strays, lag, problem, is_server(store))

@@ -135,7 +135,7 @@ def confirmation(config: TrialConfig, seed: int, epochs: int | None = None) -> S
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What changed between two specifications, as `model_dump(mode="json")` gives them, a line each.
 
-    ["space.axes.train.lr.high: 0.01, now 0.1", "pruner: asha, now none"]
+    ["space.train.lr.high: 0.01, now 0.1", "pruner: asha, now none"]
     """
     before, after = flatten(old), flatten(new)
     names = sorted(set(before) | set(after))
@@ -145,7 +145,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         return "absent" if value is absent else json.dumps(value).strip('"')
 
     return [
-        f"{name}: {show(before.get(name, absent))}, now {show(after.get(name, absent))}"
+        f"{name.removeprefix('base.').replace('space.axes.', 'space.')}: {show(before.get(name, absent))}, now {show(after.get(name, absent))}"
         for name in names
         if before.get(name, absent) != after.get(name, absent)
     ]
