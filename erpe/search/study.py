@@ -141,11 +141,15 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     names = sorted(set(before) | set(after))
     absent = object()
 
+    def shown(name: str) -> str:
+        """As a user writes it."""
+        return name.removeprefix("base.").replace("space.axes.", "space.")
+
     def show(value: Any) -> str:
         return "absent" if value is absent else json.dumps(value).strip('"')
 
     return [
-        f"{name.removeprefix('base.').replace('space.axes.', 'space.')}: {show(before.get(name, absent))}, now {show(after.get(name, absent))}"
+        f"{shown(name)}: {show(before.get(name, absent))}, now {show(after.get(name, absent))}"
         for name in names
         if before.get(name, absent) != after.get(name, absent)
     ]
