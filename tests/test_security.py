@@ -15,7 +15,7 @@ from outcomes import made_up
 from toys import work
 from trials import tiny
 
-from erpe.errors import DataError, ErpeError, StoreError
+from erpe.errors import DataError, ErpeError, StoreError, StudyError
 from erpe.report.comparison import compare
 from erpe.report.outcomes import read_arrays
 from erpe.report.tables import render
@@ -161,6 +161,33 @@ def test_a_uid_cannot_be_a_query(uid):
         Event(kind="epoch", uid=uid)
 
 
+def test_artifacts_are_fetched_by_name_and_size_and_from_no_other_server(tmp_path, empty_database):
+    from erpe.tracking.reading import fetch, read
+    from erpe.tracking.server import connect
+
+    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path)}"
+    client, run = connect(uri), {}
+    places = {"here": (tmp_path / "artifacts").as_uri()}
+    places |= {kind: f"{kind}://evil.example/x" for kind in ("http", "mlflow-artifacts", "ftp")}
+    for name, place in places.items():
+        run[name] = client.create_run(client.create_experiment(name, place))
+    files = tmp_path / "artifacts" / run["here"].info.run_id / "artifacts"
+    files.mkdir(parents=True)
+    for name in ("predictions.npz", "evil.pkl"):
+        (files / name).write_bytes(b"x")
+    assert [path.name for path in fetch(client, uri, run["here"], ["predictions.npz"]).iterdir()] == ["predictions.npz"]
+    os.truncate(files / "predictions.npz", 2**30)
+    with pytest.raises(StudyError, match=r"predictions\.npz has 1073741824 bytes"):
+        fetch(client, uri, run["here"], ["predictions.npz"])
+    for name in set(places) - {"here"}:
+        with pytest.raises(StudyError, match="lie elsewhere"):
+            fetch(client, uri, run[name], ["predictions.npz"])
+    for tag, value in {"arm": EVIL, "seeds_planned": "many", "variant": "relu"}.items():
+        client.set_tag(run["here"].info.run_id, tag, value)
+    with pytest.raises(StudyError, match="not as erpe logs them"):
+        read(uri, ["here"])
+
+
 # ---- what is shown
 
 
@@ -209,12 +236,14 @@ def running(command, environment, port, folder):
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True)
     try:
-        for _ in range(600):
+        for _ in range(3000):
             assert process.poll() is None, (folder / "server.log").read_text()
             with closing(socket.socket()) as probe:
                 if not probe.connect_ex(("127.0.0.1", port)):
                     break
             time.sleep(0.1)
+        else:
+            raise TimeoutError((folder / "server.log").read_text())
         yield process
     finally:
         os.killpg(process.pid, 9)
