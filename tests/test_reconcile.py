@@ -16,7 +16,7 @@ import torch
 from mlflow_server import rows
 from test_adopt import erpe
 from test_campaign import FILE, SMALL
-from test_tune import Killed, check_books
+from test_tune import Doom, Killed, check_books
 from toys import number_of, work
 
 from erpe.errors import StoreError, TrialError
@@ -252,33 +252,17 @@ def test_a_trial_that_was_removed_stays_removed(store):
 
 def test_killed_before_any_write_the_reconciler_alone_tells_all_that_the_database_knows(tmp_path, monkeypatch):
     """Every write to the database and to the spool, one after the other, is the one that never happens."""
-    left, store = 0, Store.open(tmp_path)
+    store, doom = Store.open(tmp_path), Doom(monkeypatch)
     monkeypatch.setattr("erpe.tracking.tracker.Tracker", partial(Tracker, send=False))
-
-    def mortal(call):
-        def killed(*args, **kwargs):
-            nonlocal left
-            left -= 1
-            if left == 0:
-                raise Killed
-            return call(*args, **kwargs)
-
-        return killed
-
-    from optuna.storages import RDBStorage
-
-    for write in ("trial_user_attr", "trial_intermediate_value", "trial_state_values", "study_user_attr"):
-        monkeypatch.setattr(RDBStorage, f"set_{write}", mortal(getattr(RDBStorage, f"set_{write}")))
-    monkeypatch.setattr(Spool, "write", mortal(Spool.write))
     spec = define("relu_general", "digits", epochs=1, sampler="random", pruner="none")
     for kill in range(1, 100):
-        name, left = f"killed-{kill}", kill
+        name, doom.left = f"killed-{kill}", kill
         how = {"trials": 1, "executor": "inline", "work": work(), "name": name}
         try:
             tune(spec, store, **how)
             break
         except Killed:
-            left = 0
+            doom.left = 0
         reconcile(store, name)
         _tells_what_the_ledger_knows(store, name)
         before = events(store, name)

@@ -184,34 +184,41 @@ class Killed(BaseException):
     """Stands for SIGKILL: no handler of ours catches it."""
 
 
-def test_killed_before_any_write_the_same_call_continues(store, spool_only, monkeypatch):
-    """Every write to the database and to the spool, one after the other, is the one that never happens."""
-    left = 0
+class Doom:
+    """Kills at the write that is so many writes away; 0: never."""
 
-    def mortal(call):
+    def __init__(self, monkeypatch):
+        from optuna.storages import RDBStorage
+
+        self.left, self.patch = 0, monkeypatch
+        for write in ("trial_user_attr", "trial_intermediate_value", "trial_state_values", "study_user_attr"):
+            self.may_hit(RDBStorage, f"set_{write}")
+        self.may_hit(Spool, "write")
+
+    def may_hit(self, owner, name):
+        call = getattr(owner, name)
+
         def killed(*args, **kwargs):
-            nonlocal left
-            left -= 1
-            if left == 0:
+            self.left -= 1
+            if self.left == 0:
                 raise Killed
             return call(*args, **kwargs)
 
-        return killed
+        self.patch.setattr(owner, name, killed)
 
-    from optuna.storages import RDBStorage
 
-    for write in ("trial_user_attr", "trial_intermediate_value", "trial_state_values", "study_user_attr"):
-        monkeypatch.setattr(RDBStorage, f"set_{write}", mortal(getattr(RDBStorage, f"set_{write}")))
-    monkeypatch.setattr(Spool, "write", mortal(Spool.write))
-    monkeypatch.setattr(Toy, "finish", mortal(Toy.finish))
+def test_killed_before_any_write_the_same_call_continues(store, spool_only, monkeypatch):
+    """Every write to the database and to the spool, one after the other, is the one that never happens."""
+    doom = Doom(monkeypatch)
+    doom.may_hit(Toy, "finish")
     spec = define("relu_general", "digits", epochs=2, sampler="random", pruner="none")
     for kill in range(1, 100):
-        name, left = f"killed-{kill}", kill
+        name, doom.left = f"killed-{kill}", kill
         try:
             tune(spec, store, trials=1, executor="inline", work=work(), name=name)
             break
         except Killed:
-            left = 0
+            doom.left = 0
         result = tune(spec, store, trials=1, executor="inline", work=work(), name=name)
         assert result.counts == {"COMPLETE": 1} and result.test
         check_books(store, 1, name)
