@@ -146,7 +146,7 @@ def surely_unbeaten(cost: np.ndarray, quality: np.ndarray) -> np.ndarray:
     """
     dearer = cost[:, 0] > cost[:, 1, None]  # [i, j]: j is dearer than i
     worse = quality[:, 1] < quality[:, 0, None]
-    return (dearer | worse | np.eye(len(cost), dtype=bool)).all(axis=1)
+    return np.all(dearer | worse | np.eye(len(cost), dtype=bool), axis=1)
 
 
 def pareto(summary: pd.DataFrame, cost: str, quality: str = "test/accuracy") -> pd.DataFrame:
