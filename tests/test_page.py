@@ -190,7 +190,7 @@ def test_the_protocol_names_data_budget_device_and_versions():
     outcomes = dataclasses.replace(outcomes, runs=outcomes.runs.assign(torch="2.13.0"))
     steps = protocol(outcomes, compare(outcomes))
     assert steps["Data"] == "digits: 1,437 training images (1,437 of them for the confirmation), 360 test images"
-    assert steps["Budget"] == "4 trials an arm of 5 epochs unless it was pruned; equal for all: trials"
+    assert steps["Budget"] == "4 trials an arm of 5 epochs, fewer where pruned; equal for all: trials"
     assert steps["Confirmation"].endswith("on the whole training set, for 5 epochs")
     assert (steps["Device"], steps["Version"], steps["Torch"]) == ("cpu", "0.1.0", "2.13.0")
 

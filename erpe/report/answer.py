@@ -136,7 +136,7 @@ def _epochs(outcomes: Outcomes) -> tuple[str, str]:
     trials, epochs = outcomes.trials, outcomes.epochs
     told = []
     searched = trials.loc[trials["state"] == "COMPLETE", "epochs"] if len(trials) else pd.Series()
-    told.append(f" of {_numbers(searched)} epochs unless it was pruned" if len(searched) else "")
+    told.append(f" of {_numbers(searched)} epochs, fewer where pruned" if len(searched) else "")
     confirmed = epochs[epochs["phase"] == "confirm"].groupby("uid")["epoch"].max() if len(epochs) else pd.Series()
     told.append(f", for {_numbers(confirmed)} epochs" if len(confirmed) else "")
     return told[0], told[1]

@@ -79,7 +79,7 @@ CAPTIONS = {
 """Name of a chart -> its words."""
 
 NO_BAR = "No intervals: one seed has none, nor have equal ones."
-BARS = {
+BARS: dict[str, tuple[tuple[str, ...], str]] = {
     "accuracy": ((MEASURE,), "Bar: 95 % t-interval of the mean, cut off where accuracy ends."),
     "tradeoffs": (
         (MEASURE, "time/inference_ms_per_image", "time/train_seconds_per_epoch"),
