@@ -26,7 +26,8 @@ from erpe.search.campaign import run
 from erpe.search.ledger import Ledger
 from erpe.search.plan import load_plan
 from erpe.search.reconcile import reconcile
-from erpe.search.records import REMOVED, read_studies
+from erpe.search.records import mark, read_studies
+from erpe.search.storage import Database
 from erpe.search.study import define
 from erpe.search.tune import tune
 from erpe.show import lag_words, status_rows
@@ -238,12 +239,8 @@ def test_a_study_that_is_being_driven_is_left_alone(store):
 
 def test_a_trial_that_was_removed_stays_removed(store):
     (study,) = read_studies(store, SOLO)
-    with closing(sqlite3.connect(store.root / "optuna.db")) as database:
-        query = "SELECT trial_id FROM trials JOIN studies USING (study_id) WHERE study_name = ? AND number = 1"
-        ((trial,),) = database.execute(query, (SOLO,))
-        row = "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (?, ?, 'true')"
-        database.execute(row, (trial, REMOVED))
-        database.commit()
+    with closing(Database(store.storage_url)) as database:
+        mark(database, SOLO, {study.trials[1].number})
     (store.spool / f"{SOLO}.jsonl").unlink()
     reconcile(store)
     told = essentials(store, SOLO)
