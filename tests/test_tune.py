@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from toys import Toy, number_of, once, work
 
 from erpe.errors import ConfigError, DataError, StoreError, StudyError, TrialError
@@ -440,45 +439,3 @@ def test_on_ray_ctrl_c_once_finishes_the_epoch_and_twice_stops_now(store):
     code, out, err = Driver(store, 0).end()
     assert code == 0 and json.loads(out.splitlines()[-1]) == [False, {"COMPLETE": 5}], err
     check_books(store, 5, repeated=2)
-
-
-def _too_large(folder, epoch):
-    """Trial 1 needs a GPU of its own, trial 2 more than there is."""
-    import ray
-
-    part = ray.get_runtime_context().get_assigned_resources()["GPU"]
-    with (folder / "parts").open("a") as file:
-        file.write(f"{part:g}\n")
-    if (number_of(folder) == 1 and epoch == 2 and part < 1) or number_of(folder) == 2:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-
-
-CROWDED = """
-import json, sys
-import test_tune
-import erpe.search.worker
-import ray
-from erpe.search.tune import tune
-from erpe.store import Store
-from erpe.tracking import tracker
-from functools import partial
-tracker.Tracker = partial(tracker.Tracker, send=False)
-ray.init(address="local", log_to_driver=False, num_cpus=2, num_gpus=1, include_dashboard=False)  # Ray only counts it
-work = test_tune.work(accident=test_tune._too_large)
-result = tune(test_tune.SPEC, Store.open(sys.argv[1]), trials=4, concurrency=2, work=work)
-print(json.dumps([result.counts, result.reasons]))
-"""
-
-
-@pytest.mark.slow
-def test_on_ray_a_trial_that_finds_no_room_on_its_part_of_a_gpu_gets_a_whole_one(store):
-    command = [sys.executable, "-c", CROWDED, store.root]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | PATHS, timeout=120, check=True)
-    counts, reasons = json.loads(done.stdout.splitlines()[-1])
-    assert counts == {"COMPLETE": 3, "FAIL": 1}
-    assert "OutOfMemoryError: CUDA out of memory" in reasons["2"]
-    parts = {number_of(path.parent): path.read_text().split() for path in store.checkpoints.glob("*/*/parts")}
-    assert parts[0] == ["0.5"] * EPOCHS
-    assert parts[1] == ["0.5", "0.5", *["1"] * (EPOCHS - 1)]
-    assert parts[2] == ["0.5", *["1"] * (MAX_ATTEMPTS - 1)]
-    check_books(store, 4, repeated=MAX_ATTEMPTS)

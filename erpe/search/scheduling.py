@@ -109,18 +109,9 @@ class LedgerScheduler(FIFOScheduler):
         reason = last_error(trial, link.conductor.folder(ticket))
         if not link.guarded(lambda: link.conductor.crashed(ticket, reason), False):
             tune_controller.stop_trial(trial)
-        elif "OutOfMemoryError" in reason:
-            without_neighbours(trial)
 
     def __reduce__(self) -> Any:
         return FIFOScheduler, ()
-
-
-def without_neighbours(trial: Any) -> None:
-    """Give a trial all of a GPU whose part had no room for it; a configuration too large for that fails soon."""
-    resources = trial.placement_group_factory.required_resources
-    if 0 < resources.get("GPU", 0) < 1:
-        trial.update_resources(tune.PlacementGroupFactory([resources | {"GPU": 1.0}]))
 
 
 class Brake(tune.Stopper):
