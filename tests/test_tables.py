@@ -83,7 +83,8 @@ def test_cells_have_mean_half_width_and_n_by_hand():
 def test_no_part_of_a_gap_that_is_not_real_is_shown():
     outcomes = made_up(("softmax", "relu", "relu_rope"), seeds=3)
     outcomes.runs["test/accuracy"] = [0.94, 0.95, 0.96, 0.95, 0.95, 0.949, 0.97, 0.97, 0.98]
-    assert re.search(r"\| relu\\_rope \| relu \| 0.0[^|]* \| no \| - \| - \| 3 \|", render(compare(outcomes), "markdown"))
+    text = render(compare(outcomes), "markdown")
+    assert re.search(r"\| relu\\_rope \| relu \| 0.0[^|]* \| no \| - \| - \| 3 \|", text)
 
 
 def test_one_seed_is_shown_without_an_interval():

@@ -147,7 +147,7 @@ def lay_over(entries: dict[str, Any], variant: str, dataset: str) -> Space:
             axis = read_axis(name, entry, base)
             check_axis(name, axis, base)
         except ErpeError as error:
-            raise ConfigError(f'space."{name}": {error}') from None
+            raise ConfigError(f'space."{name[:100]}": {error}') from None
         if name not in elsewhere:
             axes[name] = axis
     return Space(axes=axes)
