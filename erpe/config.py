@@ -145,7 +145,7 @@ class Config(BaseModel):
             for key in path:
                 branch = branch.get(key) if isinstance(branch, dict) else None
             if not isinstance(branch, dict) or leaf not in branch:
-                raise ConfigError(f"unknown setting {name!r}; {nearest(name, self.flat())}")
+                raise ConfigError(f"unknown setting {name[:100]!r}; {nearest(name, self.flat())}")
             branch[leaf] = value
         return type(self)(**tree)
 
@@ -169,7 +169,7 @@ def explain(error: ValidationError, owner: type[BaseModel]) -> str:
     place = ".".join(str(part)[:100] for part in first["loc"])
     if first["type"] == "extra_forbidden":
         *above, key = first["loc"]
-        return f"{place}: unknown key; {nearest(str(key), _settings_at(owner, above))}"
+        return f"{place[:100]}: unknown key; {nearest(str(key), _settings_at(owner, above))}"
     said = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         inner = re.match(r"\w+(?=[:.])", said)  # a configuration inside this one names its own setting

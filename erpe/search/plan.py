@@ -113,7 +113,7 @@ class Plan(Config):
             if name in RESERVED or name == "data.validation":
                 raise ConfigError(f"{name}: the study sets it")
             if name not in known:
-                raise ConfigError(f"unknown setting {name!r}; {nearest(name, known)}")
+                raise ConfigError(f"unknown setting {name[:100]!r}; {nearest(name, known)}")
             if not self.switches.get(name, (None,)):
                 raise ConfigError(f"switches.{name}: no value to choose from")
         if len(self.variants) * math.prod(map(len, self.switches.values())) > MOST_ARMS:
