@@ -227,6 +227,8 @@ def read_studies(store: Store, name: str | None = None) -> list[StudyRecord]:
     database = storage.Database(store.storage_url) if storage.exists(url) else None
     names = database.names() if database else []
     if name is not None and name not in names:
+        if database:
+            database.close()
         raise StudyError(
             f"study {name}: not in {storage.show(url)}; " + (nearest(name, names) if names else "it is empty")
         )
