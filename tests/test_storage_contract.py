@@ -3,6 +3,7 @@
 Making Optuna's tables takes longer than a case: SQLite's are copied, PostgreSQL's are emptied.
 """
 
+import pickle
 import shutil
 from contextlib import closing
 
@@ -55,8 +56,16 @@ def storage(request):
 class TestContract(StorageTestCase):
     """Its cases are Optuna's; none is left out."""
 
+    def test_pickle_storage(self, storage, monkeypatch):
+        """Optuna's case, which leaves the connection of the copy open."""
+        load, copies = pickle.loads, []
+        monkeypatch.setattr(pickle, "loads", lambda data: copies.append(load(data)) or copies[-1])
+        super().test_pickle_storage(storage)
+        for copy in copies:
+            copy._backend.remove_session()
+            copy._backend.engine.dispose()
+
     def test_no_case_is_left_out(self):
         own = {name for name in vars(type(self)) if name.startswith("test_")}
-        assert (
-            own == {"test_no_case_is_left_out"} and len([name for name in dir(self) if name.startswith("test_")]) > 45
-        )
+        assert own == {"test_no_case_is_left_out", "test_pickle_storage"}
+        assert len({name for name in dir(self) if name.startswith("test_")}) > 45
