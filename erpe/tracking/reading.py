@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -95,8 +96,8 @@ def fetch_checkpoint(client: MlflowClient, uri: str, run: Run) -> Path:
         StudyError: it has none, or see `fetch`.
     """
     folder = fetch(client, uri, run, [f"checkpoint/{name}" for name in CHECKPOINT]) / "checkpoint"
-    if not folder.is_dir():
-        raise StudyError(f"run {run.info.run_id}: no checkpoint to be had from MLflow")
+    if not any(folder.iterdir()):
+        raise StudyError(f"run {run.info.run_id}: it has no checkpoint in MLflow")
     return folder
 
 
@@ -104,23 +105,27 @@ def fetch(client: MlflowClient, uri: str, run: Run, names: Sequence[str]) -> Pat
     """The artifacts of these names, as far as a run has them, in a temporary folder; others stay where they are.
 
     Raises:
-        StudyError: they lie on another server, which would be sent our credentials, or are larger than they may be.
+        StudyError: they lie on another server, which would be sent our credentials, are larger than they may be, or
+            do not come.
     """
     from mlflow.exceptions import MlflowException
 
-    place, folder = urlsplit(run.info.artifact_uri), Path(tempfile.mkdtemp(prefix="erpe-"))
+    who, place = f"run {run.info.run_id}", urlsplit(run.info.artifact_uri)
     if place.scheme not in _PLACES and (place.scheme not in _SERVED or place.netloc not in ("", urlsplit(uri).netloc)):
-        raise StudyError(f"run {run.info.run_id}: its artifacts lie elsewhere ({place.scheme}://{place.netloc})")
-    with contextlib.suppress(MlflowException, OSError):  # what is not there is missed by who needs it
+        raise StudyError(f"{who}: its artifacts lie elsewhere ({place.scheme}://{place.netloc})")
+    folder = Path(tempfile.mkdtemp(prefix="erpe-"))
+    try:
         for above in {name.rpartition("/")[0] for name in names}:
+            (folder / above).mkdir(exist_ok=True)
             for file in client.list_artifacts(run.info.run_id, above or None):
-                most = FILES.get(Path(file.path).name, 0)
-                if file.path in names and (file.file_size or 0) > most:
-                    raise StudyError(
-                        f"run {run.info.run_id}: {file.path} has {file.file_size} bytes, not at most {most}"
-                    )
-                if file.path in names:
-                    client.download_artifacts(run.info.run_id, file.path, str(folder))
+                if file.path not in names:
+                    continue
+                if (file.file_size or 0) > (most := FILES[Path(file.path).name]):
+                    raise StudyError(f"{who}: {file.path} has {file.file_size} bytes, more than {most}")
+                with tempfile.TemporaryDirectory(dir=folder) as landing:  # below it, where the kind of store likes
+                    os.replace(client.download_artifacts(run.info.run_id, file.path, landing), folder / file.path)
+    except (MlflowException, OSError) as error:
+        raise StudyError(f"{who}: artifacts do not come ({str(error).partition(chr(10))[0]})") from None
     return folder
 
 
@@ -154,7 +159,10 @@ def _read_study(rows: Rows, client: MlflowClient, uri: str, study: str, runs: li
             device = {"device": run.data.tags.get("device", "unknown")}
             rows.add_run(run.data.metrics | who | what | own_tags | device)
             rows.tables["epochs"] += [who | row for row in _epochs(client, run, "confirm")]
-            rows.add_folder(uid, what["dataset"], fetch(client, uri, run, _FILES))
+            try:
+                rows.add_folder(uid, what["dataset"], fetch(client, uri, run, _FILES))
+            except StudyError as error:
+                rows.notes.append(f"{uid}: no predictions ({error})")
     rows.made_with[study] = describe(runs[-1].data.tags)
 
 
