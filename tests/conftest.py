@@ -1,6 +1,7 @@
 import os
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def no_database_of_another_test():
 
 
 @pytest.fixture(scope="session")
-def postgres():
+def postgres_server():
     if not shutil.which("initdb", path=PROGRAMS):
         pytest.skip("no PostgreSQL on this machine")
     # Not below pytest's own folder: another pytest that starts closes that to all users but its own.
@@ -33,6 +34,13 @@ def postgres():
         server = Postgres(Path(folder))
         yield server
         server.stop()
+
+
+@pytest.fixture
+def postgres(postgres_server):
+    """A server with a database of this test alone, at `.url`."""
+    postgres_server.url = postgres_server.create(f"test-{uuid.uuid4().hex[:12]}")
+    return postgres_server
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ import socket
 import subprocess
 from pathlib import Path
 
+import sqlalchemy
+
 # Debian keeps them off the PATH, one folder a version.
 VERSIONS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
 PROGRAMS = os.pathsep.join([os.environ["PATH"], *map(str, VERSIONS)])
@@ -22,9 +24,19 @@ class Postgres:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.url = f"postgresql+psycopg://erpe@127.0.0.1:{self.port}/postgres"
         self.call("initdb", "-E", "UTF8", "-A", "trust", "-U", "erpe")
         self.start()
+
+    def address(self, database):
+        return f"postgresql+psycopg://erpe@127.0.0.1:{self.port}/{database}"
+
+    def create(self, database):
+        """A new, empty database -> its address."""
+        engine = sqlalchemy.create_engine(self.address("postgres"), isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text(f'CREATE DATABASE "{database}"'))
+        engine.dispose()
+        return self.address(database)
 
     def call(self, *command):
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

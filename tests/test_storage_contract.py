@@ -27,13 +27,9 @@ def sqlite(empty_sqlite, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def own_database(postgres):
-    """Beside the tests that share the server."""
-    server = sqlalchemy.create_engine(postgres.url, isolation_level="AUTOCOMMIT")
-    with server.connect() as connection:
-        connection.execute(sqlalchemy.text("CREATE DATABASE contract"))
-    server.dispose()
-    url = postgres.url.replace("/postgres", "/contract")
+def own_database(postgres_server):
+    """One for all cases: the tables take a second to make."""
+    url = postgres_server.create("contract")
     Database(url).close()
     return url
 

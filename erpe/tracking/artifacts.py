@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,6 +129,8 @@ def _log_plots(client: MlflowClient, run: str, found: optuna.Study) -> None:
     complete = found.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
     if not complete:
         return
+    # Few trials make the importances equal; the plot shows that.
+    warnings.filterwarnings("ignore", "Target and region quantiles", UserWarning)
     with tempfile.TemporaryDirectory() as drawn:
         for name, plot in plots.items():
             if len(complete) < 2 and name != "history":

@@ -46,11 +46,8 @@ class Served:
         folder.mkdir(parents=True)
         self.postgres = Postgres(folder)
         try:
-            engine = sqlalchemy.create_engine(self.postgres.url, isolation_level="AUTOCOMMIT")
-            with closing(engine.connect()) as connection:
-                for name in ("optuna", "mlflow"):
-                    connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
-            engine.dispose()
+            for name in ("optuna", "mlflow"):
+                self.postgres.create(name)
             self.start_server()
             yield self
         finally:
@@ -60,16 +57,16 @@ class Served:
 
     def environment(self):
         """What the command needs to find it."""
-        return {"ERPE_STORAGE_URL": self.database("optuna"), "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self.port}"}
-
-    def database(self, name):
-        return self.postgres.url.removesuffix("postgres") + name
+        return {
+            "ERPE_STORAGE_URL": self.postgres.address("optuna"),
+            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self.port}",
+        }
 
     def start_server(self, wait=True):
         """At the same address every time, as a service that is started again."""
         command = [
             *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
-            *("--workers", "1", "--backend-store-uri", self.database("mlflow")),
+            *("--workers", "1", "--backend-store-uri", self.postgres.address("mlflow")),
             *("--artifacts-destination", (self.folder / "served").as_uri()),
         ]
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -95,7 +92,7 @@ class Served:
 
     def cut(self):
         """End every session with Optuna's database, and with it every lease."""
-        engine = sqlalchemy.create_engine(self.postgres.url, isolation_level="AUTOCOMMIT")
+        engine = sqlalchemy.create_engine(self.postgres.address("postgres"), isolation_level="AUTOCOMMIT")
         with closing(engine.connect()) as connection:
             connection.execute(
                 sqlalchemy.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'optuna'")
