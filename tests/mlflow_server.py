@@ -6,10 +6,11 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 
@@ -40,6 +41,28 @@ def mlflow_server(database: Path, artifacts: Path, port: int | None = None, *, a
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+
+
+@contextmanager
+def hanging_server():
+    """Accepts everyone, answers nobody; yields the URL."""
+    held, server = [], socket.create_server(("127.0.0.1", 0))
+
+    def accept():
+        with suppress(OSError):  # closed
+            while True:
+                held.append(server.accept()[0])
+
+    accepting = threading.Thread(target=accept, daemon=True)
+    accepting.start()
+    try:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        accepting.join()
+        for connection in held:
+            connection.close()
 
 
 def await_server(url, server, log):

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
-from mlflow_server import free_port, mlflow_server, rows
+from mlflow_server import free_port, hanging_server, mlflow_server, rows
 
 from erpe.config import defaults
 from erpe.errors import StoreError, StudyError, TrackingError
@@ -471,6 +472,31 @@ def test_what_was_told_while_the_server_was_down_arrives_when_it_is_up(store, em
         assert tracker.close(90) == 0, tracker.problem
     assert metrics(database) == EXPECTED
     assert rows(database, "SELECT count(*) FROM model_versions") == [(1,)]
+
+
+def test_memory_stays_bounded_while_a_server_accepts_and_never_answers(store, monkeypatch):
+    """What waits is on disk; a batch is in memory, and of an epoch some bytes."""
+    monkeypatch.setattr("erpe.tracking.spool.BATCH_BYTES", 10_000)
+    with hanging_server() as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", silent)
+        tracker = Tracker(store, STUDY)
+        told = dict.fromkeys(("train/loss", "val/loss", "val/accuracy", "lr", "time/epoch_seconds"), 0.5)
+
+        def tell(trials):
+            for trial in trials:
+                for step in range(1, 201):
+                    tracker.epoch(f"s:{trial}", step, told)
+
+        tell(range(2))
+        assert "no answer" in probe(silent)  # and loads what takes more than all events
+        tracemalloc.start()
+        try:
+            tell(range(2, 12))
+            growth, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert tracker.lag() == 2400 and tracker.close(0) == 2400
+    assert growth < 2000 * 300, growth
 
 
 TELLER = """

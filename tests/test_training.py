@@ -18,6 +18,7 @@ from trials import curve, tiny
 
 from erpe.config import VARIANTS, TrainConfig
 from erpe.errors import ConfigError, StoreError, TrialError
+from erpe.model import ViT
 from erpe.training import objective as trials
 from erpe.training.checkpoint import MODEL, STATE, load_model, save_tensors
 from erpe.training.data import load_training, normalise
@@ -289,6 +290,43 @@ def fail_at(trial, step, value):
     """Let the loss of one step be something that is no number; the others are unharmed."""
     taken, losses = trial.trainer.step, iter(range(10**6))
     trial.trainer.step = lambda *given: taken(*given) * (value if next(losses) == step else 1)
+
+
+def room_for(monkeypatch, images, steps=0):
+    """Let the device have memory for so many images at a time, from a step of training on."""
+    forward, taken = ViT.forward, iter(range(10**6))
+
+    def cramped(model, batch):
+        if model.training and len(batch) > images and next(taken) >= steps:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(model, batch)
+
+    monkeypatch.setattr(ViT, "forward", cramped)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7])
+@pytest.mark.parametrize("variant", ["relu_circulant", "favor_general"])
+def test_a_batch_without_room_is_split_and_learns_the_same(tmp_path, monkeypatch, variant, steps):
+    """In the middle of an epoch, too: it begins again from the end of the one before."""
+    config = tiny(variant, {"train.ema": 0.9, "train.redraw": 2})
+    roomy, _ = train(config, tmp_path / "roomy")
+    room_for(monkeypatch, config.train.batch // 3, steps)
+    trial = Trial(config, tmp_path / "cramped")
+    while not trial.done:
+        trial.epoch()
+    trial.finish()
+    assert trial.trainer.parts == 4 and "out of memory" in trial.warning and "in 4 parts" in trial.warning
+    assert [epoch["train/loss"] for epoch in trial.history] == pytest.approx([e["train/loss"] for e in roomy], rel=1e-3)
+    for name, tensor in weights(tmp_path / "roomy").items():
+        assert torch.allclose(tensor, weights(tmp_path / "cramped")[name], atol=1e-3), name
+
+
+def test_no_room_for_a_single_image_ends_the_trial(tmp_path, monkeypatch):
+    room_for(monkeypatch, 0)
+    trial = Trial(tiny(), tmp_path)
+    with pytest.raises(torch.OutOfMemoryError):
+        trial.epoch()
+    assert trial.trainer.parts < 2 * trial.config.train.batch
 
 
 def test_a_learning_rate_beyond_reason_fails_the_trial(tmp_path):

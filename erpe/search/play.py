@@ -16,7 +16,7 @@ class Training(Protocol):
 
     history: list[dict[str, float]]
     warning: str | None
-    """What someone should know of its start."""
+    """What someone should know."""
 
     def epoch(self) -> dict[str, float]:
         """Train one epoch, save, and measure."""
@@ -53,12 +53,11 @@ def play(config: TrialConfig, folder: Path, start: Start) -> Iterator[Event]:
             yield Event(epochs=tuple(finished["history"]), outcome=finished["metrics"])
             return
         training = start(config, folder)
-        if training.warning:
-            yield Event(warning=training.warning)
-        if training.history:
-            yield Event(epochs=tuple(training.history))
+        if training.history or training.warning:
+            yield Event(epochs=tuple(training.history), warning=training.warning)
         while len(training.history) < config.train.epochs:
-            yield Event(epochs=(training.epoch(),))
+            known, epoch = training.warning, training.epoch()
+            yield Event(epochs=(epoch,), warning=training.warning if training.warning != known else None)
         yield Event(outcome=training.finish())
     except TrialError as error:
         yield Event(failure=str(error))

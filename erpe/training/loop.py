@@ -72,6 +72,8 @@ class Trainer:
         train = config.train
         self.steps = math.ceil(len(images.labels) / train.batch)
         """Steps an epoch."""
+        self.parts = 1
+        """A batch goes through the model in so many parts: the same gradient up to rounding, in less memory."""
         self.optimiser = torch.optim.AdamW(model.decay_groups(train.weight_decay), lr=train.lr, fused=True)
         self.averaged: AveragedModel | None = None
         if train.ema:
@@ -122,16 +124,20 @@ class Trainer:
             group["lr"] = rate
         pixels = self.augment(self.images.pixels[rows], vary)
         images, labels = self.mix(normalise(pixels, self.config.data.dataset), self.images.labels[rows])
-        with autocast(train, self.device):
-            loss = cross_entropy(self.forward(images).float(), labels, label_smoothing=train.label_smoothing)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = torch.zeros((), device=self.device)
+        for some, theirs in zip(images.chunk(self.parts), labels.chunk(self.parts), strict=True):
+            with autocast(train, self.device):
+                mean = cross_entropy(self.forward(some).float(), theirs, label_smoothing=train.label_smoothing)
+            part = mean * (len(some) / len(images))
+            part.backward()
+            loss += part.detach()
         if train.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm)
         self.optimiser.step()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
-        return loss.detach()
+        return loss
 
     def redraw(self, step: int) -> None:
         """New random features every `train.redraw` steps; a step's features depend on the seed and the step alone."""

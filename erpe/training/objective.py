@@ -65,10 +65,10 @@ class Trial:
         reset_peak_memory(self.device)
         self.split = load_training(config.data, data_dir)
         self.validation = self.split.validation.to(self.device)
-        model = build(config.model, config.seed).to(self.device)
-        self.trainer = Trainer(config, model, self.split.train.to(self.device), self.device)
+        self.images = self.split.train.to(self.device)
+        self.trainer = self._at_start()
         self.warning: str | None = None
-        """What someone should know of its start: a damaged checkpoint."""
+        """What someone should know: a damaged checkpoint, batches that had to be split."""
         self.history: list[dict[str, float]] = []
         """An entry an epoch: `epoch` (from 1), `train/loss`, `val/loss`, `val/accuracy`, `lr`, `time/epoch_seconds`."""
         if os.path.lexists(folder / STATE):
@@ -82,11 +82,18 @@ class Trial:
     def epoch(self) -> dict[str, float]:
         """Train one epoch, validate, save the checkpoint.
 
+        Where the device has no memory for a batch, the epoch begins again with the batches in more parts.
+
         Raises:
             TrialError: the loss of a step, or on the validation part, is not finite.
             StoreError: the checkpoint cannot be written; the one before it is intact.
+            OutOfMemoryError: there is no memory for a single image.
         """
-        found = {"epoch": float(len(self.history) + 1)} | self.trainer.epoch(len(self.history), self.on_step)
+        trained = self._train()
+        while trained is None:
+            self._split_batches()
+            trained = self._train()
+        found = {"epoch": float(len(self.history) + 1)} | trained
         if len(self.validation.labels):
             logits = logits_of(self.trainer.final, self.validation, self.config.data.dataset)
             measured = scores(logits, self.validation.labels, "val")
@@ -97,6 +104,30 @@ class Trial:
         self.history.append(found)
         save_tensors(self.folder / STATE, self.trainer.state(), self._facts() | {"history": self.history})
         return found
+
+    def _train(self) -> dict[str, float] | None:
+        """The next epoch's training; None if its batches do not fit into memory. An exception would hold tensors."""
+        try:
+            return self.trainer.epoch(len(self.history), self.on_step)
+        except torch.OutOfMemoryError:
+            if self.trainer.parts >= self.config.train.batch:
+                raise
+            return None
+
+    def _split_batches(self) -> None:
+        """Back to the last epoch's end, the batches in twice as many parts."""
+        parts = 2 * self.trainer.parts
+        self.trainer = self._at_start()
+        self.trainer.parts = parts
+        if self.history:
+            self.trainer.load_state(load_tensors(self.folder / STATE)[0])
+        self.warning = f"out of memory on {self.device}: each batch of {self.config.train.batch} goes in {parts} parts"
+
+    def _at_start(self) -> Trainer:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        model = build(self.config.model, self.config.seed).to(self.device)
+        return Trainer(self.config, model, self.images, self.device)
 
     def finish(self) -> dict[str, float]:
         """Measure the trained model, write the trial's results, and let go of the last epoch's checkpoint.
@@ -158,8 +189,7 @@ class Trial:
             self.warning = f"{said}; set aside as {path.with_suffix('.damaged').name}, the trial begins again"
             with contextlib.suppress(FileNotFoundError):
                 path.rename(path.with_suffix(".damaged"))
-            model = build(self.config.model, self.config.seed).to(self.device)
-            self.trainer = Trainer(self.config, model, self.trainer.images, self.device)
+            self.trainer = self._at_start()
 
 
 class Confirmation(Trial):

@@ -8,10 +8,9 @@ hangs    somebody accepts the connection and never says a word
 import json
 import socket
 import statistics
-import threading
-from contextlib import contextmanager
 
 from case import Case
+from mlflow_server import hanging_server
 
 EPOCHS = 40
 
@@ -29,25 +28,6 @@ class At:
         return {"MLFLOW_TRACKING_URI": self.uri}
 
 
-@contextmanager
-def hanging():
-    """Accepts everyone, answers nobody."""
-    held, server = [], socket.create_server(("127.0.0.1", 0))
-
-    def accept():
-        while True:
-            try:
-                held.append(server.accept()[0])
-            except OSError:
-                return
-
-    threading.Thread(target=accept, daemon=True).start()
-    yield f"http://127.0.0.1:{server.getsockname()[1]}"
-    server.close()
-    for connection in held:
-        connection.close()
-
-
 def seconds_per_epoch(case):
     """From the first epoch begun to the last one saved, reporting and spooling included; the first left out."""
     case.start().wait(600)
@@ -59,7 +39,7 @@ def seconds_per_epoch(case):
 def measure(home, folder, rounds):
     """Median seconds an epoch in each state, and the range over the rounds."""
     found = {"well": [], "down": [], "hangs": []}
-    with hanging() as silent, socket.create_server(("127.0.0.1", 0)) as closed:
+    with hanging_server() as silent, socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
         closed.close()
         places = {
