@@ -25,6 +25,9 @@ FILES = {
 }  # fmt: skip
 """What may lie in a trial's folder -> bytes it may have. Nothing else is taken from elsewhere."""
 
+STATE = "training.safetensors"
+"""A trial's checkpoint after its last epoch; a finished one has none."""
+
 MOST_JSON = 16 * MIB
 """Bytes of any JSON file that is read; erpe writes far smaller ones."""
 
@@ -154,6 +157,17 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def tidy(folder: Path) -> None:
+    """Remove the temporary files of writes that were killed; nobody else may be writing to this trial's folder.
+
+    Raises:
+        OSError: the folder is gone or cannot be changed.
+    """
+    for name in FILES:
+        for left in folder.glob(f".{name}.*"):
+            left.unlink(missing_ok=True)
 
 
 def open_plain(path: Path, flags: int) -> int:

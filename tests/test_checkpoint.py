@@ -17,7 +17,8 @@ from trials import tiny
 from erpe.config import VARIANTS
 from erpe.errors import StoreError
 from erpe.model import build
-from erpe.training.checkpoint import MODEL, STATE, load_model, load_tensors, save_model, save_tensors
+from erpe.store import STATE
+from erpe.training.checkpoint import MODEL, load_model, load_tensors, save_model, save_tensors
 from erpe.training.data import load_training, normalise
 from erpe.training.objective import Trial, final_evaluation
 

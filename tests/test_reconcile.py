@@ -31,10 +31,10 @@ from erpe.search.storage import Database
 from erpe.search.study import define
 from erpe.search.tune import tune
 from erpe.show import lag_words, status_rows
-from erpe.store import Store
+from erpe.store import STATE, Store
 from erpe.tracking.spool import Spool
 from erpe.tracking.tracker import Tracker, lags, sync
-from erpe.training.checkpoint import STATE, save_tensors
+from erpe.training.checkpoint import save_tensors
 from erpe.watch import statuses
 
 slow = pytest.mark.slow

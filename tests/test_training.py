@@ -19,8 +19,9 @@ from trials import curve, tiny
 from erpe.config import VARIANTS, TrainConfig
 from erpe.errors import ConfigError, StoreError, TrialError
 from erpe.model import ViT
+from erpe.store import STATE
 from erpe.training import objective as trials
-from erpe.training.checkpoint import MODEL, STATE, load_model, save_tensors
+from erpe.training.checkpoint import MODEL, load_model, save_tensors
 from erpe.training.data import load_training, normalise
 from erpe.training.loop import compiled, derive, learning_rate, pick_device
 from erpe.training.objective import Trial, objective

@@ -28,10 +28,9 @@ from erpe.search.foreign import Foreign, Member
 from erpe.search.lease import take
 from erpe.search.records import EPOCH, REMOVED, mark, read_about, read_studies
 from erpe.search.transplant import continues, facts, transplant
-from erpe.store import Store, remove_folder, write_atomic
+from erpe.store import STATE, Store, remove_folder, write_atomic
 from erpe.tracking.spool import Event, Spool
 
-CHECKPOINT = "training.safetensors"
 """Of a trial that goes on; one that ended has none."""
 
 
@@ -160,8 +159,8 @@ def _copy(paths: dict[str, Path], folder: Path) -> None:
             if not (folder / name).exists() or (folder / name).read_bytes() != data:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_atomic(folder / name, data)
-        if paths and CHECKPOINT not in paths:
-            (folder / CHECKPOINT).unlink(missing_ok=True)
+        if paths and STATE not in paths:
+            (folder / STATE).unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"{error.filename or folder}: {error.strerror or error}; the same call goes on") from None
 

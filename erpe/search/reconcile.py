@@ -25,7 +25,7 @@ from erpe.search.play import read_outcome
 from erpe.search.records import Record, StudyRecord, arm_of, read_studies
 from erpe.search.study import StudySpec
 from erpe.search.telling import end_study, end_trial, folder_of, start_trial, study_tags
-from erpe.store import Store
+from erpe.store import STATE, Store
 from erpe.tracking.tracker import Tracker
 
 
@@ -179,7 +179,7 @@ def _checkpoint(trial: Record, folder: Path) -> dict[str, Any] | None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(folder / "training.safetensors", framework="np") as file:
+        with safe_open(folder / STATE, framework="np") as file:
             facts = json.loads(file.metadata()["erpe"])
         own = facts["config"] == trial.config.model_dump_json() and isinstance(facts["history"], list)
         return facts if own else None

@@ -19,9 +19,8 @@ from erpe.config import TrialConfig
 from erpe.errors import ConfigError, StoreError
 from erpe.model import ViT, build
 from erpe.model.vit import Size, shapes
-from erpe.store import FILES, open_plain, parse_json, read_json, write_atomic
+from erpe.store import FILES, STATE, open_plain, parse_json, read_json, write_atomic
 
-STATE = "training.safetensors"
 MODEL = "model.safetensors"
 
 

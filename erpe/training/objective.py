@@ -17,8 +17,8 @@ from erpe.config import TrialConfig, is_history, is_measures
 from erpe.errors import StoreError, TrialError
 from erpe.model import ViT, build
 from erpe.model.flops import forward_flops, train_step_flops
-from erpe.store import read_json, write_atomic
-from erpe.training.checkpoint import STATE, load_model, load_tensors, save_model, save_tensors, writing
+from erpe.store import STATE, read_json, tidy, write_atomic
+from erpe.training.checkpoint import load_model, load_tensors, save_model, save_tensors, writing
 from erpe.training.data import load_test, load_training
 from erpe.training.evaluate import (
     confusion,
@@ -147,6 +147,7 @@ class Trial:
         found |= self.measure(model)
         self._write("outcome.json", {"metrics": found, "history": self.history, **self._facts()})
         (self.folder / STATE).unlink(missing_ok=True)
+        tidy(self.folder)
         return found
 
     def measure(self, model: ViT) -> dict[str, float]:
@@ -270,6 +271,7 @@ def final_evaluation(
         save_attention_example(folder / "attention.npz", model, test, dataset)
         save_predictions(folder / "predictions.npz", logits, test.labels)
         write_atomic(done, json.dumps(found))  # last: with it, the split is closed
+        tidy(folder)
     return found
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from books import compare_books, first_begin, read_journal
+from forks import Fork
 from homes import store_of
 
 ROOT = Path(__file__).parents[2]
@@ -68,11 +69,10 @@ class Case:
     def start(self, point=None, arguments=None, **environment):
         """The command, in a process group of its own as a shell would start it."""
         self.turn += 1
-        path = [str(Path(__file__).parent / "inject"), str(ROOT)]
-        changes = {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        changes |= {"ERPE_CHAOS_JOURNAL": str(self.journal), "ERPE_CHAOS_SLOW": str(self.slow)}
+        changes = {"ERPE_CHAOS_JOURNAL": str(self.journal), "ERPE_CHAOS_SLOW": str(self.slow)}
         changes |= ({"ERPE_CHAOS_POINT": point} if point else {}) | self.home.environment() | environment
-        return Process([sys.executable, "-m", "erpe", *(arguments or self.arguments)], changes, self.log)
+        forked = self.executor == "inline" and "LD_PRELOAD" not in environment
+        return Process(arguments or self.arguments, changes, self.log, forked)
 
     @property
     def log(self):
@@ -100,16 +100,23 @@ class Case:
         return result
 
 
+def started(arguments, changes, log):
+    """`erpe` from nothing, in a session of its own."""
+    path = [str(Path(__file__).parent / "inject"), str(ROOT)]
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": os.pathsep.join(path)}
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "erpe", *arguments], stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+            env=os.environ | threads | changes, start_new_session=True,
+        )  # fmt: skip
+
+
 class Process:
     """A command that runs."""
 
-    def __init__(self, command, changes, log):
+    def __init__(self, arguments, changes, log, forked):
         self.began, self.path = time.time(), log
-        with log.open("wb") as out:
-            self._process = subprocess.Popen(
-                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=os.environ | changes,
-                start_new_session=True,
-            )  # fmt: skip
+        self._process = (Fork if forked else started)(arguments, changes, log)
         self.pid = self._process.pid
 
     def said(self):

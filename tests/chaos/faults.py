@@ -5,13 +5,17 @@ FAULTS[name](case, rng, times) -> Result
 
 import os
 import signal
+import struct
 import subprocess
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 from books import first_begin
 from case import Result
 
 POINTS = {
+    "between create_run and save": "mlflow.tracking.client:MlflowClient.create_run:after:2",
+    "between a batch and its acknowledgement": "erpe.tracking.spool:Spool.acknowledge:before:1",
     "between ask and write": "optuna.study:Study.ask:after:3",
     "between write and the worker": "erpe.search.ledger:Ledger.ask:after:4",
     "between an epoch in Optuna and in the spool": "erpe.search.ledger:Ledger.report:after:5",
@@ -19,8 +23,6 @@ POINTS = {
     "between a decision and its spooling": "erpe.search.ledger:Ledger.decide:after:2",
     "before tell": "erpe.search.ledger:Ledger.tell:before:2",
     "after tell": "erpe.search.ledger:Ledger.tell:after:2",
-    "between create_run and save": "mlflow.tracking.client:MlflowClient.create_run:after:2",
-    "between a batch and its acknowledgement": "erpe.tracking.spool:Spool.acknowledge:before:2",
     "during a checkpoint write": "erpe.training.checkpoint:write_atomic:half:3",
     "between a checkpoint and its report": "erpe.training.objective:save_tensors:after:5",
     "between a result and its report": "erpe.training.objective:Trial.finish:after:1",
@@ -49,7 +51,7 @@ def driver_kill(case, rng, times):
         process = case.start()
         if rng.random() < 0.7:  # else it is killed while it starts
             process.until("search", 120)
-        if process.wait(rng.uniform(0.2, 6)) is not None:
+        if process.wait(rng.uniform(0.2, 3 if case.executor == "inline" else 6)) is not None:
             break  # done before its time
         process.kill()
         result.injected += 1
@@ -224,22 +226,22 @@ def clock_steps(case, rng, times):
     """The clock of every process steps back and forth by hours while the study runs."""
     result = result_of(case, "a clock that steps backwards")
     clock = case.folder / "clock"
-    clock.write_text("+0")
-    process = case.start(
-        LD_PRELOAD=faketime(), FAKETIME_TIMESTAMP_FILE=str(clock), FAKETIME_NO_CACHE="1",
-        FAKETIME_DONT_FAKE_MONOTONIC="1",
-    )  # fmt: skip
+    clock.write_bytes(struct.pack("d", 0))
+    process = case.start(LD_PRELOAD=wrong_clock(case.folder), ERPE_CHAOS_CLOCK=str(clock))
     while result.injected < times and process.until("epoch", 60) and process.wait(rng.uniform(0.2, 1)) is None:
-        clock.write_text(f"-{3600 * (result.injected + 1)}")
+        with clock.open("r+b") as file:
+            file.write(struct.pack("d", -3600 * (result.injected + 1)))
         result.injected += 1
     goes_on(case, result, process, (0, 3))
     return case.finish(result)
 
 
-def faketime():
-    """Debian's libfaketime."""
-    said = subprocess.run(["dpkg", "-L", "libfaketime"], capture_output=True, text=True, check=True).stdout
-    return next(line for line in said.splitlines() if line.endswith("libfaketimeMT.so.1"))
+def wrong_clock(folder):
+    """A library that puts the clock wrong, made here."""
+    library = folder / "clock.so"
+    source = Path(__file__).parent / "inject/clock.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", library, source], check=True)
+    return str(library)
 
 
 def full_disk(case, rng, times):

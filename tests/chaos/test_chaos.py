@@ -32,7 +32,7 @@ def hurt(tmp_path, request):
 
 
 def test_a_kill_at_any_named_point_loses_and_doubles_nothing(hurt):
-    hurt("points", None, "inline", len(POINTS), trials=26, epochs=2, slow=0)
+    hurt("points", None, "inline", len(POINTS), trials=34, epochs=2, slow=0.3)
 
 
 @pytest.mark.parametrize(("fault", "times"), [("driver", 2), ("worker", 2), ("raylet", 1)])
