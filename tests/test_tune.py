@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from toys import Toy, number_of, once, work
+from toys import Toy, number_of, once, toy, work
 
 from erpe.errors import ConfigError, DataError, StoreError, StudyError, TrialError
 from erpe.search.ledger import MAX_ATTEMPTS, Ledger
@@ -331,6 +331,30 @@ def test_on_ray_a_dead_worker_is_replaced_and_a_poisonous_trial_ends(store, spoo
     assert capfd.readouterr() == ("", "")
     assert logs(store)[2].count("epoch 1") == MAX_ATTEMPTS
     check_books(store, 5, repeated=MAX_ATTEMPTS + 1)
+
+
+class Deadly:
+    """Makes trials; a worker that has trained one and is handed the next dies of it, once."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, config, folder):
+        os.environ["ERPE_TEST_TRAINED"] = "here"
+        return toy(config, folder)
+
+    def __setstate__(self, state):
+        self.__dict__ = state
+        if "ERPE_TEST_TRAINED" in os.environ and once(self.folder, "handed"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_on_ray_a_worker_that_dies_between_two_trials_loses_none(store, spool_only, ray):
+    doomed = work()._replace(start=Deadly(store.root))
+    result = tune(SPEC, store, trials=2, concurrency=1, work=doomed)
+    assert result.counts == {"COMPLETE": 2} and not result.interrupted and (store.root / "once-handed").exists()
+    check_books(store, 2, repeated=0)
 
 
 @pytest.mark.slow

@@ -29,6 +29,8 @@ T = TypeVar("T")
 MOST = 8_000
 """Characters of a traceback that are kept."""
 
+KILLED = "the worker was killed, perhaps for want of memory"
+
 LOOK_SECONDS = 5.0
 """How often the driver looks whether Ray is alive."""
 
@@ -39,6 +41,8 @@ class Link:
     def __init__(self, conductor: Conducts, start: Start) -> None:
         self.conductor, self.start = conductor, start
         self.tickets: dict[str, Record] = {}
+        self.lost: list[Record] = []
+        """Tickets that Tune gave up before a worker had them, to be handed out again."""
         self.error: BaseException | None = None
 
     def guarded(self, call: Callable[[], T], otherwise: T) -> T:
@@ -62,7 +66,7 @@ class LedgerSearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """A ticket as Tune's configuration."""
         link = self._link
-        ticket = link.guarded(link.conductor.next, None)
+        ticket = link.guarded(lambda: link.lost.pop() if link.lost else link.conductor.next(), None)
         if ticket is None:
             return Searcher.FINISHED
         link.tickets[trial_id] = ticket
@@ -73,7 +77,11 @@ class LedgerSearcher(Searcher):
         }
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """The scheduler has recorded it."""
+        """The scheduler has recorded it, but where a worker was dead when it should take another trial."""
+        link = self._link
+        ticket = link.tickets[trial_id]
+        if error and link.guarded(lambda: link.conductor.crashed(ticket, KILLED), False):
+            link.lost.append(ticket)
 
     def save(self, checkpoint_path: str) -> None:
         """The database is the state."""
@@ -167,7 +175,7 @@ def last_error(trial: Any, folder: Path) -> str:
         words = (folder / LAST_WORDS).read_text(errors="replace").partition("\n\nExtension")[0][:MOST].strip()
         if words:
             return f"{words}\nthe worker died of: {words.splitlines()[0]}"
-    return "the worker was killed, perhaps for want of memory"
+    return KILLED
 
 
 def run_ray(conductor: Conducts, start: Start, *, concurrency: int, cpus: float, gpus: float, scratch: Path) -> None:
@@ -181,8 +189,16 @@ def run_ray(conductor: Conducts, start: Start, *, concurrency: int, cpus: float,
         ErpeError: see `Conductor.hear`.
     """
     link = Link(conductor, start)
-    tuner = tune.Tuner(
-        tune.with_resources(Worker, {"cpu": cpus, "gpu": gpus}),
+    _fit(link, concurrency, {"cpu": cpus, "gpu": gpus}, scratch)
+    while link.lost and link.error is None:  # after the searcher had no more
+        _fit(link, concurrency, {"cpu": cpus, "gpu": gpus}, scratch)
+    if link.error is not None:
+        raise link.error
+
+
+def _fit(link: Link, concurrency: int, resources: dict[str, float], scratch: Path) -> None:
+    tune.Tuner(
+        tune.with_resources(Worker, resources),
         tune_config=tune.TuneConfig(
             search_alg=LedgerSearcher(link),
             scheduler=LedgerScheduler(link),
@@ -201,7 +217,4 @@ def run_ray(conductor: Conducts, start: Start, *, concurrency: int, cpus: float,
             callbacks=[Quiet()],
             verbose=0,
         ),
-    )
-    tuner.fit()
-    if link.error is not None:
-        raise link.error
+    ).fit()

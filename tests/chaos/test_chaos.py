@@ -2,6 +2,8 @@
 
 import os
 import random
+import tempfile
+from pathlib import Path
 
 import pytest
 from case import Case
@@ -13,9 +15,9 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """One PostgreSQL and one MLflow server for all studies of this file."""
-    with Served(tmp_path_factory.mktemp("served")).ready() as home:
+def served():
+    """One PostgreSQL and one MLflow server for all studies of this file; pytest's folders are closed to `postgres`."""
+    with tempfile.TemporaryDirectory(prefix="erpe-chaos-") as folder, Served(Path(folder)).ready() as home:
         yield home
 
 
