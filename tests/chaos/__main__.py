@@ -31,10 +31,10 @@ from erpe.tracking.provenance import cpu_name  # noqa: E402
 
 RESULTS, OUTAGE, README = HERE / "results.jsonl", HERE / "outage.json", HERE / "README.md"
 PLAN = [
-    ("driver", "embedded", "inline", 30),
-    ("driver", "embedded", "ray", 30),
-    ("driver", "served", "inline", 25),
-    ("driver", "served", "ray", 25),
+    ("driver", "embedded", "inline", 40),
+    ("driver", "embedded", "ray", 14),
+    ("driver", "served", "inline", 40),
+    ("driver", "served", "ray", 14),
     ("points", "embedded", "inline", len(POINTS)),
     ("points", "served", "inline", len(POINTS)),
     ("worker", "embedded", "ray", 16),

@@ -42,6 +42,7 @@ class Served:
 
     @contextmanager
     def ready(self):
+        self.folder.chmod(0o755)  # PostgreSQL runs as a user of its own
         folder = self.folder / "postgres"
         folder.mkdir(parents=True)
         self.postgres = Postgres(folder)
