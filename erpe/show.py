@@ -244,23 +244,28 @@ def status_rows(store: Store, study: str | None) -> list[dict[str, Any]]:
     from erpe.search.records import read_studies
 
     waits = waiting(store)
-    return [
-        {
-            "study": found.name, "counts": dict(found.counts), "best": found.best.number if found.best else None,
-            "value": found.best.value if found.best else None, **lag_of(waits.get(found.family), found),
-            "test": found.finals.get(found.best.number) if found.best else None,
-            "trials": [
-                {
-                    "number": trial.number, "state": trial.state, "epochs": len(trial.epochs), "value": trial.value,
-                    "of": trial.config.train.epochs, "reason": trial.verdict.reason if trial.verdict else None,
-                    "started": trial.started.isoformat(timespec="seconds") if trial.started else None,
-                    "removed": trial.removed,
-                }
-                for trial in found.trials
-            ],
-        }
-        for found in read_studies(store, study)
-    ]  # fmt: skip
+    return [_status_row(found, waits) for found in read_studies(store, study)]
+
+
+def _status_row(found: StudyRecord, waits: dict[str, Waiting]) -> dict[str, Any]:
+    """Of a search: validation accuracies and the best one's test. Of a confirmation: test accuracies; none is best."""
+    searched, best = found.phase == "search", found.best
+    return {
+        "study": found.name, "phase": found.phase, "counts": dict(found.counts),
+        "best": best.number if best and searched else None, "value": best.value if best and searched else None,
+        "test": found.finals.get(best.number) if best and searched else None,
+        **lag_of(waits.get(found.family), found),
+        "trials": [
+            {
+                "number": trial.number, "state": trial.state, "epochs": len(trial.epochs),
+                "value": trial.value if searched else trial.verdict and trial.verdict.metrics.get("test/accuracy"),
+                "of": trial.config.train.epochs, "reason": trial.verdict.reason if trial.verdict else None,
+                "started": trial.started.astimezone().isoformat(timespec="seconds") if trial.started else None,
+                "removed": trial.removed,
+            }
+            for trial in found.trials
+        ],
+    }  # fmt: skip
 
 
 def lag_of(waits: Waiting | None, study: StudyRecord | None = None) -> dict[str, Any]:
@@ -297,20 +302,20 @@ def status_table(rows: list[dict[str, Any]]) -> None:
     if not rows:
         console.print("no studies yet; `erpe tune` makes one")
     for row in rows:
-        test = (row["test"] or {}).get("test/accuracy")  # of a confirmation, times are kept there
-        tested = "" if test is None else f" · test {percent(test)}"
-        title = f"{row['study']}: {tally(row['counts'])} · best {percent(row['value'])}{tested}"
-        title += lag_words(row["lag"], row["lag_seconds"])
+        searched, test = row["phase"] == "search", (row["test"] or {}).get("test/accuracy")
+        title = f"{row['study']}: {tally(row['counts'])}" + (f" · best {percent(row['value'])}" if searched else "")
+        title += ("" if test is None else f" · test {percent(test)}") + lag_words(row["lag"], row["lag_seconds"])
         table = Table(box=SIMPLE, title=title, title_justify="left")
-        for name in ("trial", "state", "epoch", "accuracy", "started (UTC)", "why"):
-            table.add_column(name, justify="right" if name in ("trial", "epoch", "accuracy") else "left")
+        accuracy = "accuracy" if searched else "test accuracy"
+        for name in ("trial", "state", "epoch", accuracy, "started", "why"):
+            table.add_column(name, justify="right" if name in ("trial", "epoch", accuracy) else "left")
         for trial in row["trials"]:
             reason = (trial["reason"] or "").strip().splitlines() or [""]
             style = "bold" if trial["number"] == row["best"] else STYLES[trial["state"]]
             epochs = f"{trial['epochs']}/{trial['of']}"
             state = state_word(trial["state"]) + (", removed" if trial["removed"] else "")
             cells = (str(trial["number"]), state, epochs, percent(trial["value"]))
-            table.add_row(*cells, trial["started"] or "", reason[-1], style=style)
+            table.add_row(*cells, (trial["started"] or "")[:19].replace("T", " "), reason[-1], style=style)
         console.print(table)
 
 

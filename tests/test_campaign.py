@@ -19,6 +19,7 @@ from erpe.search.campaign import run
 from erpe.search.plan import load_plan
 from erpe.search.records import read_studies
 from erpe.search.relay import Budget
+from erpe.show import status_rows, status_table
 from erpe.store import Store
 from erpe.tracking.spool import Spool
 from erpe.watch import statuses
@@ -168,6 +169,17 @@ def test_a_failing_trial_uses_some_budget_so_that_a_search_ends():
         trials = [Failed()] * 8
 
     assert Budget(4, 8.0).share(Study) == 1
+
+
+def test_the_status_of_a_confirmation_shows_test_accuracies_and_no_best(store, capsys):
+    play(store)
+    rows = {row["study"]: row for row in status_rows(store, None)}
+    confirmed = [row for row in rows.values() if row["phase"] == "confirm"]
+    assert confirmed and all(row["best"] is row["value"] is row["test"] is None for row in confirmed)
+    assert {trial["value"] for row in confirmed for trial in row["trials"]} == {0.9}
+    status_table(confirmed)
+    said = capsys.readouterr().out
+    assert "test accuracy" in said and "90.00 %" in said and "best" not in said
 
 
 def test_status_tells_of_every_arm_and_of_the_time_left(store):
