@@ -504,31 +504,79 @@ def doctor(data_dir: DataDir = None, store: StoreOption = STORE, as_json: AsJson
         raise typer.Exit(1)
 
 
-@app.command()
-def bench(
-    variant: Annotated[list[str] | None, typer.Option("--variant", "-v", help="May be repeated; none: all.")] = None,
+bench_app = typer.Typer(no_args_is_help=True, help="Time layers and training, in interleaved rounds.")
+app.add_typer(bench_app, name="bench")
+BenchVariants = Annotated[list[str] | None, typer.Option("--variant", "-v", help="May be repeated; none: all.")]
+Rounds = Annotated[int, typer.Option(min=2, help="Interleaved rounds that count.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+
+
+@bench_app.command("layer")
+def bench_layer(
+    variant: BenchVariants = None,
+    tokens: Annotated[list[int] | None, typer.Option(help="N; may be repeated. None: 64, 256, 1024, 4096.")] = None,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Batch size times N.")] = 4096,
+    heads: Annotated[int, typer.Option(min=1, help="H.")] = 4,
+    head_dim: Annotated[int, typer.Option(min=1, help="D.")] = 32,
+    features: Annotated[int | None, typer.Option(min=1, help="m of favor; none: twice D.")] = 32,
+    method: Annotated[str, typer.Option(help="Of the general encoding: auto, dense or fft.")] = "auto",
+    rounds: Rounds = 9,
+    threads: Threads = 1,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float64, of q, k and v.")] = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Time attention layers against torch's scaled_dot_product_attention, forward and as a training step."""
+    from erpe.show import layers_table
+
+    torch = _torch(variant, threads)
+    from erpe.bench.layers import LayerShape, bench_layers
+    from erpe.config import VARIANTS
+    from erpe.training.loop import pick_device
+
+    if precision not in ("float32", "bfloat16", "float64"):
+        raise ConfigError(f"precision {precision!r}: float32, bfloat16 or float64 would do")
+    found = bench_layers(
+        variant or list(VARIANTS), tokens or [64, 256, 1024, 4096],
+        LayerShape(heads, head_dim, features, batch_tokens), rounds=rounds, device=pick_device(device),
+        dtype=getattr(torch, precision), method=method,
+    )  # fmt: skip
+    print(json.dumps(found)) if as_json else layers_table(found)
+
+
+@bench_app.command("train")
+def bench_train(
+    variant: BenchVariants = None,
     dataset: DatasetOption = "mnist",
-    rounds: Annotated[int, typer.Option(min=2, help="Interleaved rounds that count.")] = 7,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    rounds: Rounds = 7,
+    threads: Threads = 1,
     settings: Settings = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Time a training step against a bare loop over torch's nn.TransformerEncoder."""
-    from erpe.config import VARIANTS, split_variant
     from erpe.show import bench_table
 
-    for name in variant or []:
-        split_variant(name)  # before torch is loaded
-    import torch
+    _torch(variant, threads)
+    from erpe.bench.train import bench_training
+    from erpe.config import VARIANTS
 
-    from erpe.bench import bench_training
-
-    torch.set_num_threads(threads)
     found = bench_training(
         variant or list(VARIANTS), dataset, rounds=rounds, settings=parse_settings(settings), device=device
     )
     print(json.dumps(found)) if as_json else bench_table(found)
+
+
+def _torch(variants: list[str] | None, threads: int) -> Any:
+    """torch, with so many threads; unknown variants are refused before it is loaded."""
+    from erpe.config import split_variant
+
+    for name in variants or []:
+        split_variant(name)
+    import torch
+
+    torch.set_num_threads(threads)
+    return torch
 
 
 @app.callback(invoke_without_command=True)

@@ -86,7 +86,7 @@ MISTAKES = {
     "compare nothing": (("compare",), "erpe tune"),
     "format": (("compare", "--format", "word"), "unknown format 'word'"),
     "server": (("compare", "--server", "http://127.0.0.1:1"), "no answer"),
-    "bench variant": (("bench", "-v", "relux"), "did you mean relu?"),
+    "bench variant": (("bench", "layer", "-v", "relux"), "did you mean relu?"),
 }
 
 
@@ -100,7 +100,9 @@ def test_a_mistake_is_one_line_and_exit_code_1(erpe, mistake, monkeypatch):
     assert would_do in told[0] and "Traceback" not in err
 
 
-@pytest.mark.parametrize("words", [("tune", "--varant", "relu"), ("tune",), ("tunes",), ("bench", "--rounds", "1")])
+@pytest.mark.parametrize(
+    "words", [("tune", "--varant", "relu"), ("tune",), ("tunes",), ("bench",), ("bench", "train", "--rounds", "1")]
+)
 def test_a_command_line_that_makes_no_sense_is_exit_code_2(erpe, words):
     code, _, err = erpe(*words)
     assert code == 2 and "Traceback" not in err

@@ -664,6 +664,30 @@ def test_a_finished_trial_leaves_its_results_and_no_checkpoint(tmp_path):
     assert load_model(tmp_path)[1] == config
 
 
+FAULTS = """
+import resource, sys, torch
+from erpe.training.heap import keep_heap
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(64 * 2**20, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = faults()
+keep_heap()
+faults()
+print(first, faults())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_big_tensors_take_the_memory_of_those_before_them():
+    said = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
+    first, kept = map(int, said.split())
+    assert kept * 20 < first
+
+
 def test_a_second_of_training_learns_digits(tmp_path):
     settings = {"data.train_limit": None, "train.epochs": 4, "train.lr": 5e-3, "model.width": 32}
     history, measures = train(tiny("relu_general", settings), tmp_path)

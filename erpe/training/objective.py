@@ -32,6 +32,7 @@ from erpe.training.evaluate import (
     save_predictions,
     scores,
 )
+from erpe.training.heap import keep_heap
 from erpe.training.loop import OnStep, Trainer, pick_device
 
 Report = Callable[[int, dict[str, float]], bool]
@@ -60,6 +61,7 @@ class Trial:
         device: str = "auto",
         on_step: OnStep | None = None,
     ) -> None:
+        keep_heap()
         self.config, self.folder, self.on_step = config, folder, on_step
         self.device = pick_device(device)
         reset_peak_memory(self.device)

@@ -83,12 +83,15 @@ def _compare_spool(books, store, study):
     events, offset, spool = [], 0, Spool(store.spool, study.name)
     while batch := spool.read(offset):
         events, offset = events + [event for event, _ in batch], batch[-1][1]
+    # A trial that goes on under another version of erpe is told again, with that version: one trial, one run.
+    starts = [(event.uid, json.dumps(event.tags)) for event in events if event.kind == "start_trial"]
+    books.trials_doubled += len(starts) - len(set(starts))
     kinds = Counter((event.kind, event.uid) for event in events if event.kind.endswith("_trial"))
     epochs = Counter((event.uid, event.step) for event in events if event.kind == "epoch")
     for trial in study.trials:
         for kind in ("start_trial", "end_trial"):
             books.trials_lost += kinds[kind, trial.uid] == 0
-            books.trials_doubled += kinds[kind, trial.uid] > 1
+        books.trials_doubled += kinds["end_trial", trial.uid] > 1
         told = [count for (uid, _), count in epochs.items() if uid == trial.uid]
         books.epochs_lost += max(0, len(trial.epochs) - len(told))
         books.epochs_doubled += sum(told) - len(told)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from erpe.bench.rounds import compete, machine
 from erpe.config import ModelConfig, TrialConfig, defaults
 from erpe.model import build
-from erpe.tracking.provenance import cpu_name
 from erpe.training.data import Images, batches, normalise
 from erpe.training.loop import Trainer, autocast, pick_device
 
@@ -83,23 +78,11 @@ def bench_training(
     images = Images(pixels, labels).to(where)
     loops = {"nn.TransformerEncoder, bare loop": bare_epoch(Bare(base.model).to(where), base, images, where)}
     for variant in variants:
-        config = base.replace({"model.variant": variant, "train.epochs": rounds + 1})
+        config = base.replace({"model.variant": variant, "train.epochs": 10_000})
         loops[variant] = epochs_of(Trainer(config, build(config.model).to(where), images, where))
-    times: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(rounds + 1):
-        for name, loop in loops.items():
-            started = time.perf_counter()
-            loop()
-            times[name].append((time.perf_counter() - started) * 1000 / STEPS)
-    medians = {name: statistics.median(found[1:]) for name, found in times.items()}
-    reference = next(iter(medians.values()))
-    rows = [
-        {
-            "name": name, "ms": median, "low": min(times[name][1:]), "high": max(times[name][1:]),
-            "ratio": median / reference, "n": rounds,
-        }
-        for name, median in medians.items()
-    ]  # fmt: skip
+    rows = compete(loops, rounds, where)
+    for row in rows:
+        row |= {key: row[key] / STEPS for key in ("ms", "low", "high")}
     return {"machine": machine(where) | {"batch": base.train.batch, "dataset": dataset}, "rows": rows}
 
 
@@ -111,13 +94,3 @@ def epochs_of(trainer: Trainer) -> Callable[[], None]:
         trainer.epoch(next(done))
 
     return epoch
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What a number depends on: hardware, threads, versions."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    return {
-        "device": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "torch": version("torch"), "python": platform.python_version(), "erpe": version("erpe"),
-        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
-    }  # fmt: skip
