@@ -32,9 +32,9 @@ from erpe.tracking.provenance import cpu_name  # noqa: E402
 RESULTS, OUTAGE, README = HERE / "results.jsonl", HERE / "outage.json", HERE / "README.md"
 PLAN = [
     ("driver", "embedded", "inline", 40),
-    ("driver", "embedded", "ray", 14),
+    ("driver", "embedded", "ray", 10),
     ("driver", "served", "inline", 40),
-    ("driver", "served", "ray", 14),
+    ("driver", "served", "ray", 10),
     ("points", "embedded", "inline", len(POINTS)),
     ("points", "served", "inline", len(POINTS)),
     ("worker", "embedded", "ray", 16),

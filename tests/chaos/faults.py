@@ -50,7 +50,7 @@ def driver_kill(case, rng, times):
     while result.injected < times:
         process = case.start()
         if rng.random() < 0.7:  # else it is killed while it starts
-            process.until("search", 120)
+            process.until("search" if case.executor == "inline" else "epoch", 120)
         if process.wait(rng.uniform(0.2, 3 if case.executor == "inline" else 6)) is not None:
             break  # done before its time
         process.kill()

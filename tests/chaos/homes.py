@@ -28,8 +28,8 @@ class Embedded:
         yield self
 
     def environment(self):
-        """What the command needs to find it."""
-        return {}
+        """What the command needs to find it: nothing that another home has left."""
+        return {"ERPE_STORAGE_URL": "", "MLFLOW_TRACKING_URI": ""}
 
 
 class Served:
@@ -103,7 +103,5 @@ class Served:
 
 def store_of(home, folder):
     """The store as a process of ours sees it, whatever the home."""
-    os.environ.pop("ERPE_STORAGE_URL", None)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
     os.environ.update(home.environment())
     return Store.open(Path(folder))
