@@ -115,7 +115,8 @@ def write_tables():
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout
     machine = f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, commit {commit.strip()}"
     text = README.read_text()
-    for mark, made in {"table": table, "outage": lambda: as_table(OUTAGE.read_text())}.items():
+    tables = {"table": table} | ({"outage": lambda: as_table(OUTAGE.read_text())} if OUTAGE.exists() else {})
+    for mark, made in tables.items():
         before, _, rest = text.partition(f"<!-- {mark} -->\n")
         after = rest.partition("<!-- end -->")[2]
         text = f"{before}<!-- {mark} -->\n{made()}\n\nMeasured on {machine}.\n<!-- end -->{after}"

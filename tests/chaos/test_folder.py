@@ -1,0 +1,29 @@
+"""The short set where everything lives in a folder. The long one, with every fault, is `infra/chaos`."""
+
+import os
+
+import pytest
+from faults import POINTS
+from homes import Embedded
+
+pytestmark = pytest.mark.slow
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+
+
+def test_a_kill_at_a_named_point_loses_and_doubles_nothing(hurt, tmp_path, monkeypatch):
+    """A point of each kind: around the database, the spool, MLflow and the checkpoint."""
+    few = (
+        "between create_run and save", "between ask and write", "during a spool write", "during a checkpoint write",
+        "before tell",
+    )  # fmt: skip
+    monkeypatch.setattr("faults.POINTS", {name: POINTS[name] for name in few})
+    hurt("points", Embedded(tmp_path), "inline", len(few), trials=16, epochs=2, slow=0.3)
+
+
+@pytest.mark.parametrize("fault", ["sigterm", pytest.param("disk", marks=needs_root)])
+def test_a_study_that_was_stopped_goes_on(hurt, tmp_path, fault):
+    hurt(fault, Embedded(tmp_path), "inline", 2, trials=5)
+
+
+def test_on_ray_a_dead_worker_costs_at_most_an_epoch(hurt, tmp_path):
+    hurt("worker", Embedded(tmp_path), "ray", 2, trials=4)
