@@ -1,6 +1,27 @@
-"""`python -m erpe`."""
+"""`erpe` and `python -m erpe`."""
 
-from erpe.cli import main
+import os
+import sys
+import threading
+
+from erpe import cli
+
+
+def main() -> None:
+    """Run the command line, and end at once.
+
+    What still talks to a tracking server is not waited for: Python would cut its thread off in the middle of C++, which
+    aborts the process. All that counts is on disk before it is sent.
+    """
+    try:
+        cli.main()
+    except SystemExit as end:
+        if threading.active_count() == 1 or not isinstance(end.code, int | None):
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code or 0)
+
 
 if __name__ == "__main__":
     main()

@@ -408,7 +408,7 @@ def sync(
     else:
         opened, studies = existing(store), [source]
     if sum(mend(opened, study, print, lambda text: print(f"warning: {text}", file=sys.stderr)) for study in studies):
-        raise typer.Exit(1)
+        raise typer.Exit(UNSENT)
 
 
 def is_foreign(source: str, store: Path) -> bool:

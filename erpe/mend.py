@@ -32,6 +32,7 @@ def mend(store: Store, study: str | None, say: Callable[[str], object], warn: Ca
     for found in rebuilt.values():
         if found.damage:
             warn(found.damage)
+        broken = broken or found.broken
 
     def tell(name: str, left: int, mended: Mended) -> None:
         say(f"{name}: {'; '.join([*_done(rebuilt.get(name, Rebuilt(name)), mended), _rest(left)])}")

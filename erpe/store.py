@@ -28,6 +28,9 @@ FILES = {
 STATE = "training.safetensors"
 """A trial's checkpoint after its last epoch; a finished one has none."""
 
+OWNER = "owner"
+"""In the folder of an unfinished trial: who trains it. Whoever comes later takes it over."""
+
 MOST_JSON = 16 * MIB
 """Bytes of any JSON file that is read; erpe writes far smaller ones."""
 

@@ -26,8 +26,9 @@ def sweep_table(found: Sweep, store: Store, dry_run: bool) -> None:
         console.print(table)
     for family in found.running:
         print(f"{family}: another erpe is running it, so it was left alone")
+    words = "belongs to nothing" if dry_run else "belonged to nothing, removed"
     for path, mib in found.strays:
-        print(f"{path.relative_to(store.root)}: belongs to nothing, {_mib(mib)}")
+        print(f"{path.relative_to(store.root)}: {words}, {_mib(mib)}")
     for line in _end(found, dry_run):
         print(line)
 

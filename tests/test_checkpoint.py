@@ -17,7 +17,7 @@ from trials import tiny
 from erpe.config import VARIANTS
 from erpe.errors import StoreError
 from erpe.model import build
-from erpe.store import STATE
+from erpe.store import OWNER, STATE
 from erpe.training.checkpoint import MODEL, load_model, load_tensors, save_model, save_tensors
 from erpe.training.data import load_training, normalise
 from erpe.training.objective import Trial, final_evaluation
@@ -232,7 +232,7 @@ def test_results_that_do_not_fit_are_one_line_and_the_trial_can_finish_later(tmp
 def test_nothing_in_a_trial_folder_can_run_code(tmp_path):
     trial = Trial(tiny(settings={"train.epochs": 2, "train.ema": 0.9}), tmp_path)
     trial.epoch()
-    assert check_files(tmp_path) == {STATE}
+    assert check_files(tmp_path) == {STATE, OWNER}
     trial.epoch()
     trial.finish()
     final_evaluation(tmp_path)
@@ -253,6 +253,8 @@ def check_files(folder) -> set[str]:
         elif path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 assert all(arrays[name].dtype != object for name in arrays)
+        elif path.name == OWNER:
+            assert re.fullmatch(rb"[0-9a-f]{32}", content)
         else:
             with safe_open(path, framework="pt") as file:
                 json.loads(file.metadata()["erpe"])

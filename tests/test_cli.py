@@ -115,6 +115,23 @@ def test_missing_data_without_network_names_folder_files_and_digits(erpe, tmp_pa
     assert "--dataset digits" in line
 
 
+ENDING = """
+import sys, threading, time
+from erpe import __main__, cli
+def main():
+    threading.Thread(target=time.sleep, args=(60,)).start()  # as one that talks to a server which never answers
+    print("said")
+    sys.exit(130)
+cli.main = main
+__main__.main()
+"""
+
+
+def test_a_command_ends_with_its_code_while_something_still_talks_to_a_server():
+    ended = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=50)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "said\n", "")
+
+
 def test_help_is_quick_because_nothing_heavy_is_imported():
     script = (
         "import sys; sys.argv = ['erpe', '--help']\n"

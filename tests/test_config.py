@@ -19,7 +19,7 @@ from erpe.config import (
     defaults,
     split_variant,
 )
-from erpe.errors import ConfigError
+from erpe.errors import ConfigError, nearest
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
 each_dataset = pytest.mark.parametrize("dataset", DATASETS)
@@ -272,3 +272,7 @@ def test_a_model_knows_its_grid_and_head_size():
 def test_configurations_need_no_torch():
     code = "import sys, erpe.config, erpe.store; print(*{'torch', 'numpy', 'ray', 'mlflow'} & {*sys.modules})"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""
+
+
+def test_advice_names_each_name_once():
+    assert nearest("z", ["a", "b", "a"]) == "one of a, b would do"

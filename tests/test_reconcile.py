@@ -214,6 +214,16 @@ def test_a_damaged_folder_costs_the_other_measures_only(store, name):
     assert len(found) == 5 and all(metrics.keys() == {"val/accuracy"} for metrics in found)
 
 
+@pytest.mark.parametrize(("useless", "other"), [(SOLO, GROUP), (GROUP, SOLO)])
+def test_a_spool_that_is_none_stops_no_other(store, useless, other):
+    (store.spool / f"{useless}.jsonl").unlink()
+    (store.spool / f"{useless}.jsonl").mkdir()
+    (store.spool / f"{other}.jsonl").unlink()
+    found = {found.study: found for found in reconcile(store)}
+    assert "Is a directory" in str(found[useless].broken) and not found[useless].events
+    assert found[other].events and found[other].broken is None
+
+
 def test_a_damaged_line_is_told_again(store):
     wanted = essentials(store, SOLO)
     path = store.spool / f"{SOLO}.jsonl"

@@ -474,6 +474,13 @@ def test_what_was_told_while_the_server_was_down_arrives_when_it_is_up(store, em
     assert rows(database, "SELECT count(*) FROM model_versions") == [(1,)]
 
 
+def test_who_syncs_with_a_server_that_is_down_is_not_told_to_sync(store, monkeypatch):
+    Tracker(store, STUDY, send=False).start_study("s", {}, {})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(TrackingError, match=r"no answer .*; start it, or name another with MLFLOW_TRACKING_URI"):
+        sync(store)
+
+
 def test_memory_stays_bounded_while_a_server_accepts_and_never_answers(store, monkeypatch):
     """What waits is on disk; a batch is in memory, and of an epoch some bytes."""
     monkeypatch.setattr("erpe.tracking.spool.BATCH_BYTES", 10_000)

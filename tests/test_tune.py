@@ -16,11 +16,12 @@ from toys import Toy, number_of, once, toy, work
 
 from erpe.errors import ConfigError, DataError, StoreError, StudyError, TrialError
 from erpe.search.ledger import MAX_ATTEMPTS, Ledger
+from erpe.search.progress import Silent
 from erpe.search.records import read_studies
 from erpe.search.study import define
 from erpe.search.tune import tune
 from erpe.search.work import Work
-from erpe.search.workers import Asked, share
+from erpe.search.workers import Asked, on_ray, share
 from erpe.store import Store
 from erpe.tracking.spool import Spool
 from erpe.tracking.tracker import Tracker
@@ -165,6 +166,32 @@ def test_one_signal_ends_the_search_after_the_epoch_and_the_same_call_continues(
     result = inline(store)
     assert not result.interrupted and result.counts == {"COMPLETE": 3}
     check_books(store, 3)
+
+
+class Lines(Silent):
+    """Epochs as they are shown."""
+
+    def __init__(self):
+        self.shown = []
+
+    def on_epoch(self, moment):
+        self.shown.append((moment.number, moment.epoch, round(moment.value, 4)))
+
+
+def test_an_epoch_is_shown_once_with_its_own_value_whatever_was_interrupted(store, spool_only):
+    def interrupt(folder, epoch):
+        if epoch == 2 and once(folder, "signal"):
+            signal.raise_signal(signal.SIGINT)
+
+    lines = Lines()
+    for _ in range(3):
+        inline(store, trials=2, work=work(accident=interrupt), progress=lines)
+    recorded = [
+        (trial.number, epoch, round(value, 4))
+        for trial in read_studies(store)[0].trials
+        for epoch, value in trial.epochs.items()
+    ]
+    assert lines.shown == recorded and len(recorded) == 2 * EPOCHS
 
 
 def test_the_second_signal_stops_now(store, spool_only):
@@ -347,6 +374,18 @@ class Deadly:
         self.__dict__ = state
         if "ERPE_TEST_TRAINED" in os.environ and once(self.folder, "handed"):
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_ray_leaves_our_answer_to_sigterm_alone(tmp_path):
+    """Its own raises SystemExit wherever the signal lands, and Python may lose that."""
+    before = signal.signal(signal.SIGTERM, ours := lambda number, frame: None)
+    try:
+        with on_ray(Asked(1), 1, tmp_path / "ray/study") as workers:
+            assert signal.getsignal(signal.SIGTERM) is ours
+            assert workers.call(signal.getsignal, signal.SIGTERM) is not ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.slow

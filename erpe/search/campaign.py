@@ -101,7 +101,7 @@ def run(
         most = len(plan.arms()) * max(plan.search.trials, plan.confirm.seeds)
         scratch = store.root / "ray" / plan.name
         place = in_process() if executor == "inline" else on_ray(asked, most, scratch)
-        with place as workers, interruptible(campaign):  # again: Ray has put its own handler of SIGTERM in place
+        with place as workers:
             campaign.tags["device"] = workers.device if device == "auto" else device
             confirmed = campaign.play(searches, work, workers)
         if not offline:

@@ -74,6 +74,7 @@ class Conductor:
             raise event.broken
         if event.warning:
             self.progress.on_warning(event.warning)
+        known = set(ticket.epochs)
         try:
             for epoch in event.epochs:
                 step = int(epoch["epoch"])
@@ -83,8 +84,10 @@ class Conductor:
                 ticket.epochs.setdefault(step, value)
                 if prune:
                     return self._decide(ticket, "PRUNED")
-            if event.epochs:  # after a restart there are many, and all but the last were shown
-                self.progress.on_epoch(self._moment(ticket)._replace(epoch=int(event.epochs[-1]["epoch"])))
+            if event.epochs:
+                last = int(event.epochs[-1]["epoch"])
+                if last not in known or len(event.epochs) == 1:  # else a trial that goes on says where it was
+                    self.progress.on_epoch(self._moment(ticket)._replace(epoch=last, value=ticket.epochs[last]))
         except TrialError as error:
             return self._decide(ticket, "FAIL", reason=str(error))
         if event.outcome is not None:

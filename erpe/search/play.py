@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from erpe.config import TrialConfig, is_history, is_measures
 from erpe.errors import ErpeError, StoreError, TrialError
-from erpe.store import STATE, parse_json, read_json, tidy
+from erpe.store import OWNER, STATE, parse_json, read_json, tidy
 
 
 class Training(Protocol):
@@ -50,7 +50,8 @@ def play(config: TrialConfig, folder: Path, start: Start) -> Iterator[Event]:
     try:
         finished = read_outcome(config, folder)
         if finished:
-            (folder / STATE).unlink(missing_ok=True)
+            for name in (STATE, OWNER):
+                (folder / name).unlink(missing_ok=True)
             tidy(folder)
             yield Event(epochs=tuple(finished["history"]), outcome=finished["metrics"])
             return

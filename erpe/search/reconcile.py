@@ -39,6 +39,8 @@ class Rebuilt(NamedTuple):
     """Left alone, since an erpe is running it, which tells what is missing itself."""
     damage: str = ""
     """What was wrong with the spool; that line is now beside it."""
+    broken: StoreError | None = None
+    """Why nothing could be done."""
 
 
 Tale = tuple[int, Callable[[], None]]
@@ -51,12 +53,19 @@ def reconcile(store: Store, study: str | None = None) -> list[Rebuilt]:
     Args:
         study: of this name; none: all.
     Raises:
-        StoreError: the database cannot be read, or a spool cannot be written.
+        StoreError: the database cannot be read.
     """
     families: dict[str, list[StudyRecord]] = {}
     for record in read_studies(store):
         families.setdefault(record.family, []).append(record)
-    return [_reconcile(store, name, members) for name, members in families.items() if study in (None, name)]
+    return [_attempt(store, name, members) for name, members in families.items() if study in (None, name)]
+
+
+def _attempt(store: Store, family: str, members: list[StudyRecord]) -> Rebuilt:
+    try:
+        return _reconcile(store, family, members)
+    except StoreError as error:
+        return Rebuilt(family, broken=error)
 
 
 def _reconcile(store: Store, family: str, members: list[StudyRecord]) -> Rebuilt:

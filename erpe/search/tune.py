@@ -111,7 +111,7 @@ def tune(
             progress.on_phase("workers")
             scratch = store.root / "ray" / ledger.name
             place = in_process() if executor == "inline" else on_ray(asked, trials, scratch)
-            with place as workers, interruptible(conductor):  # again: Ray has put its own handler of SIGTERM in place
+            with place as workers:
                 conductor.tags["device"] = workers.device if device == "auto" else device
                 _run(conductor, work, workers)
         return _close(conductor, began)

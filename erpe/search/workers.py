@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import secrets
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from erpe.errors import ConfigError, StudyError
+from erpe.search.cluster import knock, start
 from erpe.search.conductor import Conducts, run_inline
 from erpe.search.play import Start
-
-OBJECT_STORE_BYTES = 100 * 2**20
-"""Trials exchange a few numbers; Ray's default is 30 % of the memory."""
 
 
 class Asked(NamedTuple):
@@ -69,21 +64,6 @@ class Asked(NamedTuple):
 def cores() -> int:
     """CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def knock(address: str) -> None:
-    """Make sure that somebody listens: Ray itself would try for minutes, and say so in its own words.
-
-    Raises:
-        ConfigError: nobody does, or it is no address of a cluster.
-    """
-    host, _, port = address.rpartition(":")
-    if "/" in address or not host or not port.isdigit():
-        raise ConfigError(f"ray address {address!r}: HOST:PORT of the cluster's head would do, the port mostly 6379")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, OverflowError, ValueError) as error:
-        raise ConfigError(f"ray address {address}: nobody answers ({error}); is the cluster up?") from None
 
 
 class Shares(NamedTuple):
@@ -178,21 +158,6 @@ class OnRay:
             raise StudyError(f"ray: {said}; trials stay as they are, the same command continues") from error
 
 
-def require_token() -> None:
-    """A cluster that starts here obeys only those who know its token: others on this machine could run code in it.
-
-    The token is of this process and its children, and on no disk; Ray's own way is a file in HOME that everyone on
-    the machine may read, and that cannot be made where HOME cannot be written. What the user has set stays.
-    """
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    Config.initialize("")  # Ray read its environment when it was imported
-    AuthenticationTokenLoader.instance().reset_cache()
-
-
 @contextmanager
 def on_ray(asked: Asked, trials: int, scratch: Path) -> Iterator[Workers]:
     """Start Ray, or join it, for as long as the block runs.
@@ -200,46 +165,13 @@ def on_ray(asked: Asked, trials: int, scratch: Path) -> Iterator[Workers]:
     Raises:
         ConfigError: no cluster answers, or it has not what is asked for.
     """
-    from erpe.search.worker import WORKER_ENV  # sets Ray's environment: before Ray is imported
+    import erpe.search.worker  # noqa: F401  sets Ray's environment: before Ray is imported
 
     import ray  # isort: skip
 
     ours = not ray.is_initialized()
-    if ours and not asked.address:
-        require_token()
-    here: dict[str, Any] = {
-        "num_cpus": asked.cpus * (asked.concurrency or max(1, min(trials, cores() // asked.cpus))),
-        "include_dashboard": False,
-        "object_store_memory": OBJECT_STORE_BYTES,
-    }
     if ours:
-        try:
-            ray.init(
-                address=asked.address or "local",
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                runtime_env={"env_vars": WORKER_ENV},
-                **({} if asked.address else here),
-            )
-        except ray.exceptions.AuthenticationError:
-            raise ConfigError(
-                f"ray address {asked.address}: it wants a token; RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN would do"
-            ) from None
-        except (ConnectionError, ValueError) as error:
-            if not asked.address:
-                raise
-            raise ConfigError(f"ray address {asked.address}: no cluster answers ({error})") from None
-        except OSError as error:
-            raise ConfigError(
-                f"ray: cannot write {error.filename} ({error.strerror}); "
-                "a HOME that can be written would do, or --executor inline"
-            ) from None
-        except Exception as error:  # Ray's own, of no class, where a machine is too busy for its patience
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise StudyError(
-                f"ray: did not start ({said}); nothing is lost, the same command tries again, "
-                "and --executor inline needs no Ray"
-            ) from error
+        start(asked.address, asked.cpus * (asked.concurrency or max(1, min(trials, cores() // asked.cpus))))
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         found = ray.cluster_resources()

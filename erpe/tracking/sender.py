@@ -142,14 +142,14 @@ class Sender:
                 seq = event.seq
                 if behind := (offset, seq) == (ack.offset, ack.seq):
                     break
+        for uid in self._removed & expected.keys():
+            del expected[uid]
         projection = self._open(ack)
         if projection is None:
             self.mended = Mended(missing=len(expected))
             return
         from erpe.tracking.audit import audit
 
-        for uid in self._removed & expected.keys():
-            del expected[uid]
         missing, short = audit(projection.client, projection.experiment, expected)
         self._whole, self._until = expected.keys() - missing - short, seq
         self.mended = Mended(self.mended.missing + len(missing), self.mended.short + len(short))

@@ -222,6 +222,9 @@ def lags(store: Store) -> dict[str, int]:
     return {study: found.events.total() for study, found in waiting(store).items()}
 
 
+_DOWN = "start it, or name another with MLFLOW_TRACKING_URI; nothing is lost"
+
+
 def sync(
     store: Store,
     study: str | None = None,
@@ -247,7 +250,7 @@ def sync(
         raise StudyError(f"study {study!r}: not in this store; {nearest(study, known) if known else 'it has none'}")
     health = examine(store.tracking_uri)
     if known and health.state != "well":
-        raise TrackingError(health.line)
+        raise TrackingError(f"{health.fact}; {health.advice if health.state == 'refuses' else _DOWN}".rstrip("; "))
     for name in [study] if study else known:
         try:
             Sender(store, name).again()

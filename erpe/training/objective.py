@@ -7,6 +7,7 @@ import json
 import math
 import os
 import statistics
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from erpe.config import TrialConfig, is_history, is_measures
 from erpe.errors import StoreError, TrialError
 from erpe.model import ViT, build
 from erpe.model.flops import forward_flops, train_step_flops
-from erpe.store import STATE, read_json, tidy, write_atomic
+from erpe.store import OWNER, STATE, read_json, read_plain, tidy, write_atomic
 from erpe.training.checkpoint import load_model, load_tensors, save_model, save_tensors, writing
 from erpe.training.data import load_test, load_training
 from erpe.training.evaluate import (
@@ -75,6 +76,10 @@ class Trial:
         """An entry an epoch: `epoch` (from 1), `train/loss`, `val/loss`, `val/accuracy`, `lr`, `time/epoch_seconds`."""
         if os.path.lexists(folder / STATE):
             self._resume()
+        self._owner = uuid.uuid4().hex
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / OWNER, self._owner)
 
     @property
     def done(self) -> bool:
@@ -104,6 +109,7 @@ class Trial:
                 last = int(found["epoch"]) * self.trainer.steps - 1
                 raise TrialError(f"the validation loss after step {last} is not finite; a smaller train.lr would do")
         self.history.append(found)
+        self._check_owner()
         save_tensors(self.folder / STATE, self.trainer.state(), self._facts() | {"history": self.history})
         return found
 
@@ -145,10 +151,13 @@ class Trial:
             "time/train_seconds_per_epoch": seconds_per_epoch(self.history),
             "memory/peak_mib": peak_memory_mib(self.device),
         }
+        self._check_owner()
         save_model(self.folder, model, self.config)
         found |= self.measure(model)
+        self._check_owner()
         self._write("outcome.json", {"metrics": found, "history": self.history, **self._facts()})
-        (self.folder / STATE).unlink(missing_ok=True)
+        for name in (STATE, OWNER):
+            (self.folder / name).unlink(missing_ok=True)
         tidy(self.folder)
         return found
 
@@ -162,6 +171,15 @@ class Trial:
         with writing(self.folder):
             save_attention_example(self.folder / "attention.npz", model, self.validation, dataset)
         return scores(logits, self.validation.labels, "val")
+
+    def _check_owner(self) -> None:
+        """A process that was stopped, and wakes up when another one trains its trial, must not write."""
+        try:
+            same = read_plain(self.folder / OWNER, 100).decode(errors="replace") == self._owner
+        except (OSError, StoreError):
+            same = False
+        if not same:
+            raise StoreError(f"{self.folder}: another erpe took over this trial; this one stops, nothing is lost")
 
     def _facts(self) -> dict[str, str]:
         return {

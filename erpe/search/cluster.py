@@ -1,0 +1,106 @@
+"""Ray itself: started here, where only this run may use it, or joined where it is."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from erpe.errors import ConfigError, StudyError
+
+OBJECT_STORE_BYTES = 100 * 2**20
+"""Trials exchange a few numbers; Ray's default is 30 % of the memory."""
+
+
+def knock(address: str) -> None:
+    """Make sure that somebody listens: Ray itself would try for minutes, and say so in its own words.
+
+    Raises:
+        ConfigError: nobody does, or it is no address of a cluster.
+    """
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdigit():
+        raise ConfigError(f"ray address {address!r}: HOST:PORT of the cluster's head would do, the port mostly 6379")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise ConfigError(f"ray address {address}: nobody answers ({error}); is the cluster up?") from None
+
+
+def start(address: str | None, cpus: int) -> None:
+    """Start Ray with so many CPUs, or join the cluster at an address.
+
+    Raises:
+        ConfigError: no cluster answers, or this machine cannot run one.
+        StudyError: Ray did not start; another try may help.
+    """
+    from erpe.search.worker import WORKER_ENV  # sets Ray's environment: before Ray is imported
+
+    import ray  # isort: skip
+
+    if not address:
+        require_token()
+    here: dict[str, Any] = {
+        "num_cpus": cpus,
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+    }
+    try:
+        with signals_left_alone():
+            ray.init(
+                address=address or "local",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env={"env_vars": WORKER_ENV},
+                **({} if address else here),
+            )
+    except ray.exceptions.AuthenticationError:
+        raise ConfigError(
+            f"ray address {address}: it wants a token; RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN would do"
+        ) from None
+    except (ConnectionError, ValueError) as error:
+        if not address:
+            raise
+        raise ConfigError(f"ray address {address}: no cluster answers ({error})") from None
+    except OSError as error:
+        raise ConfigError(
+            f"ray: cannot write {error.filename} ({error.strerror}); "
+            "a HOME that can be written would do, or --executor inline"
+        ) from None
+    except Exception as error:  # Ray's own, of no class, where a machine is too busy for its patience
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise StudyError(
+            f"ray: did not start ({said}); nothing is lost, the same command tries again, "
+            "and --executor inline needs no Ray"
+        ) from error
+
+
+def require_token() -> None:
+    """A cluster that starts here obeys only those who know its token: others on this machine could run code in it.
+
+    The token is of this process and its children, and on no disk; Ray's own way is a file in HOME that everyone on
+    the machine may read, and that cannot be made where HOME cannot be written. What the user has set stays.
+    """
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    Config.initialize("")  # Ray read its environment when it was imported
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def signals_left_alone() -> Iterator[None]:
+    """Ray, when it starts, answers SIGTERM with a SystemExit, lost where Python ignores exceptions; ours is better."""
+    from ray._private import utils
+
+    theirs, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = theirs
