@@ -81,7 +81,7 @@ def worker_kill(case, rng, times):
     """SIGKILL of Ray's workers at random moments; the driver goes on."""
     result = result_of(case, "SIGKILL of a Ray worker")
     process = case.start()
-    while result.injected < times and process.until("epoch", 60) and process.wait(rng.uniform(0.3, 2)) is None:
+    while result.injected < times and process.until("epoch", 180) and process.wait(rng.uniform(0.3, 2)) is None:
         workers = process.others("ray::Resource")
         if workers:
             hit = rng.choice(workers)
@@ -96,7 +96,7 @@ def raylet_kill(case, rng, times):
     result = result_of(case, "SIGKILL of the raylet")
     while result.injected < times:
         process = case.start()
-        if not process.until("epoch", 60) or process.wait(rng.uniform(0.1, 2)) is not None:
+        if not process.until("epoch", 180) or process.wait(rng.uniform(0.1, 2)) is not None:
             break
         for pid in process.others("raylet/raylet"):
             os.kill(pid, signal.SIGKILL)
@@ -178,7 +178,7 @@ def old_driver_returns(case, rng, times):
     result = result_of(case, "an old driver returns after a pause")
     while result.injected < times:
         old = case.start()
-        if not old.until("epoch", 60) or old.wait(rng.uniform(0.1, 1)) is not None:
+        if not old.until("epoch", 180) or old.wait(rng.uniform(0.1, 1)) is not None:
             break
         old.send(signal.SIGSTOP)
         lose_lease(case)
@@ -228,7 +228,7 @@ def clock_steps(case, rng, times):
     clock = case.folder / "clock"
     clock.write_bytes(struct.pack("d", 0))
     process = case.start(LD_PRELOAD=wrong_clock(case.folder), ERPE_CHAOS_CLOCK=str(clock))
-    while result.injected < times and process.until("epoch", 60) and process.wait(rng.uniform(0.2, 1)) is None:
+    while result.injected < times and process.until("epoch", 180) and process.wait(rng.uniform(0.2, 1)) is None:
         with clock.open("r+b") as file:
             file.write(struct.pack("d", -3600 * (result.injected + 1)))
         result.injected += 1
