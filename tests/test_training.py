@@ -24,7 +24,7 @@ from erpe.training import objective as trials
 from erpe.training.checkpoint import MODEL, load_model, save_tensors
 from erpe.training.data import load_training, normalise
 from erpe.training.loop import compiled, derive, learning_rate, pick_device
-from erpe.training.objective import Trial, objective
+from erpe.training.objective import TakenOver, Trial, objective
 
 CPU = torch.device("cpu")
 EVERYTHING = {
@@ -272,7 +272,7 @@ def test_who_wakes_up_when_another_one_trains_its_trial_writes_nothing(tmp_path,
     if new.done:
         new.finish()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(StoreError, match="another erpe took over this trial"):
+    with pytest.raises(TakenOver, match="another process began to train this trial"):
         old.epoch()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

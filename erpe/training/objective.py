@@ -40,6 +40,10 @@ Report = Callable[[int, dict[str, float]], bool]
 """Called after each epoch with its number (from 1) and measures; True asks to stop."""
 
 
+class TakenOver(RuntimeError):
+    """Another process trains this trial now. Who has the lease tries again, and takes it back; who has not, ends."""
+
+
 class Trial:
     """A configuration in training. Made again on the same folder, it goes on after the last finished epoch.
 
@@ -94,6 +98,7 @@ class Trial:
         Raises:
             TrialError: the loss of a step, or on the validation part, is not finite.
             StoreError: the checkpoint cannot be written; the one before it is intact.
+            TakenOver: another process trains this trial; nothing was written.
             OutOfMemoryError: there is no memory for a single image.
         """
         trained = self._train()
@@ -179,7 +184,7 @@ class Trial:
         except (OSError, StoreError):
             same = False
         if not same:
-            raise StoreError(f"{self.folder}: another erpe took over this trial; this one stops, nothing is lost")
+            raise TakenOver(f"{self.folder}: another process began to train this trial")
 
     def _facts(self) -> dict[str, str]:
         return {

@@ -130,14 +130,17 @@ class Process:
         except subprocess.TimeoutExpired:
             return None
 
-    def until(self, text, seconds=120):
-        """Wait until it has printed this; False if it ended before."""
-        deadline = time.monotonic() + seconds
-        while text not in self.path.read_text(errors="replace"):
+    def until(self, text, seconds=120, again=False):
+        """Wait until it has printed this, or `again`; False if it ended before."""
+        deadline, known = time.monotonic() + seconds, self._times(text) if again else 0
+        while self._times(text) <= known:
             if self._process.poll() is not None or time.monotonic() > deadline:
-                return text in self.path.read_text(errors="replace")
+                return self._times(text) > known
             time.sleep(0.02)
         return True
+
+    def _times(self, text):
+        return self.path.read_text(errors="replace").count(text)
 
     def send(self, number):
         """A signal to the command itself."""

@@ -78,10 +78,14 @@ def driver_points(case, rng, times):
 
 
 def worker_kill(case, rng, times):
-    """SIGKILL of Ray's workers at random moments; the driver goes on."""
+    """SIGKILL of Ray's workers while they train; the driver goes on."""
     result = result_of(case, "SIGKILL of a Ray worker")
     process = case.start()
-    while result.injected < times and process.until("epoch", 180) and process.wait(rng.uniform(0.3, 2)) is None:
+    while (
+        result.injected < times
+        and process.until("epoch", 180, again=True)
+        and process.wait(rng.uniform(0, 0.4)) is None
+    ):
         workers = process.others("ray::Resource")
         if workers:
             hit = rng.choice(workers)
