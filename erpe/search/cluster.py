@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,7 +52,7 @@ def start(address: str | None, cpus: int) -> None:
         "object_store_memory": OBJECT_STORE_BYTES,
     }
     try:
-        with signals_left_alone():
+        with ending_at_once():
             ray.init(
                 address=address or "local",
                 logging_level=logging.ERROR,
@@ -95,12 +97,30 @@ def require_token() -> None:
 
 
 @contextmanager
-def signals_left_alone() -> Iterator[None]:
-    """Ray, when it starts, answers SIGTERM with a SystemExit, lost where Python ignores exceptions; ours is better."""
+def ending_at_once() -> Iterator[None]:
+    """While Ray starts there is no epoch to finish: SIGINT and SIGTERM end the command, and are told to who asked.
+
+    Ray would put a handler of SIGTERM in place that raises SystemExit wherever the signal lands, which Python may lose.
+    """
     from ray._private import utils
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def end(number: int, frame: Any) -> None:
+        told = before[signal.Signals(number)]
+        if callable(told):
+            told(number, frame)
+        raise KeyboardInterrupt
 
     theirs, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
     try:
+        for number in before:
+            signal.signal(number, end)
         yield
     finally:
         utils.set_sigterm_handler = theirs
+        for number, handler in before.items():
+            signal.signal(number, handler)
