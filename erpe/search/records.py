@@ -151,7 +151,7 @@ def read_trial(uid: str, trial: FrozenTrial) -> Record:
         uid=f"{uid}-{trial.number}",
         state=trial.state.name,
         config=read_config(trial),
-        epochs=dict(trial.intermediate_values),
+        epochs=dict(sorted(trial.intermediate_values.items())),  # PostgreSQL keeps no order
         verdict=Verdict(**end) if end else None,
         started=trial.datetime_start,
         ended=trial.datetime_complete,
