@@ -168,7 +168,7 @@ def tidy(folder: Path) -> None:
     Raises:
         OSError: the folder is gone or cannot be changed.
     """
-    for name in FILES:
+    for name in (OWNER, *FILES):
         for left in folder.glob(f".{name}.*"):
             left.unlink(missing_ok=True)
 

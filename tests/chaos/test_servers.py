@@ -16,6 +16,6 @@ def served():
         yield home
 
 
-@pytest.mark.parametrize(("fault", "times"), [("driver", 2), ("server", 2), ("database", 2), ("fenced", 1)])
+@pytest.mark.parametrize(("fault", "times"), [("driver", 2), ("server", 2), ("database", 2)])
 def test_nothing_is_lost_or_doubled(hurt, served, fault, times):
     hurt(fault, served, "inline", times, trials=5)
