@@ -20,7 +20,7 @@ def test_a_kill_at_a_named_point_loses_and_doubles_nothing(hurt, tmp_path, monke
     hurt("points", Embedded(tmp_path), "inline", len(few), trials=16, epochs=2, slow=0.3)
 
 
-@pytest.mark.parametrize("fault", ["fenced", "sigterm", pytest.param("disk", marks=needs_root)])
+@pytest.mark.parametrize("fault", ["sigterm", pytest.param("disk", marks=needs_root)])
 def test_a_study_that_was_stopped_goes_on(hurt, tmp_path, fault):
     hurt(fault, Embedded(tmp_path), "inline", 2, trials=5)
 
