@@ -173,6 +173,17 @@ def tidy(folder: Path) -> None:
             left.unlink(missing_ok=True)
 
 
+def let_go(folder: Path) -> None:
+    """Remove what only an unfinished trial needs: its last epoch's checkpoint, its owner's mark, cut-off writes.
+
+    Raises:
+        OSError: the folder is gone or cannot be changed.
+    """
+    for name in (STATE, OWNER):
+        (folder / name).unlink(missing_ok=True)
+    tidy(folder)
+
+
 def open_plain(path: Path, flags: int) -> int:
     """The descriptor of a plain file: no link, which could point anywhere, and no pipe, which could never answer.
 

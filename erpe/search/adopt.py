@@ -31,8 +31,6 @@ from erpe.search.transplant import continues, facts, transplant
 from erpe.store import STATE, Store, remove_folder, write_atomic
 from erpe.tracking.spool import Event, Spool
 
-"""Of a trial that goes on; one that ended has none."""
-
 
 class Adopted(NamedTuple):
     """What arrived of a study of `erpe study run` or `erpe tune`."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from erpe.config import TrialConfig, is_history, is_measures
 from erpe.errors import ErpeError, StoreError, TrialError
-from erpe.store import OWNER, STATE, parse_json, read_json, tidy
+from erpe.store import let_go, parse_json, read_json
 
 
 class Training(Protocol):
@@ -50,9 +50,7 @@ def play(config: TrialConfig, folder: Path, start: Start) -> Iterator[Event]:
     try:
         finished = read_outcome(config, folder)
         if finished:
-            for name in (STATE, OWNER):
-                (folder / name).unlink(missing_ok=True)
-            tidy(folder)
+            let_go(folder)
             yield Event(epochs=tuple(finished["history"]), outcome=finished["metrics"])
             return
         training = start(config, folder)

@@ -13,8 +13,8 @@ def keep_heap() -> None:
     """Let malloc reuse memory instead of returning it to the kernel, which clears and maps it page by page each time.
 
     glibc takes tensors from 32 MiB on, and often smaller ones, from the kernel and gives them back at once. Measured
-    on one thread of an AMD EPYC: a training step of relu_general with 1,024 tokens takes a third of the time. Other
-    C libraries, and devices with an allocator of their own, are left alone.
+    on one thread of an AMD EPYC: a training step of relu_general with 1,024 tokens took about a third of the time
+    (the machine was not idle). Other C libraries, and devices with an allocator of their own, are left alone.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -18,7 +18,7 @@ from erpe.config import TrialConfig, is_history, is_measures
 from erpe.errors import StoreError, TrialError
 from erpe.model import ViT, build
 from erpe.model.flops import forward_flops, train_step_flops
-from erpe.store import OWNER, STATE, read_json, read_plain, tidy, write_atomic
+from erpe.store import OWNER, STATE, let_go, read_json, read_plain, tidy, write_atomic
 from erpe.training.checkpoint import load_model, load_tensors, save_model, save_tensors, writing
 from erpe.training.data import load_test, load_training
 from erpe.training.evaluate import (
@@ -130,6 +130,7 @@ class Trial:
     def _split_batches(self) -> None:
         """Back to the last epoch's end, the batches in twice as many parts."""
         parts = 2 * self.trainer.parts
+        del self.trainer  # there is no room for two
         self.trainer = self._at_start()
         self.trainer.parts = parts
         if self.history:
@@ -161,9 +162,7 @@ class Trial:
         found |= self.measure(model)
         self._check_owner()
         self._write("outcome.json", {"metrics": found, "history": self.history, **self._facts()})
-        for name in (STATE, OWNER):
-            (self.folder / name).unlink(missing_ok=True)
-        tidy(self.folder)
+        let_go(self.folder)
         return found
 
     def measure(self, model: ViT) -> dict[str, float]:
