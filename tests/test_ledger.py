@@ -104,6 +104,53 @@ def test_a_driver_that_was_replaced_cannot_write(home):
             assert states(new) == ["COMPLETE"]
 
 
+WRITES = {
+    "ask": lambda ledger, number: ledger.ask(3),
+    "report": lambda ledger, number: ledger.report(number, 2, 0.1),
+    "decide": lambda ledger, number: ledger.decide(number, "FAIL", {}),
+    "tell": lambda ledger, number: ledger.tell(number),
+    "crashed": lambda ledger, number: ledger.crashed(number, "x"),
+    "record_final": lambda ledger, number: ledger.record_final(number, {"test/accuracy": 0.1}),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_driver_that_is_replaced_between_its_check_and_its_write_says_so(home, write):
+    with Ledger.open(home, SPEC) as old, contextlib.ExitStack() as opened:
+        ticket = old.ask(1)
+        old.report(ticket.number, 1, 0.5)
+        if write == "tell":
+            old.decide(ticket.number, "PRUNED", {})
+        guard = old._guard
+
+        def replaced():
+            guard()
+            old._guard = guard
+            old._lease.release()  # as when the machine slept
+            new = opened.enter_context(Ledger.open(home, SPEC))
+            run(new, new.ask(1))
+            assert new.ask(1) is None
+            new.record_final(ticket.number, {"test/accuracy": 0.9})
+            opened.close()
+
+        old._guard = replaced
+        with contextlib.suppress(StudyError):  # what was found before the write is an answer too
+            WRITES[write](old, ticket.number)
+        with pytest.raises(StudyError, match="took over"):
+            old.report(ticket.number, 2, 0.1)
+        trial = read_studies(home, SPEC.name)[0].trials[0]
+        assert trial.state == ("PRUNED" if write == "tell" else "COMPLETE")
+        assert trial.epochs == {1: 0.5, 2: 0.52, 3: 0.53, 4: 0.54}
+
+
+def test_what_an_old_driver_still_asked_for_is_taken_up_by_the_new_one(home):
+    with Ledger.open(home, SPEC) as new:
+        run(new, new.ask(2))
+        asked = new._study.ask()  # as an old driver does that had looked before
+        new._note(asked.number, "erpe.config", SPEC.base.model_dump(mode="json"))
+        assert new.ask(2).number == asked.number and new.ask(2) is None
+
+
 @pytest.mark.slow
 def test_a_server_that_restarts_is_waited_for_and_the_lease_taken_again(store, postgres, monkeypatch):
     monkeypatch.setenv("ERPE_STORAGE_URL", postgres.url)
@@ -143,8 +190,8 @@ def test_a_trial_killed_before_its_configuration_was_written_is_void(store, monk
                 ledger.ask(1)
         assert ledger._study.get_trials()[0].state == optuna.trial.TrialState.RUNNING
     with Ledger.open(store, SPEC) as ledger:
-        assert ledger._study.get_trials()[0].state == optuna.trial.TrialState.FAIL
         ticket = ledger.ask(1)
+        assert ledger._study.get_trials()[0].state == optuna.trial.TrialState.FAIL
         assert ticket.number == 1 and ledger.ask(1) is None
         run(ledger, ticket)
         assert states(ledger) == ["COMPLETE"] and ledger.read().counts == {"COMPLETE": 1}
@@ -442,16 +489,17 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.__exit__()
         self.ledger = Ledger.open(self.store, SPEC)
         orphans = list(self.running())
+        waiting = {trial.number for trial in self.ledger.read().trials if trial.state == "RUNNING"}
         self.tickets = {number: self.tickets[number] for number in self.ended}
         seen = []
-        while self.ledger._orphans:
+        for _ in waiting:
             ticket = self.ledger.ask(self.budget)
             seen.append(ticket.number)
             if ticket.number in self.model:
                 assert ticket.config == self.model[ticket.number]
             self.model[ticket.number] = ticket.config
             self.tickets[ticket.number] = ticket
-        assert set(orphans) <= set(seen) and len(set(seen)) == len(seen)
+        assert set(orphans) <= waiting == set(seen) and len(seen) == len(waiting)
 
     @rule(kill_at=st.integers(0, 20))
     def ask(self, kill_at):

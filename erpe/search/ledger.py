@@ -13,9 +13,11 @@ towards the budget from the moment its configuration is written.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import uuid
-from typing import Any, Literal, Self
+from collections.abc import Callable
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
@@ -35,6 +37,25 @@ MAX_ATTEMPTS = 3
 
 _ATTEMPTS = "erpe.attempts"
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _fenced(write: Callable[Concatenate[Ledger, P], R]) -> Callable[Concatenate[Ledger, P], R]:
+    """A write of the driver alone: waits for a database that is away, and is refused when another driver took over."""
+
+    @storage.patient
+    @functools.wraps(write)
+    def fenced(self: Ledger, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self._guard()
+        try:
+            return write(self, *args, **kwargs)
+        except Exception:
+            self._guard()  # another driver in between explains whatever failed
+            raise
+
+    return fenced
+
 
 class Ledger:
     """One study, leased by this process. Raises `StudyError` when another process took over."""
@@ -43,12 +64,11 @@ class Ledger:
         self._lease, self._study, self._spec, self._backend = lease, study, spec, database.backend
         self._opened = contextlib.ExitStack()
         self._id = self._backend.get_study_id_from_name(study.study_name)
-        self._orphans: list[int] = []
+        self._handed_out: set[int] = set()
         self.uid = records.read_about(study.study_name, study.user_attrs).uid
         study.pruner = samplers.make_pruner(spec)
         self._epoch = int(study.user_attrs.get(EPOCH, 0)) + 1
         study.set_user_attr(EPOCH, self._epoch)
-        self._attach()
 
     @property
     def name(self) -> str:
@@ -121,33 +141,23 @@ class Ledger:
     def _note(self, number: int, key: str, value: Any) -> None:
         self._backend.set_trial_user_attr(self._trial_id(number), key, value)
 
-    def _attach(self) -> None:
-        """Take up what a killed driver left: an unwritten trial is void, a written one is handed out again."""
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if CONFIG not in trial.user_attrs:
-                self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-            elif trial.number not in self._orphans:
-                self._orphans.append(trial.number)
-
-    @storage.patient
+    @_fenced
     def ask(self, budget: int) -> Record | None:
-        """The next trial to run; None when `budget` trials have a configuration.
+        """The next trial to run: one that a killed driver left, or a new one until `budget` have a configuration.
 
         Raises:
             StudyError: another driver took over.
         """
-        self._guard()
-        if self._orphans:
-            orphan = self.trial(self._orphans[0])
-            self._orphans.pop(0)
-            return orphan
         trials = self._study.get_trials(deepcopy=False)
+        for trial in trials:
+            if trial.state != TrialState.RUNNING or trial.number in self._handed_out:
+                continue
+            if CONFIG in trial.user_attrs:
+                return self._hand_out(trial.number)
+            self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)  # of an `ask` cut short
         written = [trial for trial in trials if CONFIG in trial.user_attrs]
         if len(written) >= budget:
             return None
-        for trial in trials:
-            if trial.state == TrialState.RUNNING and CONFIG not in trial.user_attrs:  # of an `ask` cut short
-                self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         if not written and not any(trial.state == TrialState.WAITING for trial in trials):
             self._study.enqueue_trial(default_point(self._spec.space, self._spec.base))
         # From the count of trials, not from a running generator: a restart does not repeat suggestions.
@@ -156,9 +166,14 @@ class Ledger:
         drawn = sample(asked, self._spec.space, self._spec.base)
         config = drawn.replace({"seed": self._spec.trial_seed(asked.number)})
         self._note(asked.number, CONFIG, config.model_dump(mode="json"))
-        return self.trial(asked.number)
+        return self._hand_out(asked.number)
 
-    @storage.patient
+    def _hand_out(self, number: int) -> Record:
+        record = self.trial(number)
+        self._handed_out.add(number)
+        return record
+
+    @_fenced
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Record the value of an epoch, counted from 1; the first word on an epoch counts.
 
@@ -168,7 +183,6 @@ class Ledger:
             TrialError: the value is not finite.
             StudyError: another driver took over.
         """
-        self._guard()
         if not math.isfinite(value):
             raise TrialError(f"epoch {epoch}: the value is {value}")
         trial = self._trial(number)
@@ -184,14 +198,13 @@ class Ledger:
         last = epoch >= self._spec.epochs
         return not last and self._study.pruner.prune(self._study, trial)
 
-    @storage.patient
+    @_fenced
     def crashed(self, number: int, reason: str) -> bool:
         """A worker died, or raised what nobody foresaw.
 
         Returns:
             Whether to try again; if not, the trial is decided to be FAIL with this reason.
         """
-        self._guard()
         trial = self._trial(number)
         if trial.state.is_finished() or END in trial.user_attrs:
             return False
@@ -202,7 +215,7 @@ class Ledger:
         self.decide(number, "FAIL", {}, f"{reason.rstrip()} (crashed {attempts} times without finishing an epoch)")
         return False
 
-    @storage.patient
+    @_fenced
     def decide(
         self,
         number: int,
@@ -214,7 +227,6 @@ class Ledger:
 
         A trial cannot be COMPLETE without a value: then it is FAIL.
         """
-        self._guard()
         trial = self._trial(number)
         if END not in trial.user_attrs:
             if state == "COMPLETE" and not trial.intermediate_values:
@@ -224,10 +236,9 @@ class Ledger:
             trial = self._trial(number)
         return Verdict(**trial.user_attrs[END])
 
-    @storage.patient
+    @_fenced
     def tell(self, number: int) -> None:
         """Freeze a decided trial. Telling again changes nothing."""
-        self._guard()
         trial = self._trial(number)
         state = TrialState[Verdict(**trial.user_attrs[END]).state]
         value = self.trial(number).value if state == TrialState.COMPLETE else None
@@ -239,10 +250,9 @@ class Ledger:
         """One trial as it stands."""
         return records.read_trial(self.uid, self._trial(number))
 
-    @storage.patient
+    @_fenced
     def record_final(self, number: int, metrics: dict[str, float]) -> dict[str, float]:
         """Keep what was measured of a trial after its end; measures of the test split stay, since it is opened once."""
-        self._guard()
         key = f"{FINAL}.{number}"
         found = self._backend.get_study_user_attrs(self._id).get(key, {})
         tested = {name: value for name, value in found.items() if name.startswith("test/")}

@@ -16,7 +16,7 @@ import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from erpe.errors import StoreError
 from erpe.telling import redact
@@ -105,6 +105,8 @@ def patient(call: Callable[P, R], seconds: float | None = None) -> Callable[P, R
 
 def _may_pass(error: BaseException | None) -> bool:
     """A server that restarts, a lock that is held; not a full disk or a wrong password."""
+    if isinstance(error, PendingRollbackError):  # the connection went away in the middle of a transaction
+        return True
     if not isinstance(error, OperationalError | InterfaceError):
         return False
     text = str(error.orig).lower()
