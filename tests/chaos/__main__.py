@@ -122,7 +122,7 @@ def write_tables():
     README.write_text(text)
 
 
-def run_outage(rounds=5):
+def run_outage(rounds=60):
     """What an outage costs; alone on the machine."""
     with tempfile.TemporaryDirectory(prefix="erpe-chaos-") as folder, Served(Path(folder)).ready() as home:
         OUTAGE.write_text(json.dumps(measure(home, Path(folder), rounds), indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What an outage of the tracking server costs training: interleaved rounds of the same study.
+"""What an outage of the tracking server costs training: one training, its epochs told to each server in turn.
 
 well     an MLflow server that answers
 down     nobody listens at its address
@@ -6,67 +6,98 @@ hangs    somebody accepts the connection and never says a word
 """
 
 import json
+import os
+import random
 import socket
 import statistics
+import time
+from contextlib import ExitStack
 
-from case import Case
 from mlflow_server import hanging_server
 
-EPOCHS = 40
+from erpe.config import defaults
+from erpe.search.ledger import Ledger
+from erpe.search.study import define
+from erpe.store import Store
+from erpe.tracking.tracker import Tracker
+from erpe.training.objective import Trial
+
+BLOCK = 8
+"""Epochs told to one server before it is another's turn."""
 
 
-class At:
-    """A home whose tracking server is somewhere else."""
-
-    name = "outage"
-
-    def __init__(self, uri):
-        self.uri = uri
-
-    def environment(self):
-        """What the command needs to find it."""
-        return {"MLFLOW_TRACKING_URI": self.uri}
+def closed_port():
+    """One that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
-def seconds_per_epoch(case):
-    """From the first epoch begun to the last one saved, reporting and spooling included; the first left out."""
-    case.start().wait(600)
-    times = [float(line.split()[0]) for line in case.journal.read_text().splitlines() if " saved " in line]
-    assert len(times) == EPOCHS, case.log.read_text()
-    return (times[-1] - times[0]) / (EPOCHS - 1)
+SMALL = {"model.width": 32, "model.depth": 2, "model.features": 8, "data.train_limit": 1000}
+
+
+class Told:
+    """A study whose tracking server is at `uri`; its sender works only while it is its turn."""
+
+    def __init__(self, folder, uri):
+        self.store, self.uri = Store.open(folder), uri
+        self.spec = define("relu_general", "digits", epochs=10_000, pruner="none")
+
+    def turn(self, trial):
+        """Seconds an epoch: trained, saved, in the ledger and in the spool."""
+        os.environ |= {"MLFLOW_TRACKING_URI": self.uri, "ERPE_STORAGE_URL": ""}
+        tracker = Tracker(self.store, "outage")
+        with Ledger.open(self.store, self.spec, name="outage") as ledger:
+            ticket = ledger.ask(1)
+            tracker.start_study(ledger.uid, {}, {})
+            tracker.start_trial(ticket.uid, 0, ticket.config, {}, parent=ledger.uid)
+            began = time.perf_counter()
+            for _ in range(BLOCK):
+                measured = trial.epoch()
+                step = int(measured["epoch"])
+                ledger.report(0, step, measured["val/accuracy"])
+                tracker.epoch(ticket.uid, step, measured)
+            took = time.perf_counter() - began
+        tracker.close(0)
+        tracker._thread.join(60)  # before the next one's turn
+        return took / BLOCK
 
 
 def measure(home, folder, rounds):
-    """Median seconds an epoch in each state, and the range over the rounds."""
-    found = {"well": [], "down": [], "hangs": []}
-    with hanging_server() as silent, socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-        closed.close()
+    """Of each state: median seconds an epoch, and the median and range of its ratios to `well` in the same round."""
+    config = defaults("relu_general", "digits").replace(SMALL | {"train.epochs": 10_000})
+    trial, found = Trial(config, folder / "trial"), {"well": [], "down": [], "hangs": []}
+    with ExitStack() as opened:
         places = {
             "well": home.environment()["MLFLOW_TRACKING_URI"],
-            "down": f"http://127.0.0.1:{port}",
-            "hangs": silent,
+            "down": f"http://127.0.0.1:{closed_port()}",
+            "hangs": opened.enter_context(hanging_server()),
         }
+        told = {state: Told(folder / state, uri) for state, uri in places.items()}
+        for study in told.values():
+            study.turn(trial)  # modules are loaded, tables and runs are made
         for turn in range(rounds):
-            for state, uri in places.items():
-                case = Case(At(uri), folder / f"{state}-{turn}", "inline", trials=1, epochs=EPOCHS, slow=0)
-                case.arguments[case.arguments.index("data.train_limit=200")] = "data.train_limit=1000"
-                found[state].append(seconds_per_epoch(case))
-                print(f"{state}: {found[state][-1] * 1000:.1f} ms an epoch", flush=True)
-    normal = statistics.median(found["well"])
+            for state in random.sample(list(told), len(told)):
+                found[state].append(told[state].turn(trial))
+            print(f"round {turn + 1}: " + ", ".join(f"{s} {1000 * t[-1]:.1f} ms" for s, t in found.items()), flush=True)
     return [
-        {
-            "state": state, "ms": statistics.median(times) * 1000, "low": min(times) * 1000, "high": max(times) * 1000,
-            "ratio": statistics.median(times) / normal, "n": rounds,
-        }
+        {"state": state, "ms": 1000 * statistics.median(times), "n": rounds, "epochs": rounds * BLOCK}
+        | ratios([one / well for one, well in zip(times, found["well"], strict=True)])
         for state, times in found.items()
-    ]  # fmt: skip
+    ]
+
+
+def ratios(found):
+    """Median and its 95 % interval, from resampled rounds."""
+    rng = random.Random(0)
+    medians = sorted(statistics.median(rng.choices(found, k=len(found))) for _ in range(10_000))
+    return {"ratio": statistics.median(found), "low": medians[250], "high": medians[-251]}
 
 
 def as_table(text):
     """Markdown of what `measure` found, a JSON list."""
-    lines = ["| tracking server | ms an epoch, median | lowest to highest | ratio |", "|---|---:|---:|---:|"]
+    lines = ["| tracking server | ms an epoch, median | epochs | ratio to *well* in the same round, median (95 %) |"]
+    lines.append("|---|---:|---:|---:|")
     for row in json.loads(text):
-        spread = f"{row['low']:.1f} to {row['high']:.1f} (n={row['n']})"
-        lines.append(f"| {row['state']} | {row['ms']:.1f} | {spread} | {row['ratio']:.3f} |")
+        spread = f"{row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.3f}, n={row['n']})"
+        lines.append(f"| {row['state']} | {row['ms']:.1f} | {row['epochs']} | {spread} |")
     return "\n".join(lines)
