@@ -88,8 +88,8 @@ def test_the_closed_form_is_what_a_pencil_gives():
     # The images need no gradient; everything else is two products backward for one forward.
     assert train_step_flops(given) == 2 * embed + 3 * (linear + attention + head) == 5680
     relu = given.model_copy(update={"variant": "relu"})
-    # phi_k^T [v 1], then phi_q times it: one column more than v, for the denominators
-    assert forward_flops(relu) == embed + linear + 2 * (2 * n * c * (c + 1)) + head
+    # phi_k^T v, then phi_q times it; the denominators are sums of single entries
+    assert forward_flops(relu) == embed + linear + 2 * (2 * n * c * c) + head
 
 
 @each_variant

@@ -45,7 +45,8 @@ def assert_equal(actual, expected, atol=1e-10):
 
 def move(layer, dy, dx):
     """Every position shifts by (dy, dx)."""
-    layer.encoding.positions += torch.tensor([[dy], [dx]])
+    layer.encoding.rows += dy
+    layer.encoding.columns += dx
     return layer
 
 

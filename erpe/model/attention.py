@@ -53,7 +53,7 @@ class Softmax(Attention):
 
     def scaled(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float]:
         """Rotated q and k (B, H, N, D), and the factor of their products."""
-        q, k = self.encoding.rotate(q, k)
+        q, k = self.encoding.align(q, k)
         if self.config.normalize_qk:
             return normalize(q, dim=-1), normalize(k, dim=-1), 1.0
         return q, k, self.shape.head_dim**-0.5
@@ -79,8 +79,8 @@ class Linear(Attention):
 
         y_i = phi_q_i . sum_j phi_k_j v_j / (phi_q_i . sum_j phi_k_j)
 
-    A column of ones beside v gives the denominator in the same product. Features and both contractions are in
-    float32 at least, under autocast too: a sum over keys in half precision loses small features.
+    Features and both contractions are in float32 at least, under autocast too: a sum over keys in half precision
+    loses small features.
     Source: Choromanski et al. 2021 (Performer), section 3.1.
     """
 
@@ -97,20 +97,20 @@ class Linear(Attention):
         self.check(q, k, v)
         with torch.autocast(q.device.type, enabled=False):
             phi_q, phi_k = self.phi(q, k)                         # (B, H, N, m)
-            v1 = pad(full_precision(v), (0, 1), value=1.0)        # (B, H, N, Dv + 1)
-            if isinstance(self.encoding, GeneralRPE):
-                method: str = self.config.method
-                if method == "auto":
-                    method = faster_method(self.shape.tokens, self.features.m, v.shape[-1])
-                total = (self.fft if method == "fft" else self.dense)(phi_q, phi_k, v1, self.encoding)
-            elif self.rotates_features:
-                # RoFormer equation 19: signed weights above, the positive unrotated sum below.
-                denominator = phi_q @ (phi_k.mT @ v1[..., -1:])
-                phi_q, phi_k = self.encoding.rotate(phi_q, phi_k)
-                total = torch.cat([phi_q @ (phi_k.mT @ v1[..., :-1]), denominator], dim=-1)
-            else:
-                total = phi_q @ (phi_k.mT @ v1)                   # (B, H, N, Dv + 1)
-            return (total[..., :-1] / total[..., -1:]).to(v.dtype)
+            num, den = self.sums(phi_q, phi_k, full_precision(v))
+            return (num / den[..., None]).to(v.dtype)
+
+    def sums(self, phi_q: Tensor, phi_k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Numerators (B, H, N, Dv) and denominators (B, H, N)."""
+        if isinstance(self.encoding, GeneralRPE):
+            method: str = self.config.method
+            if method == "auto":
+                method = faster_method(self.shape.tokens, self.features.m, v.shape[-1])
+            return self.fft(phi_q, phi_k, v, self.encoding) if method == "fft" else self.encoding.mix(phi_q, phi_k, v)
+        den = (phi_q * phi_k.sum(dim=-2, keepdim=True)).sum(dim=-1)                 # (B, H, N)
+        if self.rotates_features:  # RoFormer equation 19: signed weights above, the positive unrotated sum below
+            phi_q, phi_k = self.encoding.rotate(phi_q, phi_k)
+        return phi_q @ (phi_k.mT @ v), den
 
     @property
     def rotates_features(self) -> bool:
@@ -124,15 +124,12 @@ class Linear(Attention):
             q, k = self.encoding.rotate(q, k)
         return self.features(q, k)
 
-    def dense(self, phi_q: Tensor, phi_k: Tensor, v1: Tensor, encoding: GeneralRPE) -> Tensor:
-        """((phi_q phi_k^T) * C) v1: (B, H, N, Dv + 1). The oracle of `fft`, and the faster one for short N."""
-        return (phi_q @ phi_k.mT * row_weights(encoding.log_weights())) @ v1
-
-    def fft(self, phi_q: Tensor, phi_k: Tensor, v1: Tensor, encoding: GeneralRPE) -> Tensor:
-        """The same by FFT over each feature-value channel: (B, H, N, Dv + 1) without an N x N tensor.
+    def fft(self, phi_q: Tensor, phi_k: Tensor, v: Tensor, encoding: GeneralRPE) -> tuple[Tensor, Tensor]:
+        """`GeneralRPE.mix` by FFT over each feature-value channel; a column of ones beside v gives the denominators.
 
         Source: Luo et al. 2021 (NeurIPS), algorithm 1, on a 2-D grid.
         """
+        v1 = pad(v, (0, 1), value=1.0)                            # (B, H, N, Dv + 1)
         channels = v1.shape[-1]
         step = max(1, CHUNK // (v1.numel() * 4))                  # the padded grid has four times the tokens
         # In float32 the error of an FFT, relative to its largest value, drowns what far offsets weigh.
@@ -149,7 +146,7 @@ class Linear(Attention):
         if c_cls is not None:
             own = torch.cat([c_cls[2, :, None], own[:, 1:]], dim=1)
         least = (phi_q * phi_k).sum(-1) * own                     # (B, H, N)
-        return torch.cat([total[..., :-1], torch.maximum(total[..., -1], least)[..., None]], dim=-1).to(narrow)
+        return total[..., :-1].to(narrow), torch.maximum(total[..., -1], least).to(narrow)
 
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
         """A (B, H, N, N), dense; with `rotary_placement="post"` some weights are negative and rows do not sum to 1."""

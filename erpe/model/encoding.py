@@ -7,13 +7,16 @@ grid: it is not rotated, and the general encoding has scalars of its own for it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.functional import pad
 
 from erpe.config import AttentionConfig
+from erpe.model.masked import masked_product, window_top
 from erpe.model.toeplitz import toeplitz_dense, toeplitz_matmul
 
 
@@ -45,6 +48,10 @@ class Encoding(nn.Module):
     def rotate(self, *vectors: Tensor) -> tuple[Tensor, ...]:
         """Each (B, H, N, D), turned by the rotation of its token's position."""
         return vectors
+
+    def align(self, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        """As `rotate`, but in whatever orthonormal basis is cheapest: enough where only q . k matters."""
+        return self.rotate(q, k)
 
     def log_weights(self) -> Tensor | None:
         """(H, N, N), what is added to the logits; None: nothing."""
@@ -79,6 +86,29 @@ class GeneralRPE(Encoding):
         rest = torch.cat([to_cls.expand(-1, n, 1), patches], dim=2)
         return torch.cat([first, rest], dim=1)                    # (H, N, N)
 
+    def mix(self, phi_q: Tensor, phi_k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over the keys of C (phi_q . phi_k) v, and of C (phi_q . phi_k).
+
+        Args:
+            phi_q, phi_k: (B, H, N, m).
+            v: (B, H, N, Dv).
+        Returns:
+            (B, H, N, Dv) and (B, H, N), both divided by a factor of the query.
+        """
+        bias = full_precision(self.bias)
+        top = window_top(bias).detach()                           # (H, hw)
+        if self.cls_bias is None:
+            return masked_product(phi_q, phi_k, v, bias, top)
+        to_cls, from_cls, own = full_precision(self.cls_bias)[:, :, None]           # (H, 1) each
+        top = torch.maximum(top, to_cls.detach())
+        patches = phi_q[:, :, 1:]
+        num, den = masked_product(patches, phi_k[:, :, 1:], v[:, :, 1:], bias, top)
+        a = (patches @ phi_k[:, :, :1].mT) * (to_cls - top).exp()[..., None]     # (B, H, hw, 1)  to the class token
+        num, den = num + a * v[:, :, :1], den + a[..., 0]
+        c = torch.cat([own, from_cls.expand(-1, top.shape[1])], dim=1)              # (H, N)  from the class token
+        a = (phi_q[:, :, :1] @ phi_k.mT) * (c - c.detach().amax(1, keepdim=True)).exp()[:, None]
+        return torch.cat([a @ v, num], dim=2), torch.cat([a.sum(-1), den], dim=2)
+
     def relative_weights(self) -> tuple[Tensor, Tensor | None]:
         """exp(bias) and exp(cls_bias), each head divided by its largest: a factor that cancels in the quotient."""
         top = self.bias.flatten(1).amax(1)                        # (H,)
@@ -111,25 +141,26 @@ def rotate_planes(x: Tensor, phase: Tensor) -> Tensor:
         (B, H, N, D).
     Source: Su et al. 2021 (RoFormer), equation 34, as one complex product.
     """
-    planes = x[..., : 2 * phase.shape[-1]].unflatten(-1, (-1, 2))
-    turned = torch.view_as_real(torch.complex(planes[..., 0], planes[..., 1]) * phase).flatten(-2)
-    rest = x[..., turned.shape[-1] :]
-    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+    free = x.shape[-1] - 2 * phase.shape[-1]
+    if free % 2:
+        return torch.cat([rotate_planes(x[..., :-1], phase), x[..., -1:]], dim=-1)
+    phase = pad(phase, (0, free // 2), value=1.0)                 # one pass over all channels
+    pairs = x.unflatten(-1, (-1, 2)).contiguous()
+    pairs = pairs.clone() if pairs.storage_offset() % 2 else pairs                  # no complex number begins there
+    return torch.view_as_real(torch.view_as_complex(pairs) * phase).flatten(-2)
 
 
 class Rotary(Encoding):
     """R(r) turns plane t of a head by the angle y fy_t + x fx_t, so that R(a)^T R(b) = R(b - a)."""
 
-    positions: Tensor
+    rows: Tensor
+    columns: Tensor
 
     def __init__(self, config: AttentionConfig, shape: Shape, generator: Generator) -> None:
         super().__init__(config, shape, generator)
         self.size = config.rotated_size(shape.head_dim)
-        y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in shape.grid), indexing="ij")
-        positions = torch.stack([y.flatten(), x.flatten()])       # (2, hw)
-        if shape.cls:
-            positions = torch.cat([torch.zeros(2, 1), positions], dim=1)  # R(0) = I
-        self.register_buffer("positions", positions, persistent=False)
+        for axis, count in zip(("rows", "columns"), shape.grid, strict=True):
+            self.register_buffer(axis, torch.arange(count, dtype=torch.float32), persistent=False)
 
     def planes(self) -> Tensor:
         """(2, H, P) frequencies in rad per patch along y and x."""
@@ -137,20 +168,26 @@ class Rotary(Encoding):
 
     def phase(self) -> Tensor:
         """(H, N, P) complex e^(i angle), in float32 at least."""
-        fy, fx = full_precision(self.planes())[:, :, None, :]              # (H, 1, P) each
-        y, x = self.positions.to(fy.dtype)[:, :, None]            # (N, 1) each
-        angle = y * fy + x * fx                                   # (H, N, P)
-        return torch.complex(angle.cos(), angle.sin())
+        along = []
+        for frequency, steps in zip(full_precision(self.planes()), (self.rows, self.columns), strict=True):
+            angle = steps.to(frequency.dtype)[:, None] * frequency[:, None]         # (H, h, P), then (H, w, P)
+            along.append(torch.complex(angle.cos(), angle.sin()))
+        # e^(i (y fy + x fx)) is a product: few cosines for many tokens
+        phase = (along[0][:, :, None] * along[1][:, None]).flatten(1, 2)            # (H, hw, P)
+        return pad(phase, (0, 0, 1, 0), value=1.0) if self.shape.cls else phase     # R(0) = I
 
     def rotate(self, *vectors: Tensor) -> tuple[Tensor, ...]:
         """Each (B, H, N, D) turned, computed in float32 at least and given back in its own dtype."""
-        with torch.autocast(vectors[0].device.type, enabled=False):
-            phase = self.phase()
-            return tuple(self.turn(full_precision(x), phase).to(x.dtype) for x in vectors)
+        return self._each(self.turn, vectors)
 
     def turn(self, x: Tensor, phase: Tensor) -> Tensor:
         """(B, H, N, D) -> (B, H, N, D)."""
         return rotate_planes(x, phase)
+
+    def _each(self, turn: Callable[[Tensor, Tensor], Tensor], vectors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        with torch.autocast(vectors[0].device.type, enabled=False):
+            phase = self.phase()
+            return tuple(turn(full_precision(x), phase).to(x.dtype) for x in vectors)
 
 
 class Rope(Rotary):
@@ -233,8 +270,15 @@ class CirculantString(Rotary):
 
     def turn(self, x: Tensor, phase: Tensor) -> Tensor:
         """(B, H, N, D) -> (B, H, N, D): to the Fourier basis, turn its planes, back."""
-        basis = self.basis(x)
-        return rotate_planes(x @ basis, phase) @ basis.T
+        return self.turn_planes(x, phase) @ self.basis(x).T
+
+    def turn_planes(self, x: Tensor, phase: Tensor) -> Tensor:
+        """The same, left in the Fourier basis."""
+        return rotate_planes(x @ self.basis(x), phase)
+
+    def align(self, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        """Left in the Fourier basis: half of the products."""
+        return self._each(self.turn_planes, (q, k))
 
 
 @lru_cache(maxsize=64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize
@@ -45,9 +47,9 @@ class Features(nn.Module):
             drawn = orthogonal_gaussian(self.m, head_dim, generator)
             self.register_buffer("projection", drawn.to(torch.get_default_dtype()))
 
-    def project(self, x: Tensor) -> Tensor:
-        """w_l . x: (..., D) -> (..., m), in the dtype of x."""
-        return x @ self.projection.to(x.dtype).T
+    def project(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        """w_l . (scale x): (..., D) -> (..., m), in the dtype of x."""
+        return x @ (self.projection.to(x.dtype).T * scale)
 
     def redraw(self, generator: Generator) -> None:
         """Replace the random projection by a fresh one; nothing to do without a projection."""
@@ -63,23 +65,25 @@ class FavorFeatures(Features):
     Source: Choromanski et al. 2021 (Performer), Lemma 1. With `normalize_qk`: Luo et al. 2021, section 3.3.
     """
 
-    def scale(self, x: Tensor) -> Tensor:
-        """q or k (B, H, N, D) -> the x of the kernel exp(x_q . x_k)."""
-        return normalize(x, dim=-1) if self.normalize else x * self.head_dim**-0.25
-
-    def exponent(self, x: Tensor) -> Tensor:
-        """w_l . x - |x|^2 / 2 of scaled x: (..., D) -> (..., m)."""
-        return self.project(x) - x.square().sum(-1, keepdim=True) / 2
+    def exponent(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        """w_l . x - |x|^2 / 2 of x times `scale`: (..., D) -> (..., m)."""
+        return self.project(x, scale) - x.square().sum(-1, keepdim=True) * (scale**2 / 2)
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """(B, H, N, D) twice -> phi_q, phi_k (B, H, N, m), positive."""
+        scale = 1.0 if self.normalize else self.head_dim**-0.25
+        if self.normalize:
+            q, k = normalize(q, dim=-1), normalize(k, dim=-1)
         # A factor of a query, or one common to all keys of an image and head, cancels in the quotient.
         # So the largest exponent is taken away there, and nowhere else, before the exponential.
-        a = self.project(self.scale(q))                           # (B, H, N, m)  |x|^2 / 2 is such a factor
-        b = self.exponent(self.scale(k))                          # (B, H, N, m)
-        a = a - a.amax(dim=-1, keepdim=True).detach()
-        b = b - b.amax(dim=(-2, -1), keepdim=True).detach()
-        return (a.exp() + self.eps) * self.m**-0.5, (b.exp() + self.eps) * self.m**-0.5
+        a = self.project(q, scale)                                # (B, H, N, m)  |x|^2 / 2 is such a factor
+        b = self.exponent(k, scale)                               # (B, H, N, m)
+        return self.positive(a, a.amax(dim=-1, keepdim=True)), self.positive(b, b.amax(dim=(-2, -1), keepdim=True))
+
+    def positive(self, exponent: Tensor, largest: Tensor) -> Tensor:
+        """m^(-1/2) (exp(exponent - largest) + eps)."""
+        shift = largest.detach() + math.log(self.m) / 2
+        return (exponent - shift).exp() + self.eps * self.m**-0.5
 
 
 class ReluFeatures(Features):
@@ -97,5 +101,5 @@ class ReluFeatures(Features):
         """(..., D) -> (..., m)."""
         x = normalize(x, dim=-1) if self.normalize else x
         if hasattr(self, "projection"):
-            x = self.project(x) * self.m**-0.5
+            x = self.project(x, self.m**-0.5)
         return x.relu() + self.eps

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from erpe.config import ModelConfig
 from erpe.model.attention import faster_method
+from erpe.model.masked import product_flops
 
 
 class Cost(NamedTuple):
@@ -67,13 +68,14 @@ def attention_cost(config: ModelConfig, n: int) -> Cost:
     Per head, D the head size, m the features:
 
         softmax         4 N^2 D                   q k^T, then times v
-        linear          4 N m (D + 1)             phi_k^T [v 1], then phi_q times it
-        with general    2 N^2 m + 2 N^2 (D + 1)   dense; or 2 m (D + 1) FFTs of 4 N and 2 N m (D + 1)
+        linear          4 N m D                   phi_k^T v, then phi_q times it
+        with general    2 N^2 m + 2 N^2 D         dense; or 2 m (D + 1) FFTs of 4 N and 2 N m (D + 1)
         projection      4 N D m                   of q and of k
-        circulant       8 N S^2 + 4 S P           S rotated channels into the Fourier basis and back, P planes
+        circulant       8 N S^2 + 4 S P           S rotated channels into the Fourier basis and back, P planes;
+                                                  softmax needs no way back: 4 N S^2
     """
     d, m, heads = config.head_dim, config.feature_count(config.head_dim), config.heads
-    core = both(4 * n * n * d) if config.attention == "softmax" else both(4 * n * m * (d + 1))
+    core = both(4 * n * n * d) if config.attention == "softmax" else both(4 * n * m * d)
     if config.attention != "softmax" and config.encoding == "general":
         core = general_cost(config, n, m, d)
     projection = one(4 * n * d * m) if config.projected else NOTHING
@@ -82,16 +84,19 @@ def attention_cost(config: ModelConfig, n: int) -> Cost:
         size = config.rotated_size(d)
         block = config.circulant_block or size
         planes = size // block * ((block - 1) // 2)
-        circulant = one(8 * n * size**2) + one(4 * size * planes)
+        ways = 1 if config.attention == "softmax" else 2
+        circulant = one(4 * ways * n * size**2) + one(4 * size * planes)
     return Cost(*(heads * flops for flops in core + projection + circulant))
 
 
 def general_cost(config: ModelConfig, n: int, m: int, d: int) -> Cost:
     """The masked product of linear attention, by the method that the layer takes."""
     method = config.method if config.method != "auto" else faster_method(n, m, d)
-    if method == "dense":
-        return both(2 * n * n * (m + d + 1))
     h, w = config.grid
+    if method == "dense":
+        patches = Cost(*product_flops(h * w, m, d))
+        # The class token as a key of every patch, and as a query.
+        return patches if n == h * w else patches + both(2 * h * w * m) + both(2 * n * (m + d))
     length = 4 * h * w
     transform = 2.5 * length * math.log2(length)
     channels = m * (d + 1)
