@@ -22,6 +22,7 @@ from erpe.config import DATASETS
 from erpe.model import ViT
 from erpe.store import write_atomic
 from erpe.training.data import Images, normalise
+from erpe.training.heap import empty_heap
 
 FULL_BATCH = 256
 """Images of a full batch in evaluation and timing."""
@@ -151,6 +152,7 @@ def reset_peak_memory(device: torch.device) -> None:
     """Forget the peak of whatever this process did before."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    empty_heap()  # what an earlier trial left there
     with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is of the whole process
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -16,9 +16,17 @@ def keep_heap() -> None:
     on one thread of an AMD EPYC: a training step of relu_general with 1,024 tokens took about a third of the time
     (the machine was not idle). Other C libraries, and devices with an allocator of their own, are left alone.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            mallopt(option, _MOST)
+    for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+        _tell("mallopt", option, _MOST)
+
+
+def empty_heap() -> None:
+    """Return what is kept and not in use."""
+    _tell("malloc_trim", 0)
+
+
+def _tell(function: str, *arguments: int) -> None:
+    if sys.platform.startswith("linux"):
+        known = getattr(ctypes.CDLL(None), function, None)
+        if known is not None:
+            known(*arguments)
