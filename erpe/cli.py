@@ -17,7 +17,22 @@ from typing import Annotated, Any
 import typer
 
 from erpe import __version__
+from erpe.cli_bench import bench_app
 from erpe.errors import ConfigError, ErpeError
+from erpe.options import (
+    AsJson,
+    DataDir,
+    DatasetOption,
+    Device,
+    Epochs,
+    New,
+    Seed,
+    Settings,
+    StoreOption,
+    VariantOption,
+    one_of,
+    parse_settings,
+)
 
 UNSENT, INTERRUPTED = 3, 130
 
@@ -29,21 +44,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-VariantOption = Annotated[str, typer.Option("--variant", "-v", help="One of the twelve; `erpe variants` lists them.")]
-DatasetOption = Annotated[str, typer.Option("--dataset", "-d", help="digits (no download), mnist or cifar10.")]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(help="Folder of the data sets; none: $ERPE_DATA, or ./data. What is missing is downloaded."),
-]
-StoreOption = Annotated[Path, typer.Option("--store", help="Folder of results, databases and checkpoints.")]
-Epochs = Annotated[int | None, typer.Option(help="Epochs of a trial; none: the data set's default.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting for every trial, as train.ema=0.99; may be repeated.")
-]
-Seed = Annotated[int, typer.Option(help="Decides samples, initial weights, data order and augmentation.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")]
-New = Annotated[bool, typer.Option("--new", help="Start afresh, beside what is there.")]
 STORE = Path("runs")
 
 
@@ -504,79 +504,7 @@ def doctor(data_dir: DataDir = None, store: StoreOption = STORE, as_json: AsJson
         raise typer.Exit(1)
 
 
-bench_app = typer.Typer(no_args_is_help=True, help="Time layers and training, in interleaved rounds.")
 app.add_typer(bench_app, name="bench")
-BenchVariants = Annotated[list[str] | None, typer.Option("--variant", "-v", help="May be repeated; none: all.")]
-Rounds = Annotated[int, typer.Option(min=2, help="Interleaved rounds that count.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
-
-
-@bench_app.command("layer")
-def bench_layer(
-    variant: BenchVariants = None,
-    tokens: Annotated[list[int] | None, typer.Option(help="N; may be repeated. None: 64, 256, 1024, 4096.")] = None,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Batch size times N.")] = 4096,
-    heads: Annotated[int, typer.Option(min=1, help="H.")] = 4,
-    head_dim: Annotated[int, typer.Option(min=1, help="D.")] = 32,
-    features: Annotated[int | None, typer.Option(min=1, help="m of favor; none: twice D.")] = 32,
-    method: Annotated[str, typer.Option(help="Of the general encoding: auto, dense or fft.")] = "auto",
-    rounds: Rounds = 9,
-    threads: Threads = 1,
-    device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float64, of q, k and v.")] = "float32",
-    as_json: AsJson = False,
-) -> None:
-    """Time attention layers against torch's scaled_dot_product_attention, forward and as a training step."""
-    from erpe.show import layers_table
-
-    torch = _torch(variant, threads)
-    from erpe.bench.layers import LayerShape, bench_layers
-    from erpe.config import VARIANTS
-    from erpe.training.loop import pick_device
-
-    if precision not in ("float32", "bfloat16", "float64"):
-        raise ConfigError(f"precision {precision!r}: float32, bfloat16 or float64 would do")
-    found = bench_layers(
-        variant or list(VARIANTS), tokens or [64, 256, 1024, 4096],
-        LayerShape(heads, head_dim, features, batch_tokens), rounds=rounds, device=pick_device(device),
-        dtype=getattr(torch, precision), method=method,
-    )  # fmt: skip
-    print(json.dumps(found)) if as_json else layers_table(found)
-
-
-@bench_app.command("train")
-def bench_train(
-    variant: BenchVariants = None,
-    dataset: DatasetOption = "mnist",
-    rounds: Rounds = 7,
-    threads: Threads = 1,
-    settings: Settings = None,
-    device: Device = "auto",
-    as_json: AsJson = False,
-) -> None:
-    """Time a training step against a bare loop over torch's nn.TransformerEncoder."""
-    from erpe.show import bench_table
-
-    _torch(variant, threads)
-    from erpe.bench.train import bench_training
-    from erpe.config import VARIANTS
-
-    found = bench_training(
-        variant or list(VARIANTS), dataset, rounds=rounds, settings=parse_settings(settings), device=device
-    )
-    print(json.dumps(found)) if as_json else bench_table(found)
-
-
-def _torch(variants: list[str] | None, threads: int) -> Any:
-    """torch, with so many threads; unknown variants are refused before it is loaded."""
-    from erpe.config import split_variant
-
-    for name in variants or []:
-        split_variant(name)
-    import torch
-
-    torch.set_num_threads(threads)
-    return torch
 
 
 @app.callback(invoke_without_command=True)
@@ -592,39 +520,6 @@ def existing(folder: Path) -> Any:
     from erpe.store import Store
 
     return Store.existing(folder)
-
-
-def parse_settings(given: list[str] | None) -> dict[str, Any]:
-    """`["train.ema=0.99"]` -> `{"train.ema": 0.99}`; values as in TOML, a bare word is text.
-
-    Raises:
-        ConfigError: no equals sign.
-    """
-    import tomllib
-
-    found: dict[str, Any] = {}
-    for item in given or []:
-        key, sign, text = item.partition("=")
-        if not sign:
-            raise ConfigError(f"--set {item}: NAME=VALUE would do, as train.ema=0.99")
-        try:
-            found[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except (ValueError, RecursionError):  # ValueError: also a number of too many digits
-            found[key.strip()] = text.strip()
-    return found
-
-
-def one_of(what: str, given: str, allowed: tuple[str, ...]) -> Any:
-    """The word, if it is one of these.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    from erpe.errors import nearest
-
-    if given not in allowed:
-        raise ConfigError(f"unknown {what} {given!r}; {nearest(given, allowed)}")
-    return given
 
 
 def main() -> None:

@@ -334,37 +334,6 @@ def doctor_table(findings: list[Any]) -> None:
     Terminal().print(table)
 
 
-def bench_table(found: dict[str, Any]) -> None:
-    """Times, ratios, and what they depend on."""
-    machine = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
-    table = Table(box=SIMPLE, title="a training step", caption=machine, title_justify="left", caption_justify="left")
-    table.add_column("loop", no_wrap=True)
-    for name in ("ms, median", "lowest to highest", "ratio of medians"):
-        table.add_column(name, justify="right")
-    for row in found["rows"]:
-        spread = f"{row['low']:.1f} to {row['high']:.1f} (n={row['n']})"
-        table.add_row(row["name"], f"{row['ms']:.1f}", spread, f"{row['ratio']:.2f}")
-    Terminal().print(table)
-
-
-def layers_table(found: dict[str, Any]) -> None:
-    """Milliseconds and ratios to torch's softmax attention, a row a layer, a pair of columns a number of tokens."""
-    machine = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
-    for what, title in {"forward": "forward", "step": "forward and backward"}.items():
-        rows = [row for row in found["rows"] if row["pass"] == what]
-        sizes = {row["tokens"]: row["batch"] for row in rows}
-        table = Table(box=SIMPLE, title=f"{title}: ms, median, and ratio to the first", title_justify="left")
-        table.add_column("layer", no_wrap=True)
-        for tokens, batch in sizes.items():
-            table.add_column(f"N={tokens}, B={batch}", justify="right", no_wrap=True)
-        for name in dict.fromkeys(row["name"] for row in rows):
-            cells = [f"{row['ms']:.2f}  {row['ratio']:.2f}" for row in rows if row["name"] == name]
-            table.add_row(name, *cells)
-        Terminal().print(table)
-    spread = max((row["high"] - row["low"]) / row["ms"] for row in found["rows"])
-    print(f"n={found['rows'][0]['n']} rounds, spread (highest less lowest over median) at most {spread:.0%}; {machine}")
-
-
 def print_tables(tables: list[Table], otherwise: str) -> None:
     """Tables for people, or a line if there is none."""
     console = Terminal()

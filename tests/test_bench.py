@@ -5,11 +5,18 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from erpe.bench.layers import SDPA, LayerShape, bench_layers, grid_of
+from erpe.bench.figure import draw
+from erpe.bench.layers import SDPA, LayerShape, bench_layers, contenders, grid_of, measured, step
+from erpe.bench.memory import bounded, peak_bytes
+from erpe.bench.models import bench_models
+from erpe.bench.overhead import bench_overhead
 from erpe.bench.rounds import compete
+from erpe.bench.tables import models_table, overhead_table
 from erpe.bench.train import bench_training
-from erpe.errors import ConfigError
+from erpe.errors import ConfigError, StoreError
+from erpe.model.counters import count_with_torch
 
 CPU = torch.device("cpu")
 SMALL = LayerShape(heads=2, head_dim=8, features=8, batch_tokens=32)
@@ -35,7 +42,7 @@ def test_every_layer_is_timed_at_every_size_in_both_passes():
     for tokens, batch in ((16, 2), (12, 2)):
         for what in ("forward", "step"):
             rows = [row for row in found["rows"] if (row["tokens"], row["pass"]) == (tokens, what)]
-            assert [row["name"] for row in rows] == names and {row["batch"] for row in rows} == {batch}
+            assert [row["name"] for row in rows][: len(names)] == names and {row["batch"] for row in rows} == {batch}
     assert found["machine"]["heads"] == 2 and found["machine"]["threads"] == torch.get_num_threads()
     json.dumps(found)
 
@@ -55,12 +62,146 @@ def test_training_is_timed_against_a_bare_loop():
     assert [row["name"] for row in found["rows"]] == ["nn.TransformerEncoder, bare loop", "relu_rope"]
 
 
-@pytest.mark.parametrize("what", [("layer", "--tokens", "16", "--batch-tokens", "16"), ("train", "-d", "digits")])
-def test_the_table_has_every_name(what, monkeypatch, capsys):
+SIZES = {
+    "layer": ("--tokens", "16", "--batch", "2", "--figure", "x.svg"),
+    "train": ("-d", "digits"),
+    "model": ("-d", "digits"),
+}
+
+
+@pytest.mark.parametrize("what", SIZES)
+def test_the_table_has_every_name(what, monkeypatch, capsys, tmp_path):
     from erpe import cli
 
-    monkeypatch.setattr(sys, "argv", ["erpe", "bench", *what, "-v", "relu", "-v", "favor_rope", "--rounds", "2"])
+    monkeypatch.chdir(tmp_path)
+    words = [what, *SIZES[what], "-v", "relu", "-v", "favor_rope", "--rounds", "2"]
+    monkeypatch.setattr(sys, "argv", ["erpe", "bench", *words])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     said = capsys.readouterr().out
-    assert not ended.value.code and "relu" in said and "favor_rope" in said and "threads 1" in said
+    assert not ended.value.code and "relu" in said and "favor_rope" in said and "threads 1" in " ".join(said.split())
+    assert [path.name for path in tmp_path.iterdir()] == (["x.svg"] if what == "layer" else [])
+
+
+def test_memory_is_counted_to_the_byte_also_what_is_let_go_before_the_end():
+    def call():
+        kept = torch.zeros(1000)
+        torch.ones(3000)
+        kept.add_(torch.ones(500).sum())
+
+    assert peak_bytes(call, CPU) == 4 * 4000
+
+
+def test_memory_that_lives_before_is_not_counted():
+    before = torch.zeros(5000)
+    assert peak_bytes(lambda: before.mul_(before), CPU) == 0
+
+
+def test_a_layer_without_room_is_left_out_and_named():
+    def too_much():
+        torch.empty(2**50)
+
+    calls = {"small": lambda: torch.ones(10), "great": too_much, "other": lambda: torch.ones(20)}
+    with bounded(CPU):
+        rows = measured({name: (lambda call=call: call) for name, call in calls.items()}, 2, CPU)
+    assert [(row["name"], row["n"]) for row in rows] == [("small", 2), ("great", 0), ("other", 2)]
+    assert rows[1]["ms"] is None and rows[2]["peak_mib"] == pytest.approx(80 / 2**20, abs=1e-9)
+
+
+def test_a_mistake_in_a_layer_is_not_taken_for_want_of_room():
+    def wrong():
+        torch.ones(2) @ torch.ones(3)
+
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        measured({"wrong": lambda: wrong}, 2, CPU)
+
+
+LINEAR = [f"{attention}{encoding}" for attention in ("relu", "favor") for encoding in ("", "_rope", "_circulant")]
+QUADRATIC = ["softmax_general", "relu_general", "favor_general"]
+
+
+def cost_at(variant, tokens):
+    """FLOPs, bytes at the peak and entries of the greatest tensor of a training step over N tokens."""
+    shape = LayerShape(heads=2, head_dim=16, features=16, batch=1)
+    layer = contenders([variant], tokens, shape, CPU, torch.float32, method="dense")[variant]()
+    inputs = torch.randn(3, 1, 2, tokens, 16, generator=torch.Generator().manual_seed(0))
+    flops = count_with_torch(lambda q: layer(q, *inputs[1:]), inputs[0].clone().requires_grad_(), backward=True)
+    call = step(layer, *inputs)
+    call()
+    with Greatest() as greatest:
+        call()
+    return flops, peak_bytes(call, CPU), greatest.entries
+
+
+class Greatest(TorchDispatchMode):
+    """Notes the greatest tensor that any operator makes."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, torch.Tensor):
+                self.entries = max(self.entries, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return made
+
+
+@pytest.mark.parametrize("variant", LINEAR)
+def test_linear_attention_grows_linearly_and_makes_no_tensor_of_tokens_squared(variant):
+    small, great = cost_at(variant, 1024), cost_at(variant, 4096)
+    for before, after in zip(small, great, strict=True):
+        assert after < 4.2 * before
+    assert great[2] < 4096**2 / 32
+
+
+@pytest.mark.parametrize("variant", QUADRATIC)
+def test_a_general_encoding_that_is_dense_grows_quadratically(variant):
+    small, great = cost_at(variant, 64), cost_at(variant, 256)
+    assert great[0] > 12 * small[0] and great[1] > 8 * small[1] and great[2] >= 256**2
+
+
+def test_models_are_timed_against_softmax_attention():
+    small = {"model.width": 16, "model.depth": 1, "train.batch": 8}
+    found = bench_models(["relu_rope", "softmax"], "digits", rounds=2, settings=small, device="cpu")
+    assert [(row["pass"], row["name"]) for row in found["rows"]] == [
+        (what, name) for what in ("forward", "step") for name in ("softmax", "relu_rope")
+    ]
+    for row in found["rows"]:
+        assert row["images_per_second"] * row["ms"] == pytest.approx(8000)
+    assert found["rows"][0]["ratio"] == 1 and found["machine"]["width"] == 16
+    models_table(found)
+    json.dumps(found)
+
+
+def row(name, tokens, what, ms, mib):
+    return {"name": name, "tokens": tokens, "batch": 4096 // tokens, "pass": what, "ms": ms, "low": ms, "high": ms,
+            "ratio": 1.0, "n": 3, "peak_mib": mib}  # fmt: skip
+
+
+def test_the_figure_names_where_a_layer_overtakes(tmp_path):
+    rows = []
+    for n in (64, 256, 1024):
+        for what in ("forward", "step"):
+            rows += [row(SDPA, n, what, n / 64, 1.0), row(f"{SDPA}, bias", n, what, n / 32, n / 32)]
+            rows += [row("relu", n, what, 2.0, 2.0), row("softmax_rope", n, what, n / 60, 2.0)]
+    rows[-2] |= {"n": 0, "ms": None, "peak_mib": None}
+    found = {"machine": {}, "rows": rows}
+    draw(found, tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert "faster from N =" in text and "<!-- 128 -->" in text and "<!-- softmax_rope -->" in text
+    draw(found, tmp_path / "b.svg")
+    assert (tmp_path / "b.svg").read_text() == text
+    with pytest.raises(StoreError, match="cannot be written"):
+        draw(found, tmp_path / "none/a.png")
+
+
+@pytest.mark.slow
+def test_overhead_tells_trials_from_epochs_on_every_stack(monkeypatch):
+    monkeypatch.setattr("erpe.bench.overhead.TRIALS", 2)
+    monkeypatch.setattr("erpe.bench.overhead.EPOCHS", 2)
+    found = bench_overhead(rounds=1)
+    assert [row["name"] for row in found["rows"]] == ["bare loop", "+ Optuna", "+ spool", "+ MLflow", "+ Ray"]
+    bare, *others = found["rows"]
+    assert all(row["trial_ms"] > bare["trial_ms"] and row["n"] == 1 for row in others)
+    overhead_table(found)
+    json.dumps(found)

@@ -264,6 +264,36 @@ def test_the_first_word_counts(store):
         assert ledger.record_final(ticket.number, {"test/accuracy": 0.9}) == {"test/accuracy": 0.5}
 
 
+@pytest.mark.parametrize("state", ["PRUNED", "FAIL"])
+def test_a_trial_that_another_hand_ends_between_two_epochs_stops(store, state):
+    with Ledger.open(store, SPEC) as ledger:
+        number = ledger.ask(1).number
+        assert ledger.report(number, 1, 0.1) is False
+        theirs = optuna.load_study(study_name=ledger.name, storage=store.storage_url)  # as Optuna's dashboard does
+        theirs.tell(number, state=optuna.trial.TrialState[state])
+        assert ledger.report(number, 2, 0.2) is (state == "PRUNED") is ledger.report(number, 3, 0.2)
+        assert ledger.trial(number).epochs == {1: 0.1}
+
+
+@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median"])
+def test_a_driver_that_remembers_prunes_as_one_that_reads_all_again(tmp_path, pruner):
+    spec, decisions = define("relu", "digits", epochs=30, sampler="random", pruner=pruner), {}
+    for forgets in (False, True):
+        with Ledger.open(Store.open(tmp_path / str(forgets)), spec) as ledger:
+            told = decisions[forgets] = []
+            for value, slope in ((0.3, 0.02), (0.35, 0.0), (0.4, 0.001), (0.32, 0.01), (0.5, 0.0), (0.2, 0.0)):
+                number = ledger.ask(6).number
+                for epoch in range(1, 31):
+                    told.append((number, epoch, prune := ledger.report(number, epoch, value + epoch * slope)))
+                    if forgets:
+                        ledger._running.clear()
+                    if prune:
+                        break
+                ledger.decide(number, "PRUNED" if prune else "COMPLETE", {})
+                ledger.tell(number)
+    assert decisions[False] == decisions[True] and any(prune for *_, prune in decisions[True])
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_no_number_fails_the_trial(store, value):
     with Ledger.open(store, SPEC) as ledger:

@@ -74,7 +74,7 @@ def test_scripts_are_valid_bash_and_can_be_run(script):
 
 def test_configuration_and_command_line_know_nothing_of_torch_ray_or_mlflow():
     heavy = r"^(?:import|from) (torch|ray|mlflow|optuna|numpy|pandas|sklearn|matplotlib)\b"
-    for name in ("config", "errors", "store", "cli"):
+    for name in ("config", "errors", "store", "cli", "cli_bench", "options"):
         assert not re.search(heavy, (ROOT / f"erpe/{name}.py").read_text(), re.MULTILINE), name
 
 

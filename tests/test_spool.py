@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import os
 import resource
 import time
 
@@ -180,6 +181,19 @@ def test_an_acknowledgement_dies_with_its_spool(tmp_path):
     assert spool.ack == Ack("uri", 120, 1)
     spool.path.unlink()
     assert fill(tmp_path, 1).ack == Ack()
+
+
+def test_what_is_acknowledged_is_on_the_disk_before(tmp_path, monkeypatch):
+    order, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (order.append(os.fstat(handle).st_ino), fsync(handle)))
+    spool = fill(tmp_path, 3)
+    assert order == []  # an epoch waits for no disk
+    monkeypatch.setattr(os, "replace", lambda *names: (order.append("ack"), replace(*names)))
+    spool.acknowledge(Ack("uri", spool.path.stat().st_size, 3))
+    assert order[0] == spool.path.stat().st_ino and order[-1] == "ack"
+    with spool.exclusive():
+        spool.write(Event(kind="end_trial", uid="s:0", state="COMPLETE"))
+    assert order[-1] == spool.path.stat().st_ino
 
 
 def test_reading_goes_on_where_it_stopped_and_in_bounded_steps(tmp_path, monkeypatch):

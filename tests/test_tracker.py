@@ -101,6 +101,23 @@ def metrics(database, study=STUDY):
     return found
 
 
+def test_a_study_that_has_only_started_leaves_the_machine_to_the_workers(embedded, monkeypatch):
+    monkeypatch.setattr("erpe.tracking.tracker.BEGIN_SECONDS", 3600.0)
+    steps = []
+    monkeypatch.setattr(Sender, "step", lambda self: steps.append("step"))
+    tracker = Tracker(embedded, STUDY)
+    tracker.start_study("s", {}, {})
+    tracker.start_trial("s:0", 0, CONFIG, {}, parent="s")
+    time.sleep(0.2)
+    assert not steps
+    tracker.epoch("s:0", 1, {"val/accuracy": 0.5})
+    until = time.monotonic() + 60
+    while not steps and time.monotonic() < until:
+        time.sleep(0.01)
+    assert steps
+    tracker.close(5)
+
+
 EXPECTED = {
     (STUDY, "test/accuracy"): [(0, 0.5)],
     ("trial 0", "params"): [(3, 1e5)],

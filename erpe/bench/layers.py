@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from erpe.bench.memory import bounded, no_room, peak_bytes
 from erpe.bench.rounds import compete, machine
 from erpe.errors import ConfigError
 from erpe.model.attention import build_attention
 
 SDPA = "torch SDPA"
+THEIRS = "performer-pytorch"
+MIB = 2**20
 
 
 class LayerShape(NamedTuple):
@@ -24,7 +29,13 @@ class LayerShape(NamedTuple):
     head_dim: int = 32
     features: int | None = 32
     batch_tokens: int = 4096
-    """B N, so that every N is the same amount of tokens."""
+    """B N, so that every N is the same amount of tokens; where N is greater, B is 1."""
+    batch: int | None = None
+    """B for every N; none: as `batch_tokens` says."""
+
+    def batch_at(self, tokens: int) -> int:
+        """B at an N."""
+        return self.batch or max(1, self.batch_tokens // tokens)
 
 
 def grid_of(tokens: int) -> tuple[int, int]:
@@ -43,35 +54,98 @@ def bench_layers(
     dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> dict[str, Any]:
-    """Milliseconds of a forward pass and of a training step (forward and backward) of each layer at each N.
+    """Milliseconds, and MiB at the peak, of a forward pass and of a training step (forward and backward) of each layer
+    at each N.
 
     Args:
         options: of `AttentionConfig`, for all layers, such as `method`.
     Returns:
-        `machine`, and rows as `compete` gives them, each with `tokens`, `batch`, `pass` (`forward`, `step`). The
-        first of each N is torch's SDPA without bias, the second the one with a learned bias.
+        `machine`, and rows as `compete` gives them, each with `tokens`, `batch`, `pass` (`forward`, `step`) and
+        `peak_mib`. The first of each N is torch's SDPA without bias, the second the one with a learned bias; at the
+        end are those of performer-pytorch, if it is installed. Where the memory has no room for a layer, its numbers
+        are None and `n` is 0.
     Raises:
         ConfigError: a number of tokens, or an option, that makes no sense.
     """
     if min(tokens) < 1:
         raise ConfigError(f"tokens: {min(tokens)} given; 1 or more would do")
     rows = []
-    for n in tokens:
-        batch = max(1, shape.batch_tokens // n)
-        q, k, v = torch.randn(3, batch, shape.heads, n, shape.head_dim, dtype=dtype, device=device)
-        layers: dict[str, Layer] = {SDPA: plain, f"{SDPA}, bias": Biased(shape.heads, n, dtype, device)}
-        for variant in variants:
-            layers[variant] = build_attention(
-                variant, grid=grid_of(n), heads=shape.heads, head_dim=shape.head_dim, features=shape.features, **options
-            ).to(device)
-        for what, wrap in {"forward": forward, "step": step}.items():
-            calls = {name: wrap(layer, q, k, v) for name, layer in layers.items()}
-            rows += [{"tokens": n, "batch": batch, "pass": what} | row for row in compete(calls, rounds, device)]
+    with bounded(device):
+        for n in tokens:
+            batch = shape.batch_at(n)
+            q, k, v = torch.randn(3, batch, shape.heads, n, shape.head_dim, dtype=dtype, device=device)
+            makers = contenders(variants, n, shape, device, dtype, **options)
+            for what, wrap in {"forward": forward, "step": step}.items():
+                ready = {name: partial(_ready, make, wrap, q, k, v) for name, make in makers.items()}
+                rows += [{"tokens": n, "batch": batch, "pass": what} | row for row in measured(ready, rounds, device)]
     sizes = shape._asdict() | {"dtype": str(dtype).removeprefix("torch.")} | options
     return {"machine": machine(device) | sizes, "rows": rows}
 
 
 Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
+Wrap = Callable[[Layer, Tensor, Tensor, Tensor], Callable[[], None]]
+
+
+def contenders(
+    variants: list[str], tokens: int, shape: LayerShape, device: torch.device, dtype: torch.dtype, **options: Any
+) -> dict[str, Callable[[], Layer]]:
+    """Name -> what makes a layer over N tokens: torch's SDPA without and with a bias, ours, and performer-pytorch's."""
+    sizes: dict[str, Any] = {"grid": grid_of(tokens), **shape._asdict()} | options
+    del sizes["batch"], sizes["batch_tokens"]
+    ours = {name: partial(_ours, name, device, sizes) for name in variants}
+    makers: dict[str, Callable[[], Layer]] = {
+        SDPA: lambda: plain,
+        f"{SDPA}, bias": partial(Biased, shape.heads, tokens, dtype, device),
+    }
+    return makers | ours | theirs(shape, device, dtype)
+
+
+def _ours(variant: str, device: torch.device, sizes: dict[str, Any]) -> Layer:
+    return build_attention(variant, **sizes).to(device)
+
+
+def theirs(shape: LayerShape, device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], Layer]]:
+    """The layers of performer-pytorch that have a counterpart here, if it is installed."""
+    if importlib.util.find_spec("performer_pytorch") is None:
+        return {}
+    from performer_pytorch import FastAttention
+
+    def favor() -> Layer:
+        return FastAttention(shape.head_dim, shape.features or 2 * shape.head_dim).to(device, dtype)
+
+    def relu() -> Layer:
+        layer = FastAttention(shape.head_dim, generalized_attention=True)
+        layer.projection_matrix = None  # as ours, without a projection
+        return layer.to(device, dtype)
+
+    return {f"{THEIRS}, favor": favor, f"{THEIRS}, relu": relu}
+
+
+def _ready(make: Callable[[], Layer], wrap: Wrap, q: Tensor, k: Tensor, v: Tensor) -> Callable[[], None]:
+    return wrap(make(), q, k, v)
+
+
+def measured(
+    ready: Mapping[str, Callable[[], Callable[[], None]]], rounds: int, device: torch.device
+) -> list[dict[str, Any]]:
+    """Rows of `compete` with `peak_mib`, in the order given; what has no room is left out of the rounds.
+
+    Args:
+        ready: name -> what makes the call.
+    """
+    calls: dict[str, Callable[[], None]] = {}
+    peaks: dict[str, int] = {}
+    for name, make in ready.items():
+        try:
+            call = make()
+            call()  # the first builds what stays
+            calls[name], peaks[name] = call, peak_bytes(call, device)
+        except (RuntimeError, MemoryError) as error:
+            if not no_room(error):
+                raise
+    timed = {row["name"]: row | {"peak_mib": peaks[row["name"]] / MIB} for row in compete(calls, rounds, device)}
+    nothing = dict.fromkeys(("ms", "low", "high", "ratio", "peak_mib")) | {"n": 0}
+    return [timed.get(name, {"name": name, **nothing}) for name in ready]
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def learning_curves(history: Sequence[dict[str, float]]) -> Figure:
         history: a dict an epoch with `epoch` and measures such as `train/loss`, `val/loss`, `val/accuracy`, `lr`.
     """
     measures = [name for name in _UNITS if any(key.rpartition("/")[2] == name for row in history for key in row)]
-    figure = _figure(3.6 * max(1, len(measures)), 3.2)
+    figure = _figure(3.6 * max(1, len(measures)), 3.2, left=0.7, bottom=0.5, top=0.3, between=0.3)
     for place, name in enumerate(measures, 1):
         axes = figure.add_subplot(1, len(measures), place)
         keys = dict.fromkeys(key for row in history for key in row if key.rpartition("/")[2] == name)
@@ -62,17 +62,19 @@ def confusion(matrix: Sequence[Sequence[int]] | np.ndarray, classes: Sequence[st
     if counts.shape != (len(classes), len(classes)):
         raise ShapeError(f"{len(classes)} classes need a square matrix of that size, got {counts.shape}")
     part = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 2.2 + 0.46 * len(classes)
-    figure = _figure(side + 0.7, side)
+    names = [str(name)[:_LONGEST_NAME] for name in classes]
+    longest = max(map(len, names), default=0)
+    side = 0.46 * len(classes) + 0.5
+    left, bottom = 0.5 + 0.09 * longest, 0.45 + (0.07 * longest if longest > 2 else 0.1)
+    figure = _figure(left + side + 1.3, bottom + side + 0.4, left, bottom, top=0.4)
     axes = figure.add_subplot()
     shades = axes.imshow(part, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
         if count:
             colour = "white" if part[row, column] > 0.5 else "black"
             axes.text(column, row, f"{count}", ha="center", va="center", fontsize=8, color=colour)
-    names = [str(name)[:_LONGEST_NAME] for name in classes]
     axes.set_xticks(range(len(names)), names)
-    if max(map(len, names)) > 2:
+    if longest > 2:
         axes.tick_params(axis="x", labelrotation=45, labelrotation_mode="xtick")
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted class", ylabel="true class")
@@ -104,11 +106,11 @@ def attention_maps(image: np.ndarray, maps: np.ndarray, grid: tuple[int, int]) -
     offsets = np.stack([_by_offset(layer, h, w) for layer in weights])  # (blocks, 2h-1, 2w-1)
 
     columns = len(weights) + 1
-    figure = _figure(1.75 * columns + 0.9, 4.3)
+    figure = _figure(1.75 * columns + 1.0, 4.2, left=0.3, bottom=0.5, top=0.35, between=0.25)
     panels = figure.subplots(2, columns, squeeze=False)
     _show_image(panels[0, 0], image, query, (h, w))
     panels[1, 0].axis("off")
-    panels[1, 0].text(0.98, 0.5, "mean of\nall tokens,\nby offset", ha="right", va="center", fontsize=9)
+    panels[1, 0].text(0.8, 0.5, "mean of\nall tokens,\nby offset", ha="right", va="center", fontsize=9)
     most = float(np.clip(max(looks.max(), offsets.max()), 2, 32))
     scale = LogNorm(1 / most, most)  # white is uniform; what is negative, as rotated features can be, is darkest
     corners = ((-0.5, w - 0.5, h - 0.5, -0.5), (0.5 - w, w - 0.5, h - 0.5, 0.5 - h))
@@ -117,7 +119,8 @@ def attention_maps(image: np.ndarray, maps: np.ndarray, grid: tuple[int, int]) -
             clipped = values.clip(1 / most, most)
             drawn = axes.imshow(clipped, cmap="RdBu_r", norm=scale, extent=corners[row])
             _patch_ticks(axes)
-            axes.tick_params(labelleft=axes is panels[row, 1])
+            if axes is not panels[row, 1]:
+                axes.set_yticks([])
     for block, axes in enumerate(panels[0, 1:], 1):
         axes.set_title(f"block {block}", fontsize=9)
         axes.add_patch(_mark(query, "black"))
@@ -125,7 +128,7 @@ def attention_maps(image: np.ndarray, maps: np.ndarray, grid: tuple[int, int]) -
     panels[1, 1].set_ylabel("rows from query", fontsize=8)
     for axes in panels[1, 1:]:
         axes.set_xlabel("columns from query", fontsize=8)
-    bar = figure.colorbar(drawn, ax=list(panels[:, 1:].flat), shrink=0.6, pad=0.02)
+    bar = figure.colorbar(drawn, ax=list(panels.flat), shrink=0.6, pad=0.02)
     twos = [2.0**n for n in range(-5, 6) if 1 / most <= 2.0**n <= most]
     bar.set_ticks(twos, labels=[f"{two:g}" if two >= 1 else f"1/{1 / two:g}" for two in twos])
     bar.minorticks_off()
@@ -139,9 +142,14 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _figure(width: float, height: float, left: float, bottom: float, top: float, between: float = 0.0) -> Figure:
+    """Of so many inches, with margins and a gap between panels. A layout engine would draw everything three times to
+    find them, and a study has many figures.
+    """
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
+    right = 1 - 0.15 / width
+    figure.subplots_adjust(left / width, bottom / height, right, 1 - top / height, between, between)
     return figure
 
 

@@ -40,12 +40,14 @@ def start(address: str | None, cpus: int) -> None:
         ConfigError: no cluster answers, or this machine cannot run one.
         StudyError: Ray did not start; another try may help.
     """
-    from erpe.search.worker import WORKER_ENV  # sets Ray's environment: before Ray is imported
+    from erpe.search.ray_environment import WORKER_ENV  # before Ray is imported
 
     import ray  # isort: skip
 
     if not address:
         require_token()
+        os.environ.update(WORKER_ENV)  # inherited: for a runtime_env Ray would leave the workers it starts first idle
+    there: dict[str, Any] = {"runtime_env": {"env_vars": WORKER_ENV}}
     here: dict[str, Any] = {
         "num_cpus": cpus,
         "include_dashboard": False,
@@ -57,8 +59,7 @@ def start(address: str | None, cpus: int) -> None:
                 address=address or "local",
                 logging_level=logging.ERROR,
                 log_to_driver=False,
-                runtime_env={"env_vars": WORKER_ENV},
-                **({} if address else here),
+                **(there if address else here),
             )
     except ray.exceptions.AuthenticationError:
         raise ConfigError(

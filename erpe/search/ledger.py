@@ -61,10 +61,13 @@ class Ledger:
     """One study, leased by this process. Raises `StudyError` when another process took over."""
 
     def __init__(self, database: storage.Database, lease: Lease, study: optuna.Study, spec: StudySpec) -> None:
-        self._lease, self._study, self._spec, self._backend = lease, study, spec, database.backend
+        self._lease, self._study, self._spec, self._database = lease, study, spec, database
+        self._backend = database.backend
         self._opened = contextlib.ExitStack()
         self._id = self._backend.get_study_id_from_name(study.study_name)
         self._handed_out: set[int] = set()
+        self._running: dict[int, FrozenTrial] = {}
+        """As this driver, the only one that may write, left them: to read one again takes most of a report's time."""
         self.uid = records.read_about(study.study_name, study.user_attrs).uid
         study.pruner = samplers.make_pruner(spec)
         self._epoch = int(study.user_attrs.get(EPOCH, 0)) + 1
@@ -129,7 +132,7 @@ class Ledger:
     def _guard(self) -> None:
         """Fence: whoever bumped the epoch last is the driver; an older one may not write."""
         self._lease.check()
-        if self._backend.get_study_user_attrs(self._id).get(EPOCH) != self._epoch:
+        if self._database.study_attr(self._id, EPOCH) != self._epoch:
             raise StudyError(f"study {self.name}: another erpe took over; this one stops, nothing is lost")
 
     def _trial_id(self, number: int) -> int:
@@ -139,6 +142,7 @@ class Ledger:
         return self._backend.get_trial(self._trial_id(number))
 
     def _note(self, number: int, key: str, value: Any) -> None:
+        self._running.pop(number, None)
         self._backend.set_trial_user_attr(self._trial_id(number), key, value)
 
     @_fenced
@@ -185,18 +189,25 @@ class Ledger:
         """
         if not math.isfinite(value):
             raise TrialError(f"epoch {epoch}: the value is {value}")
-        trial = self._trial(number)
+        trial = self._running.get(number) or self._trial(number)
         if trial.state.is_finished():
             return trial.state == TrialState.PRUNED
+        self._running[number] = trial
         if epoch < (trial.last_step or 0):
             return False  # was decided when it was new
         if epoch not in trial.intermediate_values:
-            self._backend.set_trial_intermediate_value(trial._trial_id, epoch, float(value))
+            try:
+                self._backend.set_trial_intermediate_value(trial._trial_id, epoch, float(value))
+            except UpdateFinishedTrialError:  # by another hand: Optuna's dashboard has a button
+                self._guard()
+                return self._trial(number).state == TrialState.PRUNED
             trial.intermediate_values[epoch] = float(value)  # as it is now, without reading it again
             if trial.user_attrs.get(_ATTEMPTS):
                 self._note(number, _ATTEMPTS, 0)
-        last = epoch >= self._spec.epochs
-        return not last and self._study.pruner.prune(self._study, trial)
+        if epoch >= self._spec.epochs:
+            return False
+        trial.system_attrs = self._database.system_attrs(trial._trial_id)  # pruners note in the database what they did
+        return self._study.pruner.prune(self._study, trial)
 
     @_fenced
     def crashed(self, number: int, reason: str) -> bool:
@@ -239,6 +250,7 @@ class Ledger:
     @_fenced
     def tell(self, number: int) -> None:
         """Freeze a decided trial. Telling again changes nothing."""
+        self._running.pop(number, None)
         trial = self._trial(number)
         state = TrialState[Verdict(**trial.user_attrs[END]).state]
         value = self.trial(number).value if state == TrialState.COMPLETE else None

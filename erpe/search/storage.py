@@ -6,6 +6,7 @@ Two homes: SQLite, a file, and PostgreSQL, a server.
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,12 @@ _POSTGRES = {
     "connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }  # fmt: skip
+
+
+_STUDY_ATTR = sqlalchemy.text(
+    "SELECT key, value_json FROM study_user_attributes WHERE study_id = :study AND key = :key"
+)
+_SYSTEM_ATTRS = sqlalchemy.text("SELECT key, value_json FROM trial_system_attributes WHERE trial_id = :trial")
 
 
 def parse(address: str) -> URL:
@@ -169,6 +176,18 @@ class Database:
     def engine(self) -> sqlalchemy.Engine:
         """For what Optuna's interface has no word for."""
         return self._tables.engine
+
+    def study_attr(self, study: int, key: str) -> Any:
+        """One user attribute of a study, or None; Optuna's interface reads all of them, some of which are long."""
+        return self._attributes(_STUDY_ATTR, study=study, key=key).get(key)
+
+    def system_attrs(self, trial: int) -> dict[str, Any]:
+        """What a sampler and a pruner noted of a trial; Optuna's interface reads the whole trial."""
+        return self._attributes(_SYSTEM_ATTRS, trial=trial)
+
+    def _attributes(self, query: sqlalchemy.TextClause, **of: Any) -> dict[str, Any]:
+        with self.engine.connect() as connection:
+            return {key: json.loads(value) for key, value in connection.execute(query, of)}
 
     def names(self) -> list[str]:
         """All studies."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import faulthandler
 import gc
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,31 +13,8 @@ from typing import Any, TextIO
 from erpe.config import TrialConfig
 from erpe.search.play import Event, play
 
-# Read by Ray when it is imported or started; what the user set stays.
-for _name, _value in {
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run`, workers would be started by uv, from a copy
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # a local cluster listens on the loopback only
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about its coming default
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what Ray says of dead workers goes to stdout; the ledger has it
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # prints a box even when told to be silent
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours lets trials finish their epoch
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the ledger keeps them
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the snapshot is never read
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}.items():
-    os.environ.setdefault(_name, _value)
-
-from ray import tune  # noqa: E402
-
-WORKER_ENV = {
-    # Spinning threads collapse as soon as two processes share a core: 54-137 against 670 images/s.
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-"""Environment of every worker, from before its start."""
-
+import erpe.search.ray_environment  # isort: skip  # noqa: F401  before Ray
+from ray import tune  # isort: skip
 
 LAST_WORDS = "crash.txt"
 """In a trial's folder: the traceback of a signal such as SIGSEGV, which no exception handler sees."""

@@ -165,7 +165,7 @@ def on_ray(asked: Asked, trials: int, scratch: Path) -> Iterator[Workers]:
     Raises:
         ConfigError: no cluster answers, or it has not what is asked for.
     """
-    import erpe.search.worker  # noqa: F401  sets Ray's environment: before Ray is imported
+    import erpe.search.ray_environment  # noqa: F401  before Ray is imported
 
     import ray  # isort: skip
 

@@ -19,6 +19,10 @@ from erpe.tracking.sender import Mended, Sender
 from erpe.tracking.server import examine
 from erpe.tracking.spool import Event, Spool
 
+BEGIN_SECONDS = 15.0
+"""A study that has only started is sent so much later, or when there is more to tell: MLflow takes seconds to import,
+and the workers that start meanwhile need both cores."""
+
 
 class Tracker:
     """Records one study. Calls may be repeated, also by a later process: nothing is recorded twice.
@@ -48,11 +52,14 @@ class Tracker:
             pass
         self._sender = Sender(store, study, self.removed)
         self._stop, self._wake, self._last = threading.Event(), threading.Event(), threading.Event()
-        self._thread = threading.Thread(
-            target=self._sender.run, args=(self._stop, self._wake, self._last), name=f"mlflow {study}", daemon=True
-        )
+        self._begin = threading.Event()
+        self._thread = threading.Thread(target=self._send, name=f"mlflow {study}", daemon=True)
         if send:
             self._thread.start()
+
+    def _send(self) -> None:
+        self._begin.wait(BEGIN_SECONDS)
+        self._sender.run(self._stop, self._wake, self._last)
 
     @property
     def problem(self) -> str | None:
@@ -171,6 +178,8 @@ class Tracker:
         with self._mutex, self._spool.exclusive():
             if not self._runs[event.uid].covers(event):
                 self._spool.write(event)
+        if not event.kind.startswith("start"):
+            self._begin.set()
         self._wake.set()
 
     def _observe(self, event: Event) -> None:
@@ -191,6 +200,7 @@ class Tracker:
             Events left in the spool; `sync` sends them later.
         """
         self._last.set()
+        self._begin.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout)

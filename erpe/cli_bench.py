@@ -1,0 +1,124 @@
+"""The commands of `erpe bench`: parse, call, print. Whatever is heavy is imported inside its command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from erpe.options import AsJson, DatasetOption, Device, Settings, one_of, parse_settings
+
+bench_app = typer.Typer(no_args_is_help=True, help="Time layers, models, training and overhead, in interleaved rounds.")
+BenchVariants = Annotated[list[str] | None, typer.Option("--variant", "-v", help="May be repeated; none: all.")]
+Rounds = Annotated[int, typer.Option(min=2, help="Interleaved rounds that count.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+
+
+@bench_app.command("layer")
+def bench_layer(
+    variant: BenchVariants = None,
+    tokens: Annotated[list[int] | None, typer.Option(help="N; may be repeated. None: 64, 256, 1024, 4096.")] = None,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Batch size times N.")] = 4096,
+    batch: Annotated[int | None, typer.Option(min=1, help="Batch size at every N, instead.")] = None,
+    heads: Annotated[int, typer.Option(min=1, help="H.")] = 4,
+    head_dim: Annotated[int, typer.Option(min=1, help="D.")] = 32,
+    features: Annotated[int | None, typer.Option(min=1, help="m of favor; none: twice D.")] = 32,
+    method: Annotated[str, typer.Option(help="Of the general encoding: auto, dense or fft.")] = "auto",
+    rounds: Rounds = 9,
+    threads: Threads = 1,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float64, of q, k and v.")] = "float32",
+    figure: Annotated[Path | None, typer.Option(help="Draw time and memory against N: an SVG, PNG or PDF.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time attention layers against torch's scaled_dot_product_attention, forward and as a training step."""
+    one_of("precision", precision, ("float32", "bfloat16", "float64"))
+    if figure:
+        one_of("kind of figure", figure.suffix, (".svg", ".png", ".pdf"))
+    torch = _torch(variant, threads)
+    from erpe.bench.layers import LayerShape, bench_layers
+    from erpe.bench.tables import layers_table
+    from erpe.config import VARIANTS
+    from erpe.training.loop import pick_device
+
+    found = bench_layers(
+        variant or list(VARIANTS), tokens or [64, 256, 1024, 4096],
+        LayerShape(heads, head_dim, features, batch_tokens, batch), rounds=rounds, device=pick_device(device),
+        dtype=getattr(torch, precision), method=method,
+    )  # fmt: skip
+    _show(found, layers_table, as_json)
+    if figure:
+        from erpe.bench.figure import draw
+
+        draw(found, figure)
+
+
+@bench_app.command("model")
+def bench_model(
+    variant: BenchVariants = None,
+    dataset: DatasetOption = "cifar10",
+    rounds: Rounds = 7,
+    threads: Threads = 1,
+    settings: Settings = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Time whole Vision Transformers against the one with softmax attention: images a second. --set gives the size."""
+    _torch(variant, threads)
+    from erpe.bench.models import bench_models
+    from erpe.bench.tables import models_table
+    from erpe.config import VARIANTS
+
+    found = bench_models(
+        variant or list(VARIANTS), dataset, rounds=rounds, settings=parse_settings(settings), device=device
+    )
+    _show(found, models_table, as_json)
+
+
+@bench_app.command("train")
+def bench_train(
+    variant: BenchVariants = None,
+    dataset: DatasetOption = "mnist",
+    rounds: Rounds = 7,
+    threads: Threads = 1,
+    settings: Settings = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Time a training step against a bare loop over torch's nn.TransformerEncoder."""
+    _torch(variant, threads)
+    from erpe.bench.tables import training_table
+    from erpe.bench.train import bench_training
+    from erpe.config import VARIANTS
+
+    found = bench_training(
+        variant or list(VARIANTS), dataset, rounds=rounds, settings=parse_settings(settings), device=device
+    )
+    _show(found, training_table, as_json)
+
+
+@bench_app.command("overhead")
+def bench_overhead(rounds: Rounds = 5, as_json: AsJson = False) -> None:
+    """Time trials and epochs that train nothing: what Optuna, the spool, MLflow and Ray add to a bare loop."""
+    from erpe.bench.overhead import bench_overhead as run
+    from erpe.bench.tables import overhead_table
+
+    _show(run(rounds=rounds), overhead_table, as_json)
+
+
+def _show(found: dict[str, Any], table: Any, as_json: bool) -> None:
+    print(json.dumps(found)) if as_json else table(found)
+
+
+def _torch(variants: list[str] | None, threads: int) -> Any:
+    """torch, with so many threads; unknown variants are refused before it is loaded."""
+    from erpe.config import split_variant
+
+    for name in variants or []:
+        split_variant(name)
+    import torch
+
+    torch.set_num_threads(threads)
+    return torch

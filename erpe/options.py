@@ -1,0 +1,59 @@
+"""Options that several commands have, and how their values are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from erpe.errors import ConfigError
+
+VariantOption = Annotated[str, typer.Option("--variant", "-v", help="One of the twelve; `erpe variants` lists them.")]
+DatasetOption = Annotated[str, typer.Option("--dataset", "-d", help="digits (no download), mnist or cifar10.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the data sets; none: $ERPE_DATA, or ./data. What is missing is downloaded."),
+]
+StoreOption = Annotated[Path, typer.Option("--store", help="Folder of results, databases and checkpoints.")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs of a trial; none: the data set's default.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting for every trial, as train.ema=0.99; may be repeated.")
+]
+Seed = Annotated[int, typer.Option(help="Decides samples, initial weights, data order and augmentation.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")]
+New = Annotated[bool, typer.Option("--new", help="Start afresh, beside what is there.")]
+
+
+def parse_settings(given: list[str] | None) -> dict[str, Any]:
+    """`["train.ema=0.99"]` -> `{"train.ema": 0.99}`; values as in TOML, a bare word is text.
+
+    Raises:
+        ConfigError: no equals sign.
+    """
+    import tomllib
+
+    found: dict[str, Any] = {}
+    for item in given or []:
+        key, sign, text = item.partition("=")
+        if not sign:
+            raise ConfigError(f"--set {item}: NAME=VALUE would do, as train.ema=0.99")
+        try:
+            found[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except (ValueError, RecursionError):  # ValueError: also a number of too many digits
+            found[key.strip()] = text.strip()
+    return found
+
+
+def one_of(what: str, given: str, allowed: tuple[str, ...]) -> Any:
+    """The word, if it is one of these.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    from erpe.errors import nearest
+
+    if given not in allowed:
+        raise ConfigError(f"unknown {what} {given!r}; {nearest(given, allowed)}")
+    return given
