@@ -44,6 +44,7 @@ Seed = Annotated[int, typer.Option(help="Decides samples, initial weights, data 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")]
 New = Annotated[bool, typer.Option("--new", help="Start afresh, beside what is there.")]
+Pack = Annotated[int, typer.Option(help="Trials of one shape that share a worker, and train as one program.")]
 STORE = Path("runs")
 
 
@@ -65,6 +66,7 @@ def tune(
     concurrency: Annotated[int | None, typer.Option(help="Trials at a time; none: what the machine allows.")] = None,
     cpus_per_trial: Annotated[int, typer.Option(help="CPUs, and threads, of a trial.")] = 1,
     gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of a trial, or a part of one.")] = None,
+    pack: Pack = 1,
     device: Device = "auto",
     ray_address: Annotated[str | None, typer.Option(help="Of a Ray cluster; none: $ERPE_RAY_ADDRESS, or here.")] = None,
     executor: Annotated[str, typer.Option(help="ray, or inline: one trial after the other, without Ray.")] = "ray",
@@ -83,7 +85,7 @@ def tune(
     run_study(
         spec, store, as_json, trials=DEFAULT_TRIALS[dataset] if trials is None else trials, data_dir=data_dir,
         name=name, new=new, concurrency=concurrency, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial,
-        device=device, ray_address=ray_address, executor=one_of("executor", executor, ("ray", "inline")),
+        pack=pack, device=device, ray_address=ray_address, executor=one_of("executor", executor, ("ray", "inline")),
     )  # fmt: skip
 
 
@@ -200,6 +202,7 @@ def study_run(
     concurrency: Annotated[int | None, typer.Option(help="Trials at a time; none: what the machine allows.")] = None,
     cpus_per_trial: Annotated[int, typer.Option(help="CPUs, and threads, of a trial.")] = 1,
     gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of a trial, or a part of one.")] = None,
+    pack: Pack = 1,
     device: Device = "auto",
     ray_address: Annotated[str | None, typer.Option(help="Of a Ray cluster; none: $ERPE_RAY_ADDRESS, or here.")] = None,
     executor: Annotated[str, typer.Option(help="ray, or inline: one trial after the other, without Ray.")] = "ray",
@@ -221,7 +224,7 @@ def study_run(
         with StudyProgress(plan, opened) as progress:
             result = run(
                 plan, opened, data_dir=data_dir, device=device, concurrency=concurrency, cpus_per_trial=cpus_per_trial,
-                gpus_per_trial=gpus_per_trial, ray_address=ray_address, executor=chosen, offline=offline,
+                gpus_per_trial=gpus_per_trial, pack=pack, ray_address=ray_address, executor=chosen, offline=offline,
                 progress=progress,
             )  # fmt: skip
         if result.interrupted:
@@ -564,6 +567,31 @@ def bench_train(
     found = bench_training(
         variant or list(VARIANTS), dataset, rounds=rounds, settings=parse_settings(settings), device=device
     )
+    print(json.dumps(found)) if as_json else bench_table(found)
+
+
+@bench_app.command("pack")
+def bench_pack(
+    variant: BenchVariants = None,
+    dataset: DatasetOption = "digits",
+    pack: Annotated[list[int] | None, typer.Option(help="May be repeated; none: 1, 2, 4, 8, 16.")] = None,
+    rounds: Rounds = 5,
+    threads: Threads = 1,
+    settings: Settings = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Time a training step of one trial, alone and as its share of a pack; see `tune --pack`."""
+    from erpe.show import bench_table
+
+    _torch(variant, threads)
+    from erpe.bench.packing import bench_packs
+    from erpe.config import VARIANTS
+
+    found = bench_packs(
+        variant or list(VARIANTS), dataset, pack or [1, 2, 4, 8, 16],
+        rounds=rounds, settings=parse_settings(settings), device=device,
+    )  # fmt: skip
     print(json.dumps(found)) if as_json else bench_table(found)
 
 

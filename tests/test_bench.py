@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from erpe.bench.layers import SDPA, LayerShape, bench_layers, grid_of
+from erpe.bench.packing import bench_packs
 from erpe.bench.rounds import compete
 from erpe.bench.train import bench_training
 from erpe.errors import ConfigError
@@ -55,7 +56,27 @@ def test_training_is_timed_against_a_bare_loop():
     assert [row["name"] for row in found["rows"]] == ["nn.TransformerEncoder, bare loop", "relu_rope"]
 
 
-@pytest.mark.parametrize("what", [("layer", "--tokens", "16", "--batch-tokens", "16"), ("train", "-d", "digits")])
+def test_packs_are_timed_by_the_trial():
+    found = bench_packs(["relu", "softmax"], "digits", [1, 3], rounds=2, settings={"model.width": 16, "model.depth": 1})
+    assert [(row["name"], row["pack"]) for row in found["rows"]] == [
+        ("relu, alone", 1), ("relu, 3 in a pack", 3), ("softmax, alone", 1), ("softmax, 3 in a pack", 3),
+    ]  # fmt: skip
+    for row in found["rows"]:
+        # 1,222 images in batches of 64, 30 times
+        assert row["trials_per_hour"] == pytest.approx(3.6e6 / (row["ms"] * 30 * 20))
+    assert found["rows"][2]["ratio"] == 1
+    with pytest.raises(ConfigError, match="pack: 0 given"):
+        bench_packs(["relu"], "digits", [0])
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        ("layer", "--tokens", "16", "--batch-tokens", "16"),
+        ("train", "-d", "digits"),
+        ("pack", "--pack", "1", "--pack", "2"),
+    ],
+)
 def test_the_table_has_every_name(what, monkeypatch, capsys):
     from erpe import cli
 

@@ -81,6 +81,8 @@ class Trial:
         """An entry an epoch: `epoch` (from 1), `train/loss`, `val/loss`, `val/accuracy`, `lr`, `time/epoch_seconds`."""
         self._trained: dict[str, float] | TrialError | None = None
         """What the next epoch's training, done ahead in a pack, came to."""
+        self._fits = True
+        """Whether the device has had room for it, whole and beside others."""
         if os.path.lexists(folder / STATE):
             self._resume()
         self._owner = uuid.uuid4().hex
@@ -99,6 +101,8 @@ class Trial:
 
         Where the device has no memory for that, nothing is done ahead. See `erpe.training.pack`.
         """
+        if not all(trial._fits for trial in trials):
+            return
         try:
             pack = Pack([trial.trainer for trial in trials])
             found = pack.epoch([len(trial.history) for trial in trials], trials[0].on_step)
@@ -106,9 +110,11 @@ class Trial:
             found = None
         for trial, trained in zip(trials, found or [], strict=False):
             trial._trained = trained
-        for trial in trials if found is None else []:
-            trial._rewind()
-            trial.warning = f"out of memory on {trial.device}: {len(trials)} trials do not fit together"
+        if found is None:
+            trials[0].warning = f"out of memory on {trials[0].device}: {len(trials)} trials do not fit together"
+            for trial in trials:
+                trial._rewind()
+                trial._fits = False
 
     def epoch(self) -> dict[str, float]:
         """Train one epoch, validate, save the checkpoint.
@@ -153,6 +159,7 @@ class Trial:
             return None
 
     def _split_batches(self) -> None:
+        self._fits = False
         parts = 2 * self.trainer.parts
         self._rewind()
         self.trainer.parts = parts
