@@ -26,6 +26,7 @@ from erpe.options import (
     Device,
     Epochs,
     New,
+    Pack,
     Seed,
     Settings,
     StoreOption,
@@ -65,6 +66,7 @@ def tune(
     concurrency: Annotated[int | None, typer.Option(help="Trials at a time; none: what the machine allows.")] = None,
     cpus_per_trial: Annotated[int, typer.Option(help="CPUs, and threads, of a trial.")] = 1,
     gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of a trial, or a part of one.")] = None,
+    pack: Pack = 1,
     device: Device = "auto",
     ray_address: Annotated[str | None, typer.Option(help="Of a Ray cluster; none: $ERPE_RAY_ADDRESS, or here.")] = None,
     executor: Annotated[str, typer.Option(help="ray, or inline: one trial after the other, without Ray.")] = "ray",
@@ -83,7 +85,7 @@ def tune(
     run_study(
         spec, store, as_json, trials=DEFAULT_TRIALS[dataset] if trials is None else trials, data_dir=data_dir,
         name=name, new=new, concurrency=concurrency, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial,
-        device=device, ray_address=ray_address, executor=one_of("executor", executor, ("ray", "inline")),
+        pack=pack, device=device, ray_address=ray_address, executor=one_of("executor", executor, ("ray", "inline")),
     )  # fmt: skip
 
 
@@ -200,6 +202,7 @@ def study_run(
     concurrency: Annotated[int | None, typer.Option(help="Trials at a time; none: what the machine allows.")] = None,
     cpus_per_trial: Annotated[int, typer.Option(help="CPUs, and threads, of a trial.")] = 1,
     gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of a trial, or a part of one.")] = None,
+    pack: Pack = 1,
     device: Device = "auto",
     ray_address: Annotated[str | None, typer.Option(help="Of a Ray cluster; none: $ERPE_RAY_ADDRESS, or here.")] = None,
     executor: Annotated[str, typer.Option(help="ray, or inline: one trial after the other, without Ray.")] = "ray",
@@ -221,7 +224,7 @@ def study_run(
         with StudyProgress(plan, opened) as progress:
             result = run(
                 plan, opened, data_dir=data_dir, device=device, concurrency=concurrency, cpus_per_trial=cpus_per_trial,
-                gpus_per_trial=gpus_per_trial, ray_address=ray_address, executor=chosen, offline=offline,
+                gpus_per_trial=gpus_per_trial, pack=pack, ray_address=ray_address, executor=chosen, offline=offline,
                 progress=progress,
             )  # fmt: skip
         if result.interrupted:

@@ -99,6 +99,30 @@ def bench_train(
     _show(found, training_table, as_json)
 
 
+@bench_app.command("pack")
+def bench_pack(
+    variant: BenchVariants = None,
+    dataset: DatasetOption = "digits",
+    pack: Annotated[list[int] | None, typer.Option(help="May be repeated; none: 1, 2, 4, 8, 16.")] = None,
+    rounds: Rounds = 5,
+    threads: Threads = 1,
+    settings: Settings = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Time a training step of one trial, alone and as its share of a pack; see `tune --pack`."""
+    _torch(variant, threads)
+    from erpe.bench.packing import bench_packs
+    from erpe.bench.tables import training_table
+    from erpe.config import VARIANTS
+
+    found = bench_packs(
+        variant or list(VARIANTS), dataset, pack or [1, 2, 4, 8, 16],
+        rounds=rounds, settings=parse_settings(settings), device=device,
+    )  # fmt: skip
+    _show(found, training_table, as_json)
+
+
 @bench_app.command("overhead")
 def bench_overhead(rounds: Rounds = 5, as_json: AsJson = False) -> None:
     """Time trials and epochs that train nothing: what Optuna, the spool, MLflow and Ray add to a bare loop."""

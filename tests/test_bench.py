@@ -12,6 +12,7 @@ from erpe.bench.layers import SDPA, LayerShape, bench_layers, contenders, grid_o
 from erpe.bench.memory import bounded, peak_bytes
 from erpe.bench.models import bench_models
 from erpe.bench.overhead import bench_overhead
+from erpe.bench.packing import bench_packs
 from erpe.bench.rounds import compete
 from erpe.bench.tables import models_table, overhead_table
 from erpe.bench.train import bench_training
@@ -62,10 +63,24 @@ def test_training_is_timed_against_a_bare_loop():
     assert [row["name"] for row in found["rows"]] == ["nn.TransformerEncoder, bare loop", "relu_rope"]
 
 
+def test_packs_are_timed_by_the_trial():
+    found = bench_packs(["relu", "softmax"], "digits", [1, 3], rounds=2, settings={"model.width": 16, "model.depth": 1})
+    assert [(row["name"], row["pack"]) for row in found["rows"]] == [
+        ("relu, alone", 1), ("relu, 3 in a pack", 3), ("softmax, alone", 1), ("softmax, 3 in a pack", 3),
+    ]  # fmt: skip
+    for row in found["rows"]:
+        # 1,222 images in batches of 64, 30 times
+        assert row["trials_per_hour"] == pytest.approx(3.6e6 / (row["ms"] * 30 * 20))
+    assert found["rows"][2]["ratio"] == 1
+    with pytest.raises(ConfigError, match="pack: 0 given"):
+        bench_packs(["relu"], "digits", [0])
+
+
 SIZES = {
     "layer": ("--tokens", "16", "--batch", "2", "--figure", "x.svg"),
     "train": ("-d", "digits"),
     "model": ("-d", "digits"),
+    "pack": ("--pack", "1", "--pack", "2"),
 }
 
 

@@ -15,6 +15,7 @@ import pytest
 from toys import Toy, number_of, once, toy, work
 
 from erpe.errors import ConfigError, DataError, StoreError, StudyError, TrialError
+from erpe.search.axes import Floats, Space
 from erpe.search.ledger import MAX_ATTEMPTS, Ledger
 from erpe.search.progress import Silent
 from erpe.search.records import read_studies
@@ -420,6 +421,25 @@ def test_on_ray_real_training_agrees_in_ledger_and_checkpoint(store, spool_only,
             assert (folder / "model.safetensors").exists()
         else:
             assert trial.state == "PRUNED" and len(trial.epochs) < 3
+
+
+def _deaths(folder, epoch):
+    if number_of(folder) == 1 and epoch == 3 and once(folder, "death"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number_of(folder) == 3 and epoch == 2:
+        raise TrialError("step 17: the loss is nan")
+
+
+@pytest.mark.slow
+def test_on_ray_packs_lose_nothing_when_a_trial_fails_and_a_worker_dies(store, spool_only, ray):
+    axes = {"train.lr": Floats(low=1e-4, high=1e-2)}
+    spec = define("relu", "digits", space=Space(axes=axes), epochs=EPOCHS, sampler="random", pruner="none")
+    result = tune(spec, store, trials=7, name=SPEC.name, concurrency=2, pack=3, work=work(accident=_deaths))
+    assert result.counts == {"COMPLETE": 6, "FAIL": 1} and result.reasons == {3: "step 17: the loss is nan"}
+    check_books(store, 7, repeated=3)
+    found = logs(store)
+    assert "beside 2" in found[0] and "beside 2" in found[4]
+    assert found[1][-3:] == ["epoch 3", "epoch 4", "finish"], "after a crash each goes on alone"
 
 
 DRIVER = """

@@ -288,14 +288,15 @@ def test_matrices_decay_and_position_parameters_biases_and_norms_do_not(variant,
 
 
 def test_stochastic_depth_keeps_the_mean_and_whole_images():
-    block = build(config("relu", drop_path=0.4, depth=3)).blocks[2].train()
-    assert [b.drop_path for b in build(config("relu", drop_path=0.4, depth=3)).blocks] == pytest.approx([0, 0.2, 0.4])
+    blocks = build(config("relu", drop_path=0.4, depth=3)).blocks
+    assert [branch[-1].rate for b in blocks for branch in (b.out, b.mlp)] == pytest.approx([0, 0, 0.2, 0.2, 0.4, 0.4])
+    last = blocks[2].mlp[-1].train()
     torch.manual_seed(0)
-    kept = block.thin(torch.ones(20_000, 2, 3))
+    kept = last(torch.ones(20_000, 2, 3))
     assert torch.equal(kept, kept[:, :1, :1].expand_as(kept))
     assert kept.unique().tolist() == pytest.approx([0, 1 / 0.6])
     assert kept.mean().item() == pytest.approx(1, abs=4 * (0.4 / 0.6 / 20_000) ** 0.5)
-    assert torch.equal(block.eval().thin(kept), kept)
+    assert torch.equal(last.eval()(kept), kept)
 
 
 @pytest.fixture(scope="module")

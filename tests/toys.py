@@ -23,6 +23,11 @@ class Toy:
         with (self.folder / "log").open("a") as file:
             file.write(f"{what}\n")
 
+    @staticmethod
+    def ahead(toys):
+        for toy in toys:
+            toy.note(f"beside {len(toys) - 1}")
+
     def epoch(self):
         number = len(self.history) + 1
         time.sleep(self.sleep)

@@ -41,7 +41,12 @@ class Empty:
     warning: str | None = None
 
     def __init__(self, config: TrialConfig, folder: Path) -> None:
+        self.config = config
         self.history: list[dict[str, float]] = []
+
+    @staticmethod
+    def ahead(trainings: list[Any]) -> None:
+        """There is nothing to share."""
 
     def epoch(self) -> dict[str, float]:
         """As many measures as a real epoch has."""
@@ -157,7 +162,7 @@ def conducted(store: Store, track: Callable[[str], Any], workers: Workers, sent:
 @contextlib.contextmanager
 def stacks() -> Iterator[dict[str, Stack]]:
     """Name -> stack, each with what the one before has, and one thing more."""
-    with tempfile.TemporaryDirectory() as folder, in_process() as here:
+    with tempfile.TemporaryDirectory() as folder, in_process(Asked()) as here:
         store = Own(Store.open(folder).root)
         with on_ray(Asked(concurrency=1), TRIALS, store.root / "ray") as ray:
             yield {

@@ -33,7 +33,7 @@ class ViT(nn.Module):
         self.embed = nn.Linear(channels * patch * patch, width)
         self.cls = nn.Parameter(torch.zeros(1, 1, width)) if config.pooling == "cls" else None
         self.position = absolute_position(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Drop(config.dropout, math.prod(config.grid) + (config.pooling == "cls"), width)
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, *both) for both in zip(rates, generators, strict=True))
         self.norm = nn.LayerNorm(width)
@@ -104,25 +104,58 @@ class ViT(nn.Module):
         return [{"params": moving, "weight_decay": weight_decay}, {"params": still, "weight_decay": 0.0}]
 
 
+class Drop(nn.Module):
+    """In training some of the numbers are zero, the others grow to keep the mean.
+
+    Args:
+        rate: the part that is zero.
+        tokens, width: N and C of what comes; 1 and 1 drop all of an image, or nothing: stochastic depth.
+    """
+
+    noise: Tensor | None
+    """Factors that were drawn before, where several models run as one: (B, N, C), or (B, 1, 1)."""
+
+    def __init__(self, rate: float, tokens: int = 1, width: int = 1) -> None:
+        super().__init__()
+        self.rate, self.size = rate, (tokens, width)
+        self.register_buffer("noise", None, persistent=False)
+
+    def draw(self, batch: int, device: torch.device) -> Tensor:
+        """Factors for so many images, from torch's global generator: (B, N, C), or (B, 1, 1)."""
+        keep = 1 - self.rate
+        return torch.empty(batch, *self.size, device=device).bernoulli_(keep).div_(keep)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        noise = self.noise
+        if noise is None:
+            if not self.training or not self.rate:
+                return x
+            noise = self.draw(len(x), x.device)
+        return x * noise.to(x.dtype)
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); stochastic depth skips each branch on its own."""
 
     def __init__(self, config: ModelConfig, drop_path: float, generator: Generator) -> None:
         super().__init__()
         width, hidden = config.width, round(config.width * config.mlp_ratio)
-        self.heads, self.drop_path = config.heads, drop_path
+        self.heads = config.heads
         self.norm1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         shape = Shape(config.grid, config.heads, config.head_dim, cls=config.pooling == "cls")
         self.attention = ATTENTION[config.attention](config, shape, generator)
-        self.out = nn.Sequential(nn.Linear(width, width), nn.Dropout(config.dropout))
+        rate, tokens = config.dropout, shape.tokens
+        self.out = nn.Sequential(nn.Linear(width, width), Drop(rate, tokens, width), Drop(drop_path))
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
             nn.Linear(width, hidden),
             nn.GELU(),
-            nn.Dropout(config.dropout),
+            Drop(rate, tokens, hidden),
             nn.Linear(hidden, width),
-            nn.Dropout(config.dropout),
+            Drop(rate, tokens, width),
+            Drop(drop_path),
         )
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,15 +166,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
         y = self.attention(*self.split(x))                        # (B, H, N, D)
-        x = x + self.thin(self.out(y.transpose(1, 2).flatten(2)))
-        return x + self.thin(self.mlp(self.norm2(x)))
-
-    def thin(self, y: Tensor) -> Tensor:
-        """Stochastic depth: in training the branch of some images is zero, the others' grows to keep the mean."""
-        if not self.training or self.drop_path == 0:
-            return y
-        keep = 1 - self.drop_path
-        return y * torch.empty(len(y), 1, 1, dtype=y.dtype, device=y.device).bernoulli_(keep) / keep
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x))
 
     def attention_map(self, x: Tensor) -> Tensor:
         """(B, N, C) -> A (B, H, N, N)."""

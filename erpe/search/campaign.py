@@ -63,6 +63,7 @@ def run(
     concurrency: int | None = None,
     cpus_per_trial: int = 1,
     gpus_per_trial: float | None = None,
+    pack: int = 1,
     ray_address: str | None = None,
     executor: Literal["ray", "inline"] = "ray",
     offline: bool = False,
@@ -72,7 +73,8 @@ def run(
     """Search, confirm and time every arm.
 
     Args:
-        executor: `inline` needs no Ray and runs one trial after the other.
+        pack: trials of one shape that share a worker and its CPUs and GPUs, and train as one program.
+        executor: `inline` needs no Ray and runs one trial, or pack, after the other.
         offline: needs no MLflow; what it should get waits in the spool, for `erpe sync`.
         work: what a trial is; none: train a Vision Transformer.
     Raises:
@@ -85,7 +87,8 @@ def run(
     from erpe.tracking.tracker import Tracker
 
     began = time.monotonic()
-    asked = Asked(concurrency, cpus_per_trial, gpus_per_trial, ray_address or os.environ.get("ERPE_RAY_ADDRESS"))
+    address = ray_address or os.environ.get("ERPE_RAY_ADDRESS")
+    asked = Asked(concurrency, cpus_per_trial, gpus_per_trial, address, pack)
     asked.check(device)
     progress = progress or Silent()
     work = work or vision(plan.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
@@ -100,7 +103,7 @@ def run(
         progress.on_phase("workers")
         most = len(plan.arms()) * max(plan.search.trials, plan.confirm.seeds)
         scratch = store.root / "ray" / plan.name
-        place = in_process() if executor == "inline" else on_ray(asked, most, scratch)
+        place = in_process(asked) if executor == "inline" else on_ray(asked, most, scratch)
         with place as workers:
             campaign.tags["device"] = workers.device if device == "auto" else device
             confirmed = campaign.play(searches, work, workers)

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 from erpe.errors import TrialError
 from erpe.search.ledger import Ledger
-from erpe.search.play import Event, Start, play
+from erpe.search.packs import Packs
+from erpe.search.play import Event, Start, Together
 from erpe.search.progress import Moment, Progress, Silent
 from erpe.search.records import Record, StudyRecord
 from erpe.search.study import StudySpec
@@ -48,7 +49,7 @@ class Conductor:
         """Where a trial's checkpoint and results lie."""
         return folder_of(self.store, self.ledger.name, ticket)
 
-    def next(self) -> Record | None:
+    def next(self, beside: Record | None = None) -> Record | None:
         """A trial to run; None when the budget is used, or when draining."""
         while not self.draining:
             ticket = self.ledger.ask(self.budget)
@@ -156,8 +157,8 @@ class Drains(Protocol):
 class Conducts(Protocol):
     """What runs trials asks this of whoever conducts them: a `Conductor`, or a `Relay` of several."""
 
-    def next(self) -> Record | None:
-        """A trial to run."""
+    def next(self, beside: Record | None = None) -> Record | None:
+        """A trial to run, of the same arm as the one it should run beside."""
 
     def hear(self, ticket: Record, event: Event) -> bool:
         """Record what a worker says."""
@@ -169,24 +170,39 @@ class Conducts(Protocol):
         """A trial's own."""
 
 
-def run_inline(conductor: Conducts, start: Start) -> None:
-    """The search in this process, one trial after the other: for a machine without Ray.
+def run_inline(conductor: Conducts, start: Start, pack: int = 1) -> None:
+    """The search in this process, one pack of trials after the other: for a machine without Ray.
 
+    Args:
+        pack: trials of one shape that train as one program; one that ends makes room for another.
     Raises:
         ErpeError: see `Conductor.hear`.
     """
-    while ticket := conductor.next():
-        while _run_again(conductor, ticket, start):
-            pass
+    packs, together = Packs(conductor, pack), Together(start)
+    tickets: dict[str, Record] = {}
+    while True:
+        for ticket in packs.join(list(tickets.values())):
+            tickets[ticket.uid] = ticket
+            together.add(ticket.uid, ticket.config, conductor.folder(ticket))
+        if not tickets:
+            return
+        packs.apart(_round(conductor, together, tickets))
 
 
-def _run_again(conductor: Conducts, ticket: Record, start: Start) -> bool:
-    """Run a trial; whether it crashed and should have another try."""
-    events = play(ticket.config, conductor.folder(ticket), start)
+def _round(conductor: Conducts, together: Together, tickets: dict[str, Record]) -> list[Record]:
+    """Hear an event of each trial, and forget those that end; the trials to run again after a crash."""
+    events = together.round()
     while True:
         try:
-            event = next(events)
+            uid, event = next(events)
+        except StopIteration:
+            return []
         except Exception:
-            return conductor.crashed(ticket, traceback.format_exc())
-        if not conductor.hear(ticket, event):
-            return False
+            reason, crashed = traceback.format_exc(), list(tickets.values())
+            for ticket in crashed:
+                together.drop(ticket.uid)
+            tickets.clear()
+            return [ticket for ticket in crashed if conductor.crashed(ticket, reason)]
+        if not conductor.hear(tickets[uid], event):
+            together.drop(uid)
+            del tickets[uid]

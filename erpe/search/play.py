@@ -14,6 +14,7 @@ from erpe.store import let_go, parse_json, read_json
 class Training(Protocol):
     """A trial in training, as `erpe.training.objective.Trial` is: made on its folder, it goes on where it stopped."""
 
+    config: TrialConfig
     history: list[dict[str, float]]
     warning: str | None
     """What someone should know."""
@@ -23,6 +24,10 @@ class Training(Protocol):
 
     def finish(self) -> dict[str, float]:
         """Write the results and measure them."""
+
+    @staticmethod
+    def ahead(trainings: list[Any]) -> None:
+        """Train the next epoch of several of one shape as one program; `epoch` of each then goes on from there."""
 
 
 Start = Callable[[TrialConfig, Path], Training]
@@ -54,11 +59,12 @@ def play(config: TrialConfig, folder: Path, start: Start) -> Iterator[Event]:
             yield Event(epochs=tuple(finished["history"]), outcome=finished["metrics"])
             return
         training = start(config, folder)
-        if training.history or training.warning:
-            yield Event(epochs=tuple(training.history), warning=training.warning)
+        yield Event(epochs=tuple(training.history), warning=training.warning)
+        told = training.warning
         while len(training.history) < config.train.epochs:
-            known, epoch = training.warning, training.epoch()
-            yield Event(epochs=(epoch,), warning=training.warning if training.warning != known else None)
+            epoch = training.epoch()
+            yield Event(epochs=(epoch,), warning=training.warning if training.warning != told else None)
+            told = training.warning
         yield Event(outcome=training.finish())
     except TrialError as error:
         yield Event(failure=str(error))
@@ -66,6 +72,41 @@ def play(config: TrialConfig, folder: Path, start: Start) -> Iterator[Event]:
         yield Event(broken=error)
     except OSError as error:
         yield Event(broken=StoreError(f"{error.filename or folder}: {error.strerror or error}; nothing is lost"))
+
+
+class Together:
+    """Trials played side by side; all train their next epochs as one program."""
+
+    def __init__(self, start: Start) -> None:
+        self._start = start
+        self._plays: dict[str, Iterator[Event]] = {}
+        self._trainings: dict[str, Training] = {}
+
+    def add(self, uid: str, config: TrialConfig, folder: Path) -> None:
+        """Play a trial from the next round on."""
+
+        def start(config: TrialConfig, folder: Path) -> Training:
+            self._trainings[uid] = self._start(config, folder)
+            return self._trainings[uid]
+
+        self._plays[uid] = play(config, folder, start)
+
+    def drop(self, uid: str) -> None:
+        """Play it no more: it has ended, or is to stop where it is."""
+        del self._plays[uid]
+        self._trainings.pop(uid, None)
+
+    def round(self) -> Iterator[tuple[str, Event]]:
+        """The next event of those that are not built yet, if there are any, or else of each.
+
+        So nobody trains while others get ready. Whoever ends is to be dropped before the next round.
+        """
+        building = [uid for uid in self._plays if uid not in self._trainings]
+        training = [each for each in self._trainings.values() if len(each.history) < each.config.train.epochs]
+        if not building and len(training) > 1:
+            training[0].ahead(training)
+        for uid in building or list(self._plays):
+            yield uid, next(self._plays[uid])
 
 
 def read_outcome(config: TrialConfig, folder: Path) -> dict[str, Any] | None:

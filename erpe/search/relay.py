@@ -69,11 +69,17 @@ class Relay:
             for conductor, budget in zip(self.conductors, self.budgets, strict=True)
         )
 
-    def next(self) -> Record | None:
-        """A trial to run; None when all budgets are used, or when draining."""
+    def next(self, beside: Record | None = None) -> Record | None:
+        """A trial to run; None when all budgets are used, or when draining.
+
+        Args:
+            beside: a trial it should run beside; then only its arm has a turn.
+        """
         arms = sorted(
             zip(self.conductors, self.budgets, strict=True), key=lambda arm: arm[1].share(arm[0].study())
         )  # stable: of equals the first of the table
+        if beside:
+            arms = [arm for arm in arms if arm[0] is self._whose[beside.uid]]
         for conductor, budget in arms:
             conductor.budget = budget.allowed(conductor.study())
             ticket = conductor.next()

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from erpe.errors import StudyError
 from erpe.search.conductor import Conducts
+from erpe.search.packs import Packs
 from erpe.search.play import Start
 from erpe.search.records import Record
 from erpe.search.worker import LAST_WORDS, Worker  # before Ray: sets its environment
@@ -36,14 +37,19 @@ LOOK_SECONDS = 5.0
 
 
 class Link:
-    """Which trial of Tune is which ticket, and the first error of ours, which Tune would wrap and swallow."""
+    """Which trial of Tune is which pack of tickets, and the first error of ours, which Tune would wrap and swallow."""
 
-    def __init__(self, conductor: Conducts, start: Start) -> None:
+    def __init__(self, conductor: Conducts, start: Start, pack: int) -> None:
         self.conductor, self.start = conductor, start
-        self.tickets: dict[str, Record] = {}
-        self.lost: list[Record] = []
-        """Tickets that Tune gave up before a worker had them, to be handed out again."""
+        self.packs = Packs(conductor, pack)
+        self.tickets: dict[str, list[Record]] = {}
+        self.running: set[str] = set()
+        """Trials of Tune that have not ended."""
         self.error: BaseException | None = None
+
+    def crashed(self, tickets: list[Record], reason: str) -> list[Record]:
+        """Record that a pack's worker died; its tickets that should be run again."""
+        return self.guarded(lambda: [each for each in tickets if self.conductor.crashed(each, reason)], list[Record]())
 
     def guarded(self, call: Callable[[], T], otherwise: T) -> T:
         """The call's answer; after an error of ours, the search stops and every trial stays as it is."""
@@ -64,24 +70,26 @@ class LedgerSearcher(Searcher):
         self._link = link
 
     def suggest(self, trial_id: str) -> Any:
-        """A ticket as Tune's configuration."""
+        """A pack as Tune's configuration."""
         link = self._link
-        ticket = link.guarded(lambda: link.lost.pop() if link.lost else link.conductor.next(), None)
-        if ticket is None:
-            return Searcher.FINISHED
-        link.tickets[trial_id] = ticket
-        return {
-            "config": ticket.config.model_dump(mode="json"),
-            "folder": str(link.conductor.folder(ticket)),
-            "start": link.start,
-        }
+        tickets = link.guarded(link.packs.next, list[Record]())
+        if not tickets:
+            # What is left of a running pack may yet need a worker.
+            return None if link.running and link.packs.most > 1 else Searcher.FINISHED
+        link.tickets[trial_id] = tickets
+        link.running.add(trial_id)
+        pack = [
+            {"config": ticket.config.model_dump(mode="json"), "folder": str(link.conductor.folder(ticket))}
+            for ticket in tickets
+        ]
+        return {"pack": pack, "start": link.start}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """The scheduler has recorded it, but where a worker was dead when it should take another trial."""
         link = self._link
-        ticket = link.tickets[trial_id]
-        if error and link.guarded(lambda: link.conductor.crashed(ticket, KILLED), False):
-            link.lost.append(ticket)
+        link.running.discard(trial_id)
+        if error:
+            link.packs.apart(link.crashed(link.tickets[trial_id], KILLED))
 
     def save(self, checkpoint_path: str) -> None:
         """The database is the state."""
@@ -95,7 +103,7 @@ class LedgerSearcher(Searcher):
 
 
 class LedgerScheduler(FIFOScheduler):
-    """Lets the conductor hear every event, and stops a trial when it says so."""
+    """Lets the conductor hear every event, and stops a pack when a trial of it ends: the others are a new one."""
 
     def __init__(self, link: Link) -> None:
         super().__init__()
@@ -104,18 +112,24 @@ class LedgerScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
         """Record what the worker says."""
         link = self._link
-        ticket = link.tickets[trial.trial_id]
-        go_on = link.guarded(lambda: link.conductor.hear(ticket, result["event"]), False)
-        return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
+        tickets = link.tickets[trial.trial_id]
+        heard = [(tickets[place], event) for place, event in result["events"]]
+        ended = link.guarded(lambda: [each for each, event in heard if not link.conductor.hear(each, event)], tickets)
+        if not ended:
+            return TrialScheduler.CONTINUE
+        link.packs.rest([ticket for ticket in tickets if ticket not in ended])
+        return TrialScheduler.STOP
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """A trial is new, or comes back after a crash: whether it is run again is the ledger's decision."""
         if not trial.run_metadata.error_filename:
             return
         link = self._link
-        ticket = link.tickets[trial.trial_id]
-        reason = last_error(trial, link.conductor.folder(ticket))
-        if not link.guarded(lambda: link.conductor.crashed(ticket, reason), False):
+        tickets = link.tickets[trial.trial_id]
+        again = link.crashed(tickets, last_error(trial, link.conductor.folder(tickets[0])))
+        if len(tickets) > 1:
+            link.packs.apart(again)
+        if len(tickets) > 1 or not again:
             tune_controller.stop_trial(trial)
 
     def __reduce__(self) -> Any:
@@ -178,19 +192,22 @@ def last_error(trial: Any, folder: Path) -> str:
     return KILLED
 
 
-def run_ray(conductor: Conducts, start: Start, *, concurrency: int, cpus: float, gpus: float, scratch: Path) -> None:
+def run_ray(
+    conductor: Conducts, start: Start, *, concurrency: int, cpus: float, gpus: float, scratch: Path, pack: int = 1
+) -> None:
     """The search on Ray, which is running.
 
     Args:
-        concurrency: trials at a time.
-        cpus, gpus: of each trial; a fraction of a GPU is bookkeeping, not isolation.
+        concurrency: packs at a time.
+        pack: trials of one shape that share a worker, and train as one program.
+        cpus, gpus: of each pack; a fraction of a GPU is bookkeeping, not isolation.
         scratch: where Tune writes what nobody reads.
     Raises:
         ErpeError: see `Conductor.hear`.
     """
-    link = Link(conductor, start)
+    link = Link(conductor, start, pack)
     _fit(link, concurrency, {"cpu": cpus, "gpu": gpus}, scratch)
-    while link.lost and link.error is None:  # after the searcher had no more
+    while link.packs.left and link.error is None:  # after the searcher had no more
         _fit(link, concurrency, {"cpu": cpus, "gpu": gpus}, scratch)
     if link.error is not None:
         raise link.error

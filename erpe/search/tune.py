@@ -70,6 +70,7 @@ def tune(
     concurrency: int | None = None,
     cpus_per_trial: int = 1,
     gpus_per_trial: float | None = None,
+    pack: int = 1,
     ray_address: str | None = None,
     executor: Literal["ray", "inline"] = "ray",
     name: str | None = None,
@@ -82,7 +83,8 @@ def tune(
     Args:
         trials: of the whole study; those of earlier calls count.
         ray_address: of a cluster; none: `ERPE_RAY_ADDRESS`, or else Ray starts here.
-        executor: `inline` needs no Ray and runs one trial after the other.
+        pack: trials of one shape that share a worker and its CPUs and GPUs, and train as one program.
+        executor: `inline` needs no Ray and runs one trial, or pack, after the other.
         name: of the study; none: DATASET-VARIANT.
         new: another study, beside the ones of this name.
         work: what a trial is; none: train a Vision Transformer.
@@ -95,7 +97,8 @@ def tune(
     began = time.monotonic()
     if trials < 1:
         raise ConfigError(f"trials: {trials} given; 1 or more would do")
-    asked = Asked(concurrency, cpus_per_trial, gpus_per_trial, ray_address or os.environ.get("ERPE_RAY_ADDRESS"))
+    address = ray_address or os.environ.get("ERPE_RAY_ADDRESS")
+    asked = Asked(concurrency, cpus_per_trial, gpus_per_trial, address, pack)
     asked.check(device)
     progress = progress or Silent()
     work = work or vision(spec.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
@@ -110,7 +113,7 @@ def tune(
             conductor.tracker.start_study(ledger.uid, spec.model_dump(mode="json"), conductor.tags)
             progress.on_phase("workers")
             scratch = store.root / "ray" / ledger.name
-            place = in_process() if executor == "inline" else on_ray(asked, trials, scratch)
+            place = in_process(asked) if executor == "inline" else on_ray(asked, trials, scratch)
             with place as workers:
                 conductor.tags["device"] = workers.device if device == "auto" else device
                 _run(conductor, work, workers)

@@ -5,31 +5,35 @@ from __future__ import annotations
 import faulthandler
 import gc
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from erpe.config import TrialConfig
-from erpe.search.play import Event, play
+from erpe.search.play import Together
 
 import erpe.search.ray_environment  # isort: skip  # noqa: F401  before Ray
 from ray import tune  # isort: skip
 
 LAST_WORDS = "crash.txt"
-"""In a trial's folder: the traceback of a signal such as SIGSEGV, which no exception handler sees."""
+"""In the folder of a pack's first trial: the traceback of a signal such as SIGSEGV, which no exception handler sees."""
 
 
 class Worker(tune.Trainable):
-    """A process that plays one trial after the other, an event a step. The checkpoint is the trial's own affair."""
+    """A process that plays one pack of trials after the other, an event of each a step.
 
-    _events: Iterator[Event]
+    The checkpoint is each trial's own affair.
+    """
+
+    _together: Together | None = None
     _last_words: TextIO | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take a trial; nothing is built before the first step, whose errors are reported."""
-        folder = Path(config["folder"])
-        self._events = play(TrialConfig(**config["config"]), folder, config["start"])
+        """Take a pack; nothing is built before the first step, whose errors are reported."""
+        self._together = Together(config["start"])
+        for place, ticket in enumerate(config["pack"]):
+            self._together.add(str(place), TrialConfig(**ticket["config"]), Path(ticket["folder"]))
+        folder = Path(config["pack"][0]["folder"])
         with suppress(OSError):  # a full disk is told by the first step
             folder.mkdir(parents=True, exist_ok=True)
             (folder / LAST_WORDS).unlink(missing_ok=True)  # never write through what lies there
@@ -37,18 +41,19 @@ class Worker(tune.Trainable):
             faulthandler.enable(self._last_words, all_threads=False)
 
     def reset_config(self, config: dict[str, Any]) -> bool:
-        """Take another trial in the same process."""
+        """Take another pack in the same process."""
         self.cleanup()
         self.setup(config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """The next event, or the exception nobody foresaw."""
-        return {"event": next(self._events)}
+        """The next events, each with its trial's place in the pack; or the exception nobody foresaw."""
+        assert self._together
+        return {"events": [(int(place), event) for place, event in self._together.round()]}
 
     def cleanup(self) -> None:
-        """Let go of the trial's memory, also on the GPU."""
-        self._events = iter(())
+        """Let go of the trials' memory, also on the GPU."""
+        self._together = None
         faulthandler.disable()
         if self._last_words:
             self._last_words.close()

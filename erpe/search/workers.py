@@ -27,6 +27,8 @@ class Asked(NamedTuple):
     """GPUs of a trial, or a part of one; none: whatever Ray sees, shared evenly."""
     address: str | None = None
     """Of a Ray cluster; none: Ray is started here."""
+    pack: int = 1
+    """Trials of one shape that share a worker, and train as one program."""
 
     def check(self, device: str = "auto") -> None:
         """Refuse what can be refused before anything is started.
@@ -38,6 +40,8 @@ class Asked(NamedTuple):
             knock(self.address)
         if self.concurrency is not None and self.concurrency < 1:
             raise ConfigError(f"concurrency: {self.concurrency} given; 1 or more would do")
+        if self.pack < 1:
+            raise ConfigError(f"pack: {self.pack} given; 1 or more would do")
         if self.cpus < 1:
             raise ConfigError(f"cpus per trial: {self.cpus} given; 1 or more would do")
         if self.address is None:
@@ -106,7 +110,10 @@ class Workers(Protocol):
 
 
 class InProcess:
-    """One trial after the other, here."""
+    """One pack of trials after the other, here."""
+
+    def __init__(self, pack: int) -> None:
+        self._pack = pack
 
     @property
     def device(self) -> str:
@@ -117,7 +124,7 @@ class InProcess:
 
     def search(self, conductor: Conducts, start: Start) -> None:
         """See `run_inline`."""
-        run_inline(conductor, start)
+        run_inline(conductor, start, self._pack)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Just call it."""
@@ -127,8 +134,8 @@ class InProcess:
 class OnRay:
     """Trials on Ray's workers."""
 
-    def __init__(self, shares: Shares, scratch: Path) -> None:
-        self._shares, self._scratch = shares, scratch
+    def __init__(self, shares: Shares, scratch: Path, pack: int) -> None:
+        self._shares, self._scratch, self._pack = shares, scratch, pack
 
     @property
     def device(self) -> str:
@@ -139,7 +146,7 @@ class OnRay:
         """See `run_ray`."""
         from erpe.search.scheduling import run_ray
 
-        run_ray(conductor, start, **self._shares._asdict(), scratch=self._scratch)
+        run_ray(conductor, start, **self._shares._asdict(), scratch=self._scratch, pack=self._pack)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call it in a task with a trial's resources; what it raises is raised here."""
@@ -175,7 +182,7 @@ def on_ray(asked: Asked, trials: int, scratch: Path) -> Iterator[Workers]:
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         found = ray.cluster_resources()
-        yield OnRay(share(asked, trials, found.get("CPU", 0), found.get("GPU", 0)), scratch)
+        yield OnRay(share(asked, trials, found.get("CPU", 0), found.get("GPU", 0)), scratch, asked.pack)
     finally:
         if ours:
             ray.shutdown()
@@ -185,6 +192,6 @@ def on_ray(asked: Asked, trials: int, scratch: Path) -> Iterator[Workers]:
 
 
 @contextmanager
-def in_process() -> Iterator[Workers]:
+def in_process(asked: Asked) -> Iterator[Workers]:
     """This process."""
-    yield InProcess()
+    yield InProcess(asked.pack)

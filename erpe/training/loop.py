@@ -95,18 +95,15 @@ class Trainer:
         Raises:
             TrialError: the loss of a step is not finite.
         """
-        seed = self.config.seed
-        torch.manual_seed(derive(seed, "dropout", epoch))
-        order = torch.Generator().manual_seed(derive(seed, "order", epoch))
-        vary = torch.Generator().manual_seed(derive(seed, "augment", epoch))
+        torch.manual_seed(self.derive("dropout", epoch))
         self.model.train()
         started, losses, rate = time.perf_counter(), [], 0.0
         total = torch.zeros((), device=self.device)
-        for done, rows in enumerate(batches(len(self.images.labels), self.config.train.batch, order)):
+        for done, (rows, vary) in enumerate(self.batches(epoch)):
             step = epoch * self.steps + done
             self.redraw(step)
-            rate = learning_rate(step, self.config.train.epochs * self.steps, self.config.train)
-            loss = self.step(rows.to(self.device), rate, vary)
+            rate = self.rate(step)
+            loss = self.step(rows, rate, vary)
             losses.append(loss)
             total += loss * len(rows)
             if (done + 1) % CHECK_EVERY == 0 or done + 1 == self.steps:
@@ -117,13 +114,37 @@ class Trainer:
         mean = total.item() / len(self.images.labels)  # waits for the device
         return {"train/loss": mean, "lr": rate, "time/epoch_seconds": time.perf_counter() - started}
 
+    def derive(self, purpose: str, turn: int) -> int:
+        """The seed of one purpose in an epoch, or a step."""
+        return derive(self.config.seed, purpose, turn)
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, torch.Generator]]:
+        """Places of the images of each step of an epoch, and what decides how they are varied."""
+        order = torch.Generator().manual_seed(self.derive("order", epoch))
+        vary = torch.Generator().manual_seed(self.derive("augment", epoch))
+        for rows in batches(len(self.images.labels), self.config.train.batch, order):
+            yield rows.to(self.device), vary
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0 over all epochs."""
+        return learning_rate(step, self.config.train.epochs * self.steps, self.config.train)
+
+    def inputs(self, rows: Tensor, vary: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The images at `rows`, varied and normalised, (B, channels, height, width), and what they show.
+
+        Returns:
+            their classes (B,), or where images are mixed the probabilities of the classes (B, classes).
+        """
+        pixels = self.augment(self.images.pixels[rows], vary)
+        images, labels = self.mix(normalise(pixels, self.config.data.dataset), self.images.labels[rows])
+        return images, labels
+
     def step(self, rows: Tensor, rate: float, vary: torch.Generator) -> Tensor:
         """One step of AdamW on the images at `rows`; returns the loss, still on the device."""
         train = self.config.train
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        pixels = self.augment(self.images.pixels[rows], vary)
-        images, labels = self.mix(normalise(pixels, self.config.data.dataset), self.images.labels[rows])
+        images, labels = self.inputs(rows, vary)
         self.optimiser.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
         for some, theirs in zip(images.chunk(self.parts), labels.chunk(self.parts), strict=True):
@@ -139,11 +160,13 @@ class Trainer:
             self.averaged.update_parameters(self.model)
         return loss
 
-    def redraw(self, step: int) -> None:
+    def redraw(self, step: int) -> bool:
         """New random features every `train.redraw` steps; a step's features depend on the seed and the step alone."""
         every = self.config.train.redraw
-        if every and step and step % every == 0:
-            self.model.redraw(torch.Generator().manual_seed(derive(self.config.seed, "features", step)))
+        due = bool(every and step and step % every == 0)
+        if due:
+            self.model.redraw(torch.Generator().manual_seed(self.derive("features", step)))
+        return due
 
     def state(self) -> dict[str, Tensor]:
         """All tensors that the next epoch needs, by name."""

@@ -35,6 +35,7 @@ from erpe.training.evaluate import (
 )
 from erpe.training.heap import keep_heap
 from erpe.training.loop import OnStep, Trainer, pick_device
+from erpe.training.pack import Pack
 
 Report = Callable[[int, dict[str, float]], bool]
 """Called after each epoch with its number (from 1) and measures; True asks to stop."""
@@ -78,6 +79,10 @@ class Trial:
         """What someone should know: a damaged checkpoint, batches that had to be split."""
         self.history: list[dict[str, float]] = []
         """An entry an epoch: `epoch` (from 1), `train/loss`, `val/loss`, `val/accuracy`, `lr`, `time/epoch_seconds`."""
+        self._trained: dict[str, float] | TrialError | None = None
+        """What the next epoch's training, done ahead in a pack, came to."""
+        self._fits = True
+        """Whether the device has had room for it, whole and beside others."""
         if os.path.lexists(folder / STATE):
             self._resume()
         self._owner = uuid.uuid4().hex
@@ -89,6 +94,27 @@ class Trial:
     def done(self) -> bool:
         """Whether all epochs are trained."""
         return len(self.history) >= self.config.train.epochs
+
+    @staticmethod
+    def ahead(trials: list[Trial]) -> None:
+        """Train the next epoch of several trials of one shape as one program; `epoch` of each then goes on from there.
+
+        Where the device has no memory for that, nothing is done ahead. See `erpe.training.pack`.
+        """
+        if not all(trial._fits for trial in trials):
+            return
+        try:
+            pack = Pack([trial.trainer for trial in trials])
+            found = pack.epoch([len(trial.history) for trial in trials], trials[0].on_step)
+        except torch.OutOfMemoryError:
+            found = None
+        for trial, trained in zip(trials, found or [], strict=False):
+            trial._trained = trained
+        if found is None:
+            trials[0].warning = f"out of memory on {trials[0].device}: {len(trials)} trials do not fit together"
+            for trial in trials:
+                trial._rewind()
+                trial._fits = False
 
     def epoch(self) -> dict[str, float]:
         """Train one epoch, validate, save the checkpoint.
@@ -120,6 +146,11 @@ class Trial:
 
     def _train(self) -> dict[str, float] | None:
         """The next epoch's training; None if its batches do not fit into memory. An exception would hold tensors."""
+        trained, self._trained = self._trained, None
+        if isinstance(trained, TrialError):
+            raise trained
+        if trained is not None:
+            return trained
         try:
             return self.trainer.epoch(len(self.history), self.on_step)
         except torch.OutOfMemoryError:
@@ -128,14 +159,18 @@ class Trial:
             return None
 
     def _split_batches(self) -> None:
-        """Back to the last epoch's end, the batches in twice as many parts."""
+        self._fits = False
         parts = 2 * self.trainer.parts
+        self._rewind()
+        self.trainer.parts = parts
+        self.warning = f"out of memory on {self.device}: each batch of {self.config.train.batch} goes in {parts} parts"
+
+    def _rewind(self) -> None:
+        """Back to the last epoch's end."""
         del self.trainer  # there is no room for two
         self.trainer = self._at_start()
-        self.trainer.parts = parts
         if self.history:
             self.trainer.load_state(load_tensors(self.folder / STATE)[0])
-        self.warning = f"out of memory on {self.device}: each batch of {self.config.train.batch} goes in {parts} parts"
 
     def _at_start(self) -> Trainer:
         if self.device.type == "cuda":

@@ -1,0 +1,89 @@
+"""Which trials run together in one worker: of one shape, and of at most so many. Nothing of Ray in here."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from erpe.config import TrialConfig
+from erpe.search.records import Record
+
+OWN = (
+    "seed", "model.dropout", "model.drop_path", "train.epochs", "train.lr", "train.weight_decay", "train.warmup",
+    "train.label_smoothing", "train.clip_norm", "train.ema", "train.redraw",
+)  # fmt: skip
+"""Settings that trials of one shape may each have for themselves; see `erpe.training.pack`."""
+
+
+def shape(config: TrialConfig) -> dict[str, Any]:
+    """What trials must have in common to be trained as one program."""
+    return {name: value for name, value in config.flat().items() if name not in OWN}
+
+
+class Hands(Protocol):
+    """Hands out trials."""
+
+    def next(self, beside: Record | None = None) -> Record | None:
+        """A trial to run; see `Relay.next`."""
+
+
+class Packs:
+    """Hands out trials by the pack.
+
+    A trial whose shape does not fit waits for the next pack, so at most one pack's trials are ever asked for ahead
+    of results. A place that becomes free is given to a trial of that shape, as long as no other one waits.
+    """
+
+    def __init__(self, hands: Hands, most: int) -> None:
+        self._hands, self.most = hands, most
+        self._waiting: list[Record] = []
+        self._resting: list[list[Record]] = []
+        self._apart: set[str] = set()
+
+    @property
+    def left(self) -> bool:
+        """Whether trials that were handed out wait here."""
+        return bool(self._waiting or self._resting)
+
+    def next(self) -> list[Record]:
+        """A pack: one that rests, with whoever joins it, or a new one; empty: there is nothing to run."""
+        members = self._resting.pop(0) if self._resting else []
+        return members + self.join(members)
+
+    def join(self, members: list[Record]) -> list[Record]:
+        """Who joins these now; to nobody, a new pack."""
+        if members:
+            group, beside = list(members), None
+        else:
+            first = self._waiting.pop(0) if self._waiting else self._hands.next()
+            if first is None:
+                return []
+            group = [first]
+            beside = first
+        for ticket in [ticket for ticket in self._waiting if self._fits(group, ticket)][: self.most - len(group)]:
+            self._waiting.remove(ticket)
+            group.append(ticket)
+        while self._room(group, beside):
+            found = self._hands.next(beside)
+            if found is None:
+                break
+            (group if self._fits(group, found) else self._waiting).append(found)
+        return group[len(members) :]
+
+    def rest(self, members: list[Record]) -> None:
+        """What is left of a pack, for a worker to go on with."""
+        if members:
+            self._resting.append(members)
+
+    def apart(self, tickets: list[Record]) -> None:
+        """Trials whose worker crashed: each goes on alone, so that a poisonous one takes no other along again."""
+        self._apart.update(ticket.uid for ticket in tickets)
+        self._waiting = tickets + self._waiting
+
+    def _fits(self, group: list[Record], ticket: Record) -> bool:
+        alone = any(each.uid in self._apart or each.config.train.compile == "on" for each in (*group, ticket))
+        return not alone and shape(ticket.config) == shape(group[0].config)
+
+    def _room(self, group: list[Record], beside: Record | None) -> bool:
+        if any(each.uid in self._apart for each in group):
+            return False
+        return len(group) + len(self._waiting) < self.most if beside else len(group) < self.most and not self._waiting

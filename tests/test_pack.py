@@ -1,0 +1,139 @@
+"""A pack: several trials as one program, each as it would be alone."""
+
+import math
+
+import pytest
+import torch
+from trials import curve, tiny
+
+from erpe.config import VARIANTS
+from erpe.errors import TrialError
+from erpe.training.objective import Trial
+from erpe.training.pack import Pack
+
+OWN = (
+    {"model.drop_path": 0.2, "train.redraw": 3},
+    {
+        "train.lr": 5e-3, "train.weight_decay": 0.3, "train.clip_norm": 0.0, "train.label_smoothing": 0.0,
+        "train.warmup": 0.3, "model.dropout": 0.1, "train.epochs": 4,
+    },
+    {"train.lr": 1e-3, "train.clip_norm": 0.1, "train.ema": 0.9, "train.redraw": 2},
+)  # fmt: skip
+"""What trials of one shape may have for themselves."""
+SMALL = {"data.train_limit": 150}
+"""Three steps an epoch, the last of a shorter batch."""
+
+
+@pytest.fixture
+def double():
+    """In float64 nothing but rounding is small: in float32 AdamW makes a step of a gradient that is only rounding."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def made(folder, variant="relu", settings=SMALL, own=OWN):
+    """Trials of one shape and of different seeds."""
+    return [Trial(tiny(variant, settings | mine, seed=k), folder / str(k)) for k, mine in enumerate(own)]
+
+
+def train(trials, epochs, packed):
+    for _ in range(epochs):
+        if packed:
+            Trial.ahead(trials)
+        for trial in trials:
+            trial.epoch()
+    return trials
+
+
+def assert_alike(first, second, tolerance=1e-6):
+    """Curves, weights, averages and the optimiser's state."""
+    for one, other in zip(first, second, strict=True):
+        for left, right in zip(curve(one.history), curve(other.history), strict=True):
+            assert left == pytest.approx(right, abs=tolerance)
+        left, right = one.trainer.state(), other.trainer.state()
+        assert left.keys() == right.keys()
+        for name, tensor in left.items():
+            torch.testing.assert_close(tensor, right[name], atol=tolerance, rtol=tolerance, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_trials_in_a_pack_are_what_they_are_alone(tmp_path, double, variant):
+    alone = train(made(tmp_path / "alone", variant), 3, packed=False)
+    assert_alike(train(made(tmp_path / "packed", variant), 3, packed=True), alone)
+
+
+VARIED = {
+    "data.augment": "rand", "data.mixup": 0.2, "data.cutmix": 1.0, "model.pooling": "cls", "model.position": "sincos2d",
+    "model.rope": "mixed", "model.relu_projection": "orthogonal", "model.rotary_placement": "post",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", ["softmax_general", "favor_general", "relu_circulant", "relu_rope"])
+def test_whatever_is_drawn_is_drawn_as_alone(tmp_path, double, variant):
+    settings = SMALL | VARIED | ({"model.rotary_placement": "pre"} if "softmax" in variant else {})
+    settings |= {"model.method": "fft", "model.features": 4}
+    alone = train(made(tmp_path / "alone", variant, settings), 2, packed=False)
+    assert_alike(train(made(tmp_path / "packed", variant, settings), 2, packed=True), alone)
+
+
+def test_in_half_the_digits_a_pack_differs_by_its_rounding(tmp_path):
+    alone = train(made(tmp_path / "alone", "favor_rope"), 3, packed=False)
+    packed = train(made(tmp_path / "packed", "favor_rope"), 3, packed=True)
+    for one, other in zip(packed, alone, strict=True):
+        for left, right in zip(curve(one.history), curve(other.history), strict=True):
+            assert left == pytest.approx(right, abs=1e-4)
+
+
+def test_a_trial_goes_from_pack_to_pack_with_the_epochs_it_has(tmp_path, double):
+    alone = train(made(tmp_path / "alone", "favor"), 3, packed=False)
+    trials = made(tmp_path / "packed", "favor")
+    train(trials[:1], 1, packed=False)
+    train(trials[:2], 1, packed=True)
+    again = made(tmp_path / "packed", "favor")  # from its checkpoint, as after a kill
+    assert [len(trial.history) for trial in again] == [2, 1, 0]
+    train(again, 1, packed=True)
+    train(again[1:], 1, packed=True)
+    train(again[2:], 1, packed=False)
+    assert_alike(again, alone)
+
+
+def test_a_trial_that_diverges_fails_alone_and_as_alone(tmp_path, double):
+    own = ({"train.lr": 1e-3}, {"train.lr": 1e200, "train.clip_norm": 0.0}, {"train.lr": 2e-3})
+    alone, packed = made(tmp_path / "alone", own=own), made(tmp_path / "packed", own=own)
+    with pytest.raises(TrialError, match=r"the loss of step [12] is not finite") as expected:
+        alone[1].epoch()
+    Trial.ahead(packed)
+    with pytest.raises(TrialError) as found:
+        packed[1].epoch()
+    assert str(found.value) == str(expected.value)
+    packed[0].epoch(), packed[2].epoch()
+    train([packed[0], packed[2]], 1, packed=True)
+    assert_alike([packed[0], packed[2]], train([alone[0], alone[2]], 2, packed=False))
+
+
+def test_without_room_for_a_pack_its_trials_train_alone(tmp_path, double, monkeypatch):
+    alone, packed = made(tmp_path / "alone", "favor"), made(tmp_path / "packed", "favor")
+    train(alone, 2, packed=False)
+    train(packed, 1, packed=True)
+    step = Pack.step
+
+    def full(self, given, dice, plan, done):
+        if done == 2:
+            raise torch.OutOfMemoryError("no room")
+        return step(self, given, dice, plan, done)
+
+    monkeypatch.setattr(Pack, "step", full)
+    train(packed, 1, packed=True)
+    assert_alike(packed, alone)
+    assert "3 trials do not fit together" in packed[0].warning
+
+
+def test_the_time_of_an_epoch_is_shared_and_steps_are_told_once(tmp_path):
+    steps = []
+    trials = made(tmp_path)
+    trials[0].on_step = lambda done, of: steps.append((done, of))
+    train(trials, 1, packed=True)
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert len({trial.history[0]["time/epoch_seconds"] for trial in trials}) == 1
+    assert all(math.isfinite(trial.history[0]["val/loss"]) for trial in trials)
