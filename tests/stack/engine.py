@@ -13,8 +13,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from contextlib import ExitStack, closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import yaml
@@ -80,6 +82,7 @@ class Stack:
         self.tree = everywhere(lambda text: interpolated(text, variables), tree)
         self.services = self.tree["services"]
         self.ports = self._ports()
+        self._locks = {name: threading.RLock() for name in self.services}
 
     def _ports(self):
         path = self.folder / "ports.json"
@@ -169,15 +172,15 @@ class Stack:
     def containers(self, service=None):
         """Name -> processes, the oldest first."""
         found = {}
-        for pid in sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
-            folder, _, name = marked(pid).rpartition("/")
+        for pid, mark in marks().items():
+            folder, _, name = mark.rpartition("/")
             if folder == str(self.folder) and service in (None, name.rpartition(".")[0]):
                 found.setdefault(name, []).append(pid)
         return found
 
-    def _launch(self, service, container, command, **how):
+    def _launch(self, service, container, command, variables=None, **how):
         return subprocess.Popen(
-            command, env=self.environment(service, container), cwd=self.folder / service / "home",
+            command, env=self.environment(service, container) | (variables or {}), cwd=self.folder / service / "home",
             start_new_session=True, **how,
         )  # fmt: skip
 
@@ -221,40 +224,46 @@ class Stack:
 
     def up(self, service, count=None):
         """So many containers of it; none given: as many as there are, at least one."""
-        if "restart" not in self.services[service] and (self.folder / f"{service}.done").exists():
-            return
-        running = self.containers(service)
-        if not running:
-            self.depend(service)
-        names = [f"{service}.{number}" for number in range(1, (count or max(1, len(running))) + 1)]
-        for name in names:
-            if name not in running:
-                self._start(service, name)
-        for name in running.keys() - set(names):
-            self._end(name)
+        with self._locks[service]:
+            if self._is_done(service):
+                return
+            running = {name for name in self.containers(service) if name.rpartition(".")[2].isdigit()}
+            if not running:
+                self.depend(service)
+            names = [f"{service}.{number}" for number in range(1, (count or max(1, len(running))) + 1)]
+            for name in names:
+                if name not in running:
+                    self._start(service, name)
+            for name in running - set(names):
+                self._end(name)
 
-    def up_all(self, scale):
-        """Every service without a profile, in the order of their conditions."""
-        for service, about in self.services.items():
-            if "profiles" not in about:
-                self.up(service, scale.get(service))
+    def _is_done(self, service):
+        """Whether it is a job, which is never started again, and was done."""
+        return (self.folder / f"{service}.done").exists()
 
-    def run(self, service, arguments):
-        """A command in a container of its own, in the foreground -> its exit code."""
+    def up_all(self, services, scale):
+        """These services, or every one without a profile, each as soon as its conditions are met."""
+        chosen = services or [name for name, about in self.services.items() if "profiles" not in about]
+        with ThreadPoolExecutor(len(chosen)) as pool:
+            for started in [pool.submit(self.up, name, scale.get(name)) for name in chosen]:
+                started.result()
+
+    def run(self, service, arguments, variables):
+        """A command in a container of its own, with more variables, in the foreground -> its exit code."""
         self.depend(service)
         self.prepare(service)
         container = f"{service}.run{os.getpid()}"
-        return self._foreground(service, container, self.command(service, arguments))
+        return self._foreground(service, container, self.command(service, arguments or None), variables)
 
     def execute(self, service, arguments):
         """A command beside a service that runs -> its exit code."""
         if not self.containers(service):
             raise Refused(f"{service}: is not running")
         words = [self.here(word, service) for word in arguments]
-        return self._foreground(service, f"{service}.exec{os.getpid()}", words)
+        return self._foreground(service, f"{service}.exec{os.getpid()}", words, {})
 
-    def _foreground(self, service, container, command):
-        process = self._launch(service, container, command)
+    def _foreground(self, service, container, command, variables):
+        process = self._launch(service, container, command, variables)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, frame: process.send_signal(number))
         code = process.wait()
@@ -268,24 +277,21 @@ class Stack:
 
     def _end(self, container):
         service = container.rpartition(".")[0]
-        first = self.containers(service).get(container, [])[:1]
-        for pid in first:
-            os.kill(pid, signal.SIGTERM)
+        all_of_it = self.containers(service).get(container, [])
         deadline = time.monotonic() + seconds(self.services[service].get("stop_grace_period", "10s"))
-        while first and alive(first[0]) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        while left := self.containers(service).get(container):
+        for pid in all_of_it[:1]:
+            send(pid, signal.SIGTERM)
+            while alive(pid) and time.monotonic() < deadline:
+                time.sleep(0.1)
+        while left := {*filter(alive, all_of_it), *self.containers(service).get(container, [])}:
             for pid in left:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+                send(pid, signal.SIGKILL)
             time.sleep(0.05)
 
     def down(self, volumes=False):
         """End everything; with `volumes`, what it kept goes, too."""
-        for name in list(self.containers()):
-            self._end(name)
+        with ThreadPoolExecutor(len(self.services)) as pool:
+            list(pool.map(self._end, self.containers()))
         for path in self.folder.glob("*.done"):
             path.unlink()
         shutil.rmtree(self.folder / "ray", ignore_errors=True)
@@ -293,13 +299,32 @@ class Stack:
             shutil.rmtree(self.folder / "volumes", ignore_errors=True)
 
 
-def marked(pid):
-    """The container a process belongs to; empty: none, or it is gone."""
+def marks():
+    """Process -> its container: by its own mark or, if a title has overwritten that, its parent's."""
+    found = {}
+    for pid in sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        own = (each.decode().partition("=")[2] for each in variables if each.startswith(f"{MARK}=".encode()))
+        found[pid] = next(own, found.get(parent, ""))
+    return found
+
+
+def command_line(pid):
+    """Of a process, or its title; empty if it is gone."""
     try:
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""
-    return next((each.decode().partition("=")[2] for each in variables if each.startswith(f"{MARK}=".encode())), "")
+
+
+def send(pid, number):
+    """A signal; a process that is gone needs none."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def alive(pid):
