@@ -312,7 +312,7 @@ def test_the_machine_is_shared_out(asked, cpus, gpus, expected):
 
 def test_a_cluster_may_grow_unless_the_user_says_how_many():
     """Ray places as many trials as it has room for."""
-    assert share(Asked(address="head:6379"), 6, 1, 0).concurrency == 6
+    assert share(Asked(address="head:6379"), 6, 1, 0).concurrency is None
     assert share(Asked(concurrency=2, address="head:6379"), 6, 8, 0).concurrency == 2
 
 

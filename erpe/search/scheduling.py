@@ -178,11 +178,13 @@ def last_error(trial: Any, folder: Path) -> str:
     return KILLED
 
 
-def run_ray(conductor: Conducts, start: Start, *, concurrency: int, cpus: float, gpus: float, scratch: Path) -> None:
+def run_ray(
+    conductor: Conducts, start: Start, *, concurrency: int | None, cpus: float, gpus: float, scratch: Path
+) -> None:
     """The search on Ray, which is running.
 
     Args:
-        concurrency: trials at a time.
+        concurrency: trials at a time; none: as many as find room, and one more asks for it.
         cpus, gpus: of each trial; a fraction of a GPU is bookkeeping, not isolation.
         scratch: where Tune writes what nobody reads.
     Raises:
@@ -196,7 +198,7 @@ def run_ray(conductor: Conducts, start: Start, *, concurrency: int, cpus: float,
         raise link.error
 
 
-def _fit(link: Link, concurrency: int, resources: dict[str, float], scratch: Path) -> None:
+def _fit(link: Link, concurrency: int | None, resources: dict[str, float], scratch: Path) -> None:
     tune.Tuner(
         tune.with_resources(Worker, resources),
         tune_config=tune.TuneConfig(

@@ -20,7 +20,7 @@ class Asked(NamedTuple):
     """What the user asks of the machine; none of it is part of a study's identity."""
 
     concurrency: int | None = None
-    """Trials at a time; none: as many as there are GPUs, or else as the CPUs allow. A cluster may grow meanwhile."""
+    """Trials at a time; none: as many as there are GPUs, or else as the CPUs allow."""
     cpus: int = 1
     """CPUs, and threads, of a trial."""
     gpus: float | None = None
@@ -69,7 +69,8 @@ def cores() -> int:
 class Shares(NamedTuple):
     """How the machine is shared out."""
 
-    concurrency: int
+    concurrency: int | None
+    """Trials at a time; none: as many as there is room for, on a cluster that may grow."""
     cpus: float
     gpus: float
 
@@ -88,8 +89,8 @@ def share(asked: Asked, trials: int, cpus: float, gpus: float) -> Shares:
     wanted = max(1, min(wanted, trials))
     # Parts that divide 1, so that every GPU is used up.
     part = asked.gpus if asked.gpus is not None else (1 / math.ceil(wanted / gpus) if gpus else 0.0)
-    grows = asked.address is not None and asked.concurrency is None  # Ray places what it has room for
-    return Shares(trials if grows else wanted, asked.cpus, part)
+    grows = asked.address is not None and asked.concurrency is None
+    return Shares(None if grows else wanted, asked.cpus, part)
 
 
 class Workers(Protocol):

@@ -24,8 +24,9 @@ SPACE = """
 "model.heads" = 2
 "train.batch" = 50
 """
-TRIALS = 6
-TUNE = f"tune -v relu -d digits --name stack --trials {TRIALS} --epochs 6 --pruner none --space studies/small.toml"
+TRIALS = 4
+# A trial lasts longer than a new worker needs to start: else the old one takes its trials away.
+TUNE = f"tune -v relu -d digits --name stack --trials {TRIALS} --epochs 30 --pruner none --space studies/small.toml"
 
 
 def until(condition, seconds=300):

@@ -127,8 +127,8 @@ def walk(clone):
 
     refused = subprocess.run(["docker", "compose", "up", "-d"], cwd=clone, capture_output=True, text=True)
     assert refused.returncode and "run infra/secrets first" in refused.stderr, "it starts without secrets"
-    before, remaining = None, list(commands())
-    for line in remaining:
+    before = None
+    for line in commands():
         if line == "docker compose down":
             before = studies()
             shell(line)
@@ -137,8 +137,8 @@ def walk(clone):
             shell("docker compose down -v")  # and now everything, which the backup must bring back
             continue
         shell(line)
-        if line == "docker compose up -d" and before is None:
-            shell("docker compose ps")
+        if line == "infra/secrets":
+            shell("docker compose build")  # `up` takes images that are there, of whatever code
     assert before and studies() == before, "the backup lacks something"
     shell("docker compose run --rm erpe compare digits-nine")
     shell("docker compose ps")
