@@ -4,11 +4,12 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/erpe
 WORKDIR /src
-COPY pyproject.toml README.md infra/constraints.txt ./
+COPY pyproject.toml infra/constraints.txt ./
 # What erpe needs, before erpe: this layer stays when only our code changes.
-RUN mkdir erpe && touch erpe/__init__.py \
+RUN mkdir erpe && touch erpe/__init__.py README.md \
  && /opt/erpe/bin/pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint constraints.txt . \
  && /opt/erpe/bin/pip uninstall --yes erpe && rm -r erpe build
+COPY README.md ./
 COPY erpe erpe
 RUN /opt/erpe/bin/pip install --no-deps .
 

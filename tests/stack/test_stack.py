@@ -40,7 +40,8 @@ def until(condition, seconds=300):
 
 def trains(stack, container):
     """Whether a worker of Ray plays a trial in this container."""
-    return any(command_line(pid).startswith("ray::Worker") for pid in stack.containers("ray-worker").get(container, []))
+    titles = map(command_line, stack.containers("ray-worker").get(container, []))
+    return any(re.match(r"ray::\w*Trainable", title) for title in titles)
 
 
 def enter(shell, monkeypatch):
@@ -68,7 +69,7 @@ def test_a_study_goes_on_while_services_stop_start_and_grow(shell, monkeypatch, 
     assert not shell.stack.containers("ray-worker").keys() - {"ray-worker.1"}
     shell("docker compose stop mlflow")
     shell("docker compose up -d --scale ray-worker=2 ray-worker")
-    until(lambda: trains(shell.stack, "ray-worker.1") and trains(shell.stack, "ray-worker.2") and epochs())
+    until(lambda: epochs() and trains(shell.stack, "ray-worker.1") and trains(shell.stack, "ray-worker.2"))
     shell("docker compose stop postgres")
     shell("docker compose start postgres mlflow")
     assert study.wait(300) in (0, 3), log.read_text()
