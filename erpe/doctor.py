@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from erpe.config import DATASETS
-from erpe.errors import ErpeError
+from erpe.errors import ErpeError, TrackingError
+from erpe.signin import read_secret_files
 from erpe.store import Store
+from erpe.telling import redact
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "fvcore", "scikit-learn", "sqlalchemy")
 NEEDED_MIB = 500
@@ -29,7 +31,7 @@ class Finding(NamedTuple):
 
 def examine(data_dir: Path | None, store: Path) -> list[Finding]:
     """Look at everything a search needs; no finding stops the others."""
-    return [*packages(), *devices(), *data(data_dir), *storage(store)]
+    return [*packages(), *devices(), *data(data_dir), *storage(store), *services(store)]
 
 
 def packages() -> Iterator[Finding]:
@@ -83,13 +85,10 @@ def data(data_dir: Path | None) -> Iterator[Finding]:
 
 
 def storage(folder: Path) -> Iterator[Finding]:
-    """The store, its databases, and the tracking server."""
-    from erpe.search.records import read_studies
-    from erpe.telling import redact
-    from erpe.tracking.server import examine as examine_tracking
+    """The store, and what waits in it."""
     from erpe.tracking.tracker import lags
 
-    if not (folder / "erpe.json").exists() and "MLFLOW_TRACKING_URI" not in os.environ:
+    if not (folder / "erpe.json").exists():
         above = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
         if above.is_dir() and os.access(above, os.W_OK):
             yield Finding("store", "note", f"none at {folder}; `erpe tune` makes it")
@@ -99,15 +98,53 @@ def storage(folder: Path) -> Iterator[Finding]:
     try:
         store = Store.open(folder)
         free = shutil.disk_usage(store.root).free / 2**20
-        state: Literal["well", "wrong"] = "well" if free > NEEDED_MIB else "wrong"
-        yield Finding("store", state, f"{store.root}, {free / 1024:.1f} GiB free")
-        studies = read_studies(store)
-        yield Finding("studies", "well", f"{len(studies)} in {redact(store.storage_url)}")
+        yield Finding("store", "well" if free > NEEDED_MIB else "wrong", f"{store.root}, {free / 1024:.1f} GiB free")
         waiting = sum(lags(store).values())
         text = f"{waiting} events wait; `erpe sync` sends them" if waiting else "empty"
         yield Finding("spool", "note" if waiting else "well", text)
     except ErpeError as error:
         yield Finding("store", "wrong", str(error))
-        return
+
+
+def services(folder: Path) -> Iterator[Finding]:
+    """Both databases, or the servers before them, and the Ray cluster, each asked as a study would ask it."""
+    store = Store(folder.expanduser().resolve())
+    try:
+        read_secret_files()
+    except ErpeError as error:
+        yield Finding("sign-in", "wrong", str(error))
+    if (folder / "erpe.json").exists() or "ERPE_STORAGE_URL" in os.environ:
+        yield _asked("studies", lambda: _studies(store))
+    if (folder / "erpe.json").exists() or "MLFLOW_TRACKING_URI" in os.environ:
+        yield _asked("tracking", lambda: _tracking(store))
+    if address := os.environ.get("ERPE_RAY_ADDRESS"):
+        yield _asked("ray cluster", lambda: _cluster(address))
+
+
+def _asked(what: str, ask: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what, "well", ask())
+    except ErpeError as error:
+        return Finding(what, "wrong", str(error))
+
+
+def _studies(store: Store) -> str:
+    from erpe.search.records import read_studies
+
+    return f"{len(read_studies(store))} in {redact(store.storage_url)}"
+
+
+def _tracking(store: Store) -> str:
+    from erpe.tracking.server import examine as examine_tracking
+
     health = examine_tracking(store.tracking_uri)
-    yield Finding("tracking", "well" if health.state == "well" else "wrong", health.line or redact(store.tracking_uri))
+    if health.state != "well":
+        raise TrackingError(health.line)
+    return redact(store.tracking_uri)
+
+
+def _cluster(address: str) -> str:
+    from erpe.search.cluster import look
+
+    room = look(address)
+    return f"{room.nodes} nodes, {room.cpus:g} CPUs, {room.gpus:g} GPUs at {address}"

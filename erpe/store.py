@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from erpe.errors import StoreError
+from erpe.signin import read_secret_files
 
 LAYOUT = 1
 """Version of the folder's layout; a store of another version is refused."""
@@ -52,7 +53,9 @@ class Store:
 
         Raises:
             StoreError: it is not a folder, cannot be written, has another layout, or has links in it.
+            ConfigError: the environment names a file with a password that is not there.
         """
+        read_secret_files()
         try:
             store = cls(Path(root).expanduser().resolve())
         except RuntimeError as error:  # ~nobody, or a link to itself

@@ -65,7 +65,10 @@ def test_the_space_of_the_readme_fits_every_variant(variant):
     assert ("model.features" in space.axes) == (not variant.startswith("softmax"))
 
 
-@pytest.mark.parametrize("script", ["infra/run", "infra/test", "infra/setup", ".ci/run"])
+SCRIPTS = ("infra/run", "infra/test", "infra/setup", "infra/secrets", "infra/backup", "infra/restore", ".ci/run")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_are_valid_bash_and_can_be_run(script):
     subprocess.run(["bash", "-n", ROOT / script], check=True)
     if script != "infra/setup":

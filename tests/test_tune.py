@@ -311,6 +311,12 @@ def test_the_machine_is_shared_out(asked, cpus, gpus, expected):
     assert share(asked, 6, cpus, gpus) == pytest.approx(expected)
 
 
+def test_a_cluster_may_grow_unless_the_user_says_how_many():
+    """Ray places as many trials as it has room for."""
+    assert share(Asked(address="head:6379"), 6, 1, 0).concurrency is None
+    assert share(Asked(concurrency=2, address="head:6379"), 6, 8, 0).concurrency == 2
+
+
 @pytest.mark.parametrize("asked", [Asked(gpus=2), Asked(cpus=9)])
 def test_a_trial_that_would_wait_for_ever_is_refused(asked):
     with pytest.raises(ConfigError, match="and Ray sees"):

@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from erpe.errors import ConfigError, StudyError
 
@@ -44,7 +44,9 @@ def start(address: str | None, cpus: int) -> None:
 
     import ray  # isort: skip
 
-    if not address:
+    if address:
+        require_node(address)
+    else:
         require_token()
         os.environ.update(WORKER_ENV)  # inherited: for a runtime_env Ray would leave the workers it starts first idle
     there: dict[str, Any] = {"runtime_env": {"env_vars": WORKER_ENV}}
@@ -62,9 +64,7 @@ def start(address: str | None, cpus: int) -> None:
                 **(there if address else here),
             )
     except ray.exceptions.AuthenticationError:
-        raise ConfigError(
-            f"ray address {address}: it wants a token; RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN would do"
-        ) from None
+        raise _wants_token(address) from None
     except (ConnectionError, ValueError) as error:
         if not address:
             raise
@@ -80,6 +80,61 @@ def start(address: str | None, cpus: int) -> None:
             f"ray: did not start ({said}); nothing is lost, the same command tries again, "
             "and --executor inline needs no Ray"
         ) from error
+
+
+def _wants_token(address: str | None) -> ConfigError:
+    return ConfigError(
+        f"ray address {address}: it wants its token; RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or _TOKEN_PATH would do"
+    )
+
+
+def require_node(address: str) -> None:
+    """Make sure that this machine is a node of a cluster, as the driver's must be: Ray would look for half a minute.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    from ray._private.services import find_node_ids
+
+    if not find_node_ids():
+        raise ConfigError(
+            f"ray address {address}: this machine is no node of that cluster; "
+            f"`ray start --address={address} --num-cpus=0` makes it one that runs no trials"
+        )
+
+
+class Room(NamedTuple):
+    """What a cluster has."""
+
+    nodes: int
+    cpus: float
+    gpus: float
+
+
+def look(address: str) -> Room:
+    """Ask a cluster as a driver would, without joining it.
+
+    Raises:
+        ConfigError: nobody answers, it wants another token, this machine is no node of it, or it cannot run a trial.
+    """
+    import erpe.search.ray_environment  # noqa: F401  before Ray
+
+    import ray  # isort: skip
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    knock(address)
+    try:
+        nodes = GcsClient(address=address).get_all_node_info(timeout=10).values()
+    except ray.exceptions.AuthenticationError:
+        raise _wants_token(address) from None
+    except ray.exceptions.RayError as error:
+        raise ConfigError(f"ray address {address}: no cluster answers ({error})") from None
+    alive = [node.resources_total for node in nodes if node.state == 0]
+    room = Room(len(alive), sum(each.get("CPU", 0) for each in alive), sum(each.get("GPU", 0) for each in alive))
+    if not room.cpus:
+        raise ConfigError(f"ray address {address}: {room.nodes} nodes and no CPU among them; a worker would do")
+    require_node(address)
+    return room
 
 
 def require_token() -> None:

@@ -193,12 +193,19 @@ def last_error(trial: Any, folder: Path) -> str:
 
 
 def run_ray(
-    conductor: Conducts, start: Start, *, concurrency: int, cpus: float, gpus: float, scratch: Path, pack: int = 1
+    conductor: Conducts,
+    start: Start,
+    *,
+    concurrency: int | None,
+    cpus: float,
+    gpus: float,
+    scratch: Path,
+    pack: int = 1,
 ) -> None:
     """The search on Ray, which is running.
 
     Args:
-        concurrency: packs at a time.
+        concurrency: packs at a time; none: as many as find room, and one more asks for it.
         pack: trials of one shape that share a worker, and train as one program.
         cpus, gpus: of each pack; a fraction of a GPU is bookkeeping, not isolation.
         scratch: where Tune writes what nobody reads.
@@ -213,7 +220,7 @@ def run_ray(
         raise link.error
 
 
-def _fit(link: Link, concurrency: int, resources: dict[str, float], scratch: Path) -> None:
+def _fit(link: Link, concurrency: int | None, resources: dict[str, float], scratch: Path) -> None:
     tune.Tuner(
         tune.with_resources(Worker, resources),
         tune_config=tune.TuneConfig(

@@ -73,7 +73,8 @@ def cores() -> int:
 class Shares(NamedTuple):
     """How the machine is shared out."""
 
-    concurrency: int
+    concurrency: int | None
+    """Trials at a time; none: as many as there is room for, on a cluster that may grow."""
     cpus: float
     gpus: float
 
@@ -92,7 +93,8 @@ def share(asked: Asked, trials: int, cpus: float, gpus: float) -> Shares:
     wanted = max(1, min(wanted, trials))
     # Parts that divide 1, so that every GPU is used up.
     part = asked.gpus if asked.gpus is not None else (1 / math.ceil(wanted / gpus) if gpus else 0.0)
-    return Shares(wanted, asked.cpus, part)
+    grows = asked.address is not None and asked.concurrency is None
+    return Shares(None if grows else wanted, asked.cpus, part)
 
 
 class Workers(Protocol):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from filelock import FileLock
 
+from erpe.signin import read_secret_files
 from erpe.telling import redact
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ def connect(uri: str) -> MlflowClient:
 
     Raises:
         mlflow.exceptions.MlflowException: a database cannot be opened.
+        ConfigError: the environment names a file with a password that is not there.
     """
+    read_secret_files()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -128,14 +131,16 @@ def _examine_server(uri: str) -> Health:
             return Health("refuses", f"{name}: certificate not trusted; MLFLOW_TRACKING_SERVER_CERT_PATH would do")
         why = re.search(r"Connection refused|timed out|timeout|Name or service not known|resolve", said)
         return Health("down", f"{name}: no answer ({why[0] if why else 'connection broken'})", WAITING)
-    return _judge(name, answer.status_code, answer.text)
+    known = creds.username or ("this token" if creds.token else "")
+    return _judge(name, answer.status_code, answer.text, known)
 
 
-def _judge(name: str, status: int, text: str) -> Health:
+def _judge(name: str, status: int, text: str, user: str) -> Health:
     if status in (408, 429) or status >= 500:
         return Health("down", f"{name}: answers {status}", WAITING)
     if status == 401:
-        return Health("refuses", f"{name}: wants a login (401); MLFLOW_TRACKING_USERNAME and _PASSWORD would do")
+        what = f"does not know {user} with this password" if user else "wants a login"
+        return Health("refuses", f"{name}: {what} (401); MLFLOW_TRACKING_USERNAME and _PASSWORD(_FILE) would do")
     if status == 403:
         what = "does not serve this host name" if "host" in text.lower() else "forbids it"
         return Health("refuses", f"{name}: {what} (403); its --allowed-hosts or permissions must include us")

@@ -1,0 +1,18 @@
+"""The commands of README.md's section "The stack", made small enough for a test."""
+
+import re
+
+from engine import ROOT
+
+STUDY = ("search.trials=1", "search.epochs=1", "confirm.seeds=2", 'variants=["softmax","relu_rope"]')
+SMALLER = {"tune": "--trials 2 --epochs 1", "study": " ".join(f"--set '{line}'" for line in STUDY)}
+
+
+def commands():
+    """In their order."""
+    section = (ROOT / "README.md").read_text().partition("\n## The stack\n")[2].partition("\n## ")[0]
+    for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL):
+        for line in block.splitlines():
+            words = line.split()
+            small = SMALLER.get(words[words.index("erpe") + 1], "") if "erpe" in words else ""
+            yield f"{line} {small}".strip()

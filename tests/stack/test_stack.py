@@ -1,0 +1,150 @@
+"""Every service of docker-compose.yml at work: a study goes through them while they stop, start and grow."""
+
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from base64 import b64encode
+
+import pytest
+from books import compare_books
+from engine import command_line
+from readme import commands
+
+from erpe.store import Store
+
+pytestmark = pytest.mark.slow
+
+SPACE = """
+[space]
+"train.lr" = {low = 1e-4, high = 1e-2, log = true}
+"model.width" = 16
+"model.depth" = 2
+"model.heads" = 2
+"train.batch" = 50
+"""
+TRIALS = 4
+# A trial lasts longer than a new worker needs to start: else the old one takes its trials away.
+TUNE = f"tune -v relu -d digits --name stack --trials {TRIALS} --epochs 30 --pruner none --space studies/small.toml"
+
+
+def until(condition, seconds=300):
+    """Wait; the condition's answer."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.2)
+    return answer
+
+
+def trains(stack, container):
+    """Whether a worker of Ray plays a trial in this container."""
+    titles = map(command_line, stack.containers("ray-worker").get(container, []))
+    return any(re.match(r"ray::\w*Trainable", title) for title in titles)
+
+
+def enter(shell, monkeypatch):
+    """This process in the place of the container `erpe` -> its store."""
+    for name, value in shell.stack.environment("erpe", "here").items():
+        if name.startswith(("ERPE_", "MLFLOW_", "PG")) and name != "ERPE_STACK_CONTAINER":
+            monkeypatch.setenv(name, value)
+    for name in ("MLFLOW_TRACKING_PASSWORD", "PGPASSWORD"):  # read from their files; to be forgotten afterwards
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return Store.open(shell.state / "volumes/runs")
+
+
+def test_a_study_goes_on_while_services_stop_start_and_grow(shell, monkeypatch, tmp_path):
+    """One worker, then two; the tracking server away, the database restarted: the books agree at the end."""
+    (shell.project / "studies/small.toml").write_text(SPACE)
+    log = tmp_path / "log"
+    study = shell.start(f"docker compose run --rm erpe {TUNE}", log)
+
+    def epochs():
+        assert study.poll() is None, log.read_text()
+        return len(re.findall(r"epoch \d+/", log.read_text()))
+
+    until(lambda: epochs() >= 2)
+    assert not shell.stack.containers("ray-worker").keys() - {"ray-worker.1"}
+    shell("docker compose stop mlflow")
+    shell("docker compose up -d --scale ray-worker=2 ray-worker")
+    until(lambda: epochs() and trains(shell.stack, "ray-worker.1") and trains(shell.stack, "ray-worker.2"))
+    shell("docker compose stop postgres")
+    shell("docker compose start postgres mlflow")
+    assert study.wait(300) in (0, 3), log.read_text()
+    shell("docker compose run --rm erpe sync")
+    store = enter(shell, monkeypatch)
+    assert compare_books(store, "stack", TRIALS).in_order
+    assert not shell.stack.containers("erpe"), "a command left processes behind"
+
+
+def ask(shell, user="", password="", host=None):
+    """The status of MLflow's answer."""
+    port = shell.stack.ports["mlflow"]
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1")
+    if user:
+        request.add_header("Authorization", f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}")
+    if host:
+        request.add_header("Host", host)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_the_tracking_server_answers_who_signs_in_and_by_its_own_names(shell):
+    password = (shell.project / "secrets/mlflow_admin_password").read_text()
+    assert ask(shell, "erpe", password) == 200
+    assert ask(shell, "erpe", password, "mlflow:5000") == 200
+    assert ask(shell, "erpe", password, "localhost:5000") == 200
+    assert ask(shell, "erpe", password, "elsewhere.example") == 403
+    assert ask(shell) == ask(shell, "erpe", "password1234") == ask(shell, "admin", "password1234") == 401
+
+
+ONE = "tune -v relu -d digits --name one --trials 1 --epochs 1"
+
+
+@pytest.mark.parametrize(
+    ("variable", "command", "line"),
+    [
+        ("MLFLOW_TRACKING_PASSWORD_FILE", "sync", "does not know erpe with this password"),
+        ("PGPASSWORD_FILE", "status", "password authentication failed"),
+        ("RAY_AUTH_TOKEN_PATH", ONE, "it wants its token"),
+    ],
+)
+def test_a_wrong_secret_is_one_clear_line(shell, variable, command, line):
+    wrong = shell.state / "wrong"
+    wrong.write_text("0" * 64)
+    said = shell(f"docker compose run --rm -e {variable}={wrong} erpe {command}", code=1)
+    told = [each for each in said.splitlines() if not re.match(r" +\d+\.\d s  ", each)]  # its progress
+    assert len(told) == 1 and told[0].startswith("erpe: ") and line in told[0], said
+
+
+def test_no_secret_is_in_a_command_line_or_in_a_log(shell):
+    secrets = [path.read_text() for path in (shell.project / "secrets").iterdir()]
+    lines = [command_line(pid) for pids in shell.stack.containers().values() for pid in pids]
+    logs = [path.read_text() for path in shell.state.glob("*.log")]
+    assert len(lines) > 10 and logs
+    assert not [text for text in lines + logs if any(secret in text for secret in secrets)]
+
+
+def test_the_commands_of_the_readme_lead_to_a_comparison_and_a_backup_holds_everything(shell, monkeypatch):
+    """In their order. The volumes are deleted where the README takes the stack down."""
+    before = None
+    for line in commands():
+        if line == "docker compose down":
+            before = shell("docker compose run --rm erpe status --json")
+            line += " -v"
+        said = shell(line)
+        if line.endswith("doctor"):
+            assert " wrong " not in said and "ray cluster" in said
+    assert before and json.loads(before), "the README has no backup"
+    assert shell("docker compose run --rm erpe status --json") == before
+    assert shell("docker compose run --rm erpe sync")
+    assert "paired" in shell("docker compose run --rm erpe compare digits-nine")
+    password = (shell.project / "secrets/mlflow_admin_password").read_text()
+    assert ask(shell, "erpe", password) == 200
+    store = enter(shell, monkeypatch)
+    assert compare_books(store, "stack", TRIALS).in_order
