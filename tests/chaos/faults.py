@@ -100,7 +100,8 @@ def raylet_kill(case, rng, times):
     result = result_of(case, "SIGKILL of the raylet")
     while result.injected < times:
         process = case.start()
-        if not process.until("epoch", 180) or process.wait(rng.uniform(0.1, 2)) is not None:
+        if not process.until("epoch", 300) or process.wait(rng.uniform(0.1, 2)) is not None:
+            process.kill()
             break
         for pid in process.others("raylet/raylet"):
             os.kill(pid, signal.SIGKILL)

@@ -25,5 +25,9 @@ def test_a_study_that_was_stopped_goes_on(hurt, tmp_path, fault):
     hurt(fault, Embedded(tmp_path), "inline", 2, trials=5)
 
 
+def test_a_driver_that_wakes_up_after_another_took_over_writes_nothing(hurt, tmp_path):
+    hurt("fenced", Embedded(tmp_path), "inline", 1, trials=5)
+
+
 def test_on_ray_a_dead_worker_costs_at_most_an_epoch(hurt, tmp_path):
     hurt("worker", Embedded(tmp_path), "ray", 2, trials=4)
