@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from erpe.bench.readme import rewritten
 from erpe.cli import app
 from erpe.config import VARIANTS
 from erpe.search.space import load_space
@@ -41,6 +42,10 @@ def test_the_readme_has_no_gap_and_its_pictures_are_there():
         assert (ROOT / picture).stat().st_size > 10_000
 
 
+def test_the_table_of_performance_is_that_of_the_results():
+    assert rewritten(README, ROOT / "studies/results/bench") == README
+
+
 def test_each_dependency_names_the_file_that_needs_it_and_is_locked():
     text = (ROOT / "pyproject.toml").read_text()
     listed = text[text.index("dependencies = [") : text.index("]\n\n[project.optional")]
@@ -65,7 +70,16 @@ def test_the_space_of_the_readme_fits_every_variant(variant):
     assert ("model.features" in space.axes) == (not variant.startswith("softmax"))
 
 
-SCRIPTS = ("infra/run", "infra/test", "infra/setup", "infra/secrets", "infra/backup", "infra/restore", ".ci/run")
+SCRIPTS = (
+    "infra/run",
+    "infra/test",
+    "infra/bench",
+    "infra/setup",
+    "infra/secrets",
+    "infra/backup",
+    "infra/restore",
+    ".ci/run",
+)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
