@@ -24,7 +24,7 @@ Seed = Annotated[int, typer.Option(help="Decides samples, initial weights, data 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")]
 New = Annotated[bool, typer.Option("--new", help="Start afresh, beside what is there.")]
-Pack = Annotated[int, typer.Option(help="Trials of one shape that share a worker, and train as one program.")]
+Pack = Annotated[int, typer.Option(help="Trials of one shape that train as one program; on CPUs for small models.")]
 
 
 def parse_settings(given: list[str] | None) -> dict[str, Any]:

@@ -101,13 +101,19 @@ def load_training(config: DataConfig, data_dir: str | Path | None = None) -> Spl
     Raises:
         DataError: see `prepare`.
     """
-    whole = _load(config.dataset, find_data_dir(data_dir), "train")
+    return _split(config, find_data_dir(data_dir))
+
+
+@lru_cache(maxsize=1)
+def _split(config: DataConfig, root: Path) -> Split:
+    """Trials that share a process share their images."""
+    whole = _load(config.dataset, root, "train")
     rows, held = np.arange(len(whole.labels)), np.arange(0)
     if config.validation:
         rows, held = _stratified(rows, whole.labels, config.validation, config.split_seed)
     if config.train_limit and config.train_limit < len(rows):
         _, rows = _stratified(rows, whole.labels, config.train_limit, config.split_seed)
-    return Split(whole.take(rows), whole.take(held), _digest(config.dataset, find_data_dir(data_dir)), _sha256(held))
+    return Split(whole.take(rows), whole.take(held), _digest(config.dataset, root), _sha256(held))
 
 
 def load_test(dataset: str, data_dir: str | Path | None = None) -> Images:
