@@ -271,16 +271,17 @@ class Stack:
         return code
 
     def stop(self, service):
-        """As the engine does: SIGTERM to the first process, and after the grace period SIGKILL to all."""
+        """As the engine does: its signal to the first process, and after the grace period SIGKILL to all."""
         for name in self.containers(service):
             self._end(name)
 
     def _end(self, container):
         service = container.rpartition(".")[0]
+        asking = signal.Signals[self.services[service].get("stop_signal", "SIGTERM")]
         all_of_it = self.containers(service).get(container, [])
         deadline = time.monotonic() + seconds(self.services[service].get("stop_grace_period", "10s"))
         for pid in all_of_it[:1]:
-            send(pid, signal.SIGTERM)
+            send(pid, asking)
             while alive(pid) and time.monotonic() < deadline:
                 time.sleep(0.1)
         while left := {*filter(alive, all_of_it), *self.containers(service).get(container, [])}:
