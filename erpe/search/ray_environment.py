@@ -8,7 +8,6 @@ for _name, _value in {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # a local cluster listens on the loopback only
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about its coming default
-    "RAY_BACKEND_LOG_LEVEL": "error",  # the core's warnings go to the terminal, beside our one line
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what Ray says of dead workers goes to stdout; the ledger has it
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # prints a box even when told to be silent
