@@ -130,7 +130,15 @@ class Config(BaseModel):
 
     def flat(self) -> dict[str, Any]:
         """Every setting under its dotted name: `{"model.width": 64, ...}`."""
-        return flatten(self.model_dump(mode="json"))
+        return flatten(self._settings("json"))
+
+    def _settings(self, mode: str = "python") -> dict[str, Any]:
+        """As `model_dump`, with what is not written there unless it is set."""
+        found, dumped = {}, self.model_dump(mode=mode)
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            found[name] = value._settings(mode) if isinstance(value, Config) else dumped.get(name, value)
+        return found
 
     def replace(self, values: dict[str, Any]) -> Self:
         """A copy with some dotted names changed: `{"train.lr": 1e-3}`.
@@ -138,7 +146,7 @@ class Config(BaseModel):
         Raises:
             ConfigError: an unknown name, or a value that does not fit.
         """
-        tree = self.model_dump()
+        tree = self._settings()
         for name, value in values.items():
             *path, leaf = name.split(".")
             branch: Any = tree
@@ -216,6 +224,8 @@ class AttentionConfig(Config):
     """l2-normalise q and k per head; then no d^(-1/4)."""
     method: Literal["auto", "dense", "fft"] = "auto"
     """How the general encoding of linear attention is computed; every method is exact."""
+    rank: Size | None = Field(None, exclude_if=lambda rank: rank is None)  # written where set: older stores stay theirs
+    """Instead, on linear attention: a series of so many separable terms, of linear cost, not exact; none: exact."""
     eps: NonNegativeFloat = 1e-6
     """Added to every feature of linear attention."""
 

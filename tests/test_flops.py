@@ -35,6 +35,7 @@ def cases():
             switches += [
                 {"method": method, "pooling": pooling} for method in ("dense", "fft") for pooling in ("mean", "cls")
             ]
+            switches += [{"rank": 1}, {"rank": 6, "pooling": "cls"}]
         if encoding == "rope":
             switches += [{"rope": "mixed"}]
         if encoding == "circulant":

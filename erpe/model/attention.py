@@ -104,7 +104,9 @@ class Linear(Attention):
         """Numerators (B, H, N, Dv) and denominators (B, H, N)."""
         if isinstance(self.encoding, GeneralRPE):
             method: str = self.config.method
-            if method == "auto":
+            if self.config.rank:
+                method = "rank"
+            elif method == "auto":
                 method = faster_method(self.shape.tokens, self.features.m, v.shape[-1])
             return self.fft(phi_q, phi_k, v, self.encoding) if method == "fft" else self.encoding.mix(phi_q, phi_k, v)
         den = (phi_q * phi_k.sum(dim=-2, keepdim=True)).sum(dim=-1)                 # (B, H, N)

@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import pad
 
 from erpe.config import AttentionConfig
+from erpe.model.fourier import fourier_product, series
 from erpe.model.masked import masked_product, window_top
 from erpe.model.toeplitz import toeplitz_dense, toeplitz_matmul
 
@@ -72,8 +73,11 @@ class GeneralRPE(Encoding):
     def __init__(self, config: AttentionConfig, shape: Shape, generator: Generator) -> None:
         super().__init__(config, shape, generator)
         h, w = shape.grid
+        self.rank = config.rank
         self.bias = nn.Parameter(torch.zeros(shape.heads, 2 * h - 1, 2 * w - 1))
         self.cls_bias = nn.Parameter(torch.zeros(3, shape.heads)) if shape.cls else None
+        if self.rank:
+            series(shape.grid, self.rank, self.bias.dtype, self.bias.device)  # made once, not in the first pass
 
     def log_weights(self) -> Tensor:
         """(H, N, N) dense."""
@@ -96,18 +100,28 @@ class GeneralRPE(Encoding):
             (B, H, N, Dv) and (B, H, N), both divided by a factor of the query.
         """
         bias = full_precision(self.bias)
-        top = window_top(bias).detach()                           # (H, hw)
+        highest = bias.flatten(1).amax(1, keepdim=True)           # (H, 1)
+        top = (highest.expand(-1, self.shape.grid[0] * self.shape.grid[1]) if self.rank else window_top(bias)).detach()
         if self.cls_bias is None:
-            return masked_product(phi_q, phi_k, v, bias, top)
+            return self.product(phi_q, phi_k, v, bias, top)
         to_cls, from_cls, own = full_precision(self.cls_bias)[:, :, None]           # (H, 1) each
-        top = torch.maximum(top, to_cls.detach())
+        top = torch.maximum(top, to_cls.detach())                 # (H, hw)
         patches = phi_q[:, :, 1:]
-        num, den = masked_product(patches, phi_k[:, :, 1:], v[:, :, 1:], bias, top)
+        num, den = self.product(patches, phi_k[:, :, 1:], v[:, :, 1:], bias, top)
         a = (patches @ phi_k[:, :, :1].mT) * (to_cls - top).exp()[..., None]     # (B, H, hw, 1)  to the class token
         num, den = num + a * v[:, :, :1], den + a[..., 0]
         c = torch.cat([own, from_cls.expand(-1, top.shape[1])], dim=1)              # (H, N)  from the class token
         a = (phi_q[:, :, :1] @ phi_k.mT) * (c - c.detach().amax(1, keepdim=True)).exp()[:, None]
         return torch.cat([a @ v, num], dim=2), torch.cat([a.sum(-1), den], dim=2)
+
+    def product(
+        self, phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`mix` over the patches alone; every query's log-weights less its `top` (H, hw)."""
+        if self.rank is None:
+            return masked_product(phi_q, phi_k, v, bias, top)
+        known = series(self.shape.grid, self.rank, bias.dtype, bias.device)
+        return fourier_product(phi_q, phi_k, v, (bias - top[:, :1, None]).exp(), known)
 
     def relative_weights(self) -> tuple[Tensor, Tensor | None]:
         """exp(bias) and exp(cls_bias), each head divided by its largest: a factor that cancels in the quotient."""

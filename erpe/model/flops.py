@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from erpe.config import ModelConfig
 from erpe.model.attention import faster_method
+from erpe.model.fourier import terms_used
 from erpe.model.masked import product_flops
 
 
@@ -69,7 +70,8 @@ def attention_cost(config: ModelConfig, n: int) -> Cost:
 
         softmax         4 N^2 D                   q k^T, then times v
         linear          4 N m D                   phi_k^T v, then phi_q times it
-        with general    2 N^2 m + 2 N^2 D         dense; or 2 m (D + 1) FFTs of 4 N and 2 N m (D + 1)
+        with general    2 N^2 m + 2 N^2 D         dense; or 2 m (D + 1) FFTs of 4 N and 2 N m (D + 1);
+                                                  or 4 N R m D + 2 (2h-1) (2w-1) R with a series of R terms
         projection      4 N D m                   of q and of k
         circulant       8 N S^2 + 4 S P           S rotated channels into the Fourier basis and back, P planes;
                                                   softmax needs no way back: 4 N S^2
@@ -93,8 +95,11 @@ def general_cost(config: ModelConfig, n: int, m: int, d: int) -> Cost:
     """The masked product of linear attention, by the method that the layer takes."""
     method = config.method if config.method != "auto" else faster_method(n, m, d)
     h, w = config.grid
-    if method == "dense":
+    if config.rank or method == "dense":
         patches = Cost(*product_flops(h * w, m, d))
+        if config.rank:
+            terms = terms_used(config.rank, config.grid)
+            patches = both(4 * h * w * terms * m * d) + one(2 * (2 * h - 1) * (2 * w - 1) * terms)
         # The class token as a key of every patch, and as a query.
         return patches if n == h * w else patches + both(2 * h * w * m) + both(2 * n * (m + d))
     length = 4 * h * w
