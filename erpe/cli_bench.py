@@ -55,6 +55,32 @@ def bench_layer(
         draw(found, figure)
 
 
+@bench_app.command("series")
+def bench_series(
+    variant: BenchVariants = None,
+    tokens: Annotated[list[int] | None, typer.Option(help="N; may be repeated. None: 1024, 4096.")] = None,
+    rank: Annotated[list[int] | None, typer.Option(help="Terms; may be repeated. None: 1, 3, 5, 9, 17, 33.")] = None,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Batch size times N.")] = 4096,
+    rounds: Rounds = 5,
+    threads: Threads = 1,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Time the general encoding as a truncated series (model.rank), and tell how far it is from the exact layer."""
+    _torch(variant, threads)
+    from erpe.bench.layers import LayerShape
+    from erpe.bench.series import VARIANTS
+    from erpe.bench.series import bench_series as run
+    from erpe.bench.tables import series_table
+    from erpe.training.loop import pick_device
+
+    found = run(
+        variant or list(VARIANTS), tokens or [1024, 4096], rank or [1, 3, 5, 9, 17, 33],
+        LayerShape(batch_tokens=batch_tokens), rounds=rounds, device=pick_device(device),
+    )  # fmt: skip
+    _show(found, series_table, as_json)
+
+
 @bench_app.command("model")
 def bench_model(
     variant: BenchVariants = None,

@@ -14,6 +14,7 @@ from erpe.bench.models import bench_models
 from erpe.bench.overhead import bench_overhead
 from erpe.bench.packing import bench_packs
 from erpe.bench.rounds import compete
+from erpe.bench.series import bench_series
 from erpe.bench.tables import models_table, overhead_table
 from erpe.bench.train import bench_training
 from erpe.errors import ConfigError, StoreError
@@ -76,11 +77,20 @@ def test_packs_are_timed_by_the_trial():
         bench_packs(["relu"], "digits", [0])
 
 
+def test_a_series_of_all_terms_has_no_error_and_of_one_some():
+    found = bench_series(["relu_general"], [16], [1, 1000], SMALL, rounds=2, device=CPU)
+    errors = {(row["pass"], row["rank"]): row["error"] for row in found["rows"] if row["name"] != SDPA}
+    assert errors["step", None] == 0 and errors["step", 1000] < 1e-5 < 0.05 < errors["step", 1]
+    with pytest.raises(ConfigError, match="relu has no series; relu_general and favor_general have one"):
+        bench_series(["relu"], [16], [1], SMALL, rounds=2, device=CPU)
+
+
 SIZES = {
     "layer": ("--tokens", "16", "--batch", "2", "--figure", "x.svg"),
     "train": ("-d", "digits"),
     "model": ("-d", "digits"),
     "pack": ("--pack", "1", "--pack", "2"),
+    "series": ("--tokens", "16", "--rank", "3", "--batch-tokens", "16"),
 }
 
 
@@ -89,12 +99,13 @@ def test_the_table_has_every_name(what, monkeypatch, capsys, tmp_path):
     from erpe import cli
 
     monkeypatch.chdir(tmp_path)
-    words = [what, *SIZES[what], "-v", "relu", "-v", "favor_rope", "--rounds", "2"]
+    names = ("relu_general", "favor_general") if what == "series" else ("relu", "favor_rope")
+    words = [what, *SIZES[what], *(word for name in names for word in ("-v", name)), "--rounds", "2"]
     monkeypatch.setattr(sys, "argv", ["erpe", "bench", *words])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     said = capsys.readouterr().out
-    assert not ended.value.code and "relu" in said and "favor_rope" in said and "threads 1" in " ".join(said.split())
+    assert not ended.value.code and all(name in said for name in names) and "threads 1" in " ".join(said.split())
     assert [path.name for path in tmp_path.iterdir()] == (["x.svg"] if what == "layer" else [])
 
 

@@ -50,6 +50,19 @@ def overhead_table(found: dict[str, Any]) -> None:
     Terminal().print(table)
 
 
+def series_table(found: dict[str, Any]) -> None:
+    """Error and ratios to softmax attention, a row a layer and rank."""
+    steps = {(row["tokens"], row["name"]): row for row in found["rows"] if row["pass"] == "step"}
+    table = _table("a truncated series against the exact general encoding; ratios to torch SDPA", conditions(found))
+    _columns(table, "layer", "N", "relative error", "forward", "step")
+    for row in found["rows"]:
+        if row["pass"] == "forward" and row["error"] is not None:
+            step = steps[row["tokens"], row["name"]]["ratio"]
+            cells = (f"{row['tokens']}", f"{row['error']:.1e}", f"{row['ratio']:.3f}", f"{step:.3f}")
+            table.add_row(row["name"], *cells)
+    Terminal().print(table)
+
+
 def layers_table(found: dict[str, Any]) -> None:
     """Milliseconds and ratios to torch's softmax attention, then MiB: a row a layer, a column a number of tokens."""
     for what, title in {"forward": "forward", "step": "forward and backward"}.items():
