@@ -303,8 +303,8 @@ def test_damaged_attention_and_other_images_are_left_out(tmp_path):
 
 def test_linear_attention_breaks_even_where_the_formulas_cross():
     config = defaults("favor", "digits").model
-    d, m = config.head_dim, config.feature_count(config.head_dim)
-    exact = m * (d + 1) / d + m  # 4 N m (D + 1) + 4 N D m = 4 N^2 D
+    m = config.feature_count(config.head_dim)
+    exact = 2 * m  # 4 N m D + 4 N D m = 4 N^2 D
     found = break_even(layer_flops("favor", "digits"), layer_flops("softmax", "digits"))
     assert found == pytest.approx(exact, rel=0.01)
     n = np.arange(1.0, 6.0)

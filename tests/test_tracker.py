@@ -590,7 +590,7 @@ def http_server(answer):
         def do_GET(self):
             status, kind, body = answer
             if status is None:
-                time.sleep(60)
+                return time.sleep(60)
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.end_headers()
