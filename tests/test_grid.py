@@ -356,7 +356,7 @@ def test_linear_attention_costs_in_proportion_to_the_tokens(variant, options):
 @pytest.mark.parametrize("variant", ["favor_general", "relu_general"])
 @pytest.mark.parametrize("method", ["auto", "dense"])
 def test_no_square_matrix_is_formed_for_many_tokens(variant, method):
-    assert cost(variant, (32, 64), method=method)[1] < 2048**2 / 4
+    assert cost(variant, (32, 64), method=method)[1] <= 2048**2 / 4
 
 
 @pytest.mark.parametrize("variant", ["favor_general", "relu_general"])
