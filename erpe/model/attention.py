@@ -200,7 +200,7 @@ def faster_method(tokens: int, features: int, v_dim: int) -> str:
         m = 32, Dv = 32    89 / 107   44 / 46    11 / 11     2.6 / 2.5
 
     From N = 1024 on that is 10 to 13 times m (Dv + 1) / N: one path transforms m (Dv + 1) channels of N entries, the
-    other fills N x N. Other devices were not measured and take the same rule.
+    other fills N x N. The dense path was another one then, and no other device was measured.
     """
     return "fft" if 12 * features * (v_dim + 1) < tokens else "dense"
 

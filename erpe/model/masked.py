@@ -22,7 +22,7 @@ SIDE = {"cpu": 1024, "cuda": 4096}
 """About so many queries, and so many keys, make a tile: small ones cost two threads more in waking than they save."""
 
 ENTRIES = {"cpu": 2**22, "cuda": 2**27}
-"""So many entries has a tile, over heads and images: what stays in a cache, or in memory."""
+"""So many entries has a tile, over heads and images: what bounds memory. GPUs were not measured."""
 
 
 def masked_product(phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
