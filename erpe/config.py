@@ -130,14 +130,14 @@ class Config(BaseModel):
 
     def flat(self) -> dict[str, Any]:
         """Every setting under its dotted name: `{"model.width": 64, ...}`."""
-        return flatten(self._settings("json"))
+        return flatten(self.tree("json"))
 
-    def _settings(self, mode: str = "python") -> dict[str, Any]:
+    def tree(self, mode: str = "python") -> dict[str, Any]:
         """As `model_dump`, with what is not written there unless it is set."""
         found, dumped = {}, self.model_dump(mode=mode)
         for name in type(self).model_fields:
             value = getattr(self, name)
-            found[name] = value._settings(mode) if isinstance(value, Config) else dumped.get(name, value)
+            found[name] = value.tree(mode) if isinstance(value, Config) else dumped.get(name, value)
         return found
 
     def replace(self, values: dict[str, Any]) -> Self:
@@ -146,7 +146,7 @@ class Config(BaseModel):
         Raises:
             ConfigError: an unknown name, or a value that does not fit.
         """
-        tree = self._settings()
+        tree = self.tree()
         for name, value in values.items():
             *path, leaf = name.split(".")
             branch: Any = tree

@@ -109,7 +109,7 @@ class Tracker:
             parent: uid of its study.
             name: none: `trial NUMBER`.
         """
-        settings = config.model_dump(mode="json")
+        settings = config.tree("json")
         self._put(
             Event(kind="start_trial", uid=uid, number=number, parent=parent, config=settings, tags=tags, name=name)
         )
