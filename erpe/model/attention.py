@@ -96,9 +96,12 @@ class Linear(Attention):
         """(B, H, N, D) twice and (B, H, N, Dv) -> (B, H, N, Dv)."""
         self.check(q, k, v)
         with torch.autocast(q.device.type, enabled=False):
-            phi_q, phi_k = self.phi(q, k)                         # (B, H, N, m)
-            num, den = self.sums(phi_q, phi_k, full_precision(v))
-            return (num / den[..., None]).to(v.dtype)
+            return self.quotient(q, k, full_precision(v)).to(v.dtype)
+
+    def quotient(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`forward` in full precision."""
+        num, den = self.sums(*self.phi(q, k), v)
+        return num / den[..., None]
 
     def sums(self, phi_q: Tensor, phi_k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Numerators (B, H, N, Dv) and denominators (B, H, N)."""
@@ -121,10 +124,16 @@ class Linear(Attention):
 
     def phi(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Features of q and k, rotated before the map unless placed after: (B, H, N, m) each."""
+        return self.features(*self.turned(q, k))
+
+    def turned(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """q and k (B, H, N, D), rotated unless that comes after the map; and the basis of their coordinates, if any."""
         q, k = full_precision(q), full_precision(k)
-        if not self.rotates_features:
-            q, k = self.encoding.rotate(q, k)
-        return self.features(q, k)
+        if self.rotates_features:
+            return q, k, None
+        if self.config.projected:  # a projection takes any basis
+            return *self.encoding.align(q, k), self.encoding.frame(q)
+        return *self.encoding.rotate(q, k), None
 
     def fft(self, phi_q: Tensor, phi_k: Tensor, v: Tensor, encoding: GeneralRPE) -> tuple[Tensor, Tensor]:
         """`GeneralRPE.mix` by FFT over each feature-value channel; a column of ones beside v gives the denominators.
@@ -173,6 +182,19 @@ class Favor(Linear):
     """Performer with FAVOR+ features: an unbiased estimate of the softmax kernel."""
 
     FEATURES = FavorFeatures
+    features: FavorFeatures
+
+    def quotient(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Without weights of pairs, phi_q S / (phi_q z) is a softmax over the features: no exponential of a query.
+
+            y_i = sum_l softmax_l(w_l . q_i + log z_l) S_l / z_l,      z = sum_j phi_k_j,  S = sum_j phi_k_j v_j^T
+        """
+        if self.rotates_features or isinstance(self.encoding, GeneralRPE):
+            return super().quotient(q, k, v)
+        a, b = self.features.exponents(*self.turned(q, k))
+        phi_k = self.features.of_keys(b)                          # (B, H, N, m)
+        z = phi_k.sum(dim=-2)                                     # (B, H, m)
+        return (a + z.log()[:, :, None]).softmax(dim=-1) @ ((phi_k.mT @ v) / z[..., None])
 
 
 class Relu(Linear):

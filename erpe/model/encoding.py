@@ -54,6 +54,10 @@ class Encoding(nn.Module):
         """As `rotate`, but in whatever orthonormal basis is cheapest: enough where only q . k matters."""
         return self.rotate(q, k)
 
+    def frame(self, like: Tensor) -> Tensor | None:
+        """The basis of `align`, columns in (D, D), in the dtype and on the device of `like`; None: the usual one."""
+        return None
+
     def log_weights(self) -> Tensor | None:
         """(H, N, N), what is added to the logits; None: nothing."""
         return None
@@ -293,6 +297,10 @@ class CirculantString(Rotary):
     def align(self, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
         """Left in the Fourier basis: half of the products."""
         return self._each(self.turn_planes, (q, k))
+
+    def frame(self, like: Tensor) -> Tensor:
+        """The Fourier basis."""
+        return self.basis(like)
 
 
 @lru_cache(maxsize=64)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize
@@ -47,9 +45,10 @@ class Features(nn.Module):
             drawn = orthogonal_gaussian(self.m, head_dim, generator)
             self.register_buffer("projection", drawn.to(torch.get_default_dtype()))
 
-    def project(self, x: Tensor, scale: float = 1.0) -> Tensor:
-        """w_l . (scale x): (..., D) -> (..., m), in the dtype of x."""
-        return x @ (self.projection.to(x.dtype).T * scale)
+    def project(self, x: Tensor, scale: float = 1.0, basis: Tensor | None = None) -> Tensor:
+        """w_l . (scale x): (..., D) -> (..., m), in the dtype of x, whose coordinates are those of a `basis` (D, D)."""
+        columns = self.projection.to(x.dtype).T * scale           # (D, m)
+        return x @ (columns if basis is None else basis.T @ columns)
 
     def redraw(self, generator: Generator) -> None:
         """Replace the random projection by a fresh one; nothing to do without a projection."""
@@ -60,30 +59,35 @@ class Features(nn.Module):
 class FavorFeatures(Features):
     """FAVOR+ positive orthogonal random features of the softmax kernel.
 
-        phi(x)_l = m^(-1/2) exp(w_l . x - |x|^2 / 2),      x = d^(-1/4) q or d^(-1/4) k
+        phi(x)_l = exp(w_l . x - |x|^2 / 2),      x = d^(-1/4) q or d^(-1/4) k
 
+    but for a factor of each query, and one common to all keys of an image and head: both cancel in the quotient. So
+    the features of a query sum to one, and those of all keys together, to which `eps` times their mean is added.
     Source: Choromanski et al. 2021 (Performer), Lemma 1. With `normalize_qk`: Luo et al. 2021, section 3.3.
     """
 
-    def exponent(self, x: Tensor, scale: float = 1.0) -> Tensor:
-        """w_l . x - |x|^2 / 2 of x times `scale`: (..., D) -> (..., m)."""
-        return self.project(x, scale) - x.square().sum(-1, keepdim=True) * (scale**2 / 2)
+    def forward(self, q: Tensor, k: Tensor, basis: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, H, N, D) twice -> phi_q, phi_k (B, H, N, m), positive; `basis` as for `project`."""
+        a, b = self.exponents(q, k, basis)
+        return a.softmax(dim=-1), self.of_keys(b)
 
-    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, H, N, D) twice -> phi_q, phi_k (B, H, N, m), positive."""
-        scale = 1.0 if self.normalize else self.head_dim**-0.25
+    def exponents(self, q: Tensor, k: Tensor, basis: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, H, N, D) twice -> w_l . q and w_l . k - |k|^2 / 2, (B, H, N, m) each; |q|^2 / 2 is a factor."""
         if self.normalize:
-            q, k = normalize(q, dim=-1), normalize(k, dim=-1)
-        # A factor of a query, or one common to all keys of an image and head, cancels in the quotient.
-        # So the largest exponent is taken away there, and nowhere else, before the exponential.
-        a = self.project(q, scale)                                # (B, H, N, m)  |x|^2 / 2 is such a factor
-        b = self.exponent(k, scale)                               # (B, H, N, m)
-        return self.positive(a, a.amax(dim=-1, keepdim=True)), self.positive(b, b.amax(dim=(-2, -1), keepdim=True))
+            q, k, scale = normalize(q, dim=-1), normalize(k, dim=-1), 1.0
+        else:
+            scale = self.head_dim**-0.25
+        return self.project(q, scale, basis), self.exponent(k, scale, basis)
 
-    def positive(self, exponent: Tensor, largest: Tensor) -> Tensor:
-        """m^(-1/2) (exp(exponent - largest) + eps)."""
-        shift = largest.detach() + math.log(self.m) / 2
-        return (exponent - shift).exp() + self.eps * self.m**-0.5
+    def exponent(self, x: Tensor, scale: float = 1.0, basis: Tensor | None = None) -> Tensor:
+        """w_l . x - |x|^2 / 2 of x times `scale`: (..., D) -> (..., m)."""
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return self.project(x, scale, basis) - norm.square() * (scale**2 / 2)
+
+    def of_keys(self, b: Tensor) -> Tensor:
+        """Exponents -> phi_k, (B, H, N, m)."""
+        every = b.flatten(-2).softmax(dim=-1).view(b.shape)
+        return every + self.eps / (b.shape[-2] * self.m)
 
 
 class ReluFeatures(Features):
@@ -93,13 +97,13 @@ class ReluFeatures(Features):
     Source: Choromanski et al. 2021 (Performer), equation 5 with f = ReLU.
     """
 
-    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, H, N, D) twice -> phi_q, phi_k (B, H, N, m), non-negative."""
-        return self.phi(q), self.phi(k)
+    def forward(self, q: Tensor, k: Tensor, basis: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, H, N, D) twice -> phi_q, phi_k (B, H, N, m), non-negative; `basis` as for `project`."""
+        return self.phi(q, basis), self.phi(k, basis)
 
-    def phi(self, x: Tensor) -> Tensor:
+    def phi(self, x: Tensor, basis: Tensor | None = None) -> Tensor:
         """(..., D) -> (..., m)."""
         x = normalize(x, dim=-1) if self.normalize else x
         if hasattr(self, "projection"):
-            x = self.project(x, self.m**-0.5)
+            x = self.project(x, self.m**-0.5, basis)
         return x.relu() + self.eps
