@@ -32,11 +32,20 @@ def pair(size, squared_norm, direction):
 
 
 def estimates(projections, x):
-    """FAVOR+ estimate of exp(x . x) by each projection (draws, m, d), through the exponent of the layer."""
+    """FAVOR+ estimate of exp(x . x) by each projection (draws, m, d), with the features of the layer."""
     draws, m, d = projections.shape
     features = FavorFeatures(AttentionConfig(variant="favor"), d, generator())
     features.projection = projections.reshape(-1, d)
-    return (2 * features.exponent(x)).exp().view(draws, m).mean(1)
+    x = x * d**0.25  # the layer takes it out
+    _, key, w = features.prepare(x, x[None, None, None])
+    phi = features.maps.k._replace(eps=0.0)(key, w) * highest_feature(features, x)
+    return phi.square().view(draws, m).mean(1)
+
+
+def highest_feature(features, x):
+    """The factor that features of keys lose."""
+    y = x * len(x) ** -0.25
+    return (features.projection @ y - y @ y / 2).exp().amax()
 
 
 def z_score(sample, truth):
@@ -226,8 +235,8 @@ def test_float32_features_neither_overflow_nor_vanish():
         q, k, _ = (x.float() * scale for x in inputs(layer))
         phi_q, phi_k = layer.features(q, k)
         assert (phi_k > 0).all() and (phi_q >= 0).all()
-        torch.testing.assert_close(phi_q.sum(-1), torch.ones(q.shape[:3]))
-        torch.testing.assert_close(phi_k.sum((-2, -1)), torch.ones(q.shape[:2]))
+        torch.testing.assert_close(phi_q.amax(-1), torch.ones(q.shape[:3]))
+        torch.testing.assert_close(phi_k.amax((-2, -1)), torch.ones(q.shape[:2]))
 
 
 def test_features_are_positive_and_their_factors_cancel():
@@ -235,8 +244,8 @@ def test_features_are_positive_and_their_factors_cancel():
     q, k, _ = inputs(layer)
     phi_q, phi_k = layer.features(q, k)
     a, b = (x.exp() for x in exponents(layer, q, k))
-    torch.testing.assert_close(phi_q, a / a.sum(-1, keepdim=True))  # of each query
-    torch.testing.assert_close(phi_k, b / b.sum((-2, -1), keepdim=True))  # of all keys of an image and head
+    torch.testing.assert_close(phi_q, a / a.amax(-1, keepdim=True))  # of each query
+    torch.testing.assert_close(phi_k, b / b.amax((-2, -1), keepdim=True))  # of all keys of an image and head
 
 
 def test_queries_keys_and_heads_share_one_projection():
@@ -244,7 +253,7 @@ def test_queries_keys_and_heads_share_one_projection():
     q, _, _ = inputs(layer)
     same = q[:, :1, :1].expand_as(q)
     phi_q, phi_k = layer.features(same, same)
-    torch.testing.assert_close(phi_q, phi_k * q.shape[-2])
+    torch.testing.assert_close(phi_q, phi_k)
     torch.testing.assert_close(phi_q, phi_q[:, :1].expand_as(phi_q))
 
 
@@ -270,7 +279,8 @@ def test_projected_relu_estimates_the_arc_cosine_kernel(draws):
 
     layer = random_layer("relu", heads=1, grid=(1, 1), head_dim=SIZE, relu_projection="orthogonal", eps=0.0)
     layer.features.projection = draws.reshape(-1, SIZE)
-    products = layer.features.phi(x) * layer.features.phi(y)
+    phi_x, phi_y = layer.features(x[None], y[None])
+    products = phi_x[0] * phi_y[0]
     m = layer.features.m  # the factor is that of the m it was built for
     assert z_score(products.view(DRAWS, SIZE).sum(1) * m / SIZE, truth) < 4
 

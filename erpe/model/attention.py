@@ -14,8 +14,10 @@ from torch.nn.functional import normalize, pad, scaled_dot_product_attention
 
 from erpe.config import AttentionConfig
 from erpe.errors import ConfigError, ShapeError
+from erpe.model import compiled
 from erpe.model.encoding import ENCODING, GeneralRPE, Shape, full_precision
 from erpe.model.features import FavorFeatures, Features, ReluFeatures
+from erpe.model.linear import linear_product
 
 CHUNK = 2**22
 """Entries of the tensor that the FFT path transforms at once: bounded memory for long sequences."""
@@ -96,22 +98,32 @@ class Linear(Attention):
         """(B, H, N, D) twice and (B, H, N, Dv) -> (B, H, N, Dv)."""
         self.check(q, k, v)
         with torch.autocast(q.device.type, enabled=False):
-            return self.quotient(q, k, full_precision(v)).to(v.dtype)
+            return self.quotient(*(full_precision(x) for x in (q, k, v))).to(v.dtype)
 
     def quotient(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`forward` in full precision."""
-        num, den = self.sums(*self.phi(q, k), v)
+        q, k, w = self.features.prepare(*self.turned(q, k))
+        if isinstance(self.encoding, GeneralRPE):
+            num, den = self.masked(q, k, v, w, self.encoding)
+        elif compiled.serves(q, k, v) and not self.rotates_features:
+            return linear_product(q, k, v, w, self.features.maps)
+        else:
+            num, den = self.sums(self.features.maps.q(q, w), self.features.maps.k(k, w), v)
         return num / den[..., None]
 
+    def masked(
+        self, q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, encoding: GeneralRPE
+    ) -> tuple[Tensor, Tensor]:
+        """`sums` with the general encoding, of what `prepare` made of q and k."""
+        method: str = self.config.method
+        if method == "auto":
+            method = faster_method(self.shape.tokens, self.features.m, v.shape[-1])
+        if method == "dense" or self.config.rank:
+            return encoding.mix(q, k, v, w, self.features.maps)
+        return self.fft(self.features.maps.q(q, w), self.features.maps.k(k, w), v, encoding)
+
     def sums(self, phi_q: Tensor, phi_k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Numerators (B, H, N, Dv) and denominators (B, H, N)."""
-        if isinstance(self.encoding, GeneralRPE):
-            method: str = self.config.method
-            if self.config.rank:
-                method = "rank"
-            elif method == "auto":
-                method = faster_method(self.shape.tokens, self.features.m, v.shape[-1])
-            return self.fft(phi_q, phi_k, v, self.encoding) if method == "fft" else self.encoding.mix(phi_q, phi_k, v)
+        """Numerators (B, H, N, Dv) and denominators (B, H, N), without weights of pairs."""
         den = (phi_q * phi_k.sum(dim=-2, keepdim=True)).sum(dim=-1)                 # (B, H, N)
         if self.rotates_features:  # RoFormer equation 19: signed weights above, the positive unrotated sum below
             phi_q, phi_k = self.encoding.rotate(phi_q, phi_k)
@@ -128,12 +140,10 @@ class Linear(Attention):
 
     def turned(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """q and k (B, H, N, D), rotated unless that comes after the map; and the basis of their coordinates, if any."""
-        q, k = full_precision(q), full_precision(k)
         if self.rotates_features:
             return q, k, None
-        if self.config.projected:  # a projection takes any basis
-            return *self.encoding.align(q, k), self.encoding.frame(q)
-        return *self.encoding.rotate(q, k), None
+        q, k = self.encoding.align(q, k)
+        return q, k, self.encoding.frame(q)
 
     def fft(self, phi_q: Tensor, phi_k: Tensor, v: Tensor, encoding: GeneralRPE) -> tuple[Tensor, Tensor]:
         """`GeneralRPE.mix` by FFT over each feature-value channel; a column of ones beside v gives the denominators.
@@ -163,7 +173,7 @@ class Linear(Attention):
         """A (B, H, N, N), dense; with `rotary_placement="post"` some weights are negative and rows do not sum to 1."""
         self.check(q, k)
         with torch.autocast(q.device.type, enabled=False):
-            return self.dense_weights(*self.phi(q, k)).to(q.dtype)
+            return self.dense_weights(*self.phi(full_precision(q), full_precision(k))).to(q.dtype)
 
     def dense_weights(self, phi_q: Tensor, phi_k: Tensor) -> Tensor:
         """Features (B, H, N, m) -> A (B, H, N, N)."""
@@ -182,19 +192,6 @@ class Favor(Linear):
     """Performer with FAVOR+ features: an unbiased estimate of the softmax kernel."""
 
     FEATURES = FavorFeatures
-    features: FavorFeatures
-
-    def quotient(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Without weights of pairs, phi_q S / (phi_q z) is a softmax over the features: no exponential of a query.
-
-            y_i = sum_l softmax_l(w_l . q_i + log z_l) S_l / z_l,      z = sum_j phi_k_j,  S = sum_j phi_k_j v_j^T
-        """
-        if self.rotates_features or isinstance(self.encoding, GeneralRPE):
-            return super().quotient(q, k, v)
-        a, b = self.features.exponents(*self.turned(q, k))
-        phi_k = self.features.of_keys(b)                          # (B, H, N, m)
-        z = phi_k.sum(dim=-2)                                     # (B, H, m)
-        return (a + z.log()[:, :, None]).softmax(dim=-1) @ ((phi_k.mT @ v) / z[..., None])
 
 
 class Relu(Linear):

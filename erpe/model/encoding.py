@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import pad
 
 from erpe.config import AttentionConfig
+from erpe.model.features import Maps
 from erpe.model.fourier import fourier_product, series
 from erpe.model.masked import masked_product, window_top
 from erpe.model.toeplitz import toeplitz_dense, toeplitz_matmul
@@ -94,11 +95,11 @@ class GeneralRPE(Encoding):
         rest = torch.cat([to_cls.expand(-1, n, 1), patches], dim=2)
         return torch.cat([first, rest], dim=1)                    # (H, N, N)
 
-    def mix(self, phi_q: Tensor, phi_k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps) -> tuple[Tensor, Tensor]:
         """Sums over the keys of C (phi_q . phi_k) v, and of C (phi_q . phi_k).
 
         Args:
-            phi_q, phi_k: (B, H, N, m).
+            q, k: (B, H, N, D), of which `maps` make phi_q and phi_k (B, H, N, m), by projections w (D, m).
             v: (B, H, N, Dv).
         Returns:
             (B, H, N, Dv) and (B, H, N), both divided by a factor of the query.
@@ -106,6 +107,9 @@ class GeneralRPE(Encoding):
         bias = full_precision(self.bias)
         highest = bias.flatten(1).amax(1, keepdim=True)           # (H, 1)
         top = (highest.expand(-1, self.shape.grid[0] * self.shape.grid[1]) if self.rank else window_top(bias)).detach()
+        if self.cls_bias is None and not self.rank:
+            return masked_product(q, k, v, bias, top, w, maps)
+        phi_q, phi_k = maps.q(q, w), maps.k(k, w)
         if self.cls_bias is None:
             return self.product(phi_q, phi_k, v, bias, top)
         to_cls, from_cls, own = full_precision(self.cls_bias)[:, :, None]           # (H, 1) each

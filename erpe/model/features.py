@@ -2,11 +2,51 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize
 
 from erpe.config import AttentionConfig
+
+
+KINDS = ("plain", "relu", "exp of query", "exp of key")
+
+
+class Map(NamedTuple):
+    """What makes features of numbers x: x + eps, max(x, 0) + eps, or e^(x - norm |x|^2 - top) + eps.
+
+    `top` is the largest exponent of a query, or of all keys of an image and head: a factor that cancels in the quotient.
+    """
+
+    kind: str
+    """One of `KINDS`."""
+    eps: float
+    norm: float = 0.0
+
+    def __call__(self, x: Tensor, w: Tensor | None) -> Tensor:
+        """(B, H, N, D), projections (D, m) -> (B, H, N, m); without projections of the numbers themselves."""
+        y = x if w is None else x @ w
+        if self.norm:
+            y = y - self.norm * torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()
+        if self.kind == "relu":
+            y = y.relu()
+        elif self.kind == "exp of query":
+            y = (y - y.amax(dim=-1, keepdim=True).detach()).exp()
+        elif self.kind == "exp of key":
+            y = (y - y.amax(dim=(-2, -1), keepdim=True).detach()).exp()
+        return y + self.eps if self.eps else y
+
+
+class Maps(NamedTuple):
+    """Of queries and of keys."""
+
+    q: Map
+    k: Map
+
+
+AS_THEY_ARE = Maps(Map("plain", 0.0), Map("plain", 0.0))
 
 
 def orthogonal_gaussian(m: int, d: int, generator: Generator) -> Tensor:
@@ -28,16 +68,18 @@ def orthogonal_gaussian(m: int, d: int, generator: Generator) -> Tensor:
 
 
 class Features(nn.Module):
-    """phi_q, phi_k = features(q, k); the base holds the random projection, if there is one.
+    """phi_q, phi_k = features(q, k): `maps` of the projections of q and k, or of themselves.
 
     `projection` (m, D) is a buffer: saved with the model, frozen in evaluation, shared by q, k and heads.
     """
 
+    maps: Maps
+    scale: float
+    """Of the projections."""
     projection: Tensor
 
     def __init__(self, config: AttentionConfig, head_dim: int, generator: Generator) -> None:
         super().__init__()
-        self.eps = config.eps
         self.normalize = config.normalize_qk
         self.head_dim = head_dim
         self.m = config.feature_count(head_dim)
@@ -45,10 +87,19 @@ class Features(nn.Module):
             drawn = orthogonal_gaussian(self.m, head_dim, generator)
             self.register_buffer("projection", drawn.to(torch.get_default_dtype()))
 
-    def project(self, x: Tensor, scale: float = 1.0, basis: Tensor | None = None) -> Tensor:
-        """w_l . (scale x): (..., D) -> (..., m), in the dtype of x, whose coordinates are those of a `basis` (D, D)."""
-        columns = self.projection.to(x.dtype).T * scale           # (D, m)
-        return x @ (columns if basis is None else basis.T @ columns)
+    def forward(self, q: Tensor, k: Tensor, basis: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, H, N, D) twice -> phi_q, phi_k (B, H, N, m), non-negative; `basis` as for `prepare`."""
+        q, k, w = self.prepare(q, k, basis)
+        return self.maps.q(q, w), self.maps.k(k, w)
+
+    def prepare(self, q: Tensor, k: Tensor, basis: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(B, H, N, D) twice, in coordinates of a `basis` (D, D) -> what `maps` take, with the projections (D, m)."""
+        if self.normalize:
+            q, k = normalize(q, dim=-1), normalize(k, dim=-1)
+        if not hasattr(self, "projection"):
+            return q, k, None if basis is None else basis.T
+        w = self.projection.to(q.dtype).T * self.scale
+        return q, k, w if basis is None else basis.T @ w
 
     def redraw(self, generator: Generator) -> None:
         """Replace the random projection by a fresh one; nothing to do without a projection."""
@@ -61,33 +112,15 @@ class FavorFeatures(Features):
 
         phi(x)_l = exp(w_l . x - |x|^2 / 2),      x = d^(-1/4) q or d^(-1/4) k
 
-    but for a factor of each query, and one common to all keys of an image and head: both cancel in the quotient. So
-    the features of a query sum to one, and those of all keys together, to which `eps` times their mean is added.
+    but for a factor of each query, such as exp(-|q|^2 / 2), and one common to all keys of an image and head: both cancel
+    in the quotient. The largest feature of a query is one, which needs no eps; those of keys get it.
     Source: Choromanski et al. 2021 (Performer), Lemma 1. With `normalize_qk`: Luo et al. 2021, section 3.3.
     """
 
-    def forward(self, q: Tensor, k: Tensor, basis: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, H, N, D) twice -> phi_q, phi_k (B, H, N, m), positive; `basis` as for `project`."""
-        a, b = self.exponents(q, k, basis)
-        return a.softmax(dim=-1), self.of_keys(b)
-
-    def exponents(self, q: Tensor, k: Tensor, basis: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, H, N, D) twice -> w_l . q and w_l . k - |k|^2 / 2, (B, H, N, m) each; |q|^2 / 2 is a factor."""
-        if self.normalize:
-            q, k, scale = normalize(q, dim=-1), normalize(k, dim=-1), 1.0
-        else:
-            scale = self.head_dim**-0.25
-        return self.project(q, scale, basis), self.exponent(k, scale, basis)
-
-    def exponent(self, x: Tensor, scale: float = 1.0, basis: Tensor | None = None) -> Tensor:
-        """w_l . x - |x|^2 / 2 of x times `scale`: (..., D) -> (..., m)."""
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return self.project(x, scale, basis) - norm.square() * (scale**2 / 2)
-
-    def of_keys(self, b: Tensor) -> Tensor:
-        """Exponents -> phi_k, (B, H, N, m)."""
-        every = b.flatten(-2).softmax(dim=-1).view(b.shape)
-        return every + self.eps / (b.shape[-2] * self.m)
+    def __init__(self, config: AttentionConfig, head_dim: int, generator: Generator) -> None:
+        super().__init__(config, head_dim, generator)
+        self.scale = 1.0 if self.normalize else head_dim**-0.25
+        self.maps = Maps(Map("exp of query", 0.0), Map("exp of key", config.eps, self.scale**2 / 2))
 
 
 class ReluFeatures(Features):
@@ -97,13 +130,7 @@ class ReluFeatures(Features):
     Source: Choromanski et al. 2021 (Performer), equation 5 with f = ReLU.
     """
 
-    def forward(self, q: Tensor, k: Tensor, basis: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, H, N, D) twice -> phi_q, phi_k (B, H, N, m), non-negative; `basis` as for `project`."""
-        return self.phi(q, basis), self.phi(k, basis)
-
-    def phi(self, x: Tensor, basis: Tensor | None = None) -> Tensor:
-        """(..., D) -> (..., m)."""
-        x = normalize(x, dim=-1) if self.normalize else x
-        if hasattr(self, "projection"):
-            x = self.project(x, self.m**-0.5, basis)
-        return x.relu() + self.eps
+    def __init__(self, config: AttentionConfig, head_dim: int, generator: Generator) -> None:
+        super().__init__(config, head_dim, generator)
+        self.scale = self.m**-0.5
+        self.maps = Maps(Map("relu", config.eps), Map("relu", config.eps))

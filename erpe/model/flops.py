@@ -75,7 +75,7 @@ def attention_cost(config: ModelConfig, n: int) -> Cost:
         projection      4 N D m                   of q and of k
         circulant       8 N S^2 + 4 S P           S rotated channels into the Fourier basis and back, P planes;
                                                   softmax and projections need no way back: 4 N S^2, and for
-                                                  the latter 4 S^2 m for all heads: the basis in them
+                                                  the latter 2 S^2 m for all heads: the basis in them
     """
     d, m, heads = config.head_dim, config.feature_count(config.head_dim), config.heads
     core = both(4 * n * n * d) if config.attention == "softmax" else both(4 * n * m * d)
@@ -90,8 +90,7 @@ def attention_cost(config: ModelConfig, n: int) -> Cost:
         folded = config.projected and config.rotary_placement == "pre"
         ways = 1 if config.attention == "softmax" or folded else 2
         circulant = one(4 * ways * n * size**2) + one(4 * size * planes)
-        # q and k fold it each, for all heads, without a gradient
-        core += Cost(*[folded * 4 * size**2 * m / heads] * 2)
+        core += Cost(*[folded * 2 * size**2 * m / heads] * 2)            # once for all heads, without a gradient
     return Cost(*(heads * flops for flops in core + projection + circulant))
 
 

@@ -2,9 +2,12 @@
 
     num_i = sum_j C_ij (phi_q_i . phi_k_j) v_j,    den_i = sum_j C_ij (phi_q_i . phi_k_j),    C = exp(bias - top)
 
-Up to `WHOLE` tokens the weights A = C * (phi_q phi_k^T) are kept for the backward pass: all it needs of C and the
-products, since the gradient of the log-weights is A times that of A. Beyond, the work goes in tiles and A is
-computed again: memory grows with N, not with its square.
+On CPUs `kernels/masked.c` does it, in tiles that stay in cache. What follows is the same in torch: for GPUs, float64, the
+tools that count FLOPs, and machines without a C compiler.
+
+There, up to `WHOLE` tokens, the weights A = C * (phi_q phi_k^T) are kept for the backward pass: all it needs of C and
+the products, since the gradient of the log-weights is A times that of A. Beyond, and in C, the work goes in tiles and A
+is computed again: memory grows with N, not with its square.
 """
 
 from __future__ import annotations
@@ -15,27 +18,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from erpe.model import compiled
+from erpe.model.features import AS_THEY_ARE, Maps
+from erpe.model.linear import more_heads, own_projections
+
 WHOLE = 1024
 """Up to so many tokens A is kept."""
 
 SIDE = {"cpu": 1024, "cuda": 4096}
 """About so many queries, and so many keys, make a tile: small ones cost two threads more in waking than they save."""
 
+SPAN = 40.0
+"""In C the weights of all queries have one factor in common: it may take so much from the log-weight of any of them."""
+
 ENTRIES = {"cpu": 2**22, "cuda": 2**27}
 """So many entries has a tile, over heads and images: what bounds memory. GPUs were not measured."""
 
 
-def masked_product(phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+def masked_product(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, top: Tensor, w: Tensor | None = None, maps: Maps = AS_THEY_ARE
+) -> tuple[Tensor, Tensor]:
     """Numerators and denominators over a grid of (h, w) tokens, row-major.
 
     Args:
-        phi_q, phi_k: (B, H, N, m).
+        q, k: (B, H, N, D), of which `maps` make phi_q and phi_k (B, H, N, m).
         v: (B, H, N, Dv).
         bias: (H, 2h-1, 2w-1), log-weight of each offset of key minus query, zero offset in the centre.
         top: (H, N), taken from the log-weights of each query; its own factor, which cancels in the quotient.
+        w: projections (D, m) for the maps.
     Returns:
         num (B, H, N, Dv), den (B, H, N).
     """
+    if compiled.serves(q, k, v, bias) and (_batched(q, k, v, bias) or _missing(bias, top).max() < SPAN):
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        num, den, *_ = _Compiled.apply(q, k, v, bias, top, w, maps)
+        return num, den
+    phi_q, phi_k = maps.q(q, w), maps.k(k, w)
     call = _forward if torch.jit.is_tracing() else _MaskedProduct.apply
     num, den, _ = call(phi_q, phi_k, v, bias, top)
     return num, den
@@ -53,6 +71,52 @@ def window_top(bias: Tensor) -> Tensor:
     h, w = _grid(bias)
     reached = bias.unfold(-2, h, 1).amax(-1).unfold(-1, w, 1).amax(-1)              # (H, h, w)  last query first
     return reached.flip(-2, -1).flatten(1)
+
+
+def _batched(*inputs: Tensor) -> bool:
+    """Within `torch.vmap`, where no value can be asked for; the rule below asks again."""
+    return any(torch._C._functorch.is_batchedtensor(x) for x in inputs)
+
+
+def _missing(bias: Tensor, top: Tensor) -> Tensor:
+    """(H, N), what each query's largest log-weight lacks of its head's."""
+    return bias.detach().flatten(1).amax(1, keepdim=True) - top
+
+
+class _Compiled(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, bias: Tensor, top: Tensor, w: Tensor | None, maps: Maps
+    ) -> Any:
+        c, factor = (bias - bias.amax((1, 2), keepdim=True)).exp(), _missing(bias, top).exp()
+        return *compiled.masked_forward(q, k, v, c, factor, w, maps), c, factor
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(*inputs[:3], *output[2:], inputs[5])
+        ctx.maps = inputs[6]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        q, k, v, c, factor, w = ctx.saved_tensors
+        d_num, d_den, *_ = gradients
+        return *compiled.masked_backward(q, k, v, c, factor, w, ctx.maps, d_num, d_den), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        """Layers side by side are more heads."""
+        w = own_projections(info.batch_size, in_dims[5], inputs[5], heads=inputs[3].shape[-3])
+        q, k, v, bias, top = _more_heads(info, in_dims, inputs)
+        num, den = masked_product(q, k, v, bias, top, w, inputs[6])
+        nothing = num.new_empty(0)
+        return (*(x.unflatten(1, (info.batch_size, -1)) for x in (num, den)), nothing, nothing), (1, 1, None, None)
+
+
+def _more_heads(info: Any, dims: Any, inputs: Any) -> tuple[Tensor, ...]:
+    """q, k, v, bias and top of several layers, of one."""
+    size = info.batch_size
+    return *more_heads(size, dims[:3], inputs[:3]), *more_heads(size, dims[3:5], inputs[3:5], axis=0)
 
 
 class _MaskedProduct(torch.autograd.Function):
@@ -77,11 +141,7 @@ class _MaskedProduct(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Tensor) -> Any:
         """Layers side by side are more heads."""
-        folded = []
-        for x, dim, heads in zip(inputs, in_dims, (1, 1, 1, 0, 0), strict=True):
-            every = x.unsqueeze(heads).expand(*x.shape[:heads], info.batch_size, *x.shape[heads:])
-            folded.append((every if dim is None else x.movedim(dim, heads)).flatten(heads, heads + 1))
-        num, den, kept = _MaskedProduct.apply(*folded)
+        num, den, kept = _MaskedProduct.apply(*_more_heads(info, in_dims, inputs))
         split = [x.unflatten(1, (info.batch_size, -1)) for x in (num, den)]
         return (*split, kept), (1, 1, None)
 

@@ -1,0 +1,189 @@
+"""`kernels/` from Python: built when erpe is installed, where there is a C compiler.
+
+Without it, and on other devices and types, torch's operators do the same (masked.py, attention.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from erpe.model.features import KINDS, Maps
+
+def _longs(names: str) -> list[tuple[str, Any]]:
+    return [(name, ctypes.c_long) for name in names.split()]
+
+
+class _Map(ctypes.Structure):
+    _fields_ = [
+        ("kind", ctypes.c_int), ("eps", ctypes.c_float), ("norm", ctypes.c_float),
+        *_longs("size w_head w_t_head"), ("w", ctypes.c_void_p), ("w_t", ctypes.c_void_p),
+    ]  # fmt: skip
+
+
+class _Masked(ctypes.Structure):
+    _fields_ = [*_longs("images heads h w m dv"), ("q", _Map), ("k", _Map)]
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = [*_longs("images heads n m dv"), ("q", _Map), ("k", _Map)]
+
+
+class _View(ctypes.Structure):
+    _fields_ = [("at", ctypes.c_void_p), *_longs("image head row")]
+
+
+def _load() -> ctypes.CDLL | None:
+    """The library beside this file; None: it was not built."""
+    for path in sorted(Path(__file__).parent.glob("_kernels*.so")):
+        try:
+            library = ctypes.CDLL(str(path))
+            for name, size in {"masked": _Masked, "linear": _Linear}.items():
+                for way in ("forward", "backward"):
+                    function = getattr(library, f"{name}_{way}_room")
+                    function.argtypes, function.restype = [size, ctypes.c_int], ctypes.c_long
+        except (OSError, AttributeError):  # of another machine, or cut short
+            continue
+        return library
+    return None
+
+
+LIBRARY = _load()
+
+
+def serves(*inputs: Tensor) -> bool:
+    """Whether the library takes these: not where tools watch torch's operators, as those that count FLOPs do."""
+    watched = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+    if LIBRARY is None or watched:
+        return False
+    return all(x.device.type == "cpu" and x.dtype == torch.float32 for x in inputs)
+
+
+def masked_forward(
+    q: Tensor, k: Tensor, v: Tensor, c: Tensor, factor: Tensor, w: Tensor | None, maps: Maps
+) -> tuple[Tensor, Tensor]:
+    """Numerators (B, H, N, Dv) and denominators (B, H, N) of the masked product.
+
+    Args:
+        q, k: (B, H, N, D), of which `maps` make features (B, H, N, m); the last stride is 1, as everywhere here.
+        v: (B, H, N, Dv).
+        c: (H, 2h-1, 2w-1), weight of each offset of key minus query.
+        factor: (H, N), by which a query's sums are multiplied.
+        w: projections (D, m) for the maps, or (H, D, m); none: m is D.
+    """
+    num, den, weights = _side_by_side(v), v.new_empty(v.shape[:3]), _projections(w)
+    _call("masked_forward", _masked_size(q, v, c, weights, maps), q, k, v, c.contiguous(), factor.contiguous(), num, den)
+    return num, den
+
+
+def masked_backward(
+    q: Tensor, k: Tensor, v: Tensor, c: Tensor, factor: Tensor, w: Tensor | None, maps: Maps, d_num: Tensor, d_den: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, and of log c (H, 2h-1, 2w-1)."""
+    d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
+    d_log_c = v.new_zeros(*v.shape[:2], c.shape[1] * c.shape[2])
+    tables, weights = (c.contiguous(), factor.contiguous()), _projections(w)
+    size = _masked_size(q, v, c, weights, maps)
+    _call("masked_backward", size, q, k, v, *tables, _plain(d_num), d_den.contiguous(), d_q, d_k, d_v, d_log_c)
+    return d_q, d_k, d_v, d_log_c.sum(0).view(c.shape)
+
+
+Made = tuple[Tensor, Tensor, Tensor]
+"""What a backward pass needs again: S (B H, .., ..), z (B H, ..) and denominators (B H, N)."""
+
+
+def linear_forward(q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps) -> tuple[Tensor, Made]:
+    """y_i = phi_q_i S / (phi_q_i . z), S = sum_j phi_k_j v_j^T, z = sum_j phi_k_j.
+
+    Args:
+        q, k: (B, H, N, D), of which `maps` make features (B, H, N, m).
+        v: (B, H, N, Dv).
+        w: projections (D, m) for the maps, or (H, D, m); none: m is D.
+    Returns:
+        y (B, H, N, Dv).
+    """
+    weights = _projections(w)
+    size = _linear_size(q, v, weights, maps)
+    m, dv, pairs = _whole(size.m), _whole(size.dv), size.images * size.heads
+    y, made = _side_by_side(v), (v.new_empty(pairs, m, dv), v.new_empty(pairs, m), v.new_empty(pairs, size.n))
+    _call("linear_forward", size, q, k, v, y, *made)
+    return y, made
+
+
+def linear_backward(
+    q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps, y: Tensor, made: Made, d_y: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v."""
+    d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
+    weights = _projections(w)
+    size = _linear_size(q, v, weights, maps)
+    _call("linear_backward", size, q, k, v, y, _plain(d_y), *made, d_q, d_k, d_v)
+    return d_q, d_k, d_v
+
+
+def _plain(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _side_by_side(like: Tensor) -> Tensor:
+    """(B, H, N, D) of which a token's heads lie together, as the layers around want it."""
+    images, heads, n, d = like.shape
+    return like.new_empty(images, n, heads, d).transpose(1, 2)
+
+
+def _whole(n: int) -> int:
+    """As in product.h."""
+    return -(-n // 16) * 16
+
+
+class _Projections(NamedTuple):
+    """w (G, D, whole m) and its transpose (G, whole m, whole D) for one head or each; m."""
+
+    w: Tensor
+    w_t: Tensor
+    m: int
+
+
+def _projections(w: Tensor | None) -> _Projections | None:
+    if w is None:
+        return None
+    w = w if w.ndim == 3 else w[None]
+    d, m = w.shape[1:]
+    wide = pad(w, (0, _whole(m) - m)).contiguous()
+    return _Projections(wide, pad(wide, (0, 0, 0, _whole(d) - d)).mT.contiguous(), m)
+
+
+def _maps(q: Tensor, w: _Projections | None, maps: Maps) -> list[_Map]:
+    made = []
+    for each in maps:
+        places: list[int] = [0, 0, 0, 0]
+        if w:
+            heads = [x.stride(0) if len(x) > 1 else 0 for x in w[:2]]
+            places = [*heads, w.w.data_ptr(), w.w_t.data_ptr()]
+        made.append(_Map(KINDS.index(each.kind), each.eps, each.norm, q.shape[-1], *places))
+    return made
+
+
+def _masked_size(q: Tensor, v: Tensor, c: Tensor, w: _Projections | None, maps: Maps) -> _Masked:
+    h, w_ = ((side + 1) // 2 for side in c.shape[1:])
+    return _Masked(*q.shape[:2], h, w_, w.m if w else q.shape[-1], v.shape[-1], *_maps(q, w, maps))
+
+
+def _linear_size(q: Tensor, v: Tensor, w: _Projections | None, maps: Maps) -> _Linear:
+    return _Linear(*q.shape[:3], w.m if w else q.shape[-1], v.shape[-1], *_maps(q, w, maps))
+
+
+def _call(function: str, size: _Masked | _Linear, *arrays: Tensor) -> None:
+    """Arrays of four axes go with their strides, others are contiguous."""
+    assert LIBRARY
+    threads = torch.get_num_threads()
+    room = arrays[0].new_empty(getattr(LIBRARY, f"{function}_room")(size, threads))
+    given: list[Any] = []
+    for x in (*arrays, room):
+        given.append(_View(x.data_ptr(), *x.stride()[:3]) if x.ndim == 4 else ctypes.c_void_p(x.data_ptr()))
+    getattr(LIBRARY, function)(size, threads, *given)
