@@ -48,9 +48,15 @@ def devices() -> Iterator[Finding]:
     """Processors, and what torch can use."""
     import torch
 
+    from erpe.model.compiled import LIBRARY
     from erpe.training.vision import torchvision
 
     yield Finding("cpu", "well", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
+    if LIBRARY:
+        yield Finding("kernels", "well", "compiled: linear attention of CPUs in C")
+    else:
+        text = "not compiled, CPUs take torch's operators, slower; a C compiler, then installing erpe again would do"
+        yield Finding("kernels", "note", text)
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             facts = torch.cuda.get_device_properties(number)

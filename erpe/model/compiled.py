@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from erpe.model.features import KINDS, Maps
 
+
 def _longs(names: str) -> list[tuple[str, Any]]:
     return [(name, ctypes.c_long) for name in names.split()]
 
@@ -77,12 +78,21 @@ def masked_forward(
         w: projections (D, m) for the maps, or (H, D, m); none: m is D.
     """
     num, den, weights = _side_by_side(v), v.new_empty(v.shape[:3]), _projections(w)
-    _call("masked_forward", _masked_size(q, v, c, weights, maps), q, k, v, c.contiguous(), factor.contiguous(), num, den)
+    size = _masked_size(q, v, c, weights, maps)
+    _call("masked_forward", size, q, k, v, c.contiguous(), factor.contiguous(), num, den)
     return num, den
 
 
 def masked_backward(
-    q: Tensor, k: Tensor, v: Tensor, c: Tensor, factor: Tensor, w: Tensor | None, maps: Maps, d_num: Tensor, d_den: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    c: Tensor,
+    factor: Tensor,
+    w: Tensor | None,
+    maps: Maps,
+    d_num: Tensor,
+    d_den: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, and of log c (H, 2h-1, 2w-1)."""
     d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))

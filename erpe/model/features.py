@@ -10,14 +10,13 @@ from torch.nn.functional import normalize
 
 from erpe.config import AttentionConfig
 
-
 KINDS = ("plain", "relu", "exp of query", "exp of key")
 
 
 class Map(NamedTuple):
     """What makes features of numbers x: x + eps, max(x, 0) + eps, or e^(x - norm |x|^2 - top) + eps.
 
-    `top` is the largest exponent of a query, or of all keys of an image and head: a factor that cancels in the quotient.
+    `top` is the largest exponent of a query, or of all keys of an image and head: a factor that cancels.
     """
 
     kind: str
@@ -112,8 +111,8 @@ class FavorFeatures(Features):
 
         phi(x)_l = exp(w_l . x - |x|^2 / 2),      x = d^(-1/4) q or d^(-1/4) k
 
-    but for a factor of each query, such as exp(-|q|^2 / 2), and one common to all keys of an image and head: both cancel
-    in the quotient. The largest feature of a query is one, which needs no eps; those of keys get it.
+    but for a factor of each query, such as exp(-|q|^2 / 2), and one common to all keys of an image and head: both
+    cancel in the quotient. The largest feature of a query is one, which needs no eps; those of keys get it.
     Source: Choromanski et al. 2021 (Performer), Lemma 1. With `normalize_qk`: Luo et al. 2021, section 3.3.
     """
 

@@ -2,8 +2,8 @@
 
     num_i = sum_j C_ij (phi_q_i . phi_k_j) v_j,    den_i = sum_j C_ij (phi_q_i . phi_k_j),    C = exp(bias - top)
 
-On CPUs `kernels/masked.c` does it, in tiles that stay in cache. What follows is the same in torch: for GPUs, float64, the
-tools that count FLOPs, and machines without a C compiler.
+On CPUs `kernels/masked.c` does it, in tiles that stay in cache. What follows is the same in torch: for GPUs, float64,
+the tools that count FLOPs, and machines without a C compiler.
 
 There, up to `WHOLE` tokens, the weights A = C * (phi_q phi_k^T) are kept for the backward pass: all it needs of C and
 the products, since the gradient of the log-weights is A times that of A. Beyond, and in C, the work goes in tiles and A

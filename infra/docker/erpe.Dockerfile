@@ -2,7 +2,8 @@
 FROM python:3.11-slim-bookworm AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN python -m venv /opt/erpe
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/* \
+ && python -m venv /opt/erpe
 WORKDIR /src
 COPY pyproject.toml infra/constraints.txt ./
 # What erpe needs, before erpe: this layer stays when only our code changes.

@@ -141,7 +141,7 @@ INLINE void finish(Map map, float top, long rows, long columns, float *out) {
     long width = whole(columns);
     for (long i = 0; i < rows; i++, out += width) {
         if (map.kind == RELU)
-            for (long c = 0; c < columns; c++) out[c] = out[c] > 0 ? out[c] : 0;
+            for (long c = 0; c < columns; c++) out[c] = out[c] < 0 ? 0 : out[c]; /* what is no number stays none */
         else if (map.kind != PLAIN) {
             float shift = map.kind == EXP_OF_KEY ? top : largest(out, columns, out[0]);
             for (long c = 0; c < width; c++) out[c] = c < columns ? out[c] - shift : 0;

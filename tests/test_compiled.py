@@ -1,0 +1,162 @@
+"""The kernels in C: what torch's operators give in float64, used where they can be, and nowhere else."""
+
+import shutil
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from erpe.config import ModelConfig
+from erpe.model import compiled, masked
+from erpe.model.attention import build_attention
+from erpe.model.compiled import _masked_size
+from erpe.model.counters import count_with_torch
+from erpe.model.features import AS_THEY_ARE
+from erpe.model.flops import forward_flops
+from erpe.model.vit import build
+
+LINEAR = ["relu", "relu_rope", "relu_circulant", "favor", "favor_rope", "favor_circulant"]
+MASKED = ["relu_general", "favor_general"]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Names of the functions that were called."""
+    seen, call = [], compiled._call
+    monkeypatch.setattr(compiled, "_call", lambda name, *rest: (seen.append(name), call(name, *rest)))
+    return seen
+
+
+def views(batch, heads, tokens, size, seed=0):
+    """q, k, v (B, H, N, D) as a model has them: views of one product, heads side by side."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, tokens, 3, heads, size, generator=generator).permute(2, 0, 3, 1, 4)
+
+
+def learnt(layer, inputs, weights=False):
+    """The layer's result, by its weights or not, with the gradients of inputs and parameters."""
+    q, k, v = inputs = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in inputs]
+    y = layer.weights(q, k) @ v if weights else layer(q, k, v)
+    slope = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+    return [y.detach(), *torch.autograd.grad(y, [*inputs, *layer.parameters()], slope)]
+
+
+def random_layer(variant, seed=0, **options):
+    """float32, with random parameters."""
+    layer = build_attention(variant, seed=seed, **options)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
+    return layer
+
+
+def assert_rounding(found, expected, tolerance=2e-5):
+    """Apart by rounding of float32, relative to the largest entry."""
+    for one, other in zip(found, expected, strict=True):
+        assert (one.double() - other).abs().amax() <= tolerance * max(1.0, other.abs().amax()), one.shape
+
+
+def test_they_are_there_where_a_compiler_is():
+    assert compiled.LIBRARY or not shutil.which("cc")
+
+
+@pytest.mark.parametrize("variant", LINEAR + MASKED)
+@given(st.data())
+@settings(deadline=None, max_examples=12)
+def test_they_are_the_dense_weights_times_v_with_all_gradients(variant, data):
+    draw = lambda *values: data.draw(st.sampled_from(values))  # noqa: E731
+    grid = data.draw(st.integers(1, 12)), data.draw(st.integers(2, 23))
+    heads, size, batch = draw(1, 3), draw(4, 12, 16, 36), draw(1, 2)
+    options = {"cls": draw(True, False), "features": draw(8, 24, 33), "normalize_qk": draw(True, False)}
+    if variant.startswith("relu"):
+        options |= {"relu_projection": draw("none", "orthogonal"), "eps": 1e-2}
+    layer = random_layer(variant, grid=grid, heads=heads, head_dim=size, **options)
+    inputs = views(batch, heads, layer.shape.tokens, size)
+    assert compiled.serves(*inputs) or not compiled.LIBRARY
+    found = learnt(layer, inputs)
+    assert_rounding(found, learnt(layer.double(), [x.double() for x in inputs], weights=True))
+
+
+@pytest.mark.parametrize(("variant", "names"), [("favor_rope", "linear"), ("relu_general", "masked")])
+def test_layers_in_float32_use_them_and_none_other_does(variant, names, calls, monkeypatch):
+    layer = random_layer(variant, grid=(3, 5), heads=2, head_dim=8)
+    inputs = views(2, 2, 15, 8)
+    learnt(layer, inputs)
+    assert calls == [f"{names}_forward", f"{names}_backward"]
+    learnt(layer.double(), [x.double() for x in inputs])
+    assert len(calls) == 2
+    monkeypatch.setattr(compiled, "LIBRARY", None)
+    without = learnt(layer.float(), inputs)
+    assert len(calls) == 2
+    monkeypatch.undo()
+    assert_rounding(learnt(layer, inputs), without)
+
+
+def test_who_counts_flops_sees_the_operators(calls):
+    config = ModelConfig(variant="favor_general", image=(1, 8, 8), patch=2, classes=3, width=16, depth=1, heads=2)
+    model, images = build(config), torch.randn(1, *config.image)
+    assert count_with_torch(model, images) == forward_flops(config)
+    assert not calls
+    model(images)
+    assert calls == ["masked_forward"]
+
+
+@pytest.mark.parametrize("variant", ["relu", "favor", "relu_general"])
+def test_threads_change_nothing(variant):
+    layer = random_layer(variant, grid=(9, 13), heads=3, head_dim=20)
+    inputs, threads = views(3, 3, 117, 20), torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            found.append(learnt(layer, inputs))
+    finally:
+        torch.set_num_threads(threads)
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
+def test_log_weights_too_far_apart_for_one_factor_are_left_to_torch(calls):
+    layer = random_layer("relu_general", grid=(1, 40), heads=1, head_dim=16)
+    inputs = views(1, 1, 40, 16)
+    with torch.no_grad():
+        layer.encoding.bias.copy_(torch.linspace(0, 300, 79).view(1, 1, 79))  # a query's window is half of it
+    assert_rounding(learnt(layer, inputs), learnt(layer.double(), [x.double() for x in inputs], weights=True))
+    assert not calls
+    with torch.no_grad():
+        layer.float().encoding.bias.mul_((masked.SPAN - 1) / 150)
+    assert_rounding(learnt(layer, inputs), learnt(layer.double(), [x.double() for x in inputs], weights=True))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("scale", [1e-3, 30.0, 1e3])
+def test_exponents_of_any_size_stay_finite(scale):
+    layer = random_layer("favor", grid=(4, 4), heads=2, head_dim=16)
+    q, k, v = views(2, 2, 16, 16)
+    found = learnt(layer, (q * scale, k * scale, v))
+    assert all(x.isfinite().all() for x in found)
+    # Attention of weights that sum to one.
+    torch.testing.assert_close(layer(q * scale, k * scale, torch.ones_like(v)), torch.ones_like(v))
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("variant", ["relu", "favor", "relu_general", "favor_general"])
+def test_what_is_no_number_stays_visible(variant, which):
+    layer = random_layer(variant, grid=(2, 2), heads=1, head_dim=4)
+    inputs = views(1, 1, 4, 4)
+    inputs[which][0, 0, 1, 2] = torch.nan
+    assert layer(*inputs).isnan().any()
+
+
+@pytest.mark.skipif(not compiled.LIBRARY, reason="no C compiler when erpe was installed")
+@pytest.mark.parametrize("way", ["forward", "backward"])
+def test_the_scratch_of_the_masked_product_grows_with_n(way):
+    def entries(side):
+        q = torch.empty(1, 1, side * side, 32)
+        size = _masked_size(q, q, torch.empty(1, 2 * side - 1, 2 * side - 1), None, AS_THEY_ARE)
+        return getattr(compiled.LIBRARY, f"masked_{way}_room")(size, 1)
+
+    assert entries(128) / entries(64) == pytest.approx(4, rel=0.1)
+    assert entries(128) < 20 * 128**2 * 32
