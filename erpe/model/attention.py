@@ -211,17 +211,18 @@ def row_weights(log_c: Tensor) -> Tensor:
 def faster_method(tokens: int, features: int, v_dim: int) -> str:
     """`dense` or `fft`: the faster exact path of the general encoding on linear attention, from the sizes.
 
-    Measured on one thread of an AMD EPYC (torch 2.13, float32 in and out, B N = 2048, H = 2; the machine was not idle,
-    so processor time and interleaved runs), fft time over dense time, forward / training step:
+    Measured on two threads of an AMD EPYC (torch 2.13, float32, B = 1, H = 2, the dense path compiled; one interleaved
+    run of 1 to 3 rounds), fft time over dense time, forward / training step:
 
-        N                    64         256        1024        4096
-        m = 16, Dv = 16    26 / 40    14 / 16    3.5 / 3.3   0.8 / 0.7
-        m = 32, Dv = 32    89 / 107   44 / 46    11 / 11     2.6 / 2.5
+        N                  1024          4096          16384
+        m = 8,  Dv = 8     2.9 / 2.9     1.2 / 1.2
+        m = 16, Dv = 16    8.1 / 9.0     5.3 / 4.2     2.0 / 1.3
+        m = 32, Dv = 32                  12.5 / 9.2    3.1 / 2.4
 
-    From N = 1024 on that is 10 to 13 times m (Dv + 1) / N: one path transforms m (Dv + 1) channels of N entries, the
-    other fills N x N. The dense path was another one then, and no other device was measured.
+    From N = 4096 on that is 40 to 120 times m (Dv + 1) / N: one path transforms m (Dv + 1) channels of N entries, the
+    other computes N x N. Without kernels the dense path takes about three times as long; GPUs were not measured.
     """
-    return "fft" if 12 * features * (v_dim + 1) < tokens else "dense"
+    return "fft" if 60 * features * (v_dim + 1) < tokens else "dense"
 
 
 def build_attention(
