@@ -12,6 +12,7 @@ from books import Books, compare_books
 from engine import command_line
 from readme import commands
 
+from erpe.jobs import Jobs
 from erpe.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # minutes on two cores, more where others work, too
@@ -78,6 +79,37 @@ def test_a_study_goes_on_while_services_stop_start_and_grow(shell, monkeypatch, 
     assert not shell.stack.containers("erpe"), "a command left processes behind"
 
 
+JOB = "tune -v relu -d digits --name job --trials 1 --epochs 15 --pruner none --space studies/small.toml"
+
+
+def test_a_job_outlives_who_submitted_it_and_continues_where_it_was_stopped(shell, monkeypatch):
+    (shell.project / "studies/small.toml").write_text(SPACE)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(shell.project / "secrets/ray_token"))
+    jobs = Jobs(f"http://127.0.0.1:{shell.stack.ports['jobs']}")
+
+    def epochs(log):
+        return [int(number) for number in re.findall(r"epoch (\d+)/15", log)]
+
+    first = re.match(r"job (\S+): ", shell(f"docker compose run --rm erpe submit {JOB}"))[1]
+    until(lambda: len(epochs(jobs.log(first))) >= 2)
+    assert not shell.stack.containers("erpe"), "who submitted it is not gone"
+    assert f"erpe submit {JOB}" in shell(f"docker compose run --rm erpe jobs stop {first} --wait")
+    before = epochs(jobs.log(first))[-1]
+    assert before < 15
+    said = shell(f"docker compose run --rm erpe submit --follow {JOB}")
+    assert epochs(said)[0] == before + 1, "it began anew"
+    assert "1 complete" in said and "look: http://127.0.0.1:5000" in said
+    assert compare_books(enter(shell, monkeypatch), "job", 1) == Books()
+    known = jobs.all()
+    assert [(job.id == first, job.state, job.code) for job in known] == [
+        (False, "SUCCEEDED", 0),
+        (True, "STOPPED", None),
+    ]
+    told = [str(jobs._ask("GET", f"/api/jobs/{job.id}")) + jobs.log(job.id) for job in known]
+    secrets = [path.read_text() for path in (shell.project / "secrets").iterdir()]
+    assert not [text for text in told if any(secret in text for secret in secrets)]
+
+
 def ask(shell, user="", password="", host=None):
     """The status of MLflow's answer."""
     port = shell.stack.ports["mlflow"]
@@ -111,6 +143,7 @@ ONE = "tune -v relu -d digits --name one --trials 1 --epochs 1"
         ("MLFLOW_TRACKING_PASSWORD_FILE", "sync", "does not know erpe with this password"),
         ("PGPASSWORD_FILE", "status", "password authentication failed"),
         ("RAY_AUTH_TOKEN_PATH", ONE, "it wants its token"),
+        ("RAY_AUTH_TOKEN_PATH", f"submit {ONE}", "does not know our token"),
     ],
 )
 def test_a_wrong_secret_is_one_clear_line(shell, variable, command, line):
@@ -124,7 +157,8 @@ def test_a_wrong_secret_is_one_clear_line(shell, variable, command, line):
 def test_no_secret_is_in_a_command_line_or_in_a_log(shell):
     secrets = [path.read_text() for path in (shell.project / "secrets").iterdir()]
     lines = [command_line(pid) for pids in shell.stack.containers().values() for pid in pids]
-    logs = [path.read_text() for path in shell.state.glob("*.log")]
+    written = [*shell.state.glob("*.log"), *shell.state.glob("ray/ray/session_2*/logs/*.*")]
+    logs = [path.read_text(errors="replace") for path in written]
     assert len(lines) > 10 and logs
     assert not [text for text in lines + logs if any(secret in text for secret in secrets)]
 
@@ -138,7 +172,7 @@ def test_the_commands_of_the_readme_lead_to_a_comparison_and_a_backup_holds_ever
             line += " -v"
         said = shell(line)
         if line.endswith("doctor"):
-            assert " wrong " not in said and "ray cluster" in said
+            assert " wrong " not in said and "ray cluster" in said and "ray jobs" in said
     assert before and json.loads(before), "the README has no backup"
     assert shell("docker compose run --rm erpe status --json") == before
     assert shell("docker compose run --rm erpe sync")
