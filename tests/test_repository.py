@@ -76,6 +76,7 @@ SCRIPTS = (
     "infra/bench",
     "infra/setup",
     "infra/secrets",
+    "infra/tls/certificate",
     "infra/backup",
     "infra/restore",
     ".ci/run",

@@ -6,13 +6,15 @@ import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
+from pathlib import Path
 
 import pytest
+import yaml
 from books import Books, compare_books
-from engine import command_line
+from engine import ROOT, command_line
 from readme import commands
 
-from erpe.jobs import Jobs
+from erpe.jobs import JobError, Jobs
 from erpe.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # minutes on two cores, more where others work, too
@@ -132,6 +134,67 @@ def test_the_tracking_server_answers_who_signs_in_and_by_its_own_names(shell):
     assert ask(shell, "erpe", password, "localhost:5000") == 200
     assert ask(shell, "erpe", password, "elsewhere.example") == 403
     assert ask(shell) == ask(shell, "erpe", "password1234") == ask(shell, "admin", "password1234") == 401
+
+
+def test_the_proxy_lets_in_who_trusts_its_certificate_and_others_hear_why(shell, monkeypatch):
+    shell("infra/tls/certificate localhost 127.0.0.1")
+    shell("docker compose up -d proxy")
+    shell.stack.await_healthy("proxy")
+    certificate = shell.project / "secrets/tls_certificate"
+    address = f"-e MLFLOW_TRACKING_URI=https://localhost:{shell.stack.ports['tls']}"
+    trusting = f"{address} -e MLFLOW_TRACKING_SERVER_CERT_PATH={certificate}"
+    command = "erpe tune -v relu -d digits --name tls --trials 1 --epochs 1 --executor inline"
+    told = shell(f"docker compose run --rm {address} {command}", code=1).splitlines()
+    shell(f"docker compose run --rm {trusting} {command}")
+    assert compare_books(enter(shell, monkeypatch), "tls", 1) == Books()
+    assert len(told) == 1 and "certificate not trusted; MLFLOW_TRACKING_SERVER_CERT_PATH would do" in told[0]
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(shell.project / "secrets/ray_token"))
+    jobs = Jobs(f"https://localhost:{shell.stack.ports['tls-jobs']}")
+    with pytest.raises(JobError, match=r"certificate not trusted \(self-signed certificate\); SSL_CERT_FILE"):
+        jobs.all()
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert isinstance(jobs.all(), list)
+    shell("docker compose stop proxy")
+
+
+def exposed(url, **headers):
+    """Names of what is measured there."""
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return set(re.findall(r"^([a-z]\w*)", answer.read().decode(), re.M))
+
+
+GPU = {"ray_node_gpus_utilization", "ray_node_gram_used"}
+"""Not exposed where there is none."""
+
+
+def test_the_dashboard_and_the_alerts_ask_for_what_the_stack_measures(shell):
+    folder = ROOT / "infra/monitoring"
+    scraped = yaml.safe_load(shell.stack.here((folder / "prometheus.yml").read_text(), "prometheus"))["scrape_configs"]
+    ray, mlflow = scraped[0]["http_sd_configs"][0], scraped[1]
+
+    def secret(about, key):
+        return (shell.project / "secrets" / Path(about[key]).name).read_text()
+
+    listing = urllib.request.Request(ray["url"])
+    listing.add_header("Authorization", f"Bearer {secret(ray['authorization'], 'credentials_file')}")
+    with urllib.request.urlopen(listing, timeout=20) as answer:
+        nodes = [target for each in json.load(answer) for target in each["targets"]]
+    login = f"{mlflow['basic_auth']['username']}:{secret(mlflow['basic_auth'], 'password_file')}"
+    signed = f"Basic {b64encode(login.encode()).decode()}"
+    there = set().union(*(exposed(f"http://{node}/metrics") for node in nodes), {"up"})
+    for target in mlflow["static_configs"][0]["targets"]:
+        exposed(f"http://{target}/api/2.0/mlflow/experiments/search?max_results=1", Authorization=signed)
+        there |= exposed(f"http://{target}/metrics", Authorization=signed)
+    asked = [
+        each["expr"] for panel in json.loads((folder / "erpe.json").read_text())["panels"] for each in panel["targets"]
+    ]
+    asked += [
+        rule["expr"] for each in yaml.safe_load((folder / "alerts.yml").read_text())["groups"] for rule in each["rules"]
+    ]
+    names = set(re.findall(r"\b(?:ray|mlflow)_\w+|\bup\b", " ".join(asked)))
+    assert len(names) > 10 and names - there == GPU
 
 
 ONE = "tune -v relu -d digits --name one --trials 1 --epochs 1"
