@@ -79,6 +79,7 @@ SCRIPTS = (
     "infra/tls/certificate",
     "infra/backup",
     "infra/restore",
+    "infra/capacity",
     ".ci/run",
 )
 

@@ -105,7 +105,7 @@ def test_every_service_is_bounded_and_answers_on_this_machine_only(services):
     for name, about in services.items():
         assert about["deploy"]["resources"]["limits"]["memory"], name
         assert all(port.startswith("127.0.0.1:") for port in about.get("ports", [])), name
-        assert re.search(r":\d[\w.-]*$", about["image"]), f"{name}: no version"
+        assert re.search(r":v?\d[\w.-]*$", about["image"]), f"{name}: no version"
         assert "privileged" not in about and "network_mode" not in about and "container_name" not in about
         if "restart" in about:
             assert about["healthcheck"]["retries"], name
