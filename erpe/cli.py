@@ -18,6 +18,7 @@ import typer
 
 from erpe import __version__
 from erpe.cli_bench import bench_app
+from erpe.cli_jobs import jobs_app, submit
 from erpe.errors import ConfigError, ErpeError
 from erpe.options import (
     AsJson,
@@ -508,6 +509,8 @@ def doctor(data_dir: DataDir = None, store: StoreOption = STORE, as_json: AsJson
 
 
 app.add_typer(bench_app, name="bench")
+app.add_typer(jobs_app, name="jobs")
+app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(submit)
 
 
 @app.callback(invoke_without_command=True)

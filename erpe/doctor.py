@@ -125,6 +125,8 @@ def services(folder: Path) -> Iterator[Finding]:
         yield _asked("tracking", lambda: _tracking(store))
     if address := os.environ.get("ERPE_RAY_ADDRESS"):
         yield _asked("ray cluster", lambda: _cluster(address))
+    if head := os.environ.get("ERPE_RAY_JOBS"):
+        yield _asked("ray jobs", lambda: _jobs(head))
 
 
 def _asked(what: str, ask: Callable[[], str]) -> Finding:
@@ -154,3 +156,10 @@ def _cluster(address: str) -> str:
 
     room = look(address)
     return f"{room.nodes} nodes, {room.cpus:g} CPUs, {room.gpus:g} GPUs at {address}"
+
+
+def _jobs(address: str) -> str:
+    from erpe.jobs import Jobs
+
+    jobs = Jobs(address)
+    return f"{len(jobs.all())} at {redact(jobs.address)}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -152,6 +154,11 @@ def state_word(state: str) -> str:
     return "unfinished" if state == "RUNNING" else state.lower()
 
 
+def moment(seconds: float | None) -> str:
+    """Seconds since 1970 as a date and a time here."""
+    return "" if seconds is None else f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
+
+
 def percent(value: float | None) -> str:
     """A share as per cent."""
     return "-" if value is None else f"{100 * value:.2f} %"
@@ -186,10 +193,16 @@ def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
     console.print(f"{tally(result.counts)}, {result.seconds:.0f} s")
     where = "" if store == Path("runs") else f" --store {shlex.quote(str(store))}"
     use = f"    use: erpe predict {result.study} IMAGE{where}" if result.best is not None else ""
-    print(f"look: erpe ui{where}    status: erpe status{where}{use}")
+    print(f"look: {where_to_look(where)}    status: erpe status{where}{use}")
     if result.lag:
         why = f" ({result.problem})" if result.problem else ""
         print(f"{result.lag} events wait for MLflow; erpe sync{where} sends them{why}")
+
+
+def where_to_look(where: str) -> str:
+    """What to open: $ERPE_LOOK where a browser knows the server by another name; its address; or the own UI."""
+    server = os.environ.get("ERPE_LOOK") or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return redact(server) if server.startswith(("http://", "https://")) else f"erpe ui{where}"
 
 
 SHARES = ("accuracy", "precision", "recall", "f1")

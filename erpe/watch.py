@@ -21,7 +21,7 @@ from erpe.search.campaign import CampaignResult
 from erpe.search.plan import Plan
 from erpe.search.progress import Moment
 from erpe.search.records import Record, StudyRecord, read_studies
-from erpe.show import clock, lag_of, lag_words, percent
+from erpe.show import clock, lag_of, lag_words, percent, where_to_look
 from erpe.store import Store
 from erpe.telling import Terminal, line
 from erpe.tracking.tracker import waiting
@@ -267,7 +267,7 @@ def result_lines(result: CampaignResult, lag: int, page: Path | None, store: Pat
     lines.append(
         f"page: {page}" if page else f"for MLflow: erpe sync{where}    page: erpe report {result.study}{where}"
     )
-    lines.append(f"tables: erpe compare {result.study}{where}    look: erpe ui{where}")
+    lines.append(f"tables: erpe compare {result.study}{where}    look: {where_to_look(where)}")
     if lag:
         why = f" ({result.problem})" if result.problem else ""
         lines.append(f"{lag} events wait for MLflow; erpe sync{where} sends them{why}")

@@ -76,8 +76,10 @@ SCRIPTS = (
     "infra/bench",
     "infra/setup",
     "infra/secrets",
+    "infra/tls/certificate",
     "infra/backup",
     "infra/restore",
+    "infra/capacity",
     ".ci/run",
 )
 

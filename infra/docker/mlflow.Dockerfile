@@ -3,7 +3,8 @@ FROM python:3.11-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/servers
 COPY infra/constraints.txt ./
-RUN /opt/servers/bin/pip install --constraint constraints.txt mlflow[auth] optuna optuna-dashboard psycopg[binary]
+RUN /opt/servers/bin/pip install --constraint constraints.txt mlflow[auth] optuna optuna-dashboard \
+      prometheus-flask-exporter psycopg[binary]
 
 FROM python:3.11-slim-bookworm
 ENV PATH=/opt/servers/bin:$PATH PYTHONUNBUFFERED=1

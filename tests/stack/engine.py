@@ -22,7 +22,16 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[2]
-PORTS = {"postgres": 5432, "mlflow": 5000, "ray-head": 6379, "optuna-dashboard": 8080}
+PORTS = {
+    "postgres": "postgres:5432",
+    "mlflow": "mlflow:5000",
+    "ray-head": "ray-head:6379",
+    "jobs": "ray-head:8265",
+    "agent": "ray-head:52365",
+    "tls": "proxy:5443",
+    "tls-jobs": "proxy:8443",
+    "optuna-dashboard": "optuna-dashboard:8080",
+}
 MARK = "ERPE_STACK_CONTAINER"
 PROGRAMS = [str(Path(sys.executable).parent), *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"))[::-1])]
 _VARIABLE = re.compile(r"\$(?:(\$)|\{(\w+)(?:(:?[-?])([^}]*))?\})")
@@ -95,11 +104,12 @@ class Stack:
 
     def here(self, text, service):
         """What a container would read -> what a process of this machine reads."""
-        for name, port in PORTS.items():
-            text = re.sub(rf"(?<![\w.-]){name}:{port}\b", f"127.0.0.1:{self.ports[name]}", text)
-        if service in PORTS:
-            text = re.sub(rf"(--port[= ]){PORTS[service]}\b", rf"\g<1>{self.ports[service]}", text)
-        text = text.replace("--host=0.0.0.0", "--host=127.0.0.1")
+        for name, address in PORTS.items():
+            text = re.sub(rf"(?<![\w.-]){address}\b", f"127.0.0.1:{self.ports[name]}", text)
+            host, port = address.split(":")
+            if service == host:
+                text = re.sub(rf"((?:port|listen)[= ]){port}\b", rf"\g<1>{self.ports[name]}", text)
+        text = text.replace("host=0.0.0.0", "host=127.0.0.1")
         for inside, outside in self.mounts(service):
             text = re.sub(rf"(?<![\w/.-]){re.escape(inside)}(?=$|[/\s'\"$;)])", str(outside), text)
         return text
@@ -109,6 +119,7 @@ class Stack:
         own = self.folder / service
         yield "/run/secrets", own / "secrets"
         yield "/etc/erpe", own / "etc"
+        yield "/run/nginx", own / "home"
         for volume in self.services[service].get("volumes", []):
             source, target = volume.removesuffix(":ro").split(":")
             within = self.project / source if source.startswith(("./", "/")) else self.folder / "volumes" / source
@@ -120,6 +131,7 @@ class Stack:
         for name in ("bin", "etc", "init", "secrets", "home"):
             (own / name).mkdir(parents=True, exist_ok=True)
         brought = [(image / "databases.sh", "init"), (image / "signin.ini", "etc")]
+        brought.append((self.project / "infra/tls/nginx.conf", "etc"))
         for source, place in [*brought, *((each, "bin") for each in (image / "bin").iterdir())]:
             target = own / place / source.name
             target.write_text(self.here(source.read_text(), service))

@@ -14,5 +14,6 @@ def commands():
     for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL):
         for line in block.splitlines():
             words = line.split()
-            small = SMALLER.get(words[words.index("erpe") + 1], "") if "erpe" in words else ""
+            said = [word for word in words[words.index("erpe") + 1 :] if word != "submit"] if "erpe" in words else [""]
+            small = SMALLER.get(said[0], "")
             yield f"{line} {small}".strip()

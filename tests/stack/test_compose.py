@@ -22,6 +22,9 @@ SECRETS = {
     "ray_token",
 }
 
+READ_ELSEWHERE = {"proxy": "infra/tls/nginx.conf", "prometheus": "infra/monitoring/prometheus.yml"}
+"""Services whose own files name what they read."""
+
 
 @pytest.fixture
 def clone(tmp_path):
@@ -85,9 +88,12 @@ def test_secrets_are_made_once_each_its_own_in_a_closed_folder(clone):
 
 
 def test_each_service_gets_the_secrets_it_reads_and_no_others(services):
-    assert set().union(*(about.get("secrets", []) for about in services.values())) == SECRETS
+    own = {"tls_certificate", "tls_key"}  # infra/tls/certificate, or the user's
+    assert set().union(*(about.get("secrets", []) for about in services.values())) == SECRETS | own
     for name, about in services.items():
         read = set(re.findall(r"/run/secrets/(\w+)", json.dumps(about)))
+        if name in READ_ELSEWHERE:
+            read = set(re.findall(r"/run/secrets/(\w+)", (ROOT / READ_ELSEWHERE[name]).read_text()))
         if name in ("postgres", "migrate"):  # their scripts read, by name, those of both roles
             read |= {"optuna_password", "mlflow_password"}
         assert set(about.get("secrets", [])) == read, name
@@ -99,7 +105,7 @@ def test_every_service_is_bounded_and_answers_on_this_machine_only(services):
     for name, about in services.items():
         assert about["deploy"]["resources"]["limits"]["memory"], name
         assert all(port.startswith("127.0.0.1:") for port in about.get("ports", [])), name
-        assert re.search(r":\d[\w.-]*$", about["image"]), f"{name}: no version"
+        assert re.search(r":v?\d[\w.-]*$", about["image"]), f"{name}: no version"
         assert "privileged" not in about and "network_mode" not in about and "container_name" not in about
         if "restart" in about:
             assert about["healthcheck"]["retries"], name
