@@ -8,13 +8,16 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from erpe.config import DATASETS
 from erpe.errors import ErpeError, TrackingError
 from erpe.signin import read_secret_files
 from erpe.store import Store
 from erpe.telling import redact
+
+if TYPE_CHECKING:
+    from erpe.search.depot import Depot
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "fvcore", "scikit-learn", "sqlalchemy")
 NEEDED_MIB = 500
@@ -107,7 +110,10 @@ def storage(folder: Path) -> Iterator[Finding]:
 
 
 def services(folder: Path) -> Iterator[Finding]:
-    """Both databases, or the servers before them, and the Ray cluster, each asked as a study would ask it."""
+    """Both databases, or the servers before them, the Ray cluster and where its nodes keep checkpoints.
+
+    Each is asked as a study would ask it.
+    """
     store = Store(folder.expanduser().resolve())
     try:
         read_secret_files()
@@ -118,7 +124,12 @@ def services(folder: Path) -> Iterator[Finding]:
     if (folder / "erpe.json").exists() or "MLFLOW_TRACKING_URI" in os.environ:
         yield _asked("tracking", lambda: _tracking(store))
     if address := os.environ.get("ERPE_RAY_ADDRESS"):
-        yield _asked("ray cluster", lambda: _cluster(address))
+        cluster = _asked("ray cluster", lambda: _cluster(address))
+        yield cluster
+        if cluster.state == "well":
+            yield from _checkpoints(store, address)
+    elif "ERPE_CHECKPOINTS" in os.environ:
+        yield from _checkpoints(store, None)
 
 
 def _asked(what: str, ask: Callable[[], str]) -> Finding:
@@ -148,3 +159,38 @@ def _cluster(address: str) -> str:
 
     room = look(address)
     return f"{room.nodes} nodes, {room.cpus:g} CPUs, {room.gpus:g} GPUs at {address}"
+
+
+def _checkpoints(store: Store, address: str | None) -> Iterator[Finding]:
+    """What each node that runs trials says of the place for checkpoints; without a cluster, this machine alone."""
+    from erpe.search.depot import Depot, find_depot
+
+    what = "checkpoints"
+    try:
+        place = find_depot() or Depot(str(store.checkpoints))
+        if place.url == str(store.checkpoints) and not store.checkpoints.exists():
+            yield Finding(what, "note", f"no {place} yet; `erpe tune` makes it, and tries it on every node")
+            return
+        wrong = _try_nodes(place, address)
+    except ErpeError as error:
+        yield Finding(what, "wrong", str(error))
+        return
+    for node, said in wrong.items():
+        yield Finding(what, "wrong", f"node {node}: {said}")
+    if not wrong:
+        yield Finding(what, "well", f"{place}, written and read {'by every node' if address else 'from here'}")
+
+
+def _try_nodes(place: Depot, address: str | None) -> dict[str, str]:
+    from erpe.search.cluster import start
+    from erpe.search.preflight import preflight
+
+    if address is None:
+        return preflight(place)
+    import ray
+
+    start(address, 0)
+    try:
+        return preflight(place)
+    finally:
+        ray.shutdown()

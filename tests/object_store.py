@@ -1,43 +1,38 @@
 """A server that speaks S3, for the tests of checkpoints that go through one."""
 
-import contextlib
+import os
 import subprocess
 import sys
-import time
-import urllib.request
 
-SERVE = "import sys; from moto.server import main; main(['-H', sys.argv[1], '-p', sys.argv[2]])"
-KEYS = {"AWS_ACCESS_KEY_ID": "erpe", "AWS_SECRET_ACCESS_KEY": "a-secret-key", "AWS_DEFAULT_REGION": "us-east-1"}
 BUCKET = "erpe-checkpoints"
+KEYS = {"AWS_ACCESS_KEY_ID": "erpe", "AWS_SECRET_ACCESS_KEY": "a-secret-key", "AWS_DEFAULT_REGION": "us-east-1"}
+SERVE = f"""
+import signal, sys, boto3
+from moto.server import ThreadedMotoServer
+host, port = sys.argv[1:]
+ThreadedMotoServer(host, int(port), verbose=False).start()
+boto3.client("s3", endpoint_url=f"http://{{host}}:{{port}}").create_bucket(Bucket="{BUCKET}")
+print("ready", flush=True)
+signal.pause()
+"""
 
 
 class ObjectStore:
-    """One with a bucket, in a process of its own, which may be stopped (and answers nobody) and go on."""
+    """One with a bucket, in a process of its own, which may be stopped (and answers nobody) and go on.
+
+    Args:
+        prefix: what its command line begins with, to run it elsewhere.
+    """
 
     def __init__(self, port, host="127.0.0.1", prefix=()):
-        self.address = f"http://{host}:{port}"
+        self.environment = KEYS | {"AWS_ENDPOINT_URL": f"http://{host}:{port}"}
         self.process = subprocess.Popen(
             [*prefix, sys.executable, "-c", SERVE, host, str(port)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=os.environ | KEYS, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-
-    def make_bucket(self):
-        """Once it answers."""
-        request = urllib.request.Request(f"{self.address}/{BUCKET}", method="PUT")
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(request, timeout=10).close()
-                return
-            assert time.monotonic() < deadline and self.process.poll() is None, "the object store did not start"
-            time.sleep(0.1)
-
-    @property
-    def environment(self):
-        """Of its clients."""
-        return KEYS | {"AWS_ENDPOINT_URL": self.address}
+        assert self.process.stdout.readline() == b"ready\n", "the object store did not start"
 
     def end(self):
         """Whatever it had is gone."""
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()

@@ -163,7 +163,7 @@ class Depot:
 
     def _send(self, path: Path, name: str) -> None:
         if self._reach(partial(self._put, path, name), None) is None:
-            raise StoreError(f"checkpoints {self}: nothing to write to; a bucket or a folder that is there would do")
+            raise StoreError(f"checkpoints {self}: no such bucket or folder")
 
     def _receive(self, name: str, path: Path, sha256: str | None = None) -> bool:
         """A file, under its name only when all of it is here."""

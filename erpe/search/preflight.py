@@ -24,7 +24,7 @@ REMEDY = "one folder that all nodes share, or ERPE_CHECKPOINTS=URL, would do"
 
 
 def preflight(place: Depot) -> dict[str, str]:
-    """Let this process and every node that runs trials write a small file, and read those of all the others.
+    """Let this process, and each node of a cluster that runs trials, write a small file, and read all others' files.
 
     Args:
         place: where checkpoints go; the store's folder is one, too.
@@ -36,7 +36,7 @@ def preflight(place: Depot) -> dict[str, str]:
     place, mark = replace(place, patience=PATIENCE_SECONDS), f".preflight-{uuid.uuid4().hex}"
     nodes = {
         node["NodeID"]: node["NodeManagerAddress"]
-        for node in ray.nodes()
+        for node in (ray.nodes() if ray.is_initialized() else [])
         if node["Alive"] and node["Resources"].get("CPU")
     }
     try:
@@ -45,7 +45,7 @@ def preflight(place: Depot) -> dict[str, str]:
         wrote = _ask(write, {node: (place, f"{mark}/{node}") for node in nodes})
         files = [f"{mark}/driver", *(f"{mark}/{node}" for node, said in wrote.items() if said is None)]
         saw = _ask(unread, {node: (place, files) for node, said in wrote.items() if said is None})
-        return {nodes[node]: said for node, said in (wrote | saw).items() if said}
+        return {nodes[node]: f"{said}; {REMEDY}" for node, said in (wrote | saw).items() if said}
     finally:
         place.clear(mark)
 
@@ -75,7 +75,7 @@ def unread(place: Depot, names: list[str]) -> None:
     """
     missing = [name for name in names if place.read(name) != name.encode()]
     if missing:
-        raise StoreError(f"checkpoints {place}: {len(missing)} of {len(names)} files of others are not here; {REMEDY}")
+        raise StoreError(f"checkpoints {place}: {len(missing)} of {len(names)} files of others are not here")
 
 
 def _ask(function: Callable[..., None], of: dict[str, tuple[Any, ...]]) -> dict[str, str | None]:
