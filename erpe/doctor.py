@@ -8,16 +8,13 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from erpe.config import DATASETS
 from erpe.errors import ErpeError, TrackingError
 from erpe.signin import read_secret_files
 from erpe.store import Store
 from erpe.telling import redact
-
-if TYPE_CHECKING:
-    from erpe.search.depot import Depot
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "fvcore", "scikit-learn", "sqlalchemy")
 NEEDED_MIB = 500
@@ -164,6 +161,7 @@ def _cluster(address: str) -> str:
 def _checkpoints(store: Store, address: str | None) -> Iterator[Finding]:
     """What each node that runs trials says of the place for checkpoints; without a cluster, this machine alone."""
     from erpe.search.depot import Depot, find_depot
+    from erpe.search.preflight import preflight, visit
 
     what = "checkpoints"
     try:
@@ -171,7 +169,7 @@ def _checkpoints(store: Store, address: str | None) -> Iterator[Finding]:
         if place.url == str(store.checkpoints) and not store.checkpoints.exists():
             yield Finding(what, "note", f"no {place} yet; `erpe tune` makes it, and tries it on every node")
             return
-        wrong = _try_nodes(place, address)
+        wrong = preflight(place) if address is None else visit(address, place)
     except ErpeError as error:
         yield Finding(what, "wrong", str(error))
         return
@@ -179,18 +177,3 @@ def _checkpoints(store: Store, address: str | None) -> Iterator[Finding]:
         yield Finding(what, "wrong", f"node {node}: {said}")
     if not wrong:
         yield Finding(what, "well", f"{place}, written and read {'by every node' if address else 'from here'}")
-
-
-def _try_nodes(place: Depot, address: str | None) -> dict[str, str]:
-    from erpe.search.cluster import start
-    from erpe.search.preflight import preflight
-
-    if address is None:
-        return preflight(place)
-    import ray
-
-    start(address, 0)
-    try:
-        return preflight(place)
-    finally:
-        ray.shutdown()

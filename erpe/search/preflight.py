@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from erpe.errors import ErpeError, StoreError
+from erpe.search.cluster import start
 from erpe.search.depot import Depot
 
 import erpe.search.ray_environment  # isort: skip  # noqa: F401  before Ray
@@ -60,6 +61,19 @@ def require_shared(place: Depot) -> None:
     for address, said in wrong.items():
         others = f"; {len(wrong) - 1} more nodes, `erpe doctor` names them" if len(wrong) > 1 else ""
         raise StoreError(f"node {address}: {said}{others}")
+
+
+def visit(address: str, place: Depot) -> dict[str, str]:
+    """As `preflight`, in a cluster that is joined for it.
+
+    Raises:
+        ConfigError, StudyError: see `erpe.search.cluster.start`.
+    """
+    start(address, 0)
+    try:
+        return preflight(place)
+    finally:
+        ray.shutdown()
 
 
 def write(place: Depot, name: str) -> None:
