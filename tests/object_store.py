@@ -22,14 +22,20 @@ class ObjectStore:
 
     Args:
         prefix: what its command line begins with, to run it elsewhere.
+        wait: until it answers.
     """
 
-    def __init__(self, port, host="127.0.0.1", prefix=()):
+    def __init__(self, port, host="127.0.0.1", prefix=(), wait=True):
         self.environment = KEYS | {"AWS_ENDPOINT_URL": f"http://{host}:{port}"}
         self.process = subprocess.Popen(
             [*prefix, sys.executable, "-c", SERVE, host, str(port)],
             env=os.environ | KEYS, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
+        if wait:
+            self.wait()
+
+    def wait(self):
+        """Until it answers."""
         assert self.process.stdout.readline() == b"ready\n", "the object store did not start"
 
     def end(self):

@@ -1,10 +1,8 @@
 """A depot: what counts of a trial comes home whole, whoever else writes there, and it may go away meanwhile."""
 
-import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from mlflow_server import free_port
 from object_store import BUCKET, ObjectStore
 from s3fs import S3FileSystem
 from trials import curve, small_study, tiny
@@ -32,9 +31,7 @@ WORK = vision("digits", None, "cpu")
 
 @pytest.fixture(scope="module")
 def server():
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as held:
-        port = held.getsockname()[1]
-    store = ObjectStore(port)
+    store = ObjectStore(free_port())
     yield store
     store.end()
 
@@ -115,15 +112,23 @@ def test_an_epoch_is_not_told_before_its_checkpoint_is_safe(shared, tmp_path):
     assert len(Abroad(shared, WORK.start, tiny(), home).history) == 1
 
 
-def test_storage_that_goes_away_is_waited_for(server, monkeypatch, tmp_path):
-    for name, value in server.environment.items():
+def test_storage_that_is_away_is_waited_for(monkeypatch):
+    store = ObjectStore(free_port(), wait=False)
+    for name, value in store.environment.items():
         monkeypatch.setenv(name, value)
-    depot = Depot(f"s3://{BUCKET}/{tmp_path.name}", 60)
-    trial = Abroad(depot, WORK.start, tiny(), tmp_path / "study/0000-0")
-    server.process.send_signal(signal.SIGSTOP)
-    threading.Timer(1.0, server.process.send_signal, [signal.SIGCONT]).start()
-    trial.epoch()
-    assert len(Abroad(depot, WORK.start, tiny(), tmp_path / "study/0000-0").history) == 1
+    monkeypatch.setattr(S3FileSystem, "retries", 1)  # its own hide a second or two
+    S3FileSystem.clear_instance_cache()
+    try:
+        depot = Depot(f"s3://{BUCKET}", 60)
+        assert depot.read("x/owner") is None, "first nobody listens, then there is no such file"
+        store.wait()
+        depot.write("x/owner", b"0")
+        store.process.send_signal(signal.SIGSTOP)
+        threading.Timer(0.5, store.process.send_signal, [signal.SIGCONT]).start()
+        assert depot.read("x/owner") == b"0"
+    finally:
+        S3FileSystem.clear_instance_cache()
+        store.end()
 
 
 @pytest.mark.parametrize(
