@@ -160,12 +160,13 @@ def _cluster(address: str) -> str:
 
 def _checkpoints(store: Store, address: str | None) -> Iterator[Finding]:
     """What each node that runs trials says of the place for checkpoints; without a cluster, this machine alone."""
-    from erpe.search.depot import Depot, find_depot
+    from erpe.search.depot import find_depot
     from erpe.search.preflight import preflight, visit
+    from erpe.search.remote import Remote
 
     what = "checkpoints"
     try:
-        place = find_depot() or Depot(str(store.checkpoints))
+        place = find_depot() or Remote(str(store.checkpoints))
         if place.url == str(store.checkpoints) and not store.checkpoints.exists():
             yield Finding(what, "note", f"no {place} yet; `erpe tune` makes it, and tries it on every node")
             return

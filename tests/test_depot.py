@@ -100,6 +100,17 @@ def test_an_attempt_that_was_cut_off_overwrites_nothing(depot, tmp_path):
     assert len(begin().history) == 2
 
 
+def test_results_of_another_configuration_are_not_taken_for_a_trials_own(shared, tmp_path):
+    home = tmp_path / "study/0000-0"
+    other = Abroad(shared, WORK.start, tiny(settings={"train.epochs": 1}), home)
+    other.epoch()
+    other.finish()
+    trial = Abroad(shared, WORK.start, tiny(), home)
+    assert not trial.history
+    trial.epoch()
+    assert len(Abroad(shared, WORK.start, tiny(), home).history) == 1
+
+
 def test_an_epoch_is_not_told_before_its_checkpoint_is_safe(shared, tmp_path):
     home = tmp_path / "study/0000-0"
     events = play(tiny(), home, partial(Abroad, shared, WORK.start))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from erpe.config import TrialConfig
-from erpe.search.depot import Depot, name_of
+from erpe.search.depot import OUTCOME, Depot, name_of
 from erpe.search.play import Start, Training, read_outcome
 from erpe.search.work import Work
 from erpe.store import open_plain
@@ -38,8 +38,12 @@ class Abroad:
         self._scratch = Scratch()
         depot.receive(self._scratch.folder, self._trial)
         finished = read_outcome(config, self._scratch.folder)
-        self._training: Training = Finished(config, finished) if finished else start(config, self._scratch.folder)
-        self._attempt = "" if finished else depot.begin(self._scratch.folder, self._trial)
+        if finished:
+            self._training: Training = Finished(config, finished)
+            return
+        (self._scratch.folder / OUTCOME).unlink(missing_ok=True)  # of another configuration
+        self._training = start(config, self._scratch.folder)
+        self._attempt = depot.begin(self._scratch.folder, self._trial)
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -71,7 +75,7 @@ class Abroad:
     def finish(self) -> dict[str, float]:
         """Write the results, here and in the depot."""
         found = self._training.finish()
-        if self._attempt:
+        if not isinstance(self._training, Finished):
             self._save()
         return found
 

@@ -27,6 +27,7 @@ from erpe.search.progress import Progress, Silent
 from erpe.search.reconcile import rebuild
 from erpe.search.records import Group, Record
 from erpe.search.relay import Budget, Relay
+from erpe.search.remote import Remote
 from erpe.search.study import StudySpec
 from erpe.search.telling import end_study, end_trial, study_tags
 from erpe.search.tune import interruptible
@@ -107,7 +108,7 @@ def run(
         progress.on_phase("workers")
         most = len(plan.arms()) * max(plan.search.trials, plan.confirm.seeds)
         scratch = store.root / "ray" / plan.name
-        kept = depot or Depot(str(store.checkpoints))
+        kept = depot or Remote(str(store.checkpoints))
         place = in_process(asked) if executor == "inline" else on_ray(asked, most, scratch, kept)
         with place as workers:
             campaign.tags["device"] = workers.device if device == "auto" else device

@@ -9,7 +9,7 @@ from typing import Any
 
 from erpe.errors import ErpeError, StoreError
 from erpe.search.cluster import start
-from erpe.search.depot import Depot
+from erpe.search.remote import Remote
 
 import erpe.search.ray_environment  # isort: skip  # noqa: F401  before Ray
 import ray  # isort: skip
@@ -24,7 +24,7 @@ ANSWER_SECONDS = 60.0
 REMEDY = "one folder that all nodes share, or ERPE_CHECKPOINTS=URL, would do"
 
 
-def preflight(place: Depot) -> dict[str, str]:
+def preflight(place: Remote) -> dict[str, str]:
     """Let this process, and each node of a cluster that runs trials, write a small file, and read all others' files.
 
     Args:
@@ -51,7 +51,7 @@ def preflight(place: Depot) -> dict[str, str]:
         place.clear(mark)
 
 
-def require_shared(place: Depot) -> None:
+def require_shared(place: Remote) -> None:
     """Make sure that trials may begin on any node and end on another.
 
     Raises:
@@ -63,7 +63,7 @@ def require_shared(place: Depot) -> None:
         raise StoreError(f"node {address}: {said}{others}")
 
 
-def visit(address: str, place: Depot) -> dict[str, str]:
+def visit(address: str, place: Remote) -> dict[str, str]:
     """As `preflight`, in a cluster that is joined for it.
 
     Raises:
@@ -76,12 +76,12 @@ def visit(address: str, place: Depot) -> dict[str, str]:
         ray.shutdown()
 
 
-def write(place: Depot, name: str) -> None:
+def write(place: Remote, name: str) -> None:
     """Write a file that says where it is from."""
     place.write(name, name.encode())
 
 
-def unread(place: Depot, names: list[str]) -> None:
+def unread(place: Remote, names: list[str]) -> None:
     """Read files of others.
 
     Raises:

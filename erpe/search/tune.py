@@ -21,10 +21,11 @@ from erpe.config import TrialConfig
 from erpe.errors import ConfigError
 from erpe.search.abroad import abroad
 from erpe.search.conductor import Conductor, Drains
-from erpe.search.depot import Depot, find_depot, lent
+from erpe.search.depot import find_depot, lent
 from erpe.search.ledger import Ledger
 from erpe.search.progress import Progress, Silent
 from erpe.search.reconcile import rebuild
+from erpe.search.remote import Remote
 from erpe.search.study import StudySpec
 from erpe.search.telling import end_study, folder_of, study_tags
 from erpe.search.work import Work, vision
@@ -118,7 +119,7 @@ def tune(
             conductor.tracker.start_study(ledger.uid, spec.model_dump(mode="json"), conductor.tags)
             progress.on_phase("workers")
             scratch = store.root / "ray" / ledger.name
-            kept = depot or Depot(str(store.checkpoints))
+            kept = depot or Remote(str(store.checkpoints))
             place = in_process(asked) if executor == "inline" else on_ray(asked, trials, scratch, kept)
             with place as workers:
                 conductor.tags["device"] = workers.device if device == "auto" else device

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, Protocol
 from erpe.errors import ConfigError, StudyError
 from erpe.search.cluster import knock, start
 from erpe.search.conductor import Conducts, run_inline
-from erpe.search.depot import Depot
 from erpe.search.play import Start
+from erpe.search.remote import Remote
 
 
 class Asked(NamedTuple):
@@ -169,7 +169,7 @@ class OnRay:
 
 
 @contextmanager
-def on_ray(asked: Asked, trials: int, scratch: Path, place: Depot | None = None) -> Iterator[Workers]:
+def on_ray(asked: Asked, trials: int, scratch: Path, place: Remote | None = None) -> Iterator[Workers]:
     """Start Ray, or join it, for as long as the block runs.
 
     Args:
