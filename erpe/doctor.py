@@ -113,7 +113,10 @@ def storage(folder: Path) -> Iterator[Finding]:
 
 
 def services(folder: Path) -> Iterator[Finding]:
-    """Both databases, or the servers before them, and the Ray cluster, each asked as a study would ask it."""
+    """Both databases, or the servers before them, the Ray cluster and where its nodes keep checkpoints.
+
+    Each is asked as a study would ask it.
+    """
     store = Store(folder.expanduser().resolve())
     try:
         read_secret_files()
@@ -124,7 +127,12 @@ def services(folder: Path) -> Iterator[Finding]:
     if (folder / "erpe.json").exists() or "MLFLOW_TRACKING_URI" in os.environ:
         yield _asked("tracking", lambda: _tracking(store))
     if address := os.environ.get("ERPE_RAY_ADDRESS"):
-        yield _asked("ray cluster", lambda: _cluster(address))
+        cluster = _asked("ray cluster", lambda: _cluster(address))
+        yield cluster
+        if cluster.state == "well":
+            yield from _checkpoints(store, address)
+    elif "ERPE_CHECKPOINTS" in os.environ:
+        yield from _checkpoints(store, None)
     if head := os.environ.get("ERPE_RAY_JOBS"):
         yield _asked("ray jobs", lambda: _jobs(head))
 
@@ -163,3 +171,25 @@ def _jobs(address: str) -> str:
 
     jobs = Jobs(address)
     return f"{len(jobs.all())} at {redact(jobs.address)}"
+
+
+def _checkpoints(store: Store, address: str | None) -> Iterator[Finding]:
+    """What each node that runs trials says of the place for checkpoints; without a cluster, this machine alone."""
+    from erpe.search.depot import find_depot
+    from erpe.search.preflight import preflight, visit
+    from erpe.search.remote import Remote
+
+    what = "checkpoints"
+    try:
+        place = find_depot() or Remote(str(store.checkpoints))
+        if place.url == str(store.checkpoints) and not store.checkpoints.exists():
+            yield Finding(what, "note", f"no {place} yet; `erpe tune` makes it, and tries it on every node")
+            return
+        wrong = preflight(place) if address is None else visit(address, place)
+    except ErpeError as error:
+        yield Finding(what, "wrong", str(error))
+        return
+    for node, said in wrong.items():
+        yield Finding(what, "wrong", f"node {node}: {said}")
+    if not wrong:
+        yield Finding(what, "well", f"{place}, written and read {'by every node' if address else 'from here'}")

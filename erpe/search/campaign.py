@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from erpe.errors import StudyError
+from erpe.search.abroad import abroad
 from erpe.search.conductor import Conductor
+from erpe.search.depot import Depot, find_depot, lent
 from erpe.search.ledger import Ledger
 from erpe.search.plan import Arm, Plan
 from erpe.search.progress import Progress, Silent
 from erpe.search.reconcile import rebuild
 from erpe.search.records import Group, Record
 from erpe.search.relay import Budget, Relay
+from erpe.search.remote import Remote
 from erpe.search.study import StudySpec
 from erpe.search.telling import end_study, end_trial, study_tags
 from erpe.search.tune import interruptible
@@ -91,11 +94,13 @@ def run(
     asked = Asked(concurrency, cpus_per_trial, gpus_per_trial, address, pack)
     asked.check(device)
     progress = progress or Silent()
+    depot = find_depot()
     work = work or vision(plan.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
+    work = abroad(work, depot)
     with contextlib.ExitStack() as opened:
         tracker = Tracker(store, plan.name, send=not offline)
         opened.callback(tracker.close, 1)  # after an error, too
-        campaign = _Campaign(plan, store, tracker, progress, collect("erpe study run", cpus_per_trial))
+        campaign = _Campaign(plan, store, tracker, progress, collect("erpe study run", cpus_per_trial), depot)
         searches = opened.enter_context(campaign.searches())
         opened.enter_context(interruptible(campaign))
         progress.on_phase("data")
@@ -103,7 +108,8 @@ def run(
         progress.on_phase("workers")
         most = len(plan.arms()) * max(plan.search.trials, plan.confirm.seeds)
         scratch = store.root / "ray" / plan.name
-        place = in_process(asked) if executor == "inline" else on_ray(asked, most, scratch)
+        kept = depot or Remote(str(store.checkpoints))
+        place = in_process(asked) if executor == "inline" else on_ray(asked, most, scratch, kept)
         with place as workers:
             campaign.tags["device"] = workers.device if device == "auto" else device
             confirmed = campaign.play(searches, work, workers)
@@ -123,6 +129,7 @@ class _Campaign:
     tracker: Any
     progress: Progress
     tags: dict[str, str]
+    depot: Depot | None
     failed: dict[str, str] = field(default_factory=dict)
     _draining: bool = False
     _relay: Relay | None = None
@@ -176,7 +183,7 @@ class _Campaign:
         ledger = opened.enter_context(Ledger.open(self.store, spec, name=name, group=group))
         rebuild(ledger.read(), self.tracker, self.store)
         tags = self.tags | study_tags(spec, name, group)
-        return Conductor(ledger, spec, self.tracker, self.store, 0, self.progress, tags, arm.name)
+        return Conductor(ledger, spec, self.tracker, self.store, 0, self.progress, tags, arm.name, self.depot)
 
     def _made_with(self) -> dict[str, str]:
         return {name: self.tags[name] for name in MADE_WITH}
@@ -220,7 +227,9 @@ class _Campaign:
         if all(trial.number in c.ledger.read().finals for c, trial in runs):
             return
         self.progress.on_phase("time")
-        times = workers.call(work.time, [c.folder(trial) for c, trial in runs])
+        folders = [c.folder(trial) for c, trial in runs]
+        with lent(self.depot, *folders):
+            times = workers.call(work.time, folders)
         for (conductor, trial), found in zip(runs, times, strict=True):
             later = conductor.ledger.record_final(trial.number, found)
             end_trial(self.tracker, self.store, conductor.ledger.name, trial, later)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from erpe.errors import TrialError
+from erpe.search.depot import Depot
 from erpe.search.ledger import Ledger
 from erpe.search.packs import Packs
 from erpe.search.play import Event, Start, Together
@@ -40,6 +41,8 @@ class Conductor:
     """Tags of every run."""
     arm: str = ""
     """Which arm of a greater study this one is; none: it is a study of its own."""
+    depot: Depot | None = None
+    """Where workers keep their trials' folders; none: in the store itself."""
     draining: bool = False
     """Set by Ctrl-C: trials end after their epoch, none is started, all can be continued."""
     _study: StudyRecord | None = None
@@ -57,6 +60,8 @@ class Conductor:
                 return None
             start_trial(self.tracker, self.ledger.uid, ticket, self.tags, self.arm, self.spec.phase)
             if ticket.verdict is None:
+                if self.depot:
+                    self.depot.offer(self.folder(ticket))
                 self._study = self.ledger.read()
                 self.progress.on_start(self._moment(ticket))
                 return ticket
@@ -116,6 +121,8 @@ class Conductor:
     def _decide(
         self, ticket: Record, state: Any, metrics: dict[str, float] | None = None, reason: str | None = None
     ) -> bool:
+        if self.depot and state != "FAIL":
+            self.depot.bring(self.folder(ticket), finished=state == "COMPLETE")
         self.ledger.decide(ticket.number, state, metrics or {}, reason)
         return self._end(ticket)
 
@@ -125,6 +132,8 @@ class Conductor:
             end_trial(self.tracker, self.store, self.ledger.name, decided)
             self.ledger.tell(ticket.number)
             self._study = self.ledger.read()
+            if self.depot:
+                self.depot.remove(self.folder(ticket))
             self.progress.on_end(self._moment(self.ledger.trial(ticket.number)))
         return False
 

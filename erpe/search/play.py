@@ -14,10 +14,17 @@ from erpe.store import let_go, parse_json, read_json
 class Training(Protocol):
     """A trial in training, as `erpe.training.objective.Trial` is: made on its folder, it goes on where it stopped."""
 
-    config: TrialConfig
-    history: list[dict[str, float]]
-    warning: str | None
-    """What someone should know."""
+    @property
+    def config(self) -> TrialConfig:
+        """What is trained."""
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """Its epochs so far."""
+
+    @property
+    def warning(self) -> str | None:
+        """What someone should know."""
 
     def epoch(self) -> dict[str, float]:
         """Train one epoch, save, and measure."""

@@ -24,6 +24,7 @@ import optuna
 
 from erpe.errors import BusyError, ConfigError, StudyError, nearest
 from erpe.search import storage
+from erpe.search.depot import find_depot
 from erpe.search.lease import take
 from erpe.search.policy import Policy, decide
 from erpe.search.records import Record, StudyRecord, mark, read_studies, read_study
@@ -198,8 +199,11 @@ class _Family(NamedTuple):
         mark(self.database, plan.study.name, {trial.number for trial in plan.going})
         for trial in plan.going:
             self.tracker.remove_trial(trial.uid, plan.study.about.uid)
+        depot = find_depot()
         for trial in plan.going:
             remove_folder(self._folder(plan.study, trial))
+            if depot:
+                depot.remove(self._folder(plan.study, trial))
 
     def send(self) -> tuple[int, str | None]:
         """Bring MLflow the removals, if it has the study: events that it has not got, and what keeps it from them."""

@@ -19,10 +19,13 @@ from typing import Any, Literal
 
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError
+from erpe.search.abroad import abroad
 from erpe.search.conductor import Conductor, Drains
+from erpe.search.depot import find_depot, lent
 from erpe.search.ledger import Ledger
 from erpe.search.progress import Progress, Silent
 from erpe.search.reconcile import rebuild
+from erpe.search.remote import Remote
 from erpe.search.study import StudySpec
 from erpe.search.telling import end_study, folder_of, study_tags
 from erpe.search.work import Work, vision
@@ -101,9 +104,12 @@ def tune(
     asked = Asked(concurrency, cpus_per_trial, gpus_per_trial, address, pack)
     asked.check(device)
     progress = progress or Silent()
+    depot = find_depot()
     work = work or vision(spec.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
+    work = abroad(work, depot)
     with Ledger.open(store, spec, name=name, new=new) as ledger, contextlib.ExitStack() as opened:
         conductor = _conductor(ledger, store, spec, trials, cpus_per_trial, progress)
+        conductor.depot = depot
         opened.callback(conductor.tracker.close, 1)  # after an error, too
         rebuild(ledger.read(), conductor.tracker, store)
         opened.enter_context(interruptible(conductor))
@@ -113,7 +119,8 @@ def tune(
             conductor.tracker.start_study(ledger.uid, spec.model_dump(mode="json"), conductor.tags)
             progress.on_phase("workers")
             scratch = store.root / "ray" / ledger.name
-            place = in_process(asked) if executor == "inline" else on_ray(asked, trials, scratch)
+            kept = depot or Remote(str(store.checkpoints))
+            place = in_process(asked) if executor == "inline" else on_ray(asked, trials, scratch, kept)
             with place as workers:
                 conductor.tags["device"] = workers.device if device == "auto" else device
                 _run(conductor, work, workers)
@@ -151,7 +158,9 @@ def _run(conductor: Conductor, work: Work, workers: Workers) -> None:
     conductor.progress.on_phase("test")
     best = study.best
     folder = folder_of(conductor.store, study.name, best)
-    conductor.ledger.record_final(best.number, workers.call(work.evaluate, folder))
+    with lent(conductor.depot, folder):
+        tested = workers.call(work.evaluate, folder)
+    conductor.ledger.record_final(best.number, tested)
 
 
 def _close(conductor: Conductor, began: float) -> TuneResult:

@@ -14,6 +14,7 @@ from erpe.errors import ConfigError, StudyError
 from erpe.search.cluster import knock, start
 from erpe.search.conductor import Conducts, run_inline
 from erpe.search.play import Start
+from erpe.search.remote import Remote
 
 
 class Asked(NamedTuple):
@@ -168,13 +169,16 @@ class OnRay:
 
 
 @contextmanager
-def on_ray(asked: Asked, trials: int, scratch: Path) -> Iterator[Workers]:
+def on_ray(asked: Asked, trials: int, scratch: Path, place: Remote | None = None) -> Iterator[Workers]:
     """Start Ray, or join it, for as long as the block runs.
 
+    Args:
+        place: where a cluster's nodes keep checkpoints, which is tried on each of them.
     Raises:
         ConfigError: no cluster answers, or it has not what is asked for.
+        StoreError: a node cannot write where checkpoints go, or does not see what others wrote.
     """
-    import erpe.search.ray_environment  # noqa: F401  before Ray is imported
+    from erpe.search.preflight import require_shared  # sets Ray's environment
 
     import ray  # isort: skip
 
@@ -183,6 +187,8 @@ def on_ray(asked: Asked, trials: int, scratch: Path) -> Iterator[Workers]:
         start(asked.address, asked.cpus * (asked.concurrency or max(1, min(trials, cores() // asked.cpus))))
     shutil.rmtree(scratch, ignore_errors=True)
     try:
+        if asked.address and place:
+            require_shared(place)
         found = ray.cluster_resources()
         yield OnRay(share(asked, trials, found.get("CPU", 0), found.get("GPU", 0)), scratch, asked.pack)
     finally:

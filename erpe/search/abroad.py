@@ -1,0 +1,174 @@
+"""The worker's side of a depot: trials train in a scratch folder of their host, and are safe elsewhere each epoch."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from erpe.config import TrialConfig
+from erpe.search.depot import OUTCOME, Depot, name_of
+from erpe.search.play import Start, Training, read_outcome
+from erpe.search.work import Work
+from erpe.store import open_plain
+
+PREFIX, LOCK = "erpe-trial-", "held"
+"""Of scratch folders, and the file in each that its process has locked."""
+
+
+class Displaced(RuntimeError):
+    """Another attempt at this trial counts now."""
+
+
+class Abroad:
+    """A training on a host that shares nothing with the driver but the depot.
+
+    An epoch is told when its checkpoint is in the depot. The folder is the driver's, of which only the name is used.
+    """
+
+    def __init__(self, depot: Depot, start: Start, config: TrialConfig, folder: Path) -> None:
+        self.config, self._depot, self._trial = config, depot, name_of(folder)
+        self._scratch = Scratch()
+        depot.receive(self._scratch.folder, self._trial)
+        finished = read_outcome(config, self._scratch.folder)
+        if finished:
+            self._training: Training = Finished(config, finished)
+            return
+        (self._scratch.folder / OUTCOME).unlink(missing_ok=True)  # of another configuration
+        self._training = start(config, self._scratch.folder)
+        self._attempt = depot.begin(self._scratch.folder, self._trial)
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """See `Training`."""
+        return self._training.history
+
+    @property
+    def warning(self) -> str | None:
+        """See `Training`."""
+        return self._training.warning
+
+    @staticmethod
+    def ahead(trainings: list[Abroad]) -> None:
+        """See `Training`."""
+        inner: list[Any] = [each._training for each in trainings]
+        inner[0].ahead(inner)
+
+    def epoch(self) -> dict[str, float]:
+        """Train an epoch and bring its checkpoint to the depot.
+
+        Raises:
+            StoreError: the depot stayed away.
+            Displaced: another attempt counts now; it has lost nothing by this one.
+        """
+        measured = self._training.epoch()
+        self._save()
+        return measured
+
+    def finish(self) -> dict[str, float]:
+        """Write the results, here and in the depot."""
+        found = self._training.finish()
+        if not isinstance(self._training, Finished):
+            self._save()
+        return found
+
+    def _save(self) -> None:
+        if not self._depot.save(self._scratch.folder, self._trial, self._attempt):
+            raise Displaced(f"{self._trial}: another attempt at this trial counts now")
+
+
+class Finished:
+    """The training of a trial whose results were there already."""
+
+    warning: str | None = None
+
+    def __init__(self, config: TrialConfig, found: dict[str, Any]) -> None:
+        self.config, self.history, self._metrics = config, found["history"], found["metrics"]
+
+    @staticmethod
+    def ahead(trainings: list[Any]) -> None:
+        """Nothing is left to train."""
+
+    def epoch(self) -> dict[str, float]:
+        """Its history is whole."""
+        raise AssertionError("a finished trial has no next epoch")
+
+    def finish(self) -> dict[str, float]:
+        """What was measured."""
+        return self._metrics
+
+
+class Scratch:
+    """A temporary folder that goes with this object; those that killed processes left go when one is made."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        held = _lock(self.folder / "making")
+        (self.folder / "making").rename(self.folder / LOCK)  # nobody sees it before it is held
+        _sweep(self.folder.parent)
+        weakref.finalize(self, _remove, self.folder, held)
+
+
+def _lock(path: Path) -> int:
+    """A file's descriptor, locked for as long as it is open; the kernel lets go of it however the process ends.
+
+    Raises:
+        OSError: another process has it, or it is not ours.
+    """
+    handle = open_plain(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _remove(folder: Path, held: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(held)
+
+
+def _sweep(place: Path) -> None:
+    for lock in place.glob(f"{PREFIX}*/{LOCK}"):
+        with suppress(OSError):
+            _remove(lock.parent, _lock(lock))
+
+
+def abroad(work: Work, depot: Depot | None) -> Work:
+    """The same work, on hosts that share only the depot with the driver; none: they share the store's folder."""
+    if depot is None:
+        return work
+    return work._replace(
+        start=partial(Abroad, depot, work.start),
+        confirm=partial(Abroad, depot, work.confirm),
+        evaluate=partial(_evaluate, depot, work.evaluate),
+        time=partial(_time, depot, work.time),
+    )
+
+
+def _evaluate(depot: Depot, evaluate: Callable[[Path], dict[str, float]], folder: Path) -> dict[str, float]:
+    scratch = _received(depot, folder)
+    found = evaluate(scratch.folder)
+    depot.begin(scratch.folder, name_of(folder))
+    return found
+
+
+def _time(
+    depot: Depot, clock: Callable[[list[Path]], list[dict[str, float]]], folders: list[Path]
+) -> list[dict[str, float]]:
+    found = [_received(depot, folder) for folder in folders]
+    return clock([each.folder for each in found])
+
+
+def _received(depot: Depot, folder: Path) -> Scratch:
+    scratch = Scratch()
+    depot.receive(scratch.folder, name_of(folder))
+    return scratch

@@ -1,0 +1,259 @@
+"""A depot: what counts of a trial comes home whole, whoever else writes there, and it may go away meanwhile."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+from mlflow_server import free_port
+from object_store import BUCKET, ObjectStore
+from s3fs import S3FileSystem
+from trials import curve, small_study, tiny
+
+from erpe.errors import ConfigError, StoreError
+from erpe.search.abroad import LOCK, PREFIX, Abroad, Displaced, Scratch, abroad
+from erpe.search.depot import LISTING, OUTCOME, Depot, find_depot, lent, name_of
+from erpe.search.play import play
+from erpe.search.policy import Policy
+from erpe.search.records import read_studies
+from erpe.search.retention import gc
+from erpe.search.work import vision
+from erpe.store import OWNER, STATE
+from erpe.training.objective import Trial
+
+WORK = vision("digits", None, "cpu")
+
+
+@pytest.fixture(scope="module")
+def server():
+    store = ObjectStore(free_port())
+    yield store
+    store.end()
+
+
+@pytest.fixture(params=["folder", "s3", "memory"])
+def depot(request, tmp_path, monkeypatch):
+    """One of each kind, empty."""
+    if request.param == "folder":
+        (tmp_path / "depot").mkdir()
+        return Depot(str(tmp_path / "depot"), 5)
+    if request.param == "memory":
+        return Depot(f"memory://{tmp_path.name}", 5)
+    server = request.getfixturevalue("server")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return Depot(f"s3://{BUCKET}/{tmp_path.name}", 5)
+
+
+@pytest.fixture
+def shared(tmp_path):
+    (tmp_path / "depot").mkdir()
+    return Depot(str(tmp_path / "depot"), 1)
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_trial_goes_on_wherever_the_next_worker_is_and_comes_home_as_it_was_trained(depot, tmp_path):
+    config, home = tiny(), tmp_path / "runs/checkpoints/study/0003-7"
+    whole = Trial(config, tmp_path / "whole")
+    while not whole.done:
+        whole.epoch()
+    begin = partial(abroad(WORK, depot).start, config, home)
+    first = begin()
+    first.epoch()
+    first.epoch()
+    second = begin()  # of another host: the first one's scratch is out of its reach
+    assert curve(second.history) == curve(first.history) and len(second.history) == 2
+    second.epoch()
+    metrics = second.finish()
+    assert curve(second.history) == curve(whole.history)
+    assert not home.exists(), "the driver's folder is not a worker's to make"
+    depot.bring(home, finished=True)
+    assert files(home) == {name: data for name, data in files(second._scratch.folder).items() if name != LOCK}
+    third = begin()
+    assert third.finish() == metrics and curve(third.history) == curve(whole.history), "nothing is trained again"
+    depot.remove(home)
+    depot.remove(home)
+    assert not begin().history
+
+
+def test_an_attempt_that_was_cut_off_overwrites_nothing(depot, tmp_path):
+    home = tmp_path / "study/0000-0"
+    begin = partial(Abroad, depot, WORK.start, tiny(), home)
+    old = begin()
+    old.epoch()
+    new = begin()
+    new.epoch()
+    for say in (old.epoch, old.epoch, old.finish):
+        with pytest.raises(Displaced, match="another attempt"):
+            say()
+    depot.bring(home, finished=False)
+    assert home.joinpath(STATE).read_bytes() == (new._scratch.folder / STATE).read_bytes()
+    assert [path.name for path in home.iterdir()] == [STATE], "no results of an attempt that does not count"
+    assert len(begin().history) == 2
+
+
+def test_results_of_another_configuration_are_not_taken_for_a_trials_own(shared, tmp_path):
+    home = tmp_path / "study/0000-0"
+    other = Abroad(shared, WORK.start, tiny(settings={"train.epochs": 1}), home)
+    other.epoch()
+    other.finish()
+    trial = Abroad(shared, WORK.start, tiny(), home)
+    assert not trial.history
+    trial.epoch()
+    assert len(Abroad(shared, WORK.start, tiny(), home).history) == 1
+
+
+def test_an_epoch_is_not_told_before_its_checkpoint_is_safe(shared, tmp_path):
+    home = tmp_path / "study/0000-0"
+    events = play(tiny(), home, partial(Abroad, shared, WORK.start))
+    next(events), next(events)
+    assert next(events).epochs
+    shutil.move(tmp_path / "depot", tmp_path / "away")
+    broken = next(events)
+    assert not broken.epochs and "no such bucket or folder" in str(broken.broken)
+    shutil.move(tmp_path / "away", tmp_path / "depot")
+    assert len(Abroad(shared, WORK.start, tiny(), home).history) == 1
+
+
+def test_storage_that_is_away_is_waited_for(monkeypatch):
+    store = ObjectStore(free_port(), wait=False)
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(S3FileSystem, "retries", 1)  # its own hide a second or two
+    S3FileSystem.clear_instance_cache()
+    try:
+        depot = Depot(f"s3://{BUCKET}", 60)
+        assert depot.read("x/owner") is None, "first nobody listens, then there is no such file"
+        store.wait()
+        depot.write("x/owner", b"0")
+        store.process.send_signal(signal.SIGSTOP)
+        threading.Timer(0.5, store.process.send_signal, [signal.SIGCONT]).start()
+        assert depot.read("x/owner") == b"0"
+    finally:
+        S3FileSystem.clear_instance_cache()
+        store.end()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "line"),
+    [
+        ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"), "checksum differs"),
+        ("model.safetensors", Path.unlink, "missing"),
+        ("test.json", lambda path: path.write_text("[" * 2**21), "no plain file of at most"),
+        ("config.json", lambda path: (path.unlink(), path.symlink_to("/etc/hostname")), "no plain file"),
+        (LISTING, lambda path: path.write_text('{"../../erpe.json": "0"}'), "no list of a trial's files"),
+        (LISTING, lambda path: path.write_text("{"), "no list of a trial's files"),
+    ],
+)
+def test_what_comes_from_elsewhere_is_looked_at(shared, tmp_path, name, damage, line):
+    home = tmp_path / "study/0000-0"
+    trial = Abroad(shared, WORK.confirm, tiny(), home)
+    while len(trial.history) < 3:
+        trial.epoch()
+    trial.finish()
+    place = tmp_path / "depot" / name_of(home)
+    (path,) = (place / (place / OWNER).read_text()).glob(name)
+    damage(path)
+    with pytest.raises(StoreError, match=line) as said:
+        shared.bring(home, finished=True)
+    assert "\n" not in str(said.value)
+    assert not (home / OUTCOME).exists() and not list(home.glob(".*")), "no finished trial, and no half of a file"
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "line"),
+    [
+        ("nosuch://x", ConfigError, "s3://BUCKET/FOLDER would do"),
+        ("s3://bucket/x", StoreError, "cannot be reached"),
+        ("gdrive://folder", ConfigError, "pip install"),
+    ],
+)
+def test_a_wrong_place_is_one_line(monkeypatch, url, error, line):
+    monkeypatch.setenv("ERPE_CHECKPOINTS", url)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("erpe.search.depot.OPENING_SECONDS", 0.1)
+    S3FileSystem.clear_instance_cache()  # it has read its environment
+    with pytest.raises(error, match=line) as said:
+        find_depot()
+    assert "\n" not in str(said.value)
+
+
+def test_a_study_through_a_depot_is_the_same_study_and_leaves_nothing_there(monkeypatch, tmp_path):
+    (tmp_path / "depot").mkdir()
+    near = small_study(tmp_path / "near", arms=("relu",))
+    monkeypatch.setenv("ERPE_CHECKPOINTS", str(tmp_path / "depot"))
+    far = small_study(tmp_path / "far", arms=("relu",))
+    assert not [path for path in (tmp_path / "depot").rglob("*") if path.is_file()]
+
+    def told(store):
+        return {(s.name, t.number): (t.state, t.epochs) for s in read_studies(store) for t in s.trials}
+
+    def kept(store):
+        return {path.relative_to(store.checkpoints) for path in store.checkpoints.rglob("*") if path.is_file()}
+
+    assert told(far) == told(near) and kept(far) == kept(near)
+
+
+def test_a_study_begun_without_a_depot_goes_on_with_one(shared, tmp_path):
+    home = tmp_path / "runs/checkpoints/study/0000-0"
+    here = Trial(tiny(), home)
+    here.epoch()
+    shared.offer(home)
+    there = Abroad(shared, WORK.start, tiny(), home)
+    assert curve(there.history) == curve(here.history)
+    there.epoch()
+    shared.offer(home)  # the depot is ahead of the store now
+    assert len(Abroad(shared, WORK.start, tiny(), home).history) == 2
+
+
+def test_finished_trials_are_lent_to_be_measured_and_what_was_measured_comes_home(shared, tmp_path):
+    home = tmp_path / "study/0000-0"
+    here = Trial(tiny(), home)
+    while not here.done:
+        here.epoch()
+    here.finish()
+    work = abroad(WORK, shared)
+    with lent(shared, home):
+        tested = work.evaluate(home)
+    assert (home / "test.json").exists() and tested["test/accuracy"] > 0
+    with lent(shared, home):
+        (times,) = work.time([home])
+    assert times["time/train_seconds_per_epoch"] > 0
+    assert not [path for path in (tmp_path / "depot").rglob("*") if path.is_file()]
+
+
+def test_gc_removes_what_lies_there_too(monkeypatch, tmp_path):
+    (tmp_path / "depot").mkdir()
+    store = small_study(tmp_path / "runs", arms=("relu",))
+    monkeypatch.setenv("ERPE_CHECKPOINTS", str(tmp_path / "depot"))
+    study = read_studies(store, "digits-nine.relu")[0]
+    folders = [store.trial_folder(study.name, trial.number, trial.config.seed) for trial in study.trials]
+    for folder in folders:
+        find_depot().offer(folder)
+    (swept,) = (each for each in gc(store, Policy(keep_best=1), study=study.name).studies if each.going)
+    there = {path.name for path in (tmp_path / "depot" / study.name).iterdir()}
+    assert there == {folder.name for folder in folders if int(folder.name[:4]) not in swept.going} and there
+
+
+def test_scratch_folders_go_with_their_process_even_if_it_was_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    make = f"import tempfile, time; tempfile.tempdir = {str(tmp_path)!r}; from erpe.search.abroad import Scratch; "
+    make += "kept = Scratch(); print(kept.folder, flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", make], stdout=subprocess.PIPE, text=True)
+    folder = Path(process.stdout.readline().strip())
+    one = Scratch()
+    assert folder.is_dir() and one.folder.is_dir(), "one in use stays"
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    other = Scratch()
+    assert not folder.exists()
+    del one, other
+    assert not list(tmp_path.glob(f"{PREFIX}*"))
