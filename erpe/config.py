@@ -227,7 +227,7 @@ class AttentionConfig(Config):
     rank: Size | None = Field(None, exclude_if=lambda rank: rank is None)  # written where set: older stores stay theirs
     """Instead, on linear attention: a series of so many separable terms, of linear cost, not exact; none: exact."""
     eps: NonNegativeFloat = 1e-6
-    """Added to every feature of linear attention."""
+    """Added to the features of linear attention; those of FAVOR+ queries need none."""
 
     @property
     def attention(self) -> str:
