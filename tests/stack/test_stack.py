@@ -1,7 +1,9 @@
 """Every service of docker-compose.yml at work: a study goes through them while they stop, start and grow."""
 
 import json
+import os
 import re
+import shutil
 import signal
 import time
 import urllib.error
@@ -146,6 +148,7 @@ def test_the_tracking_server_answers_who_signs_in_and_by_its_own_names(shell):
     assert ask(shell) == ask(shell, "erpe", "password1234") == ask(shell, "admin", "password1234") == 401
 
 
+@pytest.mark.skipif(not shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"), reason="no nginx here")
 def test_the_proxy_lets_in_who_trusts_its_certificate_and_others_hear_why(shell, monkeypatch):
     shell("infra/tls/certificate localhost 127.0.0.1")
     shell("docker compose up -d proxy")
