@@ -40,7 +40,9 @@ class _View(ctypes.Structure):
 
 
 def _load() -> ctypes.CDLL | None:
-    """The library beside this file; None: it was not built."""
+    """The library beside this file; None: it was not built. It wants the OpenMP that torch brought along."""
+    for openmp in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
+        ctypes.CDLL(str(openmp), mode=ctypes.RTLD_GLOBAL)
     for path in sorted(Path(__file__).parent.glob("_kernels*.so")):
         try:
             library = ctypes.CDLL(str(path))
