@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from toys import Toy, number_of, once, toy, work
 
 from erpe.errors import ConfigError, DataError, StoreError, StudyError, TrialError
 from erpe.search.axes import Floats, Space
+from erpe.search.cluster import require_token
 from erpe.search.ledger import MAX_ATTEMPTS, Ledger
 from erpe.search.progress import Silent
 from erpe.search.records import read_studies
@@ -336,10 +338,14 @@ def ray():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", PATHS["PYTHONPATH"])
+        patch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        require_token()  # and not one that Ray remembers of an earlier test
         small = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 10**8}
         ray.init(address="local", logging_level=logging.ERROR, log_to_driver=False, **small)
-    yield ray
-    ray.shutdown()
+        yield ray
+        ray.shutdown()
 
 
 def _accidents(folder, epoch):
