@@ -101,7 +101,7 @@ class Linear(Attention):
             return self.quotient(*(full_precision(x) for x in (q, k, v))).to(v.dtype)
 
     def quotient(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """`forward` in full precision."""
+        """`forward` in full precision: (B, H, N, D) twice and (B, H, N, Dv) -> (B, H, N, Dv)."""
         q, k, w = self.features.prepare(*self.turned(q, k))
         if isinstance(self.encoding, GeneralRPE):
             num, den = self.masked(q, k, v, w, self.encoding)

@@ -96,12 +96,16 @@ def masked_backward(
     d_num: Tensor,
     d_den: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, and of log c (H, 2h-1, 2w-1)."""
+    """Gradients of q, k, v, shaped as they are, and of log c (H, 2h-1, 2w-1); the rest as for `masked_forward`.
+
+    Args:
+        d_num, d_den: slopes of the numerators (B, H, N, Dv) and denominators (B, H, N).
+    """
     d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
     d_log_c = v.new_zeros(*v.shape[:2], c.shape[1] * c.shape[2])
     tables, weights = (c.contiguous(), factor.contiguous()), _projections(w)
     size = _masked_size(q, v, c, weights, maps)
-    _call("masked_backward", size, q, k, v, *tables, _plain(d_num), d_den.contiguous(), d_q, d_k, d_v, d_log_c)
+    _call("masked_backward", size, q, k, v, *tables, plain(d_num), d_den.contiguous(), d_q, d_k, d_v, d_log_c)
     return d_q, d_k, d_v, d_log_c.sum(0).view(c.shape)
 
 
@@ -130,15 +134,21 @@ def linear_forward(q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps
 def linear_backward(
     q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps, y: Tensor, made: Made, d_y: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v."""
+    """Gradients of q, k and v, shaped as they are.
+
+    Args:
+        y, made: what `linear_forward` returned.
+        d_y: slopes of y (B, H, N, Dv).
+    """
     d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
     weights = _projections(w)
     size = _linear_size(q, v, weights, maps)
-    _call("linear_backward", size, q, k, v, y, _plain(d_y), *made, d_q, d_k, d_v)
+    _call("linear_backward", size, q, k, v, y, plain(d_y), *made, d_q, d_k, d_v)
     return d_q, d_k, d_v
 
 
-def _plain(x: Tensor) -> Tensor:
+def plain(x: Tensor) -> Tensor:
+    """With a last stride of 1, as the kernels want it."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 

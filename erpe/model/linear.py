@@ -26,7 +26,7 @@ def linear_product(q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps
     Returns:
         (B, H, N, Dv).
     """
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = (compiled.plain(x) for x in (q, k, v))
     y, *_ = _LinearProduct.apply(q, k, v, w, maps)
     return y
 

@@ -50,7 +50,7 @@ def masked_product(
         num (B, H, N, Dv), den (B, H, N).
     """
     if compiled.serves(q, k, v, bias) and (_batched(q, k, v, bias) or _missing(bias, top).max() < SPAN):
-        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        q, k, v = (compiled.plain(x) for x in (q, k, v))
         num, den, *_ = _Compiled.apply(q, k, v, bias, top, w, maps)
         return num, den
     phi_q, phi_k = maps.q(q, w), maps.k(k, w)

@@ -22,6 +22,14 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[2]
+SPACE = """
+[space]
+"train.lr" = {low = 1e-4, high = 1e-2, log = true}
+"model.width" = 16
+"model.depth" = 2
+"model.heads" = 2
+"train.batch" = 50
+"""
 PORTS = {
     "postgres": "postgres:5432",
     "mlflow": "mlflow:5000",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from books import Books, compare_books
-from engine import ROOT
+from engine import ROOT, SPACE
 from object_store import BUCKET, ObjectStore
 
 from erpe.store import Store
@@ -20,14 +20,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NEAR, FAR, BETWEEN = "10.77.1.2", "10.77.2.2", ("10.77.1.1", "10.77.2.1")
 HEAD = f"{NEAR}:6379"
 RAY = str(Path(sys.executable).parent / "ray")
-SPACE = """
-[space]
-"train.lr" = {low = 1e-4, high = 1e-2, log = true}
-"model.width" = 16
-"model.depth" = 2
-"model.heads" = 2
-"train.batch" = 50
-"""
 AWAIT = """
 import sys, time
 from ray._raylet import GcsClient

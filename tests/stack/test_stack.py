@@ -17,7 +17,7 @@ import pytest
 import yaml
 from books import Books, compare_books
 from browsing import chromium, programs, visit, wait
-from engine import ROOT, command_line, send
+from engine import ROOT, SPACE, command_line, send
 from readme import commands
 
 from erpe.jobs import JobError, Jobs
@@ -26,14 +26,6 @@ from erpe.tracking.server import connect
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # minutes on two cores, more where others work, too
 
-SPACE = """
-[space]
-"train.lr" = {low = 1e-4, high = 1e-2, log = true}
-"model.width" = 16
-"model.depth" = 2
-"model.heads" = 2
-"train.batch" = 50
-"""
 TRIALS = 3
 # A trial lasts longer than a new worker needs to start: else the old one takes its trials away.
 TUNE = f"tune -v relu -d digits --name stack --trials {TRIALS} --epochs 30 --pruner none --space studies/small.toml"
