@@ -138,14 +138,18 @@ class Journal:
     """Epochs that were begun again after they had been saved: never."""
 
 
-def read_journal(path):
-    """Of all processes there were."""
+def read_journal(path, fenced=()):
+    """Of all processes there were.
+
+    A fenced driver, by its process number, may have been about to begin an epoch when it fell asleep: it notices that
+    another took over when it wants to write.
+    """
     begun, saved, retrained = Counter(), set(), 0
     for line in path.read_text().splitlines() if path.exists() else []:
-        _, what, trial, epochs = line.split()
+        _, pid, what, trial, epochs = line.split()
         if what == "begin":
             begun[trial, int(epochs) + 1] += 1
-            retrained += (trial, int(epochs) + 1) in saved
+            retrained += (trial, int(epochs) + 1) in saved and int(pid) not in fenced
         else:
             saved.add((trial, int(epochs)))
     return Journal(begun.total() - len(begun), retrained)

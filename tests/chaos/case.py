@@ -79,7 +79,7 @@ class Case:
         """Where the command writes this time."""
         return self.folder / f"{self.turn:03d}.log"
 
-    def finish(self, result):
+    def finish(self, result, fenced=()):
         """The same command to its end, without harm; then the books."""
         process = self.start()
         code = process.wait(300)
@@ -94,7 +94,7 @@ class Case:
         result.wrong += books.pop("wrong")
         for name, count in books.items():
             setattr(result, name, getattr(result, name) + count)
-        journal = read_journal(self.journal)
+        journal = read_journal(self.journal, fenced)
         result.repeated = journal.repeated
         result.wrong += [f"{journal.retrained} saved epochs were trained again"] * bool(journal.retrained)
         return result

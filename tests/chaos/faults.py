@@ -180,12 +180,13 @@ def second_driver(case, rng, times):
 
 def old_driver_returns(case, rng, times):
     """A driver stops breathing, loses its lease, another takes over; then it wakes and must not write."""
-    result = result_of(case, "an old driver returns after a pause")
+    result, fenced = result_of(case, "an old driver returns after a pause"), set()
     while result.injected < times:
         old = case.start()
         if not old.until("epoch", 180) or old.wait(rng.uniform(0.1, 1)) is not None:
             break
         old.send(signal.SIGSTOP)
+        fenced.add(old.pid)
         lose_lease(case)
         new = case.start()
         if not new.until("epoch", 90):
@@ -198,7 +199,7 @@ def old_driver_returns(case, rng, times):
             result.wrong.append(f"the old driver ended with {code}: {old.said()[-500:]}")
         new.send(signal.SIGINT)
         goes_on(case, result, new, (0, 3, 130))
-    return case.finish(result)
+    return case.finish(result, fenced)
 
 
 def lose_lease(case):
