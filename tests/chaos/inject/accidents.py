@@ -26,7 +26,8 @@ def die():
 
 def note(what, trial):
     """One whole line, also when many processes write."""
-    line = f"{time.time():.3f} {os.getpid()} {what} {trial.folder.parent.name}/{trial.folder.name} {len(trial.history)}\n"
+    name = f"{trial.folder.parent.name}/{trial.folder.name}"
+    line = f"{time.time():.3f} {os.getpid()} {what} {name} {len(trial.history)}\n"
     file = os.open(os.environ["ERPE_CHAOS_JOURNAL"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(file, line.encode())
     os.close(file)
