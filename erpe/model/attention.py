@@ -15,7 +15,7 @@ from torch.nn.functional import normalize, pad, scaled_dot_product_attention
 from erpe.config import AttentionConfig
 from erpe.errors import ConfigError, ShapeError
 from erpe.model import compiled
-from erpe.model.encoding import ENCODING, GeneralRPE, Shape, full_precision
+from erpe.model.encoding import ENCODING, GeneralRPE, Rotary, Shape, full_precision
 from erpe.model.features import FavorFeatures, Features, ReluFeatures
 from erpe.model.linear import linear_product
 
@@ -102,6 +102,9 @@ class Linear(Attention):
 
     def quotient(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`forward` in full precision: (B, H, N, D) twice and (B, H, N, Dv) -> (B, H, N, Dv)."""
+        if compiled.serves(q, k, v) and isinstance(self.encoding, Rotary) and not self.rotates_features:
+            q, k, w = self.features.prepare(q, k, self.encoding.frame(q))
+            return linear_product(q, k, v, w, self.features.maps, *self.encoding.rotation(q))
         q, k, w = self.features.prepare(*self.turned(q, k))
         if isinstance(self.encoding, GeneralRPE):
             num, den = self.masked(q, k, v, w, self.encoding)

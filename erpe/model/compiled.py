@@ -23,7 +23,8 @@ def _longs(names: str) -> list[tuple[str, Any]]:
 class _Map(ctypes.Structure):
     _fields_ = [
         ("kind", ctypes.c_int), ("eps", ctypes.c_float), ("norm", ctypes.c_float),
-        *_longs("size w_head w_t_head"), ("w", ctypes.c_void_p), ("w_t", ctypes.c_void_p),
+        *_longs("size w_head w_t_head phase_head"),
+        *((name, ctypes.c_void_p) for name in "w w_t phase basis basis_t places".split()),
     ]  # fmt: skip
 
 
@@ -113,18 +114,32 @@ Made = tuple[Tensor, Tensor, Tensor]
 """What a backward pass needs again: S (B H, .., ..), z (B H, ..) and denominators (B H, N)."""
 
 
-def linear_forward(q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps) -> tuple[Tensor, Made]:
+class Rotation(NamedTuple):
+    """What turns queries and keys before the maps."""
+
+    phase: Tensor
+    """(H, N, P) complex, of each plane of two coordinates; further ones stay."""
+    basis: Tensor | None
+    """(D, D) orthogonal, columns are the axes of the coordinates; none: the usual ones."""
+    places: Tensor | None
+    """(N, 2), y and x of a token, if slopes of the planes' frequencies are wanted."""
+
+
+def linear_forward(
+    q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps, rotation: Rotation | None
+) -> tuple[Tensor, Made]:
     """y_i = phi_q_i S / (phi_q_i . z), S = sum_j phi_k_j v_j^T, z = sum_j phi_k_j.
 
     Args:
         q, k: (B, H, N, D), of which `maps` make features (B, H, N, m).
         v: (B, H, N, Dv).
         w: projections (D, m) for the maps, or (H, D, m); none: m is D.
+        rotation: of q and k.
     Returns:
         y (B, H, N, Dv).
     """
-    weights = _projections(w)
-    size = _linear_size(q, v, weights, maps)
+    weights, turning = _projections(w), _turning(rotation, q.shape[-1])
+    size = _linear_size(q, v, weights, maps, turning)
     m, dv, pairs = _whole(size.m), _whole(size.dv), size.images * size.heads
     y, made = _side_by_side(v), (v.new_empty(pairs, m, dv), v.new_empty(pairs, m), v.new_empty(pairs, size.n))
     _call("linear_forward", size, q, k, v, y, *made)
@@ -132,19 +147,32 @@ def linear_forward(q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps
 
 
 def linear_backward(
-    q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps, y: Tensor, made: Made, d_y: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, shaped as they are.
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    w: Tensor | None,
+    maps: Maps,
+    rotation: Rotation | None,
+    y: Tensor,
+    made: Made,
+    d_y: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of q, k and v, shaped as they are, and of the frequencies (2, H, P), where `rotation` has places.
 
     Args:
         y, made: what `linear_forward` returned.
         d_y: slopes of y (B, H, N, Dv).
     """
     d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
-    weights = _projections(w)
-    size = _linear_size(q, v, weights, maps)
-    _call("linear_backward", size, q, k, v, y, plain(d_y), *made, d_q, d_k, d_v)
-    return d_q, d_k, d_v
+    weights, turning = _projections(w), _turning(rotation, q.shape[-1])
+    size, (images, heads) = _linear_size(q, v, weights, maps, turning), q.shape[:2]
+    planes = rotation.phase.shape[-1] if rotation and rotation.places is not None else 0
+    d_planes = v.new_empty((images, heads, 2, _whole(q.shape[-1]) // 2, 2) if planes else 0)
+    _call("linear_backward", size, q, k, v, y, plain(d_y), *made, d_q, d_k, d_v, d_planes)
+    if not planes:
+        return d_q, d_k, d_v, None
+    first, second = d_planes.sum(0)[:, :, :planes].unbind(-1)
+    return d_q, d_k, d_v, (second - first).transpose(0, 1)
 
 
 def plain(x: Tensor) -> Tensor:
@@ -180,15 +208,33 @@ def _projections(w: Tensor | None) -> _Projections | None:
     return _Projections(wide, pad(wide, (0, 0, 0, _whole(d) - d)).mT.contiguous(), m)
 
 
-def _maps(q: Tensor, w: _Projections | None, maps: Maps) -> list[_Map]:
-    made = []
-    for each in maps:
-        places: list[int] = [0, 0, 0, 0]
-        if w:
-            heads = [x.stride(0) if len(x) > 1 else 0 for x in w[:2]]
-            places = [*heads, w.w.data_ptr(), w.w_t.data_ptr()]
-        made.append(_Map(KINDS.index(each.kind), each.eps, each.norm, q.shape[-1], *places))
-    return made
+class _Turning(NamedTuple):
+    """A rotation as the kernels take it: cos and sin (H, N, whole D), the basis and its transpose (D, whole D), places."""
+
+    phase: Tensor
+    basis: Tensor | None
+    basis_t: Tensor | None
+    places: Tensor | None
+
+
+def _turning(rotation: Rotation | None, d: int) -> _Turning | None:
+    if rotation is None:
+        return None
+    phase, basis, places = rotation
+    whole = _whole(d)
+    phase = pad(phase, (0, whole // 2 - phase.shape[-1]), value=1.0).contiguous()
+    bases = [None if x is None else pad(x, (0, whole - d)).contiguous() for x in (basis, basis if basis is None else basis.T)]
+    return _Turning(torch.view_as_real(phase), *bases, places)
+
+
+def _maps(q: Tensor, w: _Projections | None, maps: Maps, turning: _Turning | None = None) -> list[_Map]:
+    heads = [x.stride(0) if len(x) > 1 else 0 for x in w[:2]] if w else [0, 0]
+    tables = [*(w[:2] if w else (None, None)), *(turning or (None, None, None, None))]
+    places = [0 if x is None else x.data_ptr() for x in tables]
+    phase_head = turning.phase.stride(0) if turning else 0
+    return [
+        _Map(KINDS.index(each.kind), each.eps, each.norm, q.shape[-1], *heads, phase_head, *places) for each in maps
+    ]
 
 
 def _masked_size(q: Tensor, v: Tensor, c: Tensor, w: _Projections | None, maps: Maps) -> _Masked:
@@ -196,8 +242,8 @@ def _masked_size(q: Tensor, v: Tensor, c: Tensor, w: _Projections | None, maps: 
     return _Masked(*q.shape[:2], h, w_, w.m if w else q.shape[-1], v.shape[-1], *_maps(q, w, maps))
 
 
-def _linear_size(q: Tensor, v: Tensor, w: _Projections | None, maps: Maps) -> _Linear:
-    return _Linear(*q.shape[:3], w.m if w else q.shape[-1], v.shape[-1], *_maps(q, w, maps))
+def _linear_size(q: Tensor, v: Tensor, w: _Projections | None, maps: Maps, turning: _Turning | None) -> _Linear:
+    return _Linear(*q.shape[:3], w.m if w else q.shape[-1], v.shape[-1], *_maps(q, w, maps, turning))
 
 
 def _call(function: str, size: _Masked | _Linear, *arrays: Tensor) -> None:

@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import pad
 
 from erpe.config import AttentionConfig
+from erpe.model.compiled import Rotation
 from erpe.model.features import Maps
 from erpe.model.fourier import fourier_product, series
 from erpe.model.masked import masked_product, window_top
@@ -188,15 +189,24 @@ class Rotary(Encoding):
         """(2, H, P) frequencies in rad per patch along y and x."""
         raise NotImplementedError
 
-    def phase(self) -> Tensor:
-        """(H, N, P) complex e^(i angle), in float32 at least."""
+    def phase(self, planes: Tensor) -> Tensor:
+        """(H, N, P) complex e^(i angle) for frequencies (2, H, P)."""
         along = []
-        for frequency, steps in zip(full_precision(self.planes()), (self.rows, self.columns), strict=True):
+        for frequency, steps in zip(planes, (self.rows, self.columns), strict=True):
             angle = steps.to(frequency.dtype)[:, None] * frequency[:, None]         # (H, h, P), then (H, w, P)
             along.append(torch.complex(angle.cos(), angle.sin()))
         # e^(i (y fy + x fx)) is a product: few cosines for many tokens
         phase = (along[0][:, :, None] * along[1][:, None]).flatten(1, 2)            # (H, hw, P)
         return pad(phase, (0, 0, 1, 0), value=1.0) if self.shape.cls else phase     # R(0) = I
+
+    def rotation(self, like: Tensor) -> tuple[Tensor, Rotation]:
+        """(2, H, P) frequencies, and what `align` does with them as a table, which is not differentiated."""
+        planes = full_precision(self.planes())
+        places = None
+        if planes.requires_grad:
+            places = torch.cartesian_prod(self.rows, self.columns).view(-1, 2)
+            places = pad(places, (0, 0, 1, 0)) if self.shape.cls else places
+        return planes, Rotation(self.phase(planes.detach()), self.frame(like), places)
 
     def rotate(self, *vectors: Tensor) -> tuple[Tensor, ...]:
         """Each (B, H, N, D) turned, computed in float32 at least and given back in its own dtype."""
@@ -208,7 +218,7 @@ class Rotary(Encoding):
 
     def _each(self, turn: Callable[[Tensor, Tensor], Tensor], vectors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         with torch.autocast(vectors[0].device.type, enabled=False):
-            phase = self.phase()
+            phase = self.phase(full_precision(self.planes()))
             return tuple(turn(full_precision(x), phase).to(x.dtype) for x in vectors)
 
 

@@ -13,44 +13,62 @@ import torch
 from torch import Tensor
 
 from erpe.model import compiled
+from erpe.model.compiled import Rotation
 from erpe.model.features import Maps
 
 
-def linear_product(q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps) -> Tensor:
+def linear_product(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    w: Tensor | None,
+    maps: Maps,
+    planes: Tensor | None = None,
+    rotation: Rotation | None = None,
+) -> Tensor:
     """Rows divided by their sums; only where `compiled.serves`.
 
     Args:
         q, k: (B, H, N, D), of which `maps` make features (B, H, N, m).
         v: (B, H, N, Dv).
         w: projections (D, m) for the maps, or (H, D, m).
+        rotation: of q and k; without a gradient of its own, that goes to
+        planes: (2, H, P), frequencies along y and x of which it was made.
     Returns:
         (B, H, N, Dv).
     """
     q, k, v = (compiled.plain(x) for x in (q, k, v))
-    y, *_ = _LinearProduct.apply(q, k, v, w, maps)
+    y, *_ = _LinearProduct.apply(q, k, v, w, maps, planes, *(rotation or (None, None, None)))
     return y
+
+
+def _rotation(phase: Tensor | None, basis: Tensor | None, places: Tensor | None) -> Rotation | None:
+    return None if phase is None else Rotation(phase, basis, places)
 
 
 class _LinearProduct(torch.autograd.Function):
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps) -> Any:
-        y, made = compiled.linear_forward(q, k, v, w, maps)
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps, planes: Tensor | None, *rotation: Any
+    ) -> Any:
+        y, made = compiled.linear_forward(q, k, v, w, maps, _rotation(*rotation))
         return y, *made
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:4], *output)
+        ctx.save_for_backward(*inputs[:4], *inputs[6:], *output)
         ctx.maps = inputs[4]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        q, k, v, w, y, *made = ctx.saved_tensors
+        q, k, v, w, phase, basis, places, y, sums, z, den = ctx.saved_tensors
         if gradients[0] is None:
-            return None, None, None, None, None
-        found = compiled.linear_backward(q, k, v, w, ctx.maps, y, (made[0], made[1], made[2]), gradients[0])
-        return *found, None, None
+            return (None,) * 9
+        rotation, made = _rotation(phase, basis, places), (sums, z, den)
+        d_q, d_k, d_v, d_planes = compiled.linear_backward(q, k, v, w, ctx.maps, rotation, y, made, gradients[0])
+        return d_q, d_k, d_v, None, None, d_planes, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
@@ -58,7 +76,11 @@ class _LinearProduct(torch.autograd.Function):
         size = info.batch_size
         q, k, v = more_heads(size, in_dims[:3], inputs[:3])
         w = own_projections(size, in_dims[3], inputs[3], heads=q.shape[1] // size)
-        y, *made = _LinearProduct.apply(q, k, v, w, inputs[4])
+        planes, phase, basis, places = inputs[5:]
+        if phase is not None:
+            (planes,) = more_heads(size, in_dims[5:6], [planes])
+            (phase,) = more_heads(size, in_dims[6:7], [phase], axis=0)
+        y, *made = _LinearProduct.apply(q, k, v, w, inputs[4], planes, phase, basis, places)
         return (y.unflatten(1, (size, -1)), *made), (1, None, None, None)
 
 

@@ -7,7 +7,7 @@
  * of features phi. Tokens come in parts of PART.
  */
 
-#define PART 48
+#define PART 64
 
 typedef struct {
     long images, heads, n, m, dv;
@@ -29,90 +29,124 @@ INLINE void add(float *sum, float factor, const float *x, long length) {
     for (long i = 0; i < length; i += LANES) *(vec *)(sum + i) += factor * *(const vec *)(x + i);
 }
 
-/* The largest exponent of a pair's keys; `room` is for a part. */
-INLINE float top_of_keys(Linear s, long pair, View k, float *room) {
+/* Scratch of a thread, parts of tokens and sums. */
+typedef struct {
+    float *phi, *values, *slope, *turned, *other, *sums_t, *d_sums, *d_z;
+} Room;
+
+INLINE long room_of_one(Linear s) {
+    return PART * (2 * whole(s.m) + whole(s.dv) + 2 * whole(s.q.size)) + 2 * whole(s.m) * whole(s.dv) + whole(s.m);
+}
+
+INLINE Room room_of(Linear s, float *all) {
+    long m = whole(s.m), dv = whole(s.dv), size = whole(s.q.size);
+    Room r = {.phi = all + omp_get_thread_num() * room_of_one(s)};
+    r.values = r.phi + PART * m, r.slope = r.values + PART * dv, r.turned = r.slope + PART * m;
+    r.other = r.turned + PART * size, r.sums_t = r.other + PART * size, r.d_sums = r.sums_t + m * dv;
+    r.d_z = r.d_sums + m * dv;
+    return r;
+}
+
+/* Features of queries from `first` on. */
+INLINE void take_queries(Linear s, View q, long pair, long first, long rows, Room r) {
+    project(s.q, first, start(q, s.heads, pair, first), q.row, rows, s.m, r.turned, r.phi);
+    finish(s.q, 0, rows, s.m, r.phi);
+}
+
+/* Those of v, or of slopes of y. */
+INLINE void take_values(Linear s, View x, long pair, long first, long rows, Room r) {
+    project(AS_IT_IS, 0, start(x, s.heads, pair, first), x.row, rows, s.dv, 0, r.values);
+}
+
+/* The largest exponent of a pair's keys. */
+INLINE float top_of_keys(Linear s, View k, long pair, Room r) {
     float top = -3e38f;
     for (long first = 0; s.k.kind == EXP_OF_KEY && first < s.n; first += PART) {
         long rows = least(PART, s.n - first);
-        project(s.k, start(k, s.heads, pair, first), k.row, rows, s.m, room);
-        top = highest(room, rows, s.m, top);
+        project(s.k, first, start(k, s.heads, pair, first), k.row, rows, s.m, r.turned, r.phi);
+        top = highest(r.phi, rows, s.m, top);
     }
     return top;
 }
 
+/* Features of keys from `first` on, whose `top` was asked for before; where all are one part, their projections are there. */
+INLINE void take_keys(Linear s, float top, View k, long pair, long first, long rows, Room r) {
+    if (s.k.kind != EXP_OF_KEY || s.n > PART)
+        project(s.k, first, start(k, s.heads, pair, first), k.row, rows, s.m, r.turned, r.phi);
+    finish(s.k, top, rows, s.m, r.phi);
+}
+
 EACH_CPU static void attend_pair(Linear s, long pair, View q, View k, View v, View y, float *sums, float *z, float *den,
-                                 float *phi, float *values) {
+                                 Room r) {
     s.q = of_head(s.q, pair % s.heads), s.k = of_head(s.k, pair % s.heads);
     long m = whole(s.m), dv = whole(s.dv);
     sums += pair * m * dv, z += pair * m, den += pair * s.n;
-    float top = top_of_keys(s, pair, k, phi);
+    float top = top_of_keys(s, k, pair, r);
     for (long c = 0; c < m; c++) z[c] = 0;
     for (long first = 0; first < s.n; first += PART) {
         long rows = least(PART, s.n - first);
-        take(s.k, top, start(k, s.heads, pair, first), k.row, rows, s.m, phi);
-        take(AS_IT_IS, 0, start(v, s.heads, pair, first), v.row, rows, s.dv, values);
-        product(m, dv, rows, phi, 1, m, values, dv, sums, dv, first > 0);
-        for (long i = 0; i < rows; i++) add(z, 1, phi + i * m, m);
+        take_keys(s, top, k, pair, first, rows, r);
+        take_values(s, v, pair, first, rows, r);
+        product(m, dv, rows, r.phi, 1, m, r.values, dv, sums, dv, first > 0);
+        for (long i = 0; i < rows; i++) add(z, 1, r.phi + i * m, m);
     }
     for (long first = 0; first < s.n; first += PART) {
         long rows = least(PART, s.n - first);
-        take(s.q, 0, start(q, s.heads, pair, first), q.row, rows, s.m, phi);
-        product(rows, dv, m, phi, m, 1, sums, dv, values, dv, 0);
+        take_queries(s, q, pair, first, rows, r);
+        product(rows, dv, m, r.phi, m, 1, sums, dv, r.values, dv, 0);
         float *out = start(y, s.heads, pair, first);
         for (long i = 0; i < rows; i++, out += y.row) {
-            den[first + i] = dot(phi + i * m, z, m);
+            den[first + i] = dot(r.phi + i * m, z, m);
             float factor = 1 / den[first + i];
-            for (long c = 0; c < s.dv; c++) out[c] = values[i * dv + c] * factor;
+            for (long c = 0; c < s.dv; c++) out[c] = r.values[i * dv + c] * factor;
         }
     }
 }
 
 EACH_CPU static void attend_back(Linear s, long pair, View q, View k, View v, View y, View d_y, const float *sums,
-                                 const float *z, const float *den, View d_q, View d_k, View d_v, float *phi,
-                                 float *values, float *slope, float *turned, float *d_sums, float *d_z, float *room) {
+                                 const float *z, const float *den, View d_q, View d_k, View d_v, float *d_planes,
+                                 Room r) {
     s.q = of_head(s.q, pair % s.heads), s.k = of_head(s.k, pair % s.heads);
-    long m = whole(s.m), dv = whole(s.dv);
+    long m = whole(s.m), dv = whole(s.dv), size = whole(s.q.size);
     sums += pair * m * dv, z += pair * m, den += pair * s.n;
-    transpose(sums, m, dv, turned);
-    for (long c = 0; c < m; c++) d_z[c] = 0;
+    Turned turned = {r.turned, d_planes + 2 * pair * size};
+    for (long c = 0; s.q.places && c < 2 * size; c++) turned.d_planes[c] = 0;
+    transpose(sums, m, dv, r.sums_t);
+    for (long c = 0; c < m; c++) r.d_z[c] = 0;
     for (long first = 0; first < s.n; first += PART) {
         long rows = least(PART, s.n - first);
-        take(s.q, 0, start(q, s.heads, pair, first), q.row, rows, s.m, phi);
-        take(AS_IT_IS, 0, start(d_y, s.heads, pair, first), d_y.row, rows, s.dv, values);
+        take_queries(s, q, pair, first, rows, r);
+        take_values(s, d_y, pair, first, rows, r);
         const float *result = start(y, s.heads, pair, first);
         for (long i = 0; i < rows; i++, result += y.row) {
-            float factor = 1 / den[first + i], d_den = 0, *d_num = values + i * dv;
+            float factor = 1 / den[first + i], d_den = 0, *d_num = r.values + i * dv;
             for (long c = 0; c < s.dv; c++) {
                 d_num[c] *= factor;
                 d_den -= d_num[c] * result[c];
             }
-            add(d_z, d_den, phi + i * m, m);
-            for (long c = 0; c < m; c++) slope[i * m + c] = d_den * z[c];
+            add(r.d_z, d_den, r.phi + i * m, m);
+            for (long c = 0; c < m; c++) r.slope[i * m + c] = d_den * z[c];
         }
-        product(m, dv, rows, phi, 1, m, values, dv, d_sums, dv, first > 0);
-        product(rows, m, dv, values, dv, 1, turned, m, slope, m, 1);
-        give(s.q, slope, phi, start(q, s.heads, pair, first), q.row, rows, s.m, start(d_q, s.heads, pair, first), d_q.row,
-             room);
+        product(m, dv, rows, r.phi, 1, m, r.values, dv, r.d_sums, dv, first > 0);
+        product(rows, m, dv, r.values, dv, 1, r.sums_t, m, r.slope, m, 1);
+        give(s.q, first, r.slope, r.phi, start(q, s.heads, pair, first), q.row, turned, rows, s.m,
+             start(d_q, s.heads, pair, first), d_q.row, r.other);
     }
-    transpose(d_sums, m, dv, turned);
-    float top = top_of_keys(s, pair, k, phi);
+    transpose(r.d_sums, m, dv, r.sums_t);
+    float top = top_of_keys(s, k, pair, r);
     for (long first = 0; first < s.n; first += PART) {
         long rows = least(PART, s.n - first);
-        take(AS_IT_IS, 0, start(v, s.heads, pair, first), v.row, rows, s.dv, values);
+        take_values(s, v, pair, first, rows, r);
         for (long i = 0; i < rows; i++)
-            for (long c = 0; c < m; c++) slope[i * m + c] = d_z[c];
-        product(rows, m, dv, values, dv, 1, turned, m, slope, m, 1);
-        take(s.k, top, start(k, s.heads, pair, first), k.row, rows, s.m, phi);
-        give(s.k, slope, phi, start(k, s.heads, pair, first), k.row, rows, s.m, start(d_k, s.heads, pair, first), d_k.row,
-             room);
-        product(rows, dv, m, phi, m, 1, d_sums, dv, values, dv, 0);
-        give(AS_IT_IS, values, values, values, dv, rows, s.dv, start(d_v, s.heads, pair, first), d_v.row, room);
+            for (long c = 0; c < m; c++) r.slope[i * m + c] = r.d_z[c];
+        product(rows, m, dv, r.values, dv, 1, r.sums_t, m, r.slope, m, 1);
+        take_keys(s, top, k, pair, first, rows, r);
+        product(rows, dv, m, r.phi, m, 1, r.d_sums, dv, r.values, dv, 0);
+        give(AS_IT_IS, 0, r.values, r.values, r.values, dv, NOT_TURNED, rows, s.dv, start(d_v, s.heads, pair, first),
+             d_v.row, 0);
+        give(s.k, first, r.slope, r.phi, start(k, s.heads, pair, first), k.row, turned, rows, s.m,
+             start(d_k, s.heads, pair, first), d_k.row, r.other);
     }
-}
-
-INLINE long room_of_one(Linear s) {
-    long m = whole(s.m), dv = whole(s.dv);
-    return PART * (2 * m + dv + whole(s.q.size)) + 2 * m * dv + m;
 }
 
 /* Entries of scratch. */
@@ -122,20 +156,13 @@ long linear_backward_room(Linear s, int threads) { return threads * room_of_one(
 void linear_forward(Linear s, int threads, View q, View k, View v, View y, float *sums, float *z, float *den,
                     float *room) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (long pair = 0; pair < s.images * s.heads; pair++) {
-        float *phi = room + omp_get_thread_num() * room_of_one(s);
-        attend_pair(s, pair, q, k, v, y, sums, z, den, phi, phi + PART * whole(s.m));
-    }
+    for (long pair = 0; pair < s.images * s.heads; pair++)
+        attend_pair(s, pair, q, k, v, y, sums, z, den, room_of(s, room));
 }
 
 void linear_backward(Linear s, int threads, View q, View k, View v, View y, View d_y, const float *sums, const float *z,
-                     const float *den, View d_q, View d_k, View d_v, float *room) {
-    long m = whole(s.m), dv = whole(s.dv);
+                     const float *den, View d_q, View d_k, View d_v, float *d_planes, float *room) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (long pair = 0; pair < s.images * s.heads; pair++) {
-        float *phi = room + omp_get_thread_num() * room_of_one(s), *values = phi + PART * m;
-        float *slope = values + PART * dv, *turned = slope + PART * m, *d_sums = turned + m * dv;
-        attend_back(s, pair, q, k, v, y, d_y, sums, z, den, d_q, d_k, d_v, phi, values, slope, turned, d_sums,
-                    d_sums + m * dv, d_sums + m * dv + m);
-    }
+    for (long pair = 0; pair < s.images * s.heads; pair++)
+        attend_back(s, pair, q, k, v, y, d_y, sums, z, den, d_q, d_k, d_v, d_planes, room_of(s, room));
 }

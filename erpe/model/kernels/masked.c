@@ -21,7 +21,7 @@ INLINE long tile_width(Masked s) { return whole(tile_rows(s) * s.w); }
 INLINE long tiles(Masked s) { return (s.h + tile_rows(s) - 1) / tile_rows(s); }
 
 /* x (N, d) of a pair -> for each key tile (d, width), zeros behind its last token. */
-EACH_CPU static void turn(Masked s, long d, const float *x, float *out) {
+EACH_CPU static void transpose(Masked s, long d, const float *x, float *out) {
     long step = tile_rows(s) * s.w, width = tile_width(s), n = s.h * s.w;
     for (long first = 0; first < n; first += step, out += d * width)
         for (long c = 0; c < d; c++)
@@ -73,7 +73,7 @@ INLINE void unweigh(Masked s, float *p, float *slope, float d_den, const float *
 /* A pair's features, all at once; returns what comes behind them. */
 INLINE float *take_whole(Masked s, Map map, View x, long pair, long columns, float *out) {
     long n = s.h * s.w;
-    project(map, start(x, s.heads, pair, 0), x.row, n, columns, out);
+    project(map, 0, start(x, s.heads, pair, 0), x.row, n, columns, 0, out);
     finish(map, map.kind == EXP_OF_KEY ? highest(out, n, columns, -3e38f) : 0, n, columns, out);
     return out + n * whole(columns);
 }
@@ -86,7 +86,7 @@ EACH_CPU static void forward_pair(Masked s, long pair, View q, View k, View v, c
     float *phi_q = room, *phi_k = take_whole(s, s.q, q, pair, s.m, phi_q);
     float *values = take_whole(s, s.k, k, pair, s.m, phi_k), *kt = take_whole(s, AS_IT_IS, v, pair, s.dv, values);
     float *a = kt + tiles(s) * width * m, *sums = a + QUERIES * width;
-    turn(s, m, phi_k, kt);
+    transpose(s, m, phi_k, kt);
     for (long first = 0; first < n; first += QUERIES) {
         long queries = least(QUERIES, n - first);
         for (long i = 0; i < queries; i++) den[first + i] = 0;
@@ -119,8 +119,8 @@ EACH_CPU static void backward_pair(Masked s, long pair, View q, View k, View v, 
     float *of_k = of_q + n * m, *of_v = of_k + n * m, *rest = of_v + n * dv;
     for (long i = 0; i < n; i++)
         for (long x = 0; x < dv; x++) slopes[i * dv + x] *= factor[i];
-    turn(s, m, phi_k, kt);
-    turn(s, dv, values, vt);
+    transpose(s, m, phi_k, kt);
+    transpose(s, dv, values, vt);
     for (long t = 0; t < tiles(s); t++) {
         long from = t * step, keys = least(step, n - from), row = t * tile_rows(s);
         for (long first = 0; first < n; first += QUERIES) {
@@ -138,9 +138,10 @@ EACH_CPU static void backward_pair(Masked s, long pair, View q, View k, View v, 
             product(queries, m, keys, slope, width, 1, phi_k + from * m, m, of_q + first * m, m, t > 0);
         }
     }
-    give(s.q, of_q, phi_q, start(q, s.heads, pair, 0), q.row, n, s.m, start(d_q, s.heads, pair, 0), d_q.row, rest);
-    give(s.k, of_k, phi_k, start(k, s.heads, pair, 0), k.row, n, s.m, start(d_k, s.heads, pair, 0), d_k.row, rest);
-    give(AS_IT_IS, of_v, of_v, of_v, dv, n, s.dv, start(d_v, s.heads, pair, 0), d_v.row, rest);
+    float *to_q = start(d_q, s.heads, pair, 0), *to_k = start(d_k, s.heads, pair, 0), *to_v = start(d_v, s.heads, pair, 0);
+    give(s.q, 0, of_q, phi_q, start(q, s.heads, pair, 0), q.row, NOT_TURNED, n, s.m, to_q, d_q.row, rest);
+    give(s.k, 0, of_k, phi_k, start(k, s.heads, pair, 0), k.row, NOT_TURNED, n, s.m, to_k, d_k.row, rest);
+    give(AS_IT_IS, 0, of_v, of_v, of_v, dv, NOT_TURNED, n, s.dv, to_v, d_v.row, rest);
 }
 
 /* Entries of the scratch of a thread. */

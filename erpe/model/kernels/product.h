@@ -15,6 +15,12 @@ typedef int bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 #else
 #define EACH_CPU
 #endif
+#if defined(__clang__)
+#define SHUFFLE(x, ...) __builtin_shufflevector(x, x, __VA_ARGS__)
+#else
+#define SHUFFLE(x, ...) __builtin_shuffle(x, (bits){__VA_ARGS__})
+#endif
+#define SWAPPED(x) SHUFFLE(x, 1, 0, 3, 2, 5, 4, 7, 6) /* each pair of neighbours */
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE long least(long a, long b) { return a < b ? a : b; }
@@ -91,30 +97,58 @@ INLINE float *start(View x, long heads, long pair, long token) {
     return x.at + pair / heads * x.image + pair % heads * x.head + token * x.row;
 }
 
-/* What makes features of numbers: of x (size), or of its projections if there is a w (size, whole width of the features);
- * w_t is its transpose (whole width, whole size). The next head's are w_head entries on, 0 if all have one. Exponents
- * lose norm |x|^2. */
+/* What makes features of numbers x (size).
+ *
+ * If there is a phase, it turns planes of two coordinates: cos and sin for each plane and token, the next head's are
+ * phase_head entries on. Coordinates are those of x, or in a basis (size, whole size); basis_t is its transpose. If there
+ * is a w (size, whole width of the features), the features are of projections; w_t is its transpose (whole width, whole
+ * size), the next head's are w_head entries on, 0 if all have one. Exponents lose norm |x|^2. places are (y, x) of each
+ * token, if slopes of the phases are wanted. */
 typedef struct {
     enum { PLAIN, RELU, EXP_OF_QUERY, EXP_OF_KEY } kind;
     float eps, norm;
-    long size, w_head, w_t_head;
-    const float *w, *w_t;
+    long size, w_head, w_t_head, phase_head;
+    const float *w, *w_t, *phase, *basis, *basis_t, *places;
 } Map;
 
-static const Map AS_IT_IS = {PLAIN, 0, 0, 0, 0, 0, 0, 0};
+static const Map AS_IT_IS = {PLAIN, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
 
 INLINE Map of_head(Map map, long head) {
     if (map.w) map.w += head * map.w_head, map.w_t += head * map.w_t_head;
+    if (map.phase) map.phase += head * map.phase_head;
     return map;
 }
 
-/* Numbers (rows, size) -> what the map is of, zeros behind them up to the whole width. */
-INLINE void project(Map map, const float *x, long row, long rows, long columns, float *out) {
-    long width = whole(columns);
-    if (map.w) product(rows, width, map.size, x, row, 1, map.w, width, out, width, 0);
-    for (long i = 0; i < rows; i++, x += row, out += width) {
+/* Each plane (x, y) by its phase (cos, sin); backwards with `sense` -1. */
+INLINE void rotate(float *at, const float *phase, long length, float sense) {
+    vec signs = {-sense, sense, -sense, sense, -sense, sense, -sense, sense};
+    for (long i = 0; i < length; i += LANES) {
+        vec x = *(vec *)(at + i), turn = *(const vec *)(phase + i);
+        vec cos = SHUFFLE(turn, 0, 0, 2, 2, 4, 4, 6, 6), sin = SHUFFLE(turn, 1, 1, 3, 3, 5, 5, 7, 7);
+        *(vec *)(at + i) = x * cos + SWAPPED(x) * (sin * signs);
+    }
+}
+
+/* Numbers (rows, size) of tokens from `token` on, turned; zeros behind them up to the whole size. */
+INLINE void turn(Map map, long token, const float *x, long row, long rows, float *out) {
+    long size = whole(map.size);
+    if (map.basis) product(rows, size, map.size, x, row, 1, map.basis, size, out, size, 0);
+    else
+        for (long i = 0; i < rows; i++)
+            for (long c = 0; c < size; c++) out[i * size + c] = c < map.size ? x[i * row + c] : 0;
+    rotate(out, map.phase + token * size, rows * size, 1);
+}
+
+/* Numbers (rows, size) of tokens from `token` on -> what the map is of, zeros behind them up to the whole width. What was
+ * turned is left in `turned`. */
+INLINE void project(Map map, long token, const float *x, long row, long rows, long columns, float *turned, float *out) {
+    long width = whole(columns), next = row;
+    const float *y = x;
+    if (map.phase) turn(map, token, x, row, rows, turned), y = turned, next = whole(map.size);
+    if (map.w) product(rows, width, map.size, y, next, 1, map.w, width, out, width, 0);
+    for (long i = 0; i < rows; i++, x += row, y += next, out += width) {
         if (!map.w) {
-            for (long c = 0; c < columns; c++) out[c] = x[c];
+            for (long c = 0; c < columns; c++) out[c] = y[c];
             for (long c = columns; c < width; c++) out[c] = 0;
         }
         if (map.norm) {
@@ -152,16 +186,44 @@ INLINE void finish(Map map, float top, long rows, long columns, float *out) {
     }
 }
 
-/* Both. */
-INLINE void take(Map map, float top, const float *x, long row, long rows, long columns, float *out) {
-    project(map, x, row, rows, columns, out);
-    finish(map, top, rows, columns, out);
+/* Slopes of what was turned -> of the phases' angles: each plane's is the second of its entries less the first; times the
+ * tokens' places (y, x), their sums are added to `d_planes` (2, whole size). */
+INLINE void sum_angles(const float *slope, const float *turned, const float *places, long rows, long size,
+                       float *d_planes) {
+    for (long c = 0; c < size; c += LANES) {
+        vec y = *(vec *)(d_planes + c), x = *(vec *)(d_planes + size + c);
+        for (long i = 0; i < rows; i++) {
+            vec planes = *(const vec *)(turned + i * size + c);
+            vec angles = SWAPPED(planes) * *(const vec *)(slope + i * size + c);
+            y += places[2 * i] * angles;
+            x += places[2 * i + 1] * angles;
+        }
+        *(vec *)(d_planes + c) = y;
+        *(vec *)(d_planes + size + c) = x;
+    }
 }
 
-/* Slopes of features, which are used up -> of the numbers. `room` is for a part of `rows` numbers. */
-INLINE void give(Map map, float *slope, const float *features, const float *x, long x_row, long rows, long columns,
-                 float *out, long row, float *room) {
-    long width = whole(columns), size = whole(map.size);
+/* What belongs to a rotation: what `project` left, and where slopes of the planes' frequencies are summed. */
+typedef struct {
+    float *turned, *d_planes;
+} Turned;
+
+static const Turned NOT_TURNED = {0, 0};
+
+/* Slopes of what was turned, used up like that -> of x (rows, whole size), wherever they are then. */
+INLINE float *turn_back(Map map, long token, float *slope, Turned known, long rows) {
+    long size = whole(map.size);
+    if (map.places) sum_angles(slope, known.turned, map.places + 2 * token, rows, size, known.d_planes);
+    rotate(slope, map.phase + token * size, rows * size, -1);
+    if (!map.basis) return slope;
+    product(rows, size, map.size, slope, size, 1, map.basis_t, size, known.turned, size, 0);
+    return known.turned;
+}
+
+/* Slopes of features of tokens from `token` on, which are used up -> of the numbers. `room` is for `rows` numbers. */
+INLINE void give(Map map, long token, float *slope, const float *features, const float *x, long x_row, Turned known,
+                 long rows, long columns, float *out, long row, float *room) {
+    long width = whole(columns), size = whole(map.size), next = map.w ? size : width;
     float *d = slope;
     for (long i = 0; i < rows; i++, d += width, features += width) {
         if (map.kind == RELU)
@@ -170,14 +232,14 @@ INLINE void give(Map map, float *slope, const float *features, const float *x, l
             for (long c = 0; c < columns; c++) d[c] *= features[c] - map.eps;
     }
     if (map.w) product(rows, size, columns, slope, width, 1, map.w_t, size, room, size, 0);
-    for (long i = 0; i < rows; i++, slope += width, out += row, x += x_row, room += map.w ? size : 0) {
-        if (!map.w)
-            for (long c = 0; c < columns; c++) out[c] = slope[c];
-        else {
+    d = map.w ? room : slope;
+    if (map.phase) d = turn_back(map, token, d, known, rows);
+    for (long i = 0; i < rows; i++, slope += width, out += row, x += x_row, d += next) {
+        for (long c = 0; c < (map.w ? map.size : columns); c++) out[c] = d[c];
+        if (map.norm) {
             float sum = 0;
-            if (map.norm)
-                for (long c = 0; c < columns; c++) sum += slope[c];
-            for (long c = 0; c < map.size; c++) out[c] = room[c] - 2 * map.norm * sum * x[c];
+            for (long c = 0; c < columns; c++) sum += slope[c];
+            for (long c = 0; c < map.size; c++) out[c] -= 2 * map.norm * sum * x[c];
         }
     }
 }
