@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from erpe.config import ModelConfig
@@ -58,6 +58,15 @@ def assert_rounding(found, expected, tolerance=2e-5):
         assert (one.double() - other).abs().amax() <= tolerance * max(1.0, other.abs().amax()), one.shape
 
 
+def at_a_kink(layer, q, k):
+    """Whether a number is so near to zero that rounding decides on which side ReLU sees it, so on its slope."""
+    if layer.features.maps.q.kind != "relu":
+        return False
+    q, k, w = layer.features.prepare(*layer.turned(q, k))
+    numbers = torch.stack([q, k])
+    return bool((numbers if w is None else numbers @ w).abs().amin() < 2e-6)
+
+
 def test_they_are_there_where_a_compiler_is():
     assert compiled.LIBRARY or not shutil.which("cc")
 
@@ -72,11 +81,16 @@ def test_they_are_the_dense_weights_times_v_with_all_gradients(variant, data):
     options = {"cls": draw(True, False), "features": draw(8, 24, 33), "normalize_qk": draw(True, False)}
     if variant.startswith("relu"):
         options |= {"relu_projection": draw("none", "orthogonal"), "eps": 1e-2}
+    options |= {"rope": draw("axial", "mixed"), "circulant_block": draw(None, size // 2) if size > 4 else None}
     layer = random_layer(variant, grid=grid, heads=heads, head_dim=size, **options)
     inputs = views(batch, heads, layer.shape.tokens, size)
     assert compiled.serves(*inputs) or not compiled.LIBRARY
     found = learnt(layer, inputs)
-    assert_rounding(found, learnt(layer.double(), [x.double() for x in inputs], weights=True))
+    inputs = [x.double() for x in inputs]
+    assume(not at_a_kink(layer.double(), *inputs[:2]))
+    expected = learnt(layer, inputs, weights=True)
+    assert_rounding(found[:4], expected[:4])
+    assert_rounding(found[4:], expected[4:], 1e-4)  # sums over all tokens, of angles of many radians
 
 
 @pytest.mark.parametrize(("variant", "names"), [("favor_rope", "linear"), ("relu_general", "masked")])

@@ -107,23 +107,21 @@ class Linear(Attention):
             return linear_product(q, k, v, w, self.features.maps, *self.encoding.rotation(q))
         q, k, w = self.features.prepare(*self.turned(q, k))
         if isinstance(self.encoding, GeneralRPE):
-            num, den = self.masked(q, k, v, w, self.encoding)
-        elif compiled.serves(q, k, v) and not self.rotates_features:
+            return self.masked(q, k, v, w, self.encoding)
+        if compiled.serves(q, k, v) and not self.rotates_features:
             return linear_product(q, k, v, w, self.features.maps)
-        else:
-            num, den = self.sums(self.features.maps.q(q, w), self.features.maps.k(k, w), v)
+        num, den = self.sums(self.features.maps.q(q, w), self.features.maps.k(k, w), v)
         return num / den[..., None]
 
-    def masked(
-        self, q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, encoding: GeneralRPE
-    ) -> tuple[Tensor, Tensor]:
-        """`sums` with the general encoding, of what `prepare` made of q and k."""
+    def masked(self, q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, encoding: GeneralRPE) -> Tensor:
+        """`quotient` with the general encoding, of what `prepare` made of q and k."""
         method: str = self.config.method
         if method == "auto":
             method = faster_method(self.shape.tokens, self.features.m, v.shape[-1])
         if method == "dense" or self.config.rank:
             return encoding.mix(q, k, v, w, self.features.maps)
-        return self.fft(self.features.maps.q(q, w), self.features.maps.k(k, w), v, encoding)
+        num, den = self.fft(self.features.maps.q(q, w), self.features.maps.k(k, w), v, encoding)
+        return num / den[..., None]
 
     def sums(self, phi_q: Tensor, phi_k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Numerators (B, H, N, Dv) and denominators (B, H, N), without weights of pairs."""
@@ -149,7 +147,7 @@ class Linear(Attention):
         return q, k, self.encoding.frame(q)
 
     def fft(self, phi_q: Tensor, phi_k: Tensor, v: Tensor, encoding: GeneralRPE) -> tuple[Tensor, Tensor]:
-        """`GeneralRPE.mix` by FFT over each feature-value channel; a column of ones beside v gives the denominators.
+        """`sums` with the general encoding, by FFT over each feature-value channel; a column of ones in v gives den.
 
         Source: Luo et al. 2021 (NeurIPS), algorithm 1, on a 2-D grid.
         """

@@ -71,19 +71,19 @@ def serves(*inputs: Tensor) -> bool:
 def masked_forward(
     q: Tensor, k: Tensor, v: Tensor, c: Tensor, factor: Tensor, w: Tensor | None, maps: Maps
 ) -> tuple[Tensor, Tensor]:
-    """Numerators (B, H, N, Dv) and denominators (B, H, N) of the masked product.
+    """Averages y (B, H, N, Dv) of the masked product, and their denominators (B, H, N).
 
     Args:
         q, k: (B, H, N, D), of which `maps` make features (B, H, N, m); the last stride is 1, as everywhere here.
         v: (B, H, N, Dv).
         c: (H, 2h-1, 2w-1), weight of each offset of key minus query.
-        factor: (H, N), by which a query's sums are multiplied.
+        factor: (H, N), by which a query's denominator is multiplied.
         w: projections (D, m) for the maps, or (H, D, m); none: m is D.
     """
-    num, den, weights = _side_by_side(v), v.new_empty(v.shape[:3]), _projections(w)
+    y, den, weights = _side_by_side(v), v.new_empty(v.shape[:3]), _projections(w)
     size = _masked_size(q, v, c, weights, maps)
-    _call("masked_forward", size, q, k, v, c.contiguous(), factor.contiguous(), num, den)
-    return num, den
+    _call("masked_forward", size, q, k, v, c.contiguous(), factor.contiguous(), y, den)
+    return y, den
 
 
 def masked_backward(
@@ -94,19 +94,22 @@ def masked_backward(
     factor: Tensor,
     w: Tensor | None,
     maps: Maps,
-    d_num: Tensor,
-    d_den: Tensor,
+    made: tuple[Tensor, Tensor],
+    d_y: Tensor,
+    d_den: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, shaped as they are, and of log c (H, 2h-1, 2w-1); the rest as for `masked_forward`.
 
     Args:
-        d_num, d_den: slopes of the numerators (B, H, N, Dv) and denominators (B, H, N).
+        made: what `masked_forward` returned.
+        d_y, d_den: slopes of both; none: zeros.
     """
     d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
     d_log_c = v.new_zeros(*v.shape[:2], c.shape[1] * c.shape[2])
     tables, weights = (c.contiguous(), factor.contiguous()), _projections(w)
     size = _masked_size(q, v, c, weights, maps)
-    _call("masked_backward", size, q, k, v, *tables, plain(d_num), d_den.contiguous(), d_q, d_k, d_v, d_log_c)
+    d_den = d_den if d_den is None else d_den.contiguous()
+    _call("masked_backward", size, q, k, v, *tables, *made, plain(d_y), d_den, d_q, d_k, d_v, d_log_c)
     return d_q, d_k, d_v, d_log_c.sum(0).view(c.shape)
 
 
@@ -209,7 +212,7 @@ def _projections(w: Tensor | None) -> _Projections | None:
 
 
 class _Turning(NamedTuple):
-    """A rotation as the kernels take it: cos and sin (H, N, whole D), the basis and its transpose (D, whole D), places."""
+    """A rotation as the kernels take it: cos and sin (H, N, whole D), the basis and its transpose (D, whole D)."""
 
     phase: Tensor
     basis: Tensor | None
@@ -223,8 +226,9 @@ def _turning(rotation: Rotation | None, d: int) -> _Turning | None:
     phase, basis, places = rotation
     whole = _whole(d)
     phase = pad(phase, (0, whole // 2 - phase.shape[-1]), value=1.0).contiguous()
-    bases = [None if x is None else pad(x, (0, whole - d)).contiguous() for x in (basis, basis if basis is None else basis.T)]
-    return _Turning(torch.view_as_real(phase), *bases, places)
+    bases = () if basis is None else (basis, basis.T)
+    wide, turned = [pad(x, (0, whole - d)).contiguous() for x in bases] or (None, None)
+    return _Turning(torch.view_as_real(phase), wide, turned, places)
 
 
 def _maps(q: Tensor, w: _Projections | None, maps: Maps, turning: _Turning | None = None) -> list[_Map]:
@@ -246,12 +250,15 @@ def _linear_size(q: Tensor, v: Tensor, w: _Projections | None, maps: Maps, turni
     return _Linear(*q.shape[:3], w.m if w else q.shape[-1], v.shape[-1], *_maps(q, w, maps, turning))
 
 
-def _call(function: str, size: _Masked | _Linear, *arrays: Tensor) -> None:
+def _call(function: str, size: _Masked | _Linear, *arrays: Tensor | None) -> None:
     """Arrays of four axes go with their strides, others are contiguous."""
     assert LIBRARY
     threads = torch.get_num_threads()
-    room = arrays[0].new_empty(getattr(LIBRARY, f"{function}_room")(size, threads))
-    given: list[Any] = []
-    for x in (*arrays, room):
-        given.append(_View(x.data_ptr(), *x.stride()[:3]) if x.ndim == 4 else ctypes.c_void_p(x.data_ptr()))
-    getattr(LIBRARY, function)(size, threads, *given)
+    room = torch.empty(getattr(LIBRARY, f"{function}_room")(size, threads))
+    getattr(LIBRARY, function)(size, threads, *(_place(x) for x in (*arrays, room)))
+
+
+def _place(x: Tensor | None) -> Any:
+    if x is None:
+        return None
+    return _View(x.data_ptr(), *x.stride()[:3]) if x.ndim == 4 else ctypes.c_void_p(x.data_ptr())

@@ -96,23 +96,24 @@ class GeneralRPE(Encoding):
         rest = torch.cat([to_cls.expand(-1, n, 1), patches], dim=2)
         return torch.cat([first, rest], dim=1)                    # (H, N, N)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps) -> tuple[Tensor, Tensor]:
-        """Sums over the keys of C (phi_q . phi_k) v, and of C (phi_q . phi_k).
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps) -> Tensor:
+        """Averages of v over the keys, with weights C (phi_q . phi_k).
 
         Args:
             q, k: (B, H, N, D), of which `maps` make phi_q and phi_k (B, H, N, m), by projections w (D, m).
             v: (B, H, N, Dv).
         Returns:
-            (B, H, N, Dv) and (B, H, N), both divided by a factor of the query.
+            (B, H, N, Dv).
         """
         bias = full_precision(self.bias)
         highest = bias.flatten(1).amax(1, keepdim=True)           # (H, 1)
         top = (highest.expand(-1, self.shape.grid[0] * self.shape.grid[1]) if self.rank else window_top(bias)).detach()
         if self.cls_bias is None and not self.rank:
-            return masked_product(q, k, v, bias, top, w, maps)
+            return masked_product(q, k, v, bias, top, w, maps)[0]
         phi_q, phi_k = maps.q(q, w), maps.k(k, w)
         if self.cls_bias is None:
-            return self.product(phi_q, phi_k, v, bias, top)
+            num, den = self.product(phi_q, phi_k, v, bias, top)
+            return num / den[..., None]
         to_cls, from_cls, own = full_precision(self.cls_bias)[:, :, None]           # (H, 1) each
         top = torch.maximum(top, to_cls.detach())                 # (H, hw)
         patches = phi_q[:, :, 1:]
@@ -121,14 +122,15 @@ class GeneralRPE(Encoding):
         num, den = num + a * v[:, :, :1], den + a[..., 0]
         c = torch.cat([own, from_cls.expand(-1, top.shape[1])], dim=1)              # (H, N)  from the class token
         a = (phi_q[:, :, :1] @ phi_k.mT) * (c - c.detach().amax(1, keepdim=True)).exp()[:, None]
-        return torch.cat([a @ v, num], dim=2), torch.cat([a.sum(-1), den], dim=2)
+        return torch.cat([a @ v / a.sum(-1, keepdim=True), num / den[..., None]], dim=2)
 
     def product(
         self, phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`mix` over the patches alone; every query's log-weights less its `top` (H, hw)."""
+        """Sums of weighed values, and of weights, over the patches alone; log-weights lose a query's `top` (H, hw)."""
         if self.rank is None:
-            return masked_product(phi_q, phi_k, v, bias, top)
+            y, den = masked_product(phi_q, phi_k, v, bias, top)
+            return y * den[..., None], den
         known = series(self.shape.grid, self.rank, bias.dtype, bias.device)
         return fourier_product(phi_q, phi_k, v, (bias - top[:, :1, None]).exp(), known)
 

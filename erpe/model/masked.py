@@ -1,11 +1,11 @@
 """The masked product of linear attention, exact.
 
-    num_i = sum_j C_ij (phi_q_i . phi_k_j) v_j,    den_i = sum_j C_ij (phi_q_i . phi_k_j),    C = exp(bias - top)
+    y_i = sum_j A_ij v_j / den_i,    den_i = sum_j A_ij,    A_ij = (phi_q_i . phi_k_j) exp(bias - top)_ij
 
 On CPUs `kernels/masked.c` does it, in tiles that stay in cache. What follows is the same in torch: for GPUs, float64,
 the tools that count FLOPs, and machines without a C compiler.
 
-There, up to `WHOLE` tokens, the weights A = C * (phi_q phi_k^T) are kept for the backward pass: all it needs of C and
+There, up to `WHOLE` tokens, the weights A are kept for the backward pass: all it needs of C and
 the products, since the gradient of the log-weights is A times that of A. Beyond, and in C, the work goes in tiles and A
 is computed again: memory grows with N, not with its square.
 """
@@ -38,7 +38,7 @@ ENTRIES = {"cpu": 2**22, "cuda": 2**27}
 def masked_product(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor, top: Tensor, w: Tensor | None = None, maps: Maps = AS_THEY_ARE
 ) -> tuple[Tensor, Tensor]:
-    """Numerators and denominators over a grid of (h, w) tokens, row-major.
+    """Averages and their denominators over a grid of (h, w) tokens, row-major.
 
     Args:
         q, k: (B, H, N, D), of which `maps` make phi_q and phi_k (B, H, N, m).
@@ -47,16 +47,16 @@ def masked_product(
         top: (H, N), taken from the log-weights of each query; its own factor, which cancels in the quotient.
         w: projections (D, m) for the maps.
     Returns:
-        num (B, H, N, Dv), den (B, H, N).
+        y (B, H, N, Dv), den (B, H, N).
     """
     if compiled.serves(q, k, v, bias) and (_batched(q, k, v, bias) or _missing(bias, top).max() < SPAN):
         q, k, v = (compiled.plain(x) for x in (q, k, v))
-        num, den, *_ = _Compiled.apply(q, k, v, bias, top, w, maps)
-        return num, den
+        y, den, *_ = _Compiled.apply(q, k, v, bias, top, w, maps)
+        return y, den
     phi_q, phi_k = maps.q(q, w), maps.k(k, w)
     call = _forward if torch.jit.is_tracing() else _MaskedProduct.apply
     num, den, _ = call(phi_q, phi_k, v, bias, top)
-    return num, den
+    return num / den[..., None], den
 
 
 def product_flops(tokens: int, features: int, v_dim: int) -> tuple[float, float]:
@@ -94,23 +94,26 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.mark_non_differentiable(*output[2:])
-        ctx.save_for_backward(*inputs[:3], *output[2:], inputs[5])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:3], *output, inputs[5])
         ctx.maps = inputs[6]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        q, k, v, c, factor, w = ctx.saved_tensors
-        d_num, d_den, *_ = gradients
-        return *compiled.masked_backward(q, k, v, c, factor, w, ctx.maps, d_num, d_den), None, None, None
+        q, k, v, y, den, c, factor, w = ctx.saved_tensors
+        d_y, d_den, *_ = gradients
+        d_y = torch.zeros_like(y) if d_y is None else d_y
+        found = compiled.masked_backward(q, k, v, c, factor, w, ctx.maps, (y, den), d_y, d_den)
+        return *found, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         """Layers side by side are more heads."""
         w = own_projections(info.batch_size, in_dims[5], inputs[5], heads=inputs[3].shape[-3])
         q, k, v, bias, top = _more_heads(info, in_dims, inputs)
-        num, den = masked_product(q, k, v, bias, top, w, inputs[6])
-        nothing = num.new_empty(0)
-        return (*(x.unflatten(1, (info.batch_size, -1)) for x in (num, den)), nothing, nothing), (1, 1, None, None)
+        y, den = masked_product(q, k, v, bias, top, w, inputs[6])
+        nothing = y.new_empty(0)
+        return (*(x.unflatten(1, (info.batch_size, -1)) for x in (y, den)), nothing, nothing), (1, 1, None, None)
 
 
 def _more_heads(info: Any, dims: Any, inputs: Any) -> tuple[Tensor, ...]:

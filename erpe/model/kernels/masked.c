@@ -2,13 +2,13 @@
 
 /* The masked product
  *
- *     num_i = sum_j A_ij v_j,   den_i = sum_j A_ij,   A_ij = (q_i . k_j) C[r_j - r_i]
+ *     y_i = sum_j A_ij v_j / den_i,   den_i = sum_j A_ij,   A_ij = (phi_q_i . phi_k_j) C[r_j - r_i]
  *
  * over a grid of h rows of w tokens. Keys come in tiles of whole grid rows, queries in tiles of QUERIES: nothing of N x N
  * entries is ever kept.
  */
 
-#define QUERIES 48
+#define QUERIES 64
 
 typedef struct {
     long images, heads, h, w, m, dv;
@@ -79,7 +79,7 @@ INLINE float *take_whole(Masked s, Map map, View x, long pair, long columns, flo
 }
 
 EACH_CPU static void forward_pair(Masked s, long pair, View q, View k, View v, const float *c, const float *factor,
-                                  View num, float *den, float *room) {
+                                  View y, float *den, float *room) {
     s.q = of_head(s.q, pair % s.heads), s.k = of_head(s.k, pair % s.heads);
     long n = s.h * s.w, m = whole(s.m), dv = whole(s.dv), width = tile_width(s), step = tile_rows(s) * s.w;
     c += pair % s.heads * (2 * s.h - 1) * (2 * s.w - 1), factor += pair % s.heads * n, den += pair * n;
@@ -97,28 +97,42 @@ EACH_CPU static void forward_pair(Masked s, long pair, View q, View k, View v, c
                 den[first + i] += weigh(s, a + i * width, c + offset(s, first + i, row), keys / s.w);
             product(queries, dv, keys, a, width, 1, values + t * step * dv, dv, sums, dv, t > 0);
         }
-        float *out = start(num, s.heads, pair, first);
-        for (long i = 0; i < queries; i++, out += num.row) {
+        float *out = start(y, s.heads, pair, first);
+        for (long i = 0; i < queries; i++, out += y.row) {
+            float share = 1 / den[first + i];
+            for (long x = 0; x < s.dv; x++) out[x] = sums[i * dv + x] * share;
             den[first + i] *= factor[first + i];
-            for (long x = 0; x < s.dv; x++) out[x] = sums[i * dv + x] * factor[first + i];
+        }
+    }
+}
+
+/* Slopes of y, in `slopes`, and of den, if there are any -> of sum_j A_ij v_j, in place, and of sum_j A_ij. */
+INLINE void split(Masked s, long pair, View y, const float *factor, const float *den, const float *d_den, float *slopes,
+                  float *d_sum) {
+    const float *result = start(y, s.heads, pair, 0);
+    for (long i = 0; i < s.h * s.w; i++, result += y.row, slopes += whole(s.dv)) {
+        float share = factor[i] / den[i];
+        d_sum[i] = d_den ? d_den[i] * factor[i] : 0;
+        for (long x = 0; x < s.dv; x++) {
+            slopes[x] *= share;
+            d_sum[i] -= slopes[x] * result[x];
         }
     }
 }
 
 EACH_CPU static void backward_pair(Masked s, long pair, View q, View k, View v, const float *c, const float *factor,
-                                   View d_num, const float *d_den, View d_q, View d_k, View d_v, float *d_log_c,
-                                   float *room) {
+                                   View y, const float *den, View d_y, const float *d_den, View d_q, View d_k, View d_v,
+                                   float *d_log_c, float *room) {
     s.q = of_head(s.q, pair % s.heads), s.k = of_head(s.k, pair % s.heads);
     long n = s.h * s.w, m = whole(s.m), dv = whole(s.dv), table = (2 * s.h - 1) * (2 * s.w - 1);
     long width = tile_width(s), step = tile_rows(s) * s.w;
-    c += pair % s.heads * table, d_log_c += pair * table, factor += pair % s.heads * n, d_den += pair * n;
+    c += pair % s.heads * table, d_log_c += pair * table, factor += pair % s.heads * n, den += pair * n;
     float *phi_q = room, *phi_k = take_whole(s, s.q, q, pair, s.m, phi_q);
     float *values = take_whole(s, s.k, k, pair, s.m, phi_k), *slopes = take_whole(s, AS_IT_IS, v, pair, s.dv, values);
-    float *kt = take_whole(s, AS_IT_IS, d_num, pair, s.dv, slopes), *vt = kt + tiles(s) * width * m;
+    float *kt = take_whole(s, AS_IT_IS, d_y, pair, s.dv, slopes), *vt = kt + tiles(s) * width * m;
     float *a = vt + tiles(s) * width * dv, *slope = a + QUERIES * width, *of_q = slope + QUERIES * width;
-    float *of_k = of_q + n * m, *of_v = of_k + n * m, *rest = of_v + n * dv;
-    for (long i = 0; i < n; i++)
-        for (long x = 0; x < dv; x++) slopes[i * dv + x] *= factor[i];
+    float *of_k = of_q + n * m, *of_v = of_k + n * m, *d_sum = of_v + n * dv, *rest = d_sum + n;
+    split(s, pair, y, factor, den, d_den ? d_den + pair * n : 0, slopes, d_sum);
     transpose(s, m, phi_k, kt);
     transpose(s, dv, values, vt);
     for (long t = 0; t < tiles(s); t++) {
@@ -130,8 +144,7 @@ EACH_CPU static void backward_pair(Masked s, long pair, View q, View k, View v, 
             product(queries, width, dv, some_d, dv, 1, vt + t * dv * width, width, slope, width, 0);
             for (long i = 0; i < queries; i++) {
                 long at = offset(s, first + i, row);
-                unweigh(s, a + i * width, slope + i * width, d_den[first + i] * factor[first + i], c + at, d_log_c + at,
-                        keys / s.w);
+                unweigh(s, a + i * width, slope + i * width, d_sum[first + i], c + at, d_log_c + at, keys / s.w);
             }
             product(keys, dv, queries, a, 1, width, some_d, dv, of_v + from * dv, dv, first > 0);
             product(keys, m, queries, slope, 1, width, some_q, m, of_k + from * m, m, first > 0);
@@ -151,23 +164,24 @@ INLINE long forward_room(Masked s) {
 }
 INLINE long backward_room(Masked s) {
     long m = whole(s.m), dv = whole(s.dv);
-    return s.h * s.w * (4 * m + 3 * dv + whole(s.q.size)) + tile_width(s) * (tiles(s) * (m + dv) + 2 * QUERIES);
+    return s.h * s.w * (4 * m + 3 * dv + 1 + whole(s.q.size)) + tile_width(s) * (tiles(s) * (m + dv) + 2 * QUERIES);
 }
 
 long masked_forward_room(Masked s, int threads) { return threads * forward_room(s); }
 long masked_backward_room(Masked s, int threads) { return threads * backward_room(s); }
 
-void masked_forward(Masked s, int threads, View q, View k, View v, const float *c, const float *factor, View num,
+void masked_forward(Masked s, int threads, View q, View k, View v, const float *c, const float *factor, View y,
                     float *den, float *room) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (long pair = 0; pair < s.images * s.heads; pair++)
-        forward_pair(s, pair, q, k, v, c, factor, num, den, room + omp_get_thread_num() * forward_room(s));
+        forward_pair(s, pair, q, k, v, c, factor, y, den, room + omp_get_thread_num() * forward_room(s));
 }
 
-void masked_backward(Masked s, int threads, View q, View k, View v, const float *c, const float *factor, View d_num,
-                     const float *d_den, View d_q, View d_k, View d_v, float *d_log_c, float *room) {
+void masked_backward(Masked s, int threads, View q, View k, View v, const float *c, const float *factor, View y,
+                     const float *den, View d_y, const float *d_den, View d_q, View d_k, View d_v, float *d_log_c,
+                     float *room) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (long pair = 0; pair < s.images * s.heads; pair++)
-        backward_pair(s, pair, q, k, v, c, factor, d_num, d_den, d_q, d_k, d_v, d_log_c,
+        backward_pair(s, pair, q, k, v, c, factor, y, den, d_y, d_den, d_q, d_k, d_v, d_log_c,
                       room + omp_get_thread_num() * backward_room(s));
 }
