@@ -1,5 +1,6 @@
 """`tune`: the same command continues, whatever stopped it; ledger, checkpoints and spool tell the same story."""
 
+import gc
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -399,6 +401,22 @@ def test_ray_leaves_our_answer_to_sigterm_alone(tmp_path):
             assert workers.call(signal.getsignal, signal.SIGTERM) is not ours
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_worker_lets_go_of_each_trial_and_never_looks_at_what_was_imported_again():
+    from erpe.search.worker import Worker
+
+    worker = Worker.__new__(Worker)
+    try:
+        for _ in range(3):
+            worker._together = partial(print)
+            worker._together.itself = worker._together  # a cycle, as tensors and modules make them
+            trial = weakref.ref(worker._together)
+            worker.cleanup()
+            assert trial() is None
+            assert gc.get_freeze_count() > 50_000
+    finally:
+        gc.unfreeze()
 
 
 @pytest.mark.slow
