@@ -20,11 +20,18 @@ def _longs(names: str) -> list[tuple[str, Any]]:
     return [(name, ctypes.c_long) for name in names.split()]
 
 
+def _pointers(names: str) -> list[tuple[str, Any]]:
+    return [(name, ctypes.c_void_p) for name in names.split()]
+
+
+class _Turn(ctypes.Structure):
+    _fields_ = [*_longs("outside h w"), *_pointers("along_y along_x basis basis_t y x")]
+
+
 class _Map(ctypes.Structure):
     _fields_ = [
         ("kind", ctypes.c_int), ("eps", ctypes.c_float), ("norm", ctypes.c_float),
-        *_longs("size w_head w_t_head phase_head"),
-        *((name, ctypes.c_void_p) for name in "w w_t phase basis basis_t places".split()),
+        *_longs("size w_head w_t_head"), *_pointers("w w_t"), ("turn", _Turn),
     ]  # fmt: skip
 
 
@@ -118,14 +125,18 @@ Made = tuple[Tensor, Tensor, Tensor]
 
 
 class Rotation(NamedTuple):
-    """What turns queries and keys before the maps."""
+    """What turns queries and keys before the maps, by their places in a grid of h rows and w columns."""
 
-    phase: Tensor
-    """(H, N, P) complex, of each plane of two coordinates; further ones stay."""
+    along_y: Tensor
+    """(H, h, P) complex, by which a plane of two coordinates is turned in each row; further ones stay."""
+    along_x: Tensor
+    """(H, w, P) complex, in each column."""
     basis: Tensor | None
     """(D, D) orthogonal, columns are the axes of the coordinates; none: the usual ones."""
-    places: Tensor | None
-    """(N, 2), y and x of a token, if slopes of the planes' frequencies are wanted."""
+    y: Tensor | None
+    """(h), where the rows are, if slopes of the planes' frequencies are wanted."""
+    x: Tensor | None
+    """(w), where the columns are."""
 
 
 def linear_forward(
@@ -160,7 +171,7 @@ def linear_backward(
     made: Made,
     d_y: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of q, k and v, shaped as they are, and of the frequencies (2, H, P), where `rotation` has places.
+    """Gradients of q, k and v, shaped as they are, and of the frequencies (2, H, P), where slopes of them are wanted.
 
     Args:
         y, made: what `linear_forward` returned.
@@ -169,7 +180,7 @@ def linear_backward(
     d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
     weights, turning = _projections(w), _turning(rotation, q.shape[-1])
     size, (images, heads) = _linear_size(q, v, weights, maps, turning), q.shape[:2]
-    planes = rotation.phase.shape[-1] if rotation and rotation.places is not None else 0
+    planes = rotation.along_y.shape[-1] if rotation and rotation.y is not None else 0
     d_planes = v.new_empty((images, heads, 2, _whole(q.shape[-1]) // 2, 2) if planes else 0)
     _call("linear_backward", size, q, k, v, y, plain(d_y), *made, d_q, d_k, d_v, d_planes)
     if not planes:
@@ -212,33 +223,38 @@ def _projections(w: Tensor | None) -> _Projections | None:
 
 
 class _Turning(NamedTuple):
-    """A rotation as the kernels take it: cos and sin (H, N, whole D), the basis and its transpose (D, whole D)."""
+    """A rotation as the kernels take it: real (H, h, whole D) and (H, w, whole D), the basis twice as (D, whole D)."""
 
-    phase: Tensor
+    along_y: Tensor
+    along_x: Tensor
     basis: Tensor | None
     basis_t: Tensor | None
-    places: Tensor | None
+    y: Tensor | None
+    x: Tensor | None
 
 
 def _turning(rotation: Rotation | None, d: int) -> _Turning | None:
     if rotation is None:
         return None
-    phase, basis, places = rotation
-    whole = _whole(d)
-    phase = pad(phase, (0, whole // 2 - phase.shape[-1]), value=1.0).contiguous()
+    along_y, along_x, basis, y, x = rotation
+    more = _whole(d) // 2 - along_y.shape[-1]
+    phases = [torch.view_as_real(pad(each, (0, more), value=1.0).contiguous()) for each in (along_y, along_x)]
     bases = () if basis is None else (basis, basis.T)
-    wide, turned = [pad(x, (0, whole - d)).contiguous() for x in bases] or (None, None)
-    return _Turning(torch.view_as_real(phase), wide, turned, places)
+    wide, turned = [pad(each, (0, _whole(d) - d)).contiguous() for each in bases] or (None, None)
+    return _Turning(phases[0], phases[1], wide, turned, y, x)
 
 
 def _maps(q: Tensor, w: _Projections | None, maps: Maps, turning: _Turning | None = None) -> list[_Map]:
-    heads = [x.stride(0) if len(x) > 1 else 0 for x in w[:2]] if w else [0, 0]
-    tables = [*(w[:2] if w else (None, None)), *(turning or (None, None, None, None))]
-    places = [0 if x is None else x.data_ptr() for x in tables]
-    phase_head = turning.phase.stride(0) if turning else 0
-    return [
-        _Map(KINDS.index(each.kind), each.eps, each.norm, q.shape[-1], *heads, phase_head, *places) for each in maps
-    ]
+    places: list[int] = [0, 0, 0, 0]
+    if w:
+        heads = [x.stride(0) if len(x) > 1 else 0 for x in w[:2]]
+        places = [*heads, w.w.data_ptr(), w.w_t.data_ptr()]
+    turn = _Turn()
+    if turning:
+        h, columns = turning.along_y.shape[1], turning.along_x.shape[1]
+        tables = (0 if table is None else table.data_ptr() for table in turning)
+        turn = _Turn(q.shape[2] - h * columns, h, columns, *tables)
+    return [_Map(KINDS.index(each.kind), each.eps, each.norm, q.shape[-1], *places, turn) for each in maps]
 
 
 def _masked_size(q: Tensor, v: Tensor, c: Tensor, w: _Projections | None, maps: Maps) -> _Masked:

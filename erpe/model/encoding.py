@@ -191,24 +191,27 @@ class Rotary(Encoding):
         """(2, H, P) frequencies in rad per patch along y and x."""
         raise NotImplementedError
 
-    def phase(self, planes: Tensor) -> Tensor:
-        """(H, N, P) complex e^(i angle) for frequencies (2, H, P)."""
-        along = []
+    def along(self, planes: Tensor) -> list[Tensor]:
+        """Of frequencies (2, H, P), complex e^(i angle) of each row (H, h, P) and of each column (H, w, P)."""
+        found = []
         for frequency, steps in zip(planes, (self.rows, self.columns), strict=True):
-            angle = steps.to(frequency.dtype)[:, None] * frequency[:, None]         # (H, h, P), then (H, w, P)
-            along.append(torch.complex(angle.cos(), angle.sin()))
+            angle = steps.to(frequency.dtype)[:, None] * frequency[:, None]
+            found.append(torch.complex(angle.cos(), angle.sin()))
+        return found
+
+    def phase(self) -> Tensor:
+        """(H, N, P) complex e^(i angle), in float32 at least."""
         # e^(i (y fy + x fx)) is a product: few cosines for many tokens
-        phase = (along[0][:, :, None] * along[1][:, None]).flatten(1, 2)            # (H, hw, P)
+        along_y, along_x = self.along(full_precision(self.planes()))
+        phase = (along_y[:, :, None] * along_x[:, None]).flatten(1, 2)              # (H, hw, P)
         return pad(phase, (0, 0, 1, 0), value=1.0) if self.shape.cls else phase     # R(0) = I
 
     def rotation(self, like: Tensor) -> tuple[Tensor, Rotation]:
-        """(2, H, P) frequencies, and what `align` does with them as a table, which is not differentiated."""
+        """(2, H, P) frequencies, and what `align` does with them as tables, which are not differentiated."""
         planes = full_precision(self.planes())
-        places = None
-        if planes.requires_grad:
-            places = torch.cartesian_prod(self.rows, self.columns).view(-1, 2)
-            places = pad(places, (0, 0, 1, 0)) if self.shape.cls else places
-        return planes, Rotation(self.phase(planes.detach()), self.frame(like), places)
+        y, x = (self.rows, self.columns) if planes.requires_grad else (None, None)
+        along_y, along_x = self.along(planes.detach())
+        return planes, Rotation(along_y, along_x, self.frame(like), y, x)
 
     def rotate(self, *vectors: Tensor) -> tuple[Tensor, ...]:
         """Each (B, H, N, D) turned, computed in float32 at least and given back in its own dtype."""
@@ -220,7 +223,7 @@ class Rotary(Encoding):
 
     def _each(self, turn: Callable[[Tensor, Tensor], Tensor], vectors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         with torch.autocast(vectors[0].device.type, enabled=False):
-            phase = self.phase(full_precision(self.planes()))
+            phase = self.phase()
             return tuple(turn(full_precision(x), phase).to(x.dtype) for x in vectors)
 
 

@@ -38,12 +38,12 @@ def linear_product(
         (B, H, N, Dv).
     """
     q, k, v = (compiled.plain(x) for x in (q, k, v))
-    y, *_ = _LinearProduct.apply(q, k, v, w, maps, planes, *(rotation or (None, None, None)))
+    y, *_ = _LinearProduct.apply(q, k, v, w, maps, planes, *(rotation or [None] * 5))
     return y
 
 
-def _rotation(phase: Tensor | None, basis: Tensor | None, places: Tensor | None) -> Rotation | None:
-    return None if phase is None else Rotation(phase, basis, places)
+def _rotation(parts: Any) -> Rotation | None:
+    return None if parts[0] is None else Rotation(*parts)
 
 
 class _LinearProduct(torch.autograd.Function):
@@ -51,7 +51,7 @@ class _LinearProduct(torch.autograd.Function):
     def forward(
         q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps, planes: Tensor | None, *rotation: Any
     ) -> Any:
-        y, made = compiled.linear_forward(q, k, v, w, maps, _rotation(*rotation))
+        y, made = compiled.linear_forward(q, k, v, w, maps, _rotation(rotation))
         return y, *made
 
     @staticmethod
@@ -63,12 +63,12 @@ class _LinearProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        q, k, v, w, phase, basis, places, y, sums, z, den = ctx.saved_tensors
+        q, k, v, w, *rotation, y, sums, z, den = ctx.saved_tensors
         if gradients[0] is None:
-            return (None,) * 9
-        rotation, made = _rotation(phase, basis, places), (sums, z, den)
-        d_q, d_k, d_v, d_planes = compiled.linear_backward(q, k, v, w, ctx.maps, rotation, y, made, gradients[0])
-        return d_q, d_k, d_v, None, None, d_planes, None, None, None
+            return (None,) * 11
+        known, made = _rotation(rotation), (sums, z, den)
+        d_q, d_k, d_v, d_planes = compiled.linear_backward(q, k, v, w, ctx.maps, known, y, made, gradients[0])
+        return d_q, d_k, d_v, None, None, d_planes, *[None] * 5
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
@@ -76,11 +76,11 @@ class _LinearProduct(torch.autograd.Function):
         size = info.batch_size
         q, k, v = more_heads(size, in_dims[:3], inputs[:3])
         w = own_projections(size, in_dims[3], inputs[3], heads=q.shape[1] // size)
-        planes, phase, basis, places = inputs[5:]
-        if phase is not None:
+        planes, along_y, along_x, *rest = inputs[5:]
+        if planes is not None:
             (planes,) = more_heads(size, in_dims[5:6], [planes])
-            (phase,) = more_heads(size, in_dims[6:7], [phase], axis=0)
-        y, *made = _LinearProduct.apply(q, k, v, w, inputs[4], planes, phase, basis, places)
+            along_y, along_x = more_heads(size, in_dims[6:8], [along_y, along_x], axis=0)
+        y, *made = _LinearProduct.apply(q, k, v, w, inputs[4], planes, along_y, along_x, *rest)
         return (y.unflatten(1, (size, -1)), *made), (1, None, None, None)
 
 

@@ -110,7 +110,7 @@ EACH_CPU static void attend_back(Linear s, long pair, View q, View k, View v, Vi
     long m = whole(s.m), dv = whole(s.dv), size = whole(s.q.size);
     sums += pair * m * dv, z += pair * m, den += pair * s.n;
     Turned turned = {r.turned, d_planes + 2 * pair * size};
-    for (long c = 0; s.q.places && c < 2 * size; c++) turned.d_planes[c] = 0;
+    for (long c = 0; s.q.turn.y && c < 2 * size; c++) turned.d_planes[c] = 0;
     transpose(sums, m, dv, r.sums_t);
     for (long c = 0; c < m; c++) r.d_z[c] = 0;
     for (long first = 0; first < s.n; first += PART) {

@@ -97,46 +97,66 @@ INLINE float *start(View x, long heads, long pair, long token) {
     return x.at + pair / heads * x.image + pair % heads * x.head + token * x.row;
 }
 
-/* What makes features of numbers x (size).
- *
- * If there is a phase, it turns planes of two coordinates: cos and sin for each plane and token, the next head's are
- * phase_head entries on. Coordinates are those of x, or in a basis (size, whole size); basis_t is its transpose. If there
- * is a w (size, whole width of the features), the features are of projections; w_t is its transpose (whole width, whole
- * size), the next head's are w_head entries on, 0 if all have one. Exponents lose norm |x|^2. places are (y, x) of each
- * token, if slopes of the phases are wanted. */
+/* A rotation of planes of two coordinates, by the place of a token in a grid of w columns; `outside` tokens before it stay
+ * as they are. `along_y` (h, whole size) has the cos and sin of each plane for each row, `along_x` (w, whole size) for each
+ * column, the next head's follow; none: nothing is turned. Coordinates are the usual ones, or in a basis (size, whole
+ * size); basis_t is its transpose. y and x are the places of rows and columns, if slopes of the angles are wanted. */
+typedef struct {
+    long outside, h, w;
+    const float *along_y, *along_x, *basis, *basis_t, *y, *x;
+} Turn;
+
+/* What makes features of numbers x (size), when they have been turned. If there is a w (size, whole width of the features),
+ * they are of projections; w_t is its transpose (whole width, whole size), the next head's are w_head entries on, 0 if all
+ * have one. Exponents lose norm |x|^2. */
 typedef struct {
     enum { PLAIN, RELU, EXP_OF_QUERY, EXP_OF_KEY } kind;
     float eps, norm;
-    long size, w_head, w_t_head, phase_head;
-    const float *w, *w_t, *phase, *basis, *basis_t, *places;
+    long size, w_head, w_t_head;
+    const float *w, *w_t;
+    Turn turn;
 } Map;
 
-static const Map AS_IT_IS = {PLAIN, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+static const Map AS_IT_IS;
 
 INLINE Map of_head(Map map, long head) {
     if (map.w) map.w += head * map.w_head, map.w_t += head * map.w_t_head;
-    if (map.phase) map.phase += head * map.phase_head;
+    map.turn.along_y += head * map.turn.h * whole(map.size), map.turn.along_x += head * map.turn.w * whole(map.size);
     return map;
 }
 
-/* Each plane (x, y) by its phase (cos, sin); backwards with `sense` -1. */
-INLINE void rotate(float *at, const float *phase, long length, float sense) {
-    vec signs = {-sense, sense, -sense, sense, -sense, sense, -sense, sense};
-    for (long i = 0; i < length; i += LANES) {
-        vec x = *(vec *)(at + i), turn = *(const vec *)(phase + i);
-        vec cos = SHUFFLE(turn, 0, 0, 2, 2, 4, 4, 6, 6), sin = SHUFFLE(turn, 1, 1, 3, 3, 5, 5, 7, 7);
-        *(vec *)(at + i) = x * cos + SWAPPED(x) * (sin * signs);
+/* Planes (x, y) times phases (cos, sin), both as complex numbers; the phases conjugated with `sense` -1. */
+INLINE void times(float *planes, const float *phases, float sense) {
+    vec x = *(vec *)planes, phase = *(const vec *)phases, signs = {-sense, sense, -sense, sense, -sense, sense, -sense, sense};
+    vec cos = SHUFFLE(phase, 0, 0, 2, 2, 4, 4, 6, 6), sin = SHUFFLE(phase, 1, 1, 3, 3, 5, 5, 7, 7);
+    *(vec *)planes = x * cos + SWAPPED(x) * (sin * signs);
+}
+
+/* How many of the tokens from `token` on are outside the grid. */
+INLINE long outside(Turn turn, long token) { return token < turn.outside ? turn.outside - token : 0; }
+
+/* Tokens (rows, whole size) from `token` on, each by its angle. */
+INLINE void rotate(Map map, long token, float *at, long rows, float sense) {
+    long size = whole(map.size), first = outside(map.turn, token), place = token + first - map.turn.outside;
+    long row = place / map.turn.w, column = place % map.turn.w;
+    for (long i = first; i < rows; i++) {
+        const float *y = map.turn.along_y + row * size, *x = map.turn.along_x + column * size;
+        for (long c = 0; c < size; c += LANES) {
+            times(at + i * size + c, y + c, sense);
+            times(at + i * size + c, x + c, sense);
+        }
+        if (++column == map.turn.w) column = 0, row++;
     }
 }
 
 /* Numbers (rows, size) of tokens from `token` on, turned; zeros behind them up to the whole size. */
 INLINE void turn(Map map, long token, const float *x, long row, long rows, float *out) {
     long size = whole(map.size);
-    if (map.basis) product(rows, size, map.size, x, row, 1, map.basis, size, out, size, 0);
+    if (map.turn.basis) product(rows, size, map.size, x, row, 1, map.turn.basis, size, out, size, 0);
     else
         for (long i = 0; i < rows; i++)
             for (long c = 0; c < size; c++) out[i * size + c] = c < map.size ? x[i * row + c] : 0;
-    rotate(out, map.phase + token * size, rows * size, 1);
+    rotate(map, token, out, rows, 1);
 }
 
 /* Numbers (rows, size) of tokens from `token` on -> what the map is of, zeros behind them up to the whole width. What was
@@ -144,7 +164,7 @@ INLINE void turn(Map map, long token, const float *x, long row, long rows, float
 INLINE void project(Map map, long token, const float *x, long row, long rows, long columns, float *turned, float *out) {
     long width = whole(columns), next = row;
     const float *y = x;
-    if (map.phase) turn(map, token, x, row, rows, turned), y = turned, next = whole(map.size);
+    if (map.turn.w) turn(map, token, x, row, rows, turned), y = turned, next = whole(map.size);
     if (map.w) product(rows, width, map.size, y, next, 1, map.w, width, out, width, 0);
     for (long i = 0; i < rows; i++, x += row, y += next, out += width) {
         if (!map.w) {
@@ -186,20 +206,20 @@ INLINE void finish(Map map, float top, long rows, long columns, float *out) {
     }
 }
 
-/* Slopes of what was turned -> of the phases' angles: each plane's is the second of its entries less the first; times the
- * tokens' places (y, x), their sums are added to `d_planes` (2, whole size). */
-INLINE void sum_angles(const float *slope, const float *turned, const float *places, long rows, long size,
-                       float *d_planes) {
-    for (long c = 0; c < size; c += LANES) {
-        vec y = *(vec *)(d_planes + c), x = *(vec *)(d_planes + size + c);
-        for (long i = 0; i < rows; i++) {
-            vec planes = *(const vec *)(turned + i * size + c);
-            vec angles = SWAPPED(planes) * *(const vec *)(slope + i * size + c);
-            y += places[2 * i] * angles;
-            x += places[2 * i + 1] * angles;
+/* Slopes of what was turned -> of the angles: each plane's is the second of its entries less the first; times the places
+ * of the tokens, their sums are added to `d_planes` (2, whole size). */
+INLINE void sum_angles(Map map, long token, const float *slope, const float *turned, long rows, float *d_planes) {
+    long size = whole(map.size), first = outside(map.turn, token), place = token + first - map.turn.outside;
+    long row = place / map.turn.w, column = place % map.turn.w;
+    for (long i = first; i < rows; i++) {
+        float y = map.turn.y[row], x = map.turn.x[column];
+        for (long c = 0; c < size; c += LANES) {
+            vec plane = *(const vec *)(turned + i * size + c);
+            vec angle = SWAPPED(plane) * *(const vec *)(slope + i * size + c);
+            *(vec *)(d_planes + c) += y * angle;
+            *(vec *)(d_planes + size + c) += x * angle;
         }
-        *(vec *)(d_planes + c) = y;
-        *(vec *)(d_planes + size + c) = x;
+        if (++column == map.turn.w) column = 0, row++;
     }
 }
 
@@ -213,10 +233,10 @@ static const Turned NOT_TURNED = {0, 0};
 /* Slopes of what was turned, used up like that -> of x (rows, whole size), wherever they are then. */
 INLINE float *turn_back(Map map, long token, float *slope, Turned known, long rows) {
     long size = whole(map.size);
-    if (map.places) sum_angles(slope, known.turned, map.places + 2 * token, rows, size, known.d_planes);
-    rotate(slope, map.phase + token * size, rows * size, -1);
-    if (!map.basis) return slope;
-    product(rows, size, map.size, slope, size, 1, map.basis_t, size, known.turned, size, 0);
+    if (map.turn.y) sum_angles(map, token, slope, known.turned, rows, known.d_planes);
+    rotate(map, token, slope, rows, -1);
+    if (!map.turn.basis) return slope;
+    product(rows, size, map.size, slope, size, 1, map.turn.basis_t, size, known.turned, size, 0);
     return known.turned;
 }
 
@@ -233,7 +253,7 @@ INLINE void give(Map map, long token, float *slope, const float *features, const
     }
     if (map.w) product(rows, size, columns, slope, width, 1, map.w_t, size, room, size, 0);
     d = map.w ? room : slope;
-    if (map.phase) d = turn_back(map, token, d, known, rows);
+    if (map.turn.w) d = turn_back(map, token, d, known, rows);
     for (long i = 0; i < rows; i++, slope += width, out += row, x += x_row, d += next) {
         for (long c = 0; c < (map.w ? map.size : columns); c++) out[c] = d[c];
         if (map.norm) {
