@@ -19,12 +19,6 @@ INLINE void transpose(const float *x, long rows, long columns, float *out) {
         for (long c = 0; c < columns; c++) out[c * rows + i] = x[i * columns + c];
 }
 
-INLINE float dot(const float *a, const float *b, long length) {
-    vec sums = {0};
-    for (long i = 0; i < length; i += LANES) sums += *(const vec *)(a + i) * *(const vec *)(b + i);
-    return total(sums);
-}
-
 INLINE void add(float *sum, float factor, const float *x, long length) {
     for (long i = 0; i < length; i += LANES) *(vec *)(sum + i) += factor * *(const vec *)(x + i);
 }
@@ -97,8 +91,8 @@ EACH_CPU static void attend_pair(Linear s, long pair, View q, View k, View v, Vi
         float *out = start(y, s.heads, pair, first);
         for (long i = 0; i < rows; i++, out += y.row) {
             den[first + i] = dot(r.phi + i * m, z, m);
-            float factor = 1 / den[first + i];
-            for (long c = 0; c < s.dv; c++) out[c] = r.values[i * dv + c] * factor;
+            float share = 1 / den[first + i];
+            for (long c = 0; c < s.dv; c++) out[c] = r.values[i * dv + c] * share;
         }
     }
 }
@@ -119,11 +113,9 @@ EACH_CPU static void attend_back(Linear s, long pair, View q, View k, View v, Vi
         take_values(s, d_y, pair, first, rows, r);
         const float *result = start(y, s.heads, pair, first);
         for (long i = 0; i < rows; i++, result += y.row) {
-            float factor = 1 / den[first + i], d_den = 0, *d_num = r.values + i * dv;
-            for (long c = 0; c < s.dv; c++) {
-                d_num[c] *= factor;
-                d_den -= d_num[c] * result[c];
-            }
+            float share = 1 / den[first + i], *d_num = r.values + i * dv;
+            for (long c = 0; c < s.dv; c++) d_num[c] *= share;
+            float d_den = -dot(d_num, result, s.dv);
             add(r.d_z, d_den, r.phi + i * m, m);
             for (long c = 0; c < m; c++) r.slope[i * m + c] = d_den * z[c];
         }

@@ -112,11 +112,8 @@ INLINE void split(Masked s, long pair, View y, const float *factor, const float 
     const float *result = start(y, s.heads, pair, 0);
     for (long i = 0; i < s.h * s.w; i++, result += y.row, slopes += whole(s.dv)) {
         float share = factor[i] / den[i];
-        d_sum[i] = d_den ? d_den[i] * factor[i] : 0;
-        for (long x = 0; x < s.dv; x++) {
-            slopes[x] *= share;
-            d_sum[i] -= slopes[x] * result[x];
-        }
+        for (long x = 0; x < s.dv; x++) slopes[x] *= share;
+        d_sum[i] = (d_den ? d_den[i] * factor[i] : 0) - dot(slopes, result, s.dv);
     }
 }
 

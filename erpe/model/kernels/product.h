@@ -32,6 +32,39 @@ INLINE float total(vec x) {
     return sum;
 }
 
+/* Sums and maxima go lane by lane: a compiler must not do that by itself, since the order of a sum matters. */
+INLINE float dot(const float *a, const float *b, long length) {
+    vec sums = {0};
+    float rest = 0;
+    long i = 0;
+    for (; i + LANES <= length; i += LANES) sums += *(const vec *)(a + i) * *(const vec *)(b + i);
+    for (; i < length; i++) rest += a[i] * b[i];
+    return total(sums) + rest;
+}
+
+INLINE float sum(const float *x, long length) {
+    vec sums = {0};
+    float rest = 0;
+    long i = 0;
+    for (; i + LANES <= length; i += LANES) sums += *(const vec *)(x + i);
+    for (; i < length; i++) rest += x[i];
+    return total(sums) + rest;
+}
+
+/* The largest, or `top`. */
+INLINE float largest(const float *x, long length, float top) {
+    vec tops = (vec){0} + top;
+    long i = 0;
+    for (; i + LANES <= length; i += LANES) {
+        vec next = *(const vec *)(x + i);
+        bits more = next > tops;
+        tops = (vec)(((bits)next & more) | ((bits)tops & ~more));
+    }
+    for (int lane = 0; lane < LANES; lane++) top = tops[lane] > top ? tops[lane] : top;
+    for (; i < length; i++) top = x[i] > top ? x[i] : top;
+    return top;
+}
+
 /* `rows` x WIDTH results of a row-major b (inner, ..), kept in registers. */
 INLINE void block(const int rows, long inner, const float *a, long a_row, long a_column, const float *b, long b_row,
                   float *c, long c_row, int add) {
@@ -172,16 +205,10 @@ INLINE void project(Map map, long token, const float *x, long row, long rows, lo
             for (long c = columns; c < width; c++) out[c] = 0;
         }
         if (map.norm) {
-            float square = 0;
-            for (long c = 0; c < map.size; c++) square += x[c] * x[c];
-            for (long c = 0; c < columns; c++) out[c] -= map.norm * square;
+            float loss = map.norm * dot(x, x, map.size);
+            for (long c = 0; c < columns; c++) out[c] -= loss;
         }
     }
-}
-
-INLINE float largest(const float *x, long columns, float top) {
-    for (long c = 0; c < columns; c++) top = x[c] > top ? x[c] : top;
-    return top;
 }
 
 /* The largest of some exponents, or what it was. */
@@ -257,9 +284,8 @@ INLINE void give(Map map, long token, float *slope, const float *features, const
     for (long i = 0; i < rows; i++, slope += width, out += row, x += x_row, d += next) {
         for (long c = 0; c < (map.w ? map.size : columns); c++) out[c] = d[c];
         if (map.norm) {
-            float sum = 0;
-            for (long c = 0; c < columns; c++) sum += slope[c];
-            for (long c = 0; c < map.size; c++) out[c] -= 2 * map.norm * sum * x[c];
+            float factor = 2 * map.norm * sum(slope, columns);
+            for (long c = 0; c < map.size; c++) out[c] -= factor * x[c];
         }
     }
 }
