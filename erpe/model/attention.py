@@ -15,12 +15,15 @@ from torch.nn.functional import normalize, pad, scaled_dot_product_attention
 from erpe.config import AttentionConfig
 from erpe.errors import ConfigError, ShapeError
 from erpe.model import compiled
-from erpe.model.encoding import ENCODING, GeneralRPE, Rotary, Shape, full_precision
+from erpe.model.encoding import Encoding, GeneralRPE, Shape, full_precision
 from erpe.model.features import FavorFeatures, Features, ReluFeatures
 from erpe.model.linear import linear_product
+from erpe.model.rotary import CirculantString, Rope
 
 CHUNK = 2**22
 """Entries of the tensor that the FFT path transforms at once: bounded memory for long sequences."""
+
+ENCODING = {"none": Encoding, "general": GeneralRPE, "circulant": CirculantString, "rope": Rope}
 
 
 class Attention(nn.Module):
@@ -102,25 +105,25 @@ class Linear(Attention):
 
     def quotient(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`forward` in full precision: (B, H, N, D) twice and (B, H, N, Dv) -> (B, H, N, Dv)."""
-        if compiled.serves(q, k, v) and isinstance(self.encoding, Rotary) and not self.rotates_features:
-            q, k, w = self.features.prepare(q, k, self.encoding.frame(q))
-            return linear_product(q, k, v, w, self.features.maps, *self.encoding.rotation(q))
-        q, k, w = self.features.prepare(*self.turned(q, k))
-        if isinstance(self.encoding, GeneralRPE):
-            return self.masked(q, k, v, w, self.encoding)
+        encoding = self.encoding
+        if isinstance(encoding, GeneralRPE):
+            return self.masked(q, k, v, encoding)
         if compiled.serves(q, k, v) and not self.rotates_features:
-            return linear_product(q, k, v, w, self.features.maps)
-        num, den = self.sums(self.features.maps.q(q, w), self.features.maps.k(k, w), v)
+            q, k, w = self.features.prepare(q, k, encoding.frame(q))
+            return linear_product(q, k, v, w, self.features.maps, *encoding.rotation(q))
+        num, den = self.sums(*self.phi(q, k), v)
         return num / den[..., None]
 
-    def masked(self, q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, encoding: GeneralRPE) -> Tensor:
-        """`quotient` with the general encoding, of what `prepare` made of q and k."""
+    def masked(self, q: Tensor, k: Tensor, v: Tensor, encoding: GeneralRPE) -> Tensor:
+        """`quotient` with the general encoding."""
+        q, k, w = self.features.prepare(q, k)
+        maps = self.features.maps
         method: str = self.config.method
         if method == "auto":
             method = faster_method(self.shape.tokens, self.features.m, v.shape[-1])
         if method == "dense" or self.config.rank:
-            return encoding.mix(q, k, v, w, self.features.maps)
-        num, den = self.fft(self.features.maps.q(q, w), self.features.maps.k(k, w), v, encoding)
+            return encoding.mix(q, k, v, w, maps)
+        num, den = self.fft(maps.q(q, w), maps.k(k, w), v, encoding)
         return num / den[..., None]
 
     def sums(self, phi_q: Tensor, phi_k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

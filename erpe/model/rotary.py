@@ -1,0 +1,200 @@
+"""Rotations as position encodings: R(r) turns planes of q and k, so that only the difference of positions matters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.functional import pad
+
+from erpe.config import AttentionConfig
+from erpe.model.compiled import Rotation
+from erpe.model.encoding import Encoding, Shape, full_precision
+
+
+def rotate_planes(x: Tensor, phase: Tensor) -> Tensor:
+    """Turn adjacent channel pairs (2t, 2t+1) by the angles of `phase`; further channels stay.
+
+    Args:
+        x: (B, H, N, D).
+        phase: (H, N, P) complex of modulus one, 2 P <= D.
+    Returns:
+        (B, H, N, D).
+    Source: Su et al. 2021 (RoFormer), equation 34, as one complex product.
+    """
+    free = x.shape[-1] - 2 * phase.shape[-1]
+    if free % 2:
+        return torch.cat([rotate_planes(x[..., :-1], phase), x[..., -1:]], dim=-1)
+    phase = pad(phase, (0, free // 2), value=1.0)                 # one pass over all channels
+    pairs = x.unflatten(-1, (-1, 2)).contiguous()
+    pairs = pairs.clone() if pairs.storage_offset() % 2 else pairs                  # no complex number begins there
+    return torch.view_as_real(torch.view_as_complex(pairs) * phase).flatten(-2)
+
+
+class Rotary(Encoding):
+    """R(r) turns plane t of a head by the angle y fy_t + x fx_t, so that R(a)^T R(b) = R(b - a)."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, config: AttentionConfig, shape: Shape, generator: Generator) -> None:
+        super().__init__(config, shape, generator)
+        self.size = config.rotated_size(shape.head_dim)
+        for axis, count in zip(("rows", "columns"), shape.grid, strict=True):
+            self.register_buffer(axis, torch.arange(count, dtype=torch.float32), persistent=False)
+
+    def planes(self) -> Tensor:
+        """(2, H, P) frequencies in rad per patch along y and x."""
+        raise NotImplementedError
+
+    def along(self, planes: Tensor) -> list[Tensor]:
+        """Of frequencies (2, H, P), complex e^(i angle) of each row (H, h, P) and of each column (H, w, P)."""
+        found = []
+        for frequency, steps in zip(planes, (self.rows, self.columns), strict=True):
+            angle = steps.to(frequency.dtype)[:, None] * frequency[:, None]
+            found.append(torch.complex(angle.cos(), angle.sin()))
+        return found
+
+    def phase(self) -> Tensor:
+        """(H, N, P) complex e^(i angle), in float32 at least."""
+        # e^(i (y fy + x fx)) is a product: few cosines for many tokens
+        along_y, along_x = self.along(full_precision(self.planes()))
+        phase = (along_y[:, :, None] * along_x[:, None]).flatten(1, 2)              # (H, hw, P)
+        return pad(phase, (0, 0, 1, 0), value=1.0) if self.shape.cls else phase     # R(0) = I
+
+    def rotation(self, like: Tensor) -> tuple[Tensor, Rotation]:
+        """(2, H, P) frequencies, and their tables; see `Encoding`."""
+        planes = full_precision(self.planes())
+        y, x = (self.rows, self.columns) if planes.requires_grad else (None, None)
+        along_y, along_x = self.along(planes.detach())
+        return planes, Rotation(along_y, along_x, self.frame(like), y, x)
+
+    def rotate(self, *vectors: Tensor) -> tuple[Tensor, ...]:
+        """Each (B, H, N, D) turned, computed in float32 at least and given back in its own dtype."""
+        return self._each(self.turn, vectors)
+
+    def turn(self, x: Tensor, phase: Tensor) -> Tensor:
+        """(B, H, N, D) -> (B, H, N, D)."""
+        return rotate_planes(x, phase)
+
+    def _each(self, turn: Callable[[Tensor, Tensor], Tensor], vectors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        with torch.autocast(vectors[0].device.type, enabled=False):
+            phase = self.phase()
+            return tuple(turn(full_precision(x), phase).to(x.dtype) for x in vectors)
+
+
+class Rope(Rotary):
+    """2-D RoPE; `frequencies` (2, H, D/2) along y and x: a buffer if axial, learned if mixed.
+
+        axial: theta_t = base^(-4t/D), the first D/4 planes along x, the others along y
+        mixed: those magnitudes, at a random angle per head, the second half perpendicular to the first
+
+    Source: Su et al. 2021 (RoFormer), equations 15-16; Heo et al. 2024 (RoPE-ViT) for both 2-D forms.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, config: AttentionConfig, shape: Shape, generator: Generator) -> None:
+        super().__init__(config, shape, generator)
+        mixed = config.rope == "mixed"
+        base = config.rope_base or (10.0 if mixed else 100.0)
+        # Axial is mixed at angle zero: the first half along x, the perpendicular half along y.
+        angle = torch.rand(shape.heads, 1, generator=generator) * 2 * math.pi if mixed else torch.zeros(shape.heads, 1)
+        frequencies = planar_frequencies(self.size // 2, base, angle)
+        if mixed:
+            self.frequencies = nn.Parameter(frequencies)
+        else:
+            self.register_buffer("frequencies", frequencies)
+
+    def planes(self) -> Tensor:
+        """(2, H, D/2) rad per patch."""
+        return self.frequencies
+
+
+def planar_frequencies(planes: int, base: float, angle: Tensor) -> Tensor:
+    """Magnitudes base^(-2t/planes) in direction `angle` for the first half of the planes, perpendicular for the rest.
+
+    Args:
+        planes: P; an odd one leaves one plane more to the first half.
+        angle: (H, 1) rad; 0 is along x.
+    Returns:
+        (2, H, P) rad per patch along y and x.
+    """
+    first = -(-planes // 2)
+    t = torch.arange(first)
+    magnitude = base ** (-2.0 * t / planes)                       # (P/2,)
+    x = torch.cat([magnitude * angle.cos(), -magnitude[: planes - first] * angle.sin()], dim=-1)
+    y = torch.cat([magnitude * angle.sin(), magnitude[: planes - first] * angle.cos()], dim=-1)
+    return torch.stack([y, x])                                    # (2, H, P)
+
+
+class CirculantString(Rotary):
+    """Circulant-STRING: R(r) = exp(y L_y + x L_x), L = C - C^T with C circulant.
+
+    `coefficients` (2, H, D): first columns c of C for y and x. In the real Fourier basis of the circulants R is
+    a rotation of planes by theta = 2 Im fft(c), so it is applied there: one small matrix product in, one out.
+    At head sizes that is faster than an FFT, and equal to it. Only the odd part of c matters.
+    Source: Schenck et al. 2025 (STRING), definition 3.1 and circulant-STRING. Blocks: `circulant_block`.
+    """
+
+    def __init__(self, config: AttentionConfig, shape: Shape, generator: Generator) -> None:
+        super().__init__(config, shape, generator)
+        self.block = config.circulant_block or self.size
+        self.free = self.size // self.block * (2 - self.block % 2)
+        """Channels that no rotation reaches: the mean of a block, and its alternating sum if it is even."""
+        self.coefficients = nn.Parameter(torch.zeros(2, shape.heads, self.size))
+        if config.circulant_init == "normal":
+            self.coefficients.data.normal_(0, 0.02, generator=generator)
+        else:
+            angle = torch.rand(shape.heads, 1, generator=generator) * 2 * math.pi
+            planes = planar_frequencies((self.size - self.free) // 2, config.rope_base or 10.0, angle)
+            sines = self.basis(planes)[:, 1 : self.size - self.free : 2]
+            self.coefficients.data = planes @ sines.T / math.sqrt(2 * self.block)
+
+    def basis(self, like: Tensor) -> Tensor:
+        """(D, D) orthogonal, in the dtype and on the device of `like`."""
+        return fourier_basis(self.size, self.block, like.dtype, like.device)
+
+    def planes(self) -> Tensor:
+        """(2, H, P) rad per patch: theta = 2 Im fft(c) for the frequencies below half the block size."""
+        c = full_precision(self.coefficients)
+        sines = self.basis(c)[:, 1 : self.size - self.free : 2]   # (D, P)
+        return math.sqrt(2 * self.block) * (c @ sines)
+
+    def turn(self, x: Tensor, phase: Tensor) -> Tensor:
+        """(B, H, N, D) -> (B, H, N, D): to the Fourier basis, turn its planes, back."""
+        return self.turn_planes(x, phase) @ self.basis(x).T
+
+    def turn_planes(self, x: Tensor, phase: Tensor) -> Tensor:
+        """The same, left in the Fourier basis."""
+        return rotate_planes(x @ self.basis(x), phase)
+
+    def align(self, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        """Left in the Fourier basis: half of the products."""
+        return self._each(self.turn_planes, (q, k))
+
+    def frame(self, like: Tensor) -> Tensor:
+        """The Fourier basis."""
+        return self.basis(like)
+
+
+@lru_cache(maxsize=64)
+def fourier_basis(size: int, block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The real Fourier basis of block-circulant matrices, columns normalised.
+
+        columns: cos f, -sin f of each block and frequency 0 < f < block/2, then the position-free ones (1, (-1)^n)
+
+    Returns:
+        (D, D) orthogonal: `(x @ basis)[2t], [2t+1]` are Re and Im of sqrt(2/block) fft(x)_f.
+    """
+    with torch.inference_mode(False):  # a cached inference tensor could not be trained through later
+        n = torch.arange(block, dtype=torch.float64)
+        angle = 2 * math.pi / block * torch.outer(n, n[1 : (block + 1) // 2])      # (block, planes)
+        pairs = torch.stack([angle.cos(), -angle.sin()], dim=-1).flatten(1) * math.sqrt(2 / block)
+        ones, signs = torch.ones_like(n), 1 - 2 * (n % 2)
+        free = torch.stack([ones, signs][: 2 - block % 2], dim=1) / math.sqrt(block)
+        columns = [torch.block_diag(*[part] * (size // block)) for part in (pairs, free)]
+        return torch.cat(columns, dim=1).to(device=device, dtype=dtype)
