@@ -18,6 +18,7 @@ from erpe.model.vit import build
 
 LINEAR = ["relu", "relu_rope", "relu_circulant", "favor", "favor_rope", "favor_circulant"]
 MASKED = ["relu_general", "favor_general"]
+TURNED = ["softmax_rope", "softmax_circulant"]
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def assert_rounding(found, expected, tolerance=2e-5):
 
 def at_a_kink(layer, q, k):
     """Whether a number is so near to zero that rounding decides on which side ReLU sees it, so on its slope."""
-    if layer.features.maps.q.kind != "relu":
+    if not layer.config.variant.startswith("relu"):
         return False
     q, k, w = layer.features.prepare(*layer.turned(q, k))
     numbers = torch.stack([q, k])
@@ -72,7 +73,7 @@ def test_they_are_there_where_a_compiler_is():
     assert compiled.LIBRARY or not shutil.which("cc")
 
 
-@pytest.mark.parametrize("variant", LINEAR + MASKED)
+@pytest.mark.parametrize("variant", LINEAR + MASKED + TURNED)
 @given(st.data())
 @settings(deadline=None, max_examples=12)
 def test_they_are_the_dense_weights_times_v_with_all_gradients(variant, data):
@@ -94,17 +95,24 @@ def test_they_are_the_dense_weights_times_v_with_all_gradients(variant, data):
     assert_rounding(found[4:], expected[4:], 1e-4)  # sums over all tokens, of angles of many radians
 
 
-@pytest.mark.parametrize(("variant", "names"), [("favor_rope", "linear"), ("relu_general", "masked")])
+@pytest.mark.parametrize(
+    ("variant", "names"),
+    [
+        ("favor_rope", ["linear_forward", "linear_backward"]),
+        ("relu_general", ["masked_forward", "masked_backward"]),
+        ("softmax_circulant", ["rotation_forward", "rotation_forward", "rotation_backward", "rotation_backward"]),
+    ],
+)
 def test_layers_in_float32_use_them_and_none_other_does(variant, names, calls, monkeypatch):
     layer = random_layer(variant, grid=(3, 5), heads=2, head_dim=8)
     inputs = views(2, 2, 15, 8)
     learnt(layer, inputs)
-    assert calls == [f"{names}_forward", f"{names}_backward"]
+    assert calls == names
     learnt(layer.double(), [x.double() for x in inputs])
-    assert len(calls) == 2
+    assert calls == names
     monkeypatch.setattr(compiled, "LIBRARY", None)
     without = learnt(layer.float(), inputs)
-    assert len(calls) == 2
+    assert calls == names
     monkeypatch.undo()
     assert_rounding(learnt(layer, inputs), without)
 
@@ -118,9 +126,9 @@ def test_who_counts_flops_sees_the_operators(calls):
     assert calls == ["masked_forward"]
 
 
-@pytest.mark.parametrize("variant", ["relu", "favor", "relu_general"])
+@pytest.mark.parametrize("variant", ["relu", "favor_rope", "relu_general"])
 def test_threads_change_nothing(variant):
-    layer = random_layer(variant, grid=(9, 13), heads=3, head_dim=20)
+    layer = random_layer(variant, grid=(9, 13), heads=3, head_dim=20, rope="mixed")
     inputs, threads = views(3, 3, 117, 20), torch.get_num_threads()
     try:
         found = []

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from erpe.model.features import KINDS, Maps
+from erpe.model.features import AS_THEY_ARE, KINDS, Maps
 
 
 def _longs(names: str) -> list[tuple[str, Any]]:
@@ -43,6 +43,10 @@ class _Linear(ctypes.Structure):
     _fields_ = [*_longs("images heads n m dv"), ("q", _Map), ("k", _Map)]
 
 
+class _Rotated(ctypes.Structure):
+    _fields_ = [*_longs("images heads n"), ("x", _Map)]
+
+
 class _View(ctypes.Structure):
     _fields_ = [("at", ctypes.c_void_p), *_longs("image head row")]
 
@@ -54,7 +58,7 @@ def _load() -> ctypes.CDLL | None:
     for path in sorted(Path(__file__).parent.glob("_kernels*.so")):
         try:
             library = ctypes.CDLL(str(path))
-            for name, size in {"masked": _Masked, "linear": _Linear}.items():
+            for name, size in {"masked": _Masked, "linear": _Linear, "rotation": _Rotated}.items():
                 for way in ("forward", "backward"):
                     function = getattr(library, f"{name}_{way}_room")
                     function.argtypes, function.restype = [size, ctypes.c_int], ctypes.c_long
@@ -179,14 +183,43 @@ def linear_backward(
     """
     d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
     weights, turning = _projections(w), _turning(rotation, q.shape[-1])
-    size, (images, heads) = _linear_size(q, v, weights, maps, turning), q.shape[:2]
-    planes = rotation.along_y.shape[-1] if rotation and rotation.y is not None else 0
-    d_planes = v.new_empty((images, heads, 2, _whole(q.shape[-1]) // 2, 2) if planes else 0)
-    _call("linear_backward", size, q, k, v, y, plain(d_y), *made, d_q, d_k, d_v, d_planes)
-    if not planes:
-        return d_q, d_k, d_v, None
-    first, second = d_planes.sum(0)[:, :, :planes].unbind(-1)
-    return d_q, d_k, d_v, (second - first).transpose(0, 1)
+    size, d_angles = _linear_size(q, v, weights, maps, turning), _angles(rotation, q)
+    _call("linear_backward", size, q, k, v, y, plain(d_y), *made, d_q, d_k, d_v, d_angles)
+    return d_q, d_k, d_v, _of_planes(rotation, d_angles)
+
+
+def rotation_forward(x: Tensor, rotation: Rotation) -> Tensor:
+    """x (B, H, N, D), turned and left in the basis of the rotation."""
+    y, turning = _side_by_side(x), _turning(rotation, x.shape[-1])
+    _call("rotation_forward", _Rotated(*x.shape[:3], _maps(x, None, AS_THEY_ARE, turning)[0]), x, y)
+    return y
+
+
+def rotation_backward(rotation: Rotation, y: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Gradients of x, shaped as it is, and of the frequencies (2, H, P), where slopes of them are wanted.
+
+    Args:
+        y: what `rotation_forward` returned.
+        d_y: slopes of y (B, H, N, D).
+    """
+    d_x, d_angles, turning = _side_by_side(y), _angles(rotation, y), _turning(rotation, y.shape[-1])
+    size = _Rotated(*y.shape[:3], _maps(y, None, AS_THEY_ARE, turning)[0])
+    _call("rotation_backward", size, y, plain(d_y), d_x, d_angles)
+    return d_x, _of_planes(rotation, d_angles)
+
+
+def _angles(rotation: Rotation | None, x: Tensor) -> Tensor:
+    """Room for slopes of angles times places: (B, H, 2, planes, 2), or nothing."""
+    wanted = rotation is not None and rotation.y is not None
+    return x.new_empty((*x.shape[:2], 2, _whole(x.shape[-1]) // 2, 2) if wanted else 0)
+
+
+def _of_planes(rotation: Rotation | None, d_angles: Tensor) -> Tensor | None:
+    """Those of the frequencies (2, H, P): for each plane, the second less the first."""
+    if rotation is None or rotation.y is None:
+        return None
+    first, second = d_angles.sum(0)[:, :, : rotation.along_y.shape[-1]].unbind(-1)
+    return (second - first).transpose(0, 1)
 
 
 def plain(x: Tensor) -> Tensor:
@@ -266,7 +299,7 @@ def _linear_size(q: Tensor, v: Tensor, w: _Projections | None, maps: Maps, turni
     return _Linear(*q.shape[:3], w.m if w else q.shape[-1], v.shape[-1], *_maps(q, w, maps, turning))
 
 
-def _call(function: str, size: _Masked | _Linear, *arrays: Tensor | None) -> None:
+def _call(function: str, size: _Masked | _Linear | _Rotated, *arrays: Tensor | None) -> None:
     """Arrays of four axes go with their strides, others are contiguous."""
     assert LIBRARY
     threads = torch.get_num_threads()

@@ -11,8 +11,10 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import pad
 
 from erpe.config import AttentionConfig
+from erpe.model import compiled
 from erpe.model.compiled import Rotation
 from erpe.model.encoding import Encoding, Shape, full_precision
+from erpe.model.turning import turned
 
 
 def rotate_planes(x: Tensor, phase: Tensor) -> Tensor:
@@ -76,9 +78,21 @@ class Rotary(Encoding):
         """Each (B, H, N, D) turned, computed in float32 at least and given back in its own dtype."""
         return self._each(self.turn, vectors)
 
+    def align(self, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        """Left in the basis of the planes: half of the products, where that is not the usual one."""
+        if compiled.serves(q, k):
+            planes, rotation = self.rotation(q)
+            return turned(q, planes, rotation), turned(k, planes, rotation)
+        return self._each(self.turn_planes, (q, k))
+
+    def turn_planes(self, x: Tensor, phase: Tensor) -> Tensor:
+        """(B, H, N, D) -> (B, H, N, D), left in that basis."""
+        return rotate_planes(x, phase)
+
     def turn(self, x: Tensor, phase: Tensor) -> Tensor:
         """(B, H, N, D) -> (B, H, N, D)."""
-        return rotate_planes(x, phase)
+        basis = self.frame(x)
+        return self.turn_planes(x, phase) if basis is None else self.turn_planes(x, phase) @ basis.T
 
     def _each(self, turn: Callable[[Tensor, Tensor], Tensor], vectors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         with torch.autocast(vectors[0].device.type, enabled=False):
@@ -164,17 +178,9 @@ class CirculantString(Rotary):
         sines = self.basis(c)[:, 1 : self.size - self.free : 2]   # (D, P)
         return math.sqrt(2 * self.block) * (c @ sines)
 
-    def turn(self, x: Tensor, phase: Tensor) -> Tensor:
-        """(B, H, N, D) -> (B, H, N, D): to the Fourier basis, turn its planes, back."""
-        return self.turn_planes(x, phase) @ self.basis(x).T
-
     def turn_planes(self, x: Tensor, phase: Tensor) -> Tensor:
-        """The same, left in the Fourier basis."""
+        """See `Rotary`."""
         return rotate_planes(x @ self.basis(x), phase)
-
-    def align(self, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
-        """Left in the Fourier basis: half of the products."""
-        return self._each(self.turn_planes, (q, k))
 
     def frame(self, like: Tensor) -> Tensor:
         """The Fourier basis."""

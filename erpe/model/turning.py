@@ -1,0 +1,52 @@
+"""Rotations of vectors on CPUs, by themselves: what softmax attention needs of rope and circulant.
+
+`kernels/rotation.c` turns each token in cache, in the basis of the planes, from q or k as they lie in memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erpe.model import compiled
+from erpe.model.compiled import Rotation
+from erpe.model.linear import more_heads
+
+
+def turned(x: Tensor, planes: Tensor, rotation: Rotation) -> Tensor:
+    """Each token by its place, left in the basis of the rotation; only where `compiled.serves`.
+
+    Args:
+        x: (B, H, N, D).
+        planes: (2, H, P), frequencies along y and x, which get the gradient of
+        rotation: made of them.
+    Returns:
+        (B, H, N, D).
+    """
+    found: Tensor = _Turned.apply(compiled.plain(x), planes, *rotation)
+    return found
+
+
+class _Turned(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, planes: Tensor, *rotation: Any) -> Any:
+        return compiled.rotation_forward(x, Rotation(*rotation))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs[2:], output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        *rotation, y = ctx.saved_tensors
+        return *compiled.rotation_backward(Rotation(*rotation), y, gradients[0]), *[None] * 5
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        """Layers side by side are more heads."""
+        size, rest = info.batch_size, inputs[4:]
+        x, planes = more_heads(size, in_dims[:2], inputs[:2])
+        along_y, along_x = more_heads(size, in_dims[2:4], inputs[2:4], axis=0)
+        return _Turned.apply(compiled.plain(x), planes, along_y, along_x, *rest).unflatten(1, (size, -1)), 1
