@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from erpe.config import ModelConfig
 from erpe.model import compiled, masked
 from erpe.model.attention import build_attention
-from erpe.model.compiled import _masked_size
 from erpe.model.counters import count_with_torch
 from erpe.model.features import AS_THEY_ARE
 from erpe.model.flops import forward_flops
+from erpe.model.structures import masked_sizes
 from erpe.model.vit import build
 
 LINEAR = ["relu", "relu_rope", "relu_circulant", "favor", "favor_rope", "favor_circulant"]
@@ -178,7 +178,7 @@ def test_what_is_no_number_stays_visible(variant, which):
 def test_the_scratch_of_the_masked_product_grows_with_n(way):
     def entries(side):
         q = torch.empty(1, 1, side * side, 32)
-        size = _masked_size(q, q, torch.empty(1, 2 * side - 1, 2 * side - 1), None, AS_THEY_ARE)
+        size = masked_sizes(q, q, torch.empty(1, 2 * side - 1, 2 * side - 1), None, AS_THEY_ARE)
         return getattr(compiled.LIBRARY, f"masked_{way}_room")(size, 1)
 
     assert entries(128) / entries(64) == pytest.approx(4, rel=0.1)

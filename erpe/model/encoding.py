@@ -12,10 +12,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from erpe.config import AttentionConfig
-from erpe.model.compiled import Rotation
 from erpe.model.features import Maps
 from erpe.model.fourier import fourier_product, series
 from erpe.model.masked import masked_product, window_top
+from erpe.model.structures import Rotation
 from erpe.model.toeplitz import toeplitz_dense, toeplitz_matmul
 
 

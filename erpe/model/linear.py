@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from erpe.model import compiled
-from erpe.model.compiled import Rotation
 from erpe.model.features import Maps
+from erpe.model.structures import Rotation
 
 
 def linear_product(

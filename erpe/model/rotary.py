@@ -12,8 +12,8 @@ from torch.nn.functional import pad
 
 from erpe.config import AttentionConfig
 from erpe.model import compiled
-from erpe.model.compiled import Rotation
 from erpe.model.encoding import Encoding, Shape, full_precision
+from erpe.model.structures import Rotation
 from erpe.model.turning import turned
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from erpe.model import compiled
-from erpe.model.compiled import Rotation
 from erpe.model.linear import more_heads
+from erpe.model.structures import Rotation
 
 
 def turned(x: Tensor, planes: Tensor, rotation: Rotation) -> Tensor:

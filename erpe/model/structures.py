@@ -1,0 +1,148 @@
+"""What the kernels take, as `kernels/*.h` and `*.c` declare it, and how tensors become that."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from erpe.model.features import AS_THEY_ARE, KINDS, Maps
+
+
+def _longs(names: str) -> list[tuple[str, Any]]:
+    return [(name, ctypes.c_long) for name in names.split()]
+
+
+def _pointers(names: str) -> list[tuple[str, Any]]:
+    return [(name, ctypes.c_void_p) for name in names.split()]
+
+
+class CTurn(ctypes.Structure):
+    """`Turn` of product.h."""
+
+    _fields_ = [*_longs("outside h w"), *_pointers("along_y along_x basis basis_t y x")]
+
+
+class CMap(ctypes.Structure):
+    """`Map` of product.h."""
+
+    _fields_ = [
+        ("kind", ctypes.c_int), ("eps", ctypes.c_float), ("norm", ctypes.c_float),
+        *_longs("size w_head w_t_head"), *_pointers("w w_t"), ("turn", CTurn),
+    ]  # fmt: skip
+
+
+class CMasked(ctypes.Structure):
+    """`Masked` of masked.c."""
+
+    _fields_ = [*_longs("images heads h w m dv"), ("q", CMap), ("k", CMap)]
+
+
+class CLinear(ctypes.Structure):
+    """`Linear` of linear.c."""
+
+    _fields_ = [*_longs("images heads n m dv"), ("q", CMap), ("k", CMap)]
+
+
+class CRotated(ctypes.Structure):
+    """`Rotated` of rotation.c."""
+
+    _fields_ = [*_longs("images heads n"), ("x", CMap)]
+
+
+class CView(ctypes.Structure):
+    """`View` of product.h."""
+
+    _fields_ = [("at", ctypes.c_void_p), *_longs("image head row")]
+
+
+class Rotation(NamedTuple):
+    """What turns queries and keys before the maps, by their places in a grid of h rows and w columns."""
+
+    along_y: Tensor
+    """(H, h, P) complex, by which a plane of two coordinates is turned in each row; further ones stay."""
+    along_x: Tensor
+    """(H, w, P) complex, in each column."""
+    basis: Tensor | None
+    """(D, D) orthogonal, columns are the axes of the coordinates; none: the usual ones."""
+    y: Tensor | None
+    """(h), where the rows are, if slopes of the planes' frequencies are wanted."""
+    x: Tensor | None
+    """(w), where the columns are."""
+
+
+def whole(n: int) -> int:
+    """As in product.h."""
+    return -(-n // 16) * 16
+
+
+class Projections(NamedTuple):
+    """w (G, D, whole m) and its transpose (G, whole m, whole D) for one head or each; m."""
+
+    w: Tensor
+    w_t: Tensor
+    m: int
+
+
+def projections(w: Tensor | None) -> Projections | None:
+    """Of w (D, m), or (H, D, m)."""
+    if w is None:
+        return None
+    w = w if w.ndim == 3 else w[None]
+    d, m = w.shape[1:]
+    wide = pad(w, (0, whole(m) - m)).contiguous()
+    return Projections(wide, pad(wide, (0, 0, 0, whole(d) - d)).mT.contiguous(), m)
+
+
+class Tables(NamedTuple):
+    """A rotation as the kernels take it: real (H, h, whole D) and (H, w, whole D), the basis twice as (D, whole D)."""
+
+    along_y: Tensor
+    along_x: Tensor
+    basis: Tensor | None
+    basis_t: Tensor | None
+    y: Tensor | None
+    x: Tensor | None
+
+
+def tables(rotation: Rotation | None, d: int) -> Tables | None:
+    """Of a rotation of vectors of size D."""
+    if rotation is None:
+        return None
+    along_y, along_x, basis, y, x = rotation
+    more = whole(d) // 2 - along_y.shape[-1]
+    phases = [torch.view_as_real(pad(each, (0, more), value=1.0).contiguous()) for each in (along_y, along_x)]
+    bases = () if basis is None else (basis, basis.T)
+    wide, turned = [pad(each, (0, whole(d) - d)).contiguous() for each in bases] or (None, None)
+    return Tables(phases[0], phases[1], wide, turned, y, x)
+
+
+def _maps(q: Tensor, w: Projections | None, maps: Maps, turn: Tables | None = None) -> list[CMap]:
+    places: list[int] = [0, 0, 0, 0]
+    if w:
+        heads = [x.stride(0) if len(x) > 1 else 0 for x in w[:2]]
+        places = [*heads, w.w.data_ptr(), w.w_t.data_ptr()]
+    turned = CTurn()
+    if turn:
+        h, columns = turn.along_y.shape[1], turn.along_x.shape[1]
+        turned = CTurn(q.shape[2] - h * columns, h, columns, *(0 if x is None else x.data_ptr() for x in turn))
+    return [CMap(KINDS.index(each.kind), each.eps, each.norm, q.shape[-1], *places, turned) for each in maps]
+
+
+def masked_sizes(q: Tensor, v: Tensor, c: Tensor, w: Projections | None, maps: Maps) -> CMasked:
+    """For `masked_forward` and `masked_backward`."""
+    h, columns = ((side + 1) // 2 for side in c.shape[1:])
+    return CMasked(*q.shape[:2], h, columns, w.m if w else q.shape[-1], v.shape[-1], *_maps(q, w, maps))
+
+
+def linear_sizes(q: Tensor, v: Tensor, w: Projections | None, maps: Maps, turn: Tables | None) -> CLinear:
+    """For `linear_forward` and `linear_backward`."""
+    return CLinear(*q.shape[:3], w.m if w else q.shape[-1], v.shape[-1], *_maps(q, w, maps, turn))
+
+
+def rotated_sizes(x: Tensor, turn: Tables | None) -> CRotated:
+    """For `rotation_forward` and `rotation_backward`."""
+    return CRotated(*x.shape[:3], _maps(x, None, AS_THEY_ARE, turn)[0])
