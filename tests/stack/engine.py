@@ -205,6 +205,7 @@ class Stack:
         )  # fmt: skip
 
     def _start(self, service, container):
+        (self.folder / f"{service}.healthy").unlink(missing_ok=True)
         self.prepare(service)
         log = self.folder / f"{container}.log"
         with log.open("ab") as out:
@@ -234,12 +235,13 @@ class Stack:
                 logs = [path.read_text()[-3000:] for path in self.folder.glob(f"{service}.*.log")]
                 raise Refused(f"{service}: not healthy\n{''.join(logs)}")
             time.sleep(0.5)
+        (self.folder / f"{service}.healthy").touch()
 
     def depend(self, service):
-        """Everything it waits for, as its conditions ask."""
+        """Everything it waits for, as its conditions ask; an engine knows who is healthy and does not ask again."""
         for name, about in self.services[service].get("depends_on", {}).items():
             self.up(name)
-            if about["condition"] == "service_healthy":
+            if about["condition"] == "service_healthy" and not (self.folder / f"{name}.healthy").exists():
                 self.await_healthy(name)
 
     def up(self, service, count=None):
@@ -310,10 +312,16 @@ class Stack:
             time.sleep(0.05)
 
     def down(self, volumes=False):
-        """End everything; with `volumes`, what it kept goes, too."""
-        with ThreadPoolExecutor(len(self.services)) as pool:
-            list(pool.map(self._end, self.containers()))
-        for path in self.folder.glob("*.done"):
+        """End everything, who needs others before them; with `volumes`, what it kept goes, too."""
+        left = dict(self.services)
+        with ThreadPoolExecutor() as pool:
+            while left:
+                needed = {name for about in left.values() for name in about.get("depends_on", {})}
+                last = left.keys() - needed
+                list(pool.map(self.stop, last))
+                for name in last:
+                    del left[name]
+        for path in (*self.folder.glob("*.done"), *self.folder.glob("*.healthy")):
             path.unlink()
         shutil.rmtree(self.folder / "ray", ignore_errors=True)
         if volumes:
