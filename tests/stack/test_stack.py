@@ -273,6 +273,11 @@ def test_the_commands_of_the_readme_lead_to_a_comparison_and_a_backup_holds_ever
     store = enter(shell, monkeypatch)
     assert compare_books(store, "digits-relu_general", 2) == Books()
     assert re.search(r"database mlflow: .*; \d+ rows, \d+ KiB a trial", shell("infra/capacity"))
+    assert list(shell.state.glob("migrate/migrate.run*/versions")), "restored, and not brought up to date"
+    log = (shell.state / "migrate.1.log").read_text()
+    (shell.state / "migrate.done").unlink()  # compose starts it again before each command
+    shell("docker compose up -d migrate")
+    assert (shell.state / "migrate.1.log").read_text() == log, "it did all its work again"
     shell("docker compose up -d optuna-dashboard")
     shell.stack.await_healthy("optuna-dashboard")
     with urllib.request.urlopen(f"http://127.0.0.1:{shell.stack.ports['optuna-dashboard']}/api/studies") as answer:
