@@ -38,7 +38,8 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, *both) for both in zip(rates, generators, strict=True))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.classes)
-        self.initialise(generator)
+        if not self.head.weight.is_meta:  # there torch would import its compiler, two seconds, to draw nothing
+            self.initialise(generator)
 
     def initialise(self, generator: Generator) -> None:
         """Xavier-uniform matrices, zero biases, N(0, 0.02^2) class token, N(0, 0.5^2) learned positions.

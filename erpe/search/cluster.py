@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from erpe.errors import ConfigError, StudyError
@@ -91,11 +91,17 @@ def _wants_token(address: str | None) -> ConfigError:
 def require_node(address: str) -> None:
     """Make sure that this machine is a node of a cluster, as the driver's must be: Ray would look for half a minute.
 
+    It may be about to become one: `ERPE_RAY_START` is the id of a child of this process that makes it one, as
+    infra/docker/bin/erpe-node has it.
+
     Raises:
         ConfigError: it is none.
     """
     from ray._private.services import find_node_ids
 
+    if child := os.environ.pop("ERPE_RAY_START", None):
+        with suppress(ChildProcessError):
+            os.waitpid(int(child), 0)
     if not find_node_ids():
         raise ConfigError(
             f"ray address {address}: this machine is no node of that cluster; "

@@ -80,7 +80,8 @@ def gc(
     Args:
         study: one of `erpe tune`, one of `erpe study run` with all its parts, or one such part; none: all that were
             run from this store, but for those that run now.
-        dangling: also remove what belongs to no trial and no run, see `erpe.search.strays`.
+        dangling: also remove what belongs to no trial and no run, see `erpe.search.strays`; in the store alone, since
+            a depot may be that of other stores, too.
         dry_run: change nothing, and say what would go.
     Raises:
         ConfigError: nothing is asked for, or numbers that make no sense.

@@ -19,6 +19,7 @@ from erpe.errors import ConfigError, TrialError
 from erpe.model import ViT
 from erpe.training.augment import augmentation, mixing
 from erpe.training.data import Images, batches, normalise
+from erpe.training.optimiser import AdamW
 
 CHECK_EVERY = 50
 """Steps between looks at the losses; each look waits for the device."""
@@ -74,7 +75,7 @@ class Trainer:
         """Steps an epoch."""
         self.parts = 1
         """A batch goes through the model in so many parts: the same gradient up to rounding, in less memory."""
-        self.optimiser = torch.optim.AdamW(model.decay_groups(train.weight_decay), lr=train.lr, fused=True)
+        self.optimiser = AdamW(model.decay_groups(train.weight_decay), lr=train.lr, fused=True)
         self.averaged: AveragedModel | None = None
         if train.ema:
             self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema))

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 
 from engine import PROGRAMS, ROOT, Stack
 
@@ -36,10 +37,12 @@ class Shell:
 
     def __call__(self, line, code=0):
         """In the foreground -> what it printed; it must end with this code."""
+        began = time.monotonic()
         done = subprocess.run(
             ["bash", "-c", line], cwd=self.project, env=self.environment, stdin=subprocess.DEVNULL,
             capture_output=True, text=True, timeout=300,
         )  # fmt: skip
+        print(f"{time.monotonic() - began:6.1f} s  $ {line}")  # what pytest shows of a test that fails, or with -s
         assert done.returncode == code, f"{line}: {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         return done.stdout + done.stderr
 

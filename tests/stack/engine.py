@@ -133,11 +133,15 @@ class Stack:
             within = self.project / source if source.startswith(("./", "/")) else self.folder / "volumes" / source
             yield target, within.resolve()
 
-    def prepare(self, service):
+    def home(self, service, container):
+        """Of a container, new for each command that is run; who looks into a service is in the one that it has."""
+        return self.folder / service / (container if ".run" in container else "home")
+
+    def prepare(self, service, container):
         """What its image and its mounts bring, with places as they are here."""
-        own, image = self.folder / service, self.project / "infra/docker"
-        for name in ("bin", "etc", "init", "secrets", "home"):
-            (own / name).mkdir(parents=True, exist_ok=True)
+        own, image, home = self.folder / service, self.project / "infra/docker", self.home(service, container)
+        for place in (*(own / name for name in ("bin", "etc", "init", "secrets", "home")), home):
+            place.mkdir(parents=True, exist_ok=True)
         brought = [(image / "databases.sh", "init"), (image / "signin.ini", "etc")]
         brought.append((self.project / "infra/tls/nginx.conf", "etc"))
         for source, place in [*brought, *((each, "bin") for each in (image / "bin").iterdir())]:
@@ -153,7 +157,7 @@ class Stack:
             if not outside.exists():
                 outside.mkdir(parents=True)
             if inside.startswith("/home/erpe/"):  # the image's working folder
-                link = own / "home" / Path(inside).name
+                link = home / Path(inside).name
                 link.unlink(missing_ok=True)
                 link.symlink_to(outside)
 
@@ -163,8 +167,8 @@ class Stack:
         given = self.services[service].get("environment", {})
         return {
             "PATH": os.pathsep.join([str(own / "bin"), *PROGRAMS, "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin"]),
-            "HOME": str(own / "home"), "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1",
-            "RAY_TMPDIR": str(self.folder / "ray"), MARK: f"{self.folder}/{container}",
+            "HOME": str(self.home(service, container)), "RAY_TMPDIR": str(self.folder / "ray"),
+            "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", MARK: f"{self.folder}/{container}",
             **{name: self.here(str(value), service) for name, value in given.items()},
             **self._as_image(service),
         }  # fmt: skip
@@ -200,12 +204,13 @@ class Stack:
 
     def _launch(self, service, container, command, variables=None, **how):
         return subprocess.Popen(
-            command, env=self.environment(service, container) | (variables or {}), cwd=self.folder / service / "home",
+            command, env=self.environment(service, container) | (variables or {}), cwd=self.home(service, container),
             start_new_session=True, **how,
         )  # fmt: skip
 
     def _start(self, service, container):
-        self.prepare(service)
+        (self.folder / f"{service}.healthy").unlink(missing_ok=True)
+        self.prepare(service, container)
         log = self.folder / f"{container}.log"
         with log.open("ab") as out:
             process = self._launch(service, container, self.command(service), stdin=-3, stdout=out, stderr=out)
@@ -234,12 +239,13 @@ class Stack:
                 logs = [path.read_text()[-3000:] for path in self.folder.glob(f"{service}.*.log")]
                 raise Refused(f"{service}: not healthy\n{''.join(logs)}")
             time.sleep(0.5)
+        (self.folder / f"{service}.healthy").touch()
 
     def depend(self, service):
-        """Everything it waits for, as its conditions ask."""
+        """Everything it waits for, as its conditions ask; an engine knows who is healthy and does not ask again."""
         for name, about in self.services[service].get("depends_on", {}).items():
             self.up(name)
-            if about["condition"] == "service_healthy":
+            if about["condition"] == "service_healthy" and not (self.folder / f"{name}.healthy").exists():
                 self.await_healthy(name)
 
     def up(self, service, count=None):
@@ -271,8 +277,8 @@ class Stack:
     def run(self, service, arguments, variables):
         """A command in a container of its own, with more variables, in the foreground -> its exit code."""
         self.depend(service)
-        self.prepare(service)
         container = f"{service}.run{os.getpid()}"
+        self.prepare(service, container)
         return self._foreground(service, container, self.command(service, arguments or None), variables)
 
     def execute(self, service, arguments):
@@ -310,10 +316,16 @@ class Stack:
             time.sleep(0.05)
 
     def down(self, volumes=False):
-        """End everything; with `volumes`, what it kept goes, too."""
-        with ThreadPoolExecutor(len(self.services)) as pool:
-            list(pool.map(self._end, self.containers()))
-        for path in self.folder.glob("*.done"):
+        """End everything, who needs others before them; with `volumes`, what it kept goes, too."""
+        left = dict(self.services)
+        with ThreadPoolExecutor() as pool:
+            while left:
+                needed = {name for about in left.values() for name in about.get("depends_on", {})}
+                last = left.keys() - needed
+                list(pool.map(self.stop, last))
+                for name in last:
+                    del left[name]
+        for path in (*self.folder.glob("*.done"), *self.folder.glob("*.healthy")):
             path.unlink()
         shutil.rmtree(self.folder / "ray", ignore_errors=True)
         if volumes:

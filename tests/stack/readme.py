@@ -4,7 +4,10 @@ import re
 
 from engine import ROOT
 
-STUDY = ("search.trials=1", "search.epochs=1", "confirm.seeds=2", 'variants=["softmax","relu_rope"]')
+STUDY = (
+    "search.trials=1", "search.epochs=1", "confirm.seeds=2", 'variants=["softmax","relu_rope"]',
+    'settings."data.train_limit"=300', 'space."model.width"=32', 'space."model.depth"=2',
+)  # fmt: skip
 SMALLER = {"tune": "--trials 2 --epochs 1", "study": " ".join(f"--set '{line}'" for line in STUDY)}
 
 

@@ -46,6 +46,13 @@ def trains(stack, container):
     return any(re.match(r"ray::\w*Trainable", title) for title in titles)
 
 
+def kill(stack, service):
+    """As a machine that loses its power."""
+    while left := [pid for pids in stack.containers(service).values() for pid in pids]:
+        for pid in left:
+            send(pid, signal.SIGKILL)
+
+
 def enter(shell, monkeypatch):
     """This process in the place of the container `erpe` -> its store."""
     for name, value in shell.stack.environment("erpe", "here").items():
@@ -101,9 +108,8 @@ def test_a_job_outlives_who_submitted_it_and_goes_on_after_a_stop_and_a_new_head
     second = re.match(r"job (\S+): ", shell(f"docker compose run --rm erpe submit {JOB}"))[1]
     until(lambda: epochs(jobs.log(second)))
     assert epochs(jobs.log(second))[0] == before + 1, "it began anew"
-    for pid in (pid for pids in shell.stack.containers("ray-head").values() for pid in pids):
-        send(pid, signal.SIGKILL)  # a stop would give the trial half a minute, in which it may end
-    shell("docker compose stop ray-worker")
+    kill(shell.stack, "ray-head")  # a stop would give the trial half a minute, in which it may end
+    kill(shell.stack, "ray-worker")  # which would look for its head for as long
     shell("docker compose start ray-head ray-worker")
     said = shell(f"docker compose run --rm erpe submit --follow {JOB}")
     assert epochs(said)[0] > before + 1, "the head took it along"
@@ -267,7 +273,11 @@ def test_the_commands_of_the_readme_lead_to_a_comparison_and_a_backup_holds_ever
     store = enter(shell, monkeypatch)
     assert compare_books(store, "digits-relu_general", 2) == Books()
     assert re.search(r"database mlflow: .*; \d+ rows, \d+ KiB a trial", shell("infra/capacity"))
-    shell("docker compose run --rm migrate")  # as after an upgrade: what is up to date stays
+    assert list(shell.state.glob("migrate/migrate.run*/versions")), "restored, and not brought up to date"
+    log = (shell.state / "migrate.1.log").read_text()
+    (shell.state / "migrate.done").unlink()  # compose starts it again before each command
+    shell("docker compose up -d migrate")
+    assert (shell.state / "migrate.1.log").read_text() == log, "it did all its work again"
     shell("docker compose up -d optuna-dashboard")
     shell.stack.await_healthy("optuna-dashboard")
     with urllib.request.urlopen(f"http://127.0.0.1:{shell.stack.ports['optuna-dashboard']}/api/studies") as answer:
