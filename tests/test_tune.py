@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -296,6 +297,26 @@ def test_a_gpu_that_is_not_there_is_refused_at_once(store):
         pytest.skip("there is one")
     with pytest.raises(ConfigError, match="torch sees no GPU"):
         tune(SPEC, store, trials=1, gpus_per_trial=0.5, work=work())
+
+
+HEADLESS = """
+import socket, time
+from erpe.search.cluster import minding
+head = socket.create_server(("127.0.0.1", 0))
+address = f"127.0.0.1:{head.getsockname()[1]}"
+with minding(address, 0.2):
+    time.sleep(0.5)
+    print("heard", flush=True)
+with minding(None, 0.2), minding(address, 0.2):
+    head.close()
+    time.sleep(50)
+"""
+
+
+def test_a_search_whose_head_is_gone_ends_with_one_line_that_says_so():
+    done = subprocess.run([sys.executable, "-c", HEADLESS], capture_output=True, text=True, timeout=40)
+    assert (done.returncode, done.stdout) == (1, "heard\n")
+    assert re.fullmatch(r"erpe: ray address 127.0.0.1:\d+: the cluster's head is gone, .*continues\n", done.stderr)
 
 
 @pytest.mark.parametrize(

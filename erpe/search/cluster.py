@@ -7,7 +7,9 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -16,6 +18,9 @@ from erpe.errors import ConfigError, StudyError
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Trials exchange a few numbers; Ray's default is 30 % of the memory."""
+
+HEAD_SECONDS = 45.0
+"""How long a cluster's head may be silent; Ray's patience is 60."""
 
 
 def knock(address: str) -> None:
@@ -120,6 +125,33 @@ def _without_its_warnings() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+@contextmanager
+def minding(address: str | None, seconds: float = HEAD_SECONDS) -> Iterator[None]:
+    """While the block runs: if the cluster's head is silent for so long, the process ends with a line that says so.
+
+    Ray would end it a little later, in its own words, wherever its threads wait; nothing could be caught.
+    """
+    over = threading.Event()
+    if address:
+        threading.Thread(target=_mind, args=(address, seconds, over), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _mind(address: str, seconds: float, over: threading.Event) -> None:
+    heard = time.monotonic()
+    while not over.wait(seconds / 10):
+        with suppress(ConfigError):
+            knock(address)
+            heard = time.monotonic()
+        if time.monotonic() - heard > seconds:
+            away = f"ray address {address}: the cluster's head is gone, nobody has answered for {seconds:g} s"
+            print(f"erpe: {away}; trials stay as they are, the same command continues", file=sys.stderr, flush=True)
+            os._exit(1)
 
 
 class Room(NamedTuple):

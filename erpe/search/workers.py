@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from erpe.errors import ConfigError, StudyError
-from erpe.search.cluster import knock, start
+from erpe.search.cluster import knock, minding, start
 from erpe.search.conductor import Conducts, run_inline
 from erpe.search.play import Start
 from erpe.search.remote import Remote
@@ -190,7 +190,8 @@ def on_ray(asked: Asked, trials: int, scratch: Path, place: Remote | None = None
         if asked.address and place:
             require_shared(place)
         found = ray.cluster_resources()
-        yield OnRay(share(asked, trials, found.get("CPU", 0), found.get("GPU", 0)), scratch, asked.pack)
+        with minding(asked.address):
+            yield OnRay(share(asked, trials, found.get("CPU", 0), found.get("GPU", 0)), scratch, asked.pack)
     finally:
         if ours:
             ray.shutdown()

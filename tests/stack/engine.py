@@ -238,7 +238,7 @@ class Stack:
             if time.monotonic() > deadline:
                 logs = [path.read_text()[-3000:] for path in self.folder.glob(f"{service}.*.log")]
                 raise Refused(f"{service}: not healthy\n{''.join(logs)}")
-            time.sleep(0.5)
+            time.sleep(1)  # who asks takes the time of who starts
         (self.folder / f"{service}.healthy").touch()
 
     def depend(self, service):

@@ -148,7 +148,7 @@ def walk(clone):
             shell("docker compose build")  # `up` takes images that are there, of whatever code
     assert before and studies() == before, "the backup lacks something"
     shell("docker compose run --rm erpe compare digits-nine")
-    shell("docker compose ps")
+    shell("docker compose ps; docker images")
     print("\ninfra/test --docker: every command of the README ended well; the studies are there after down and up,")
     print("and after deleting every volume and restoring the backup", flush=True)
 
