@@ -68,7 +68,7 @@ def masked_forward(
         factor: (H, N), by which a query's denominator is multiplied.
         w: projections (D, m) for the maps, or (H, D, m); none: m is D.
     """
-    y, den, weights = _side_by_side(v), v.new_empty(v.shape[:3]), projections(w)
+    y, den, weights = _side_by_side(v), v.new_empty(v.shape[:3]), projections(w, back=False)
     size = masked_sizes(q, v, c, weights, maps)
     _call("masked_forward", size, q, k, v, c.contiguous(), factor.contiguous(), y, den)
     return y, den
@@ -94,7 +94,7 @@ def masked_backward(
     """
     d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
     d_log_c = v.new_zeros(*v.shape[:2], c.shape[1] * c.shape[2])
-    tables, weights = (c.contiguous(), factor.contiguous()), projections(w)
+    tables, weights = (c.contiguous(), factor.contiguous()), projections(w, back=True)
     size = masked_sizes(q, v, c, weights, maps)
     d_den = d_den if d_den is None else d_den.contiguous()
     _call("masked_backward", size, q, k, v, *tables, *made, plain(d_y), d_den, d_q, d_k, d_v, d_log_c)
@@ -118,7 +118,7 @@ def linear_forward(
     Returns:
         y (B, H, N, Dv).
     """
-    weights, turn = projections(w), tables(rotation, q.shape[-1])
+    weights, turn = projections(w, back=False), tables(rotation, q.shape[-1], back=False)
     size = linear_sizes(q, v, weights, maps, turn)
     m, dv, pairs = whole(size.m), whole(size.dv), size.images * size.heads
     y, made = _side_by_side(v), (v.new_empty(pairs, m, dv), v.new_empty(pairs, m), v.new_empty(pairs, size.n))
@@ -144,7 +144,7 @@ def linear_backward(
         d_y: slopes of y (B, H, N, Dv).
     """
     d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
-    weights, turn = projections(w), tables(rotation, q.shape[-1])
+    weights, turn = projections(w, back=True), tables(rotation, q.shape[-1], back=True)
     size, d_angles = linear_sizes(q, v, weights, maps, turn), _angles(rotation, q)
     _call("linear_backward", size, q, k, v, y, plain(d_y), *made, d_q, d_k, d_v, d_angles)
     return d_q, d_k, d_v, _of_planes(rotation, d_angles)
@@ -152,7 +152,7 @@ def linear_backward(
 
 def rotation_forward(x: Tensor, rotation: Rotation) -> Tensor:
     """x (B, H, N, D), turned and left in the basis of the rotation."""
-    y, turn = _side_by_side(x), tables(rotation, x.shape[-1])
+    y, turn = _side_by_side(x), tables(rotation, x.shape[-1], back=False)
     _call("rotation_forward", rotated_sizes(x, turn), x, y)
     return y
 
@@ -164,7 +164,7 @@ def rotation_backward(rotation: Rotation, y: Tensor, d_y: Tensor) -> tuple[Tenso
         y: what `rotation_forward` returned.
         d_y: slopes of y (B, H, N, D).
     """
-    d_x, d_angles, turn = _side_by_side(y), _angles(rotation, y), tables(rotation, y.shape[-1])
+    d_x, d_angles, turn = _side_by_side(y), _angles(rotation, y), tables(rotation, y.shape[-1], back=True)
     _call("rotation_backward", rotated_sizes(y, turn), y, plain(d_y), d_x, d_angles)
     return d_x, _of_planes(rotation, d_angles)
 

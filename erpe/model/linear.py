@@ -48,9 +48,8 @@ def _rotation(parts: Any) -> Rotation | None:
 
 class _LinearProduct(torch.autograd.Function):
     @staticmethod
-    def forward(
-        q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps, planes: Tensor | None, *rotation: Any
-    ) -> Any:
+    def forward(*inputs: Any) -> Any:  # names would cost a tenth of a millisecond a call: torch binds them
+        q, k, v, w, maps, _, *rotation = inputs
         y, made = compiled.linear_forward(q, k, v, w, maps, _rotation(rotation))
         return y, *made
 

@@ -85,9 +85,8 @@ def _missing(bias: Tensor, top: Tensor) -> Tensor:
 
 class _Compiled(torch.autograd.Function):
     @staticmethod
-    def forward(
-        q: Tensor, k: Tensor, v: Tensor, bias: Tensor, top: Tensor, w: Tensor | None, maps: Maps
-    ) -> Any:
+    def forward(*inputs: Any) -> Any:
+        q, k, v, bias, top, w, maps = inputs
         c, factor = (bias - bias.amax((1, 2), keepdim=True)).exp(), _missing(bias, top).exp()
         return *compiled.masked_forward(q, k, v, c, factor, w, maps), c, factor
 

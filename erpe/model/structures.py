@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -79,26 +80,31 @@ def whole(n: int) -> int:
     return -(-n // 16) * 16
 
 
+def _widened(x: Tensor) -> Tensor:
+    """(.., n) -> (.., whole n), zeros behind."""
+    missing = whole(x.shape[-1]) - x.shape[-1]
+    return (pad(x, (0, missing)) if missing else x).contiguous()
+
+
 class Projections(NamedTuple):
-    """w (G, D, whole m) and its transpose (G, whole m, whole D) for one head or each; m."""
+    """w (G, D, whole m) for one head or each; for a backward pass its transpose (G, m, whole D); m."""
 
     w: Tensor
-    w_t: Tensor
+    w_t: Tensor | None
     m: int
 
 
-def projections(w: Tensor | None) -> Projections | None:
+def projections(w: Tensor | None, back: bool) -> Projections | None:
     """Of w (D, m), or (H, D, m)."""
     if w is None:
         return None
-    w = w if w.ndim == 3 else w[None]
-    d, m = w.shape[1:]
-    wide = pad(w, (0, whole(m) - m)).contiguous()
-    return Projections(wide, pad(wide, (0, 0, 0, whole(d) - d)).mT.contiguous(), m)
+    wide = _widened(w if w.ndim == 3 else w[None])
+    return Projections(wide, _widened(wide[..., : w.shape[-1]].mT) if back else None, w.shape[-1])
 
 
 class Tables(NamedTuple):
-    """A rotation as the kernels take it: real (H, h, whole D) and (H, w, whole D), the basis twice as (D, whole D)."""
+    """A rotation as the kernels take it: real (H, h, whole D) and (H, w, whole D), the basis (D, whole D) and, for a
+    backward pass, its transpose."""
 
     along_y: Tensor
     along_x: Tensor
@@ -108,27 +114,32 @@ class Tables(NamedTuple):
     x: Tensor | None
 
 
-def tables(rotation: Rotation | None, d: int) -> Tables | None:
+def tables(rotation: Rotation | None, d: int, back: bool) -> Tables | None:
     """Of a rotation of vectors of size D."""
     if rotation is None:
         return None
     along_y, along_x, basis, y, x = rotation
     more = whole(d) // 2 - along_y.shape[-1]
-    phases = [torch.view_as_real(pad(each, (0, more), value=1.0).contiguous()) for each in (along_y, along_x)]
-    bases = () if basis is None else (basis, basis.T)
-    wide, turned = [pad(each, (0, whole(d) - d)).contiguous() for each in bases] or (None, None)
-    return Tables(phases[0], phases[1], wide, turned, y, x)
+    phases = [pad(each, (0, more), value=1.0) if more else each for each in (along_y, along_x)]
+    wide = None if basis is None else _widened(basis)
+    turned = None if basis is None or not back else _widened(basis.T)
+    along_y, along_x = (torch.view_as_real(each.contiguous()) for each in phases)
+    return Tables(along_y, along_x, wide, turned, y, x)
+
+
+def _pointers_to(tensors: Iterable[Tensor | None]) -> list[int]:
+    return [0 if x is None else x.data_ptr() for x in tensors]
 
 
 def _maps(q: Tensor, w: Projections | None, maps: Maps, turn: Tables | None = None) -> list[CMap]:
     places: list[int] = [0, 0, 0, 0]
     if w:
-        heads = [x.stride(0) if len(x) > 1 else 0 for x in w[:2]]
-        places = [*heads, w.w.data_ptr(), w.w_t.data_ptr()]
+        heads = [x.stride(0) if x is not None and len(x) > 1 else 0 for x in w[:2]]
+        places = [*heads, *_pointers_to(w[:2])]
     turned = CTurn()
     if turn:
         h, columns = turn.along_y.shape[1], turn.along_x.shape[1]
-        turned = CTurn(q.shape[2] - h * columns, h, columns, *(0 if x is None else x.data_ptr() for x in turn))
+        turned = CTurn(q.shape[2] - h * columns, h, columns, *_pointers_to(turn))
     return [CMap(KINDS.index(each.kind), each.eps, each.norm, q.shape[-1], *places, turned) for each in maps]
 
 

@@ -31,7 +31,8 @@ def turned(x: Tensor, planes: Tensor, rotation: Rotation) -> Tensor:
 
 class _Turned(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, planes: Tensor, *rotation: Any) -> Any:
+    def forward(*inputs: Any) -> Any:
+        x, _, *rotation = inputs
         return compiled.rotation_forward(x, Rotation(*rotation))
 
     @staticmethod

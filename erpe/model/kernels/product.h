@@ -140,7 +140,7 @@ typedef struct {
 } Turn;
 
 /* What makes features of numbers x (size), when they have been turned. If there is a w (size, whole width of the features),
- * they are of projections; w_t is its transpose (whole width, whole size), the next head's are w_head entries on, 0 if all
+ * they are of projections; w_t is its transpose (width, whole size), the next head's are w_head entries on, 0 if all
  * have one. Exponents lose norm |x|^2. */
 typedef struct {
     enum { PLAIN, RELU, EXP_OF_QUERY, EXP_OF_KEY } kind;
