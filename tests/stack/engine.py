@@ -293,7 +293,7 @@ class Stack:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda number, frame: process.send_signal(number))
         code = process.wait()
-        self._end(container)
+        self._kill(container)  # with its first process a container ends
         return code
 
     def stop(self, service):
@@ -310,6 +310,10 @@ class Stack:
             send(pid, asking)
             while alive(pid) and time.monotonic() < deadline:
                 time.sleep(0.1)
+        self._kill(container, all_of_it)
+
+    def _kill(self, container, all_of_it=()):
+        service = container.rpartition(".")[0]
         while left := {*filter(alive, all_of_it), *self.containers(service).get(container, [])}:
             for pid in left:
                 send(pid, signal.SIGKILL)

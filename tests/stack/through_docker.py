@@ -2,7 +2,7 @@
 
 Where no engine runs: installs Debian's docker.io and docker-compose, starts an engine of its own in a temporary folder
 and, since there may be no registry, makes the images that the Dockerfiles start from with debootstrap. Needs root,
-Debian and about ten minutes on two free cores; everything but the packages and iptables' chains is removed at the end.
+Debian and about twenty minutes on two cores; everything but the packages and iptables' chains is removed at the end.
 """
 
 import json
