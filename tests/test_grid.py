@@ -248,7 +248,7 @@ def test_a_float32_layer_takes_float64(variant):
 class Dtypes(TorchDispatchMode):
     """Dtypes of the operators that decide precision, below autocast."""
 
-    WATCHED = ("mm", "bmm", "exp", "sin", "cos", "_fft_r2c", "_fft_c2r", "_softmax")
+    WATCHED = ("mm", "bmm", "exp", "polar", "_fft_r2c", "_fft_c2r", "_softmax")
 
     def __init__(self):
         super().__init__()

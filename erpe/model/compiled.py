@@ -171,15 +171,15 @@ def rotation_backward(rotation: Rotation, y: Tensor, d_y: Tensor) -> tuple[Tenso
 
 def _angles(rotation: Rotation | None, x: Tensor) -> Tensor:
     """Room for slopes of angles times places: (B, H, 2, planes, 2), or nothing."""
-    wanted = rotation is not None and rotation.y is not None
+    wanted = rotation is not None and rotation.learns
     return x.new_empty((*x.shape[:2], 2, whole(x.shape[-1]) // 2, 2) if wanted else 0)
 
 
 def _of_planes(rotation: Rotation | None, d_angles: Tensor) -> Tensor | None:
     """Those of the frequencies (2, H, P): for each plane, the second less the first."""
-    if rotation is None or rotation.y is None:
+    if rotation is None or not rotation.learns:
         return None
-    first, second = d_angles.sum(0)[:, :, : rotation.along_y.shape[-1]].unbind(-1)
+    first, second = d_angles.sum(0)[:, :, : rotation.along.shape[-1]].unbind(-1)
     return (second - first).transpose(0, 1)
 
 

@@ -57,15 +57,15 @@ class _LinearProduct(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:4], *inputs[6:], *output)
-        ctx.maps = inputs[4]
+        ctx.save_for_backward(*inputs[:4], *inputs[6:10], *output)
+        ctx.maps, ctx.learns = inputs[4], inputs[10]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         q, k, v, w, *rotation, y, sums, z, den = ctx.saved_tensors
         if gradients[0] is None:
             return (None,) * 11
-        known, made = _rotation(rotation), (sums, z, den)
+        known, made = _rotation([*rotation, ctx.learns]), (sums, z, den)
         d_q, d_k, d_v, d_planes = compiled.linear_backward(q, k, v, w, ctx.maps, known, y, made, gradients[0])
         return d_q, d_k, d_v, None, None, d_planes, *[None] * 5
 
@@ -75,11 +75,11 @@ class _LinearProduct(torch.autograd.Function):
         size = info.batch_size
         q, k, v = more_heads(size, in_dims[:3], inputs[:3])
         w = own_projections(size, in_dims[3], inputs[3], heads=q.shape[1] // size)
-        planes, along_y, along_x, *rest = inputs[5:]
+        planes, along, *rest = inputs[5:]
         if planes is not None:
             (planes,) = more_heads(size, in_dims[5:6], [planes])
-            along_y, along_x = more_heads(size, in_dims[6:8], [along_y, along_x], axis=0)
-        y, *made = _LinearProduct.apply(q, k, v, w, inputs[4], planes, along_y, along_x, *rest)
+            (along,) = more_heads(size, in_dims[6:7], [along], axis=0)
+        y, *made = _LinearProduct.apply(q, k, v, w, inputs[4], planes, along, *rest)
         return (y.unflatten(1, (size, -1)), *made), (1, None, None, None)
 
 

@@ -52,27 +52,25 @@ class Rotary(Encoding):
         """(2, H, P) frequencies in rad per patch along y and x."""
         raise NotImplementedError
 
-    def along(self, planes: Tensor) -> list[Tensor]:
-        """Of frequencies (2, H, P), complex e^(i angle) of each row (H, h, P) and of each column (H, w, P)."""
-        found = []
-        for frequency, steps in zip(planes, (self.rows, self.columns), strict=True):
-            angle = steps.to(frequency.dtype)[:, None] * frequency[:, None]
-            found.append(torch.complex(angle.cos(), angle.sin()))
-        return found
+    def along(self, planes: Tensor) -> Tensor:
+        """(H, h + w, P) complex e^(i angle) of each row, then of each column, for frequencies (2, H, P)."""
+        steps = (each.to(planes.dtype)[:, None] for each in (self.rows, self.columns))
+        angles = [each * frequency for each, frequency in zip(steps, planes[:, :, None], strict=True)]
+        angle = torch.cat(angles, dim=1)                          # (H, h + w, P)
+        return torch.polar(torch.ones_like(angle), angle)
 
     def phase(self) -> Tensor:
         """(H, N, P) complex e^(i angle), in float32 at least."""
         # e^(i (y fy + x fx)) is a product: few cosines for many tokens
-        along_y, along_x = self.along(full_precision(self.planes()))
-        phase = (along_y[:, :, None] * along_x[:, None]).flatten(1, 2)              # (H, hw, P)
+        along, h = self.along(full_precision(self.planes())), self.shape.grid[0]
+        phase = (along[:, :h, None] * along[:, None, h:]).flatten(1, 2)             # (H, hw, P)
         return pad(phase, (0, 0, 1, 0), value=1.0) if self.shape.cls else phase     # R(0) = I
 
     def rotation(self, like: Tensor) -> tuple[Tensor, Rotation]:
         """(2, H, P) frequencies, and their tables; see `Encoding`."""
         planes = full_precision(self.planes())
-        y, x = (self.rows, self.columns) if planes.requires_grad else (None, None)
-        along_y, along_x = self.along(planes.detach())
-        return planes, Rotation(along_y, along_x, self.frame(like), y, x)
+        known = self.along(planes.detach()), self.frame(like), self.rows, self.columns
+        return planes, Rotation(*known, planes.requires_grad)
 
     def rotate(self, *vectors: Tensor) -> tuple[Tensor, ...]:
         """Each (B, H, N, D) turned, computed in float32 at least and given back in its own dtype."""
@@ -165,8 +163,7 @@ class CirculantString(Rotary):
         else:
             angle = torch.rand(shape.heads, 1, generator=generator) * 2 * math.pi
             planes = planar_frequencies((self.size - self.free) // 2, config.rope_base or 10.0, angle)
-            sines = self.basis(planes)[:, 1 : self.size - self.free : 2]
-            self.coefficients.data = planes @ sines.T / math.sqrt(2 * self.block)
+            self.coefficients.data = planes @ self.sines(planes).T / (2 * self.block)
 
     def basis(self, like: Tensor) -> Tensor:
         """(D, D) orthogonal, in the dtype and on the device of `like`."""
@@ -175,8 +172,11 @@ class CirculantString(Rotary):
     def planes(self) -> Tensor:
         """(2, H, P) rad per patch: theta = 2 Im fft(c) for the frequencies below half the block size."""
         c = full_precision(self.coefficients)
-        sines = self.basis(c)[:, 1 : self.size - self.free : 2]   # (D, P)
-        return math.sqrt(2 * self.block) * (c @ sines)
+        return c @ self.sines(c)
+
+    def sines(self, like: Tensor) -> Tensor:
+        """(D, P), by which coefficients give frequencies, in the dtype and on the device of `like`."""
+        return fourier_sines(self.size, self.block, like.dtype, like.device)
 
     def turn_planes(self, x: Tensor, phase: Tensor) -> Tensor:
         """See `Rotary`."""
@@ -185,6 +185,18 @@ class CirculantString(Rotary):
     def frame(self, like: Tensor) -> Tensor:
         """The Fourier basis."""
         return self.basis(like)
+
+
+@lru_cache(maxsize=64)
+def fourier_sines(size: int, block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """-2 sin f for each block and frequency 0 < f < block/2: 2 Im fft(c) is c times this.
+
+    Returns:
+        (D, P), in the order of the planes of `fourier_basis`.
+    """
+    free = size // block * (2 - block % 2)
+    with torch.inference_mode(False):
+        return fourier_basis(size, block, dtype, device)[:, 1 : size - free : 2] * math.sqrt(2 * block)
 
 
 @lru_cache(maxsize=64)

@@ -24,7 +24,7 @@ def _pointers(names: str) -> list[tuple[str, Any]]:
 class CTurn(ctypes.Structure):
     """`Turn` of product.h."""
 
-    _fields_ = [*_longs("outside h w"), *_pointers("along_y along_x basis basis_t y x")]
+    _fields_ = [*_longs("outside h w"), *_pointers("along basis basis_t y x")]
 
 
 class CMap(ctypes.Structure):
@@ -63,16 +63,17 @@ class CView(ctypes.Structure):
 class Rotation(NamedTuple):
     """What turns queries and keys before the maps, by their places in a grid of h rows and w columns."""
 
-    along_y: Tensor
-    """(H, h, P) complex, by which a plane of two coordinates is turned in each row; further ones stay."""
-    along_x: Tensor
-    """(H, w, P) complex, in each column."""
+    along: Tensor
+    """(H, h + w, P) complex, by which a plane of two coordinates is turned in each row, then in each column; further
+    coordinates stay."""
     basis: Tensor | None
     """(D, D) orthogonal, columns are the axes of the coordinates; none: the usual ones."""
-    y: Tensor | None
-    """(h), where the rows are, if slopes of the planes' frequencies are wanted."""
-    x: Tensor | None
+    y: Tensor
+    """(h), where the rows are."""
+    x: Tensor
     """(w), where the columns are."""
+    learns: bool
+    """Whether slopes of the planes' frequencies are wanted."""
 
 
 def whole(n: int) -> int:
@@ -103,28 +104,29 @@ def projections(w: Tensor | None, back: bool) -> Projections | None:
 
 
 class Tables(NamedTuple):
-    """A rotation as the kernels take it: real (H, h, whole D) and (H, w, whole D), the basis (D, whole D) and, for a
-    backward pass, its transpose."""
+    """A rotation as the kernels take it: real (H, h + w, whole D), the basis (D, whole D) and, for a backward pass, its
+    transpose; y and x where slopes of angles are wanted."""
 
-    along_y: Tensor
-    along_x: Tensor
+    along: Tensor
     basis: Tensor | None
     basis_t: Tensor | None
     y: Tensor | None
     x: Tensor | None
+    h: int
+    w: int
 
 
 def tables(rotation: Rotation | None, d: int, back: bool) -> Tables | None:
     """Of a rotation of vectors of size D."""
     if rotation is None:
         return None
-    along_y, along_x, basis, y, x = rotation
-    more = whole(d) // 2 - along_y.shape[-1]
-    phases = [pad(each, (0, more), value=1.0) if more else each for each in (along_y, along_x)]
+    along, basis, y, x, learns = rotation
+    missing = whole(d) // 2 - along.shape[-1]
+    phases = (pad(along, (0, missing), value=1.0) if missing else along).contiguous()
     wide = None if basis is None else _widened(basis)
     turned = None if basis is None or not back else _widened(basis.T)
-    along_y, along_x = (torch.view_as_real(each.contiguous()) for each in phases)
-    return Tables(along_y, along_x, wide, turned, y, x)
+    places = (y, x) if learns else (None, None)
+    return Tables(torch.view_as_real(phases), wide, turned, places[0], places[1], len(y), len(x))
 
 
 def _pointers_to(tensors: Iterable[Tensor | None]) -> list[int]:
@@ -138,8 +140,7 @@ def _maps(q: Tensor, w: Projections | None, maps: Maps, turn: Tables | None = No
         places = [*heads, *_pointers_to(w[:2])]
     turned = CTurn()
     if turn:
-        h, columns = turn.along_y.shape[1], turn.along_x.shape[1]
-        turned = CTurn(q.shape[2] - h * columns, h, columns, *_pointers_to(turn))
+        turned = CTurn(q.shape[2] - turn.h * turn.w, turn.h, turn.w, *_pointers_to(turn[:-2]))
     return [CMap(KINDS.index(each.kind), each.eps, each.norm, q.shape[-1], *places, turned) for each in maps]
 
 

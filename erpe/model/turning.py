@@ -37,17 +37,19 @@ class _Turned(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(*inputs[2:], output)
+        ctx.save_for_backward(*inputs[2:6], output)
+        ctx.learns = inputs[6]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        *rotation, y = ctx.saved_tensors
-        return *compiled.rotation_backward(Rotation(*rotation), y, gradients[0]), *[None] * 5
+        along, basis, rows, columns, y = ctx.saved_tensors
+        rotation = Rotation(along, basis, rows, columns, ctx.learns)
+        return *compiled.rotation_backward(rotation, y, gradients[0]), *[None] * 5
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         """Layers side by side are more heads."""
-        size, rest = info.batch_size, inputs[4:]
+        size = info.batch_size
         x, planes = more_heads(size, in_dims[:2], inputs[:2])
-        along_y, along_x = more_heads(size, in_dims[2:4], inputs[2:4], axis=0)
-        return _Turned.apply(compiled.plain(x), planes, along_y, along_x, *rest).unflatten(1, (size, -1)), 1
+        (along,) = more_heads(size, in_dims[2:3], inputs[2:3], axis=0)
+        return _Turned.apply(compiled.plain(x), planes, along, *inputs[3:]).unflatten(1, (size, -1)), 1

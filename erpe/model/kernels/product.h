@@ -131,12 +131,12 @@ INLINE float *start(View x, long heads, long pair, long token) {
 }
 
 /* A rotation of planes of two coordinates, by the place of a token in a grid of w columns; `outside` tokens before it stay
- * as they are. `along_y` (h, whole size) has the cos and sin of each plane for each row, `along_x` (w, whole size) for each
- * column, the next head's follow; none: nothing is turned. Coordinates are the usual ones, or in a basis (size, whole
+ * as they are. `along` (h + w, whole size) has the cos and sin of each plane for each row, then for each column, the next
+ * head's follow; none: nothing is turned. Coordinates are the usual ones, or in a basis (size, whole
  * size); basis_t is its transpose. y and x are the places of rows and columns, if slopes of the angles are wanted. */
 typedef struct {
     long outside, h, w;
-    const float *along_y, *along_x, *basis, *basis_t, *y, *x;
+    const float *along, *basis, *basis_t, *y, *x;
 } Turn;
 
 /* What makes features of numbers x (size), when they have been turned. If there is a w (size, whole width of the features),
@@ -154,7 +154,7 @@ static const Map AS_IT_IS;
 
 INLINE Map of_head(Map map, long head) {
     if (map.w) map.w += head * map.w_head, map.w_t += head * map.w_t_head;
-    map.turn.along_y += head * map.turn.h * whole(map.size), map.turn.along_x += head * map.turn.w * whole(map.size);
+    if (map.turn.w) map.turn.along += head * (map.turn.h + map.turn.w) * whole(map.size);
     return map;
 }
 
@@ -173,7 +173,7 @@ INLINE void rotate(Map map, long token, float *at, long rows, float sense) {
     long size = whole(map.size), first = outside(map.turn, token), place = token + first - map.turn.outside;
     long row = place / map.turn.w, column = place % map.turn.w;
     for (long i = first; i < rows; i++) {
-        const float *y = map.turn.along_y + row * size, *x = map.turn.along_x + column * size;
+        const float *y = map.turn.along + row * size, *x = map.turn.along + (map.turn.h + column) * size;
         for (long c = 0; c < size; c += LANES) {
             times(at + i * size + c, y + c, sense);
             times(at + i * size + c, x + c, sense);
