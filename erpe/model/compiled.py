@@ -16,13 +16,11 @@ from erpe.model.features import Maps
 from erpe.model.structures import (
     CLinear,
     CMasked,
-    CRotated,
     CView,
     Rotation,
     linear_sizes,
     masked_sizes,
     projections,
-    rotated_sizes,
     tables,
     whole,
 )  # fmt: skip
@@ -35,7 +33,7 @@ def _load() -> ctypes.CDLL | None:
     for path in sorted(Path(__file__).parent.glob("_kernels*.so")):
         try:
             library = ctypes.CDLL(str(path))
-            for name, size in {"masked": CMasked, "linear": CLinear, "rotation": CRotated}.items():
+            for name, size in {"masked": CMasked, "linear": CLinear}.items():
                 for way in ("forward", "backward"):
                     function = getattr(library, f"{name}_{way}_room")
                     function.argtypes, function.restype = [size, ctypes.c_int], ctypes.c_long
@@ -150,25 +148,6 @@ def linear_backward(
     return d_q, d_k, d_v, _of_planes(rotation, d_angles)
 
 
-def rotation_forward(x: Tensor, rotation: Rotation) -> Tensor:
-    """x (B, H, N, D), turned and left in the basis of the rotation."""
-    y, turn = _side_by_side(x), tables(rotation, x.shape[-1], back=False)
-    _call("rotation_forward", rotated_sizes(x, turn), x, y)
-    return y
-
-
-def rotation_backward(rotation: Rotation, y: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Gradients of x, shaped as it is, and of the frequencies (2, H, P), where slopes of them are wanted.
-
-    Args:
-        y: what `rotation_forward` returned.
-        d_y: slopes of y (B, H, N, D).
-    """
-    d_x, d_angles, turn = _side_by_side(y), _angles(rotation, y), tables(rotation, y.shape[-1], back=True)
-    _call("rotation_backward", rotated_sizes(y, turn), y, plain(d_y), d_x, d_angles)
-    return d_x, _of_planes(rotation, d_angles)
-
-
 def _angles(rotation: Rotation | None, x: Tensor) -> Tensor:
     """Room for slopes of angles times places: (B, H, 2, planes, 2), or nothing."""
     wanted = rotation is not None and rotation.learns
@@ -194,7 +173,7 @@ def _side_by_side(like: Tensor) -> Tensor:
     return like.new_empty(images, n, heads, d).transpose(1, 2)
 
 
-def _call(function: str, size: CMasked | CLinear | CRotated, *arrays: Tensor | None) -> None:
+def _call(function: str, size: CMasked | CLinear, *arrays: Tensor | None) -> None:
     """Arrays of four axes go with their strides, others are contiguous."""
     assert LIBRARY
     threads = torch.get_num_threads()

@@ -11,10 +11,8 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import pad
 
 from erpe.config import AttentionConfig
-from erpe.model import compiled
 from erpe.model.encoding import Encoding, Shape, full_precision
 from erpe.model.structures import Rotation
-from erpe.model.turning import turned
 
 
 def rotate_planes(x: Tensor, phase: Tensor) -> Tensor:
@@ -78,9 +76,6 @@ class Rotary(Encoding):
 
     def align(self, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
         """Left in the basis of the planes: half of the products, where that is not the usual one."""
-        if compiled.serves(q, k):
-            planes, rotation = self.rotation(q)
-            return turned(q, planes, rotation), turned(k, planes, rotation)
         return self._each(self.turn_planes, (q, k))
 
     def turn_planes(self, x: Tensor, phase: Tensor) -> Tensor:

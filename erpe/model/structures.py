@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from erpe.model.features import AS_THEY_ARE, KINDS, Maps
+from erpe.model.features import KINDS, Maps
 
 
 def _longs(names: str) -> list[tuple[str, Any]]:
@@ -46,12 +46,6 @@ class CLinear(ctypes.Structure):
     """`Linear` of linear.c."""
 
     _fields_ = [*_longs("images heads n m dv"), ("q", CMap), ("k", CMap)]
-
-
-class CRotated(ctypes.Structure):
-    """`Rotated` of rotation.c."""
-
-    _fields_ = [*_longs("images heads n"), ("x", CMap)]
 
 
 class CView(ctypes.Structure):
@@ -153,8 +147,3 @@ def masked_sizes(q: Tensor, v: Tensor, c: Tensor, w: Projections | None, maps: M
 def linear_sizes(q: Tensor, v: Tensor, w: Projections | None, maps: Maps, turn: Tables | None) -> CLinear:
     """For `linear_forward` and `linear_backward`."""
     return CLinear(*q.shape[:3], w.m if w else q.shape[-1], v.shape[-1], *_maps(q, w, maps, turn))
-
-
-def rotated_sizes(x: Tensor, turn: Tables | None) -> CRotated:
-    """For `rotation_forward` and `rotation_backward`."""
-    return CRotated(*x.shape[:3], _maps(x, None, AS_THEY_ARE, turn)[0])
