@@ -98,3 +98,12 @@ def test_layers_side_by_side_are_each_alone(tiles, whole, monkeypatch):
 def test_the_top_of_a_query_is_the_largest_weight_it_reaches():
     (*_, bias), top = problem((3, 5))
     torch.testing.assert_close(top, toeplitz_dense(bias).amax(-1).detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_factor_of_the_query_changes_no_average(dtype):
+    learn, top = problem((3, 5))
+    learn, top = [x.to(dtype).detach() for x in learn], top.to(dtype)
+    expected = masked_product(*learn, top)[0]
+    for other in (None, top + torch.linspace(-3, 3, top.numel()).view_as(top).to(dtype)):
+        torch.testing.assert_close(masked_product(*learn, other)[0], expected)

@@ -55,7 +55,7 @@ def serves(*inputs: Tensor) -> bool:
 
 
 def masked_forward(
-    q: Tensor, k: Tensor, v: Tensor, c: Tensor, factor: Tensor, w: Tensor | None, maps: Maps
+    q: Tensor, k: Tensor, v: Tensor, c: Tensor, factor: Tensor | None, w: Tensor | None, maps: Maps
 ) -> tuple[Tensor, Tensor]:
     """Averages y (B, H, N, Dv) of the masked product, and their denominators (B, H, N).
 
@@ -63,12 +63,12 @@ def masked_forward(
         q, k: (B, H, N, D), of which `maps` make features (B, H, N, m); the last stride is 1, as everywhere here.
         v: (B, H, N, Dv).
         c: (H, 2h-1, 2w-1), weight of each offset of key minus query.
-        factor: (H, N), by which a query's denominator is multiplied.
+        factor: (H, N), by which a query's denominator is multiplied; none: one.
         w: projections (D, m) for the maps, or (H, D, m); none: m is D.
     """
     y, den, weights = _side_by_side(v), v.new_empty(v.shape[:3]), projections(w, back=False)
     size = masked_sizes(q, v, c, weights, maps)
-    _call("masked_forward", size, q, k, v, c.contiguous(), factor.contiguous(), y, den)
+    _call("masked_forward", size, q, k, v, c.contiguous(), factor, y, den)
     return y, den
 
 
@@ -77,7 +77,7 @@ def masked_backward(
     k: Tensor,
     v: Tensor,
     c: Tensor,
-    factor: Tensor,
+    factor: Tensor | None,
     w: Tensor | None,
     maps: Maps,
     made: tuple[Tensor, Tensor],
@@ -92,7 +92,7 @@ def masked_backward(
     """
     d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
     d_log_c = v.new_zeros(*v.shape[:2], c.shape[1] * c.shape[2])
-    tables, weights = (c.contiguous(), factor.contiguous()), projections(w, back=True)
+    tables, weights = (c.contiguous(), factor), projections(w, back=True)
     size = masked_sizes(q, v, c, weights, maps)
     d_den = d_den if d_den is None else d_den.contiguous()
     _call("masked_backward", size, q, k, v, *tables, *made, plain(d_y), d_den, d_q, d_k, d_v, d_log_c)

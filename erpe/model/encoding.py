@@ -106,10 +106,10 @@ class GeneralRPE(Encoding):
             (B, H, N, Dv).
         """
         bias = full_precision(self.bias)
+        if self.cls_bias is None and not self.rank:
+            return masked_product(q, k, v, bias, None, w, maps)[0]
         highest = bias.flatten(1).amax(1, keepdim=True)           # (H, 1)
         top = (highest.expand(-1, self.shape.grid[0] * self.shape.grid[1]) if self.rank else window_top(bias)).detach()
-        if self.cls_bias is None and not self.rank:
-            return masked_product(q, k, v, bias, top, w, maps)[0]
         phi_q, phi_k = maps.q(q, w), maps.k(k, w)
         if self.cls_bias is None:
             num, den = self.product(phi_q, phi_k, v, bias, top)

@@ -36,7 +36,13 @@ ENTRIES = {"cpu": 2**22, "cuda": 2**27}
 
 
 def masked_product(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, top: Tensor, w: Tensor | None = None, maps: Maps = AS_THEY_ARE
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    top: Tensor | None = None,
+    w: Tensor | None = None,
+    maps: Maps = AS_THEY_ARE,
 ) -> tuple[Tensor, Tensor]:
     """Averages and their denominators over a grid of (h, w) tokens, row-major.
 
@@ -44,16 +50,18 @@ def masked_product(
         q, k: (B, H, N, D), of which `maps` make phi_q and phi_k (B, H, N, m).
         v: (B, H, N, Dv).
         bias: (H, 2h-1, 2w-1), log-weight of each offset of key minus query, zero offset in the centre.
-        top: (H, N), taken from the log-weights of each query; its own factor, which cancels in the quotient.
+        top: (H, N), taken from the log-weights of each query: a factor of its own, which cancels in the averages; none:
+            whichever is good for rounding.
         w: projections (D, m) for the maps.
     Returns:
         y (B, H, N, Dv), den (B, H, N).
     """
-    if compiled.serves(q, k, v, bias) and (_batched(q, k, v, bias) or _missing(bias, top).max() < SPAN):
+    if compiled.serves(q, k, v, bias) and (_batched(q, k, v, bias) or _one_factor_serves(bias, top)):
         q, k, v = (compiled.plain(x) for x in (q, k, v))
         y, den, *_ = _Compiled.apply(q, k, v, bias, top, w, maps)
         return y, den
     phi_q, phi_k = maps.q(q, w), maps.k(k, w)
+    top = window_top(bias).detach() if top is None else top
     call = _forward if torch.jit.is_tracing() else _MaskedProduct.apply
     num, den, _ = call(phi_q, phi_k, v, bias, top)
     return num / den[..., None], den
@@ -83,16 +91,24 @@ def _missing(bias: Tensor, top: Tensor) -> Tensor:
     return bias.detach().flatten(1).amax(1, keepdim=True) - top
 
 
+def _one_factor_serves(bias: Tensor, top: Tensor | None) -> bool:
+    low, high = torch.aminmax(bias.detach())
+    if high - low < SPAN:
+        return True
+    return bool(_missing(bias, window_top(bias).detach() if top is None else top).max() < SPAN)
+
+
 class _Compiled(torch.autograd.Function):
     @staticmethod
     def forward(*inputs: Any) -> Any:
         q, k, v, bias, top, w, maps = inputs
-        c, factor = (bias - bias.amax((1, 2), keepdim=True)).exp(), _missing(bias, top).exp()
+        c = (bias - bias.amax((1, 2), keepdim=True)).exp()
+        factor = None if top is None else _missing(bias, top).exp().contiguous()
         return *compiled.masked_forward(q, k, v, c, factor, w, maps), c, factor
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.mark_non_differentiable(*output[2:])
+        ctx.mark_non_differentiable(*(x for x in output[2:] if x is not None))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:3], *output, inputs[5])
         ctx.maps = inputs[6]
@@ -109,16 +125,16 @@ class _Compiled(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         """Layers side by side are more heads."""
         w = own_projections(info.batch_size, in_dims[5], inputs[5], heads=inputs[3].shape[-3])
-        q, k, v, bias, top = _more_heads(info, in_dims, inputs)
-        y, den = masked_product(q, k, v, bias, top, w, inputs[6])
+        q, k, v, bias, *top = _more_heads(info, in_dims, inputs[: 4 if inputs[4] is None else 5])
+        y, den = masked_product(q, k, v, bias, top[0] if top else None, w, inputs[6])
         nothing = y.new_empty(0)
         return (*(x.unflatten(1, (info.batch_size, -1)) for x in (y, den)), nothing, nothing), (1, 1, None, None)
 
 
 def _more_heads(info: Any, dims: Any, inputs: Any) -> tuple[Tensor, ...]:
-    """q, k, v, bias and top of several layers, of one."""
+    """q, k, v, bias and top, if there is one, of several layers, of one."""
     size = info.batch_size
-    return *more_heads(size, dims[:3], inputs[:3]), *more_heads(size, dims[3:5], inputs[3:5], axis=0)
+    return *more_heads(size, dims[:3], inputs[:3]), *more_heads(size, dims[3 : len(inputs)], inputs[3:], axis=0)
 
 
 class _MaskedProduct(torch.autograd.Function):

@@ -82,7 +82,7 @@ EACH_CPU static void forward_pair(Masked s, long pair, View q, View k, View v, c
                                   View y, float *den, float *room) {
     s.q = of_head(s.q, pair % s.heads), s.k = of_head(s.k, pair % s.heads);
     long n = s.h * s.w, m = whole(s.m), dv = whole(s.dv), width = tile_width(s), step = tile_rows(s) * s.w;
-    c += pair % s.heads * (2 * s.h - 1) * (2 * s.w - 1), factor += pair % s.heads * n, den += pair * n;
+    c += pair % s.heads * (2 * s.h - 1) * (2 * s.w - 1), den += pair * n;
     float *phi_q = room, *phi_k = take_whole(s, s.q, q, pair, s.m, phi_q);
     float *values = take_whole(s, s.k, k, pair, s.m, phi_k), *kt = take_whole(s, AS_IT_IS, v, pair, s.dv, values);
     float *a = kt + tiles(s) * width * m, *sums = a + QUERIES * width;
@@ -101,7 +101,7 @@ EACH_CPU static void forward_pair(Masked s, long pair, View q, View k, View v, c
         for (long i = 0; i < queries; i++, out += y.row) {
             float share = 1 / den[first + i];
             for (long x = 0; x < s.dv; x++) out[x] = sums[i * dv + x] * share;
-            den[first + i] *= factor[first + i];
+            if (factor) den[first + i] *= factor[pair % s.heads * n + first + i];
         }
     }
 }
@@ -111,9 +111,9 @@ INLINE void split(Masked s, long pair, View y, const float *factor, const float 
                   float *d_sum) {
     const float *result = start(y, s.heads, pair, 0);
     for (long i = 0; i < s.h * s.w; i++, result += y.row, slopes += whole(s.dv)) {
-        float share = factor[i] / den[i];
+        float own = factor ? factor[i] : 1, share = own / den[i];
         for (long x = 0; x < s.dv; x++) slopes[x] *= share;
-        d_sum[i] = (d_den ? d_den[i] * factor[i] : 0) - dot(slopes, result, s.dv);
+        d_sum[i] = (d_den ? d_den[i] * own : 0) - dot(slopes, result, s.dv);
     }
 }
 
@@ -123,13 +123,13 @@ EACH_CPU static void backward_pair(Masked s, long pair, View q, View k, View v, 
     s.q = of_head(s.q, pair % s.heads), s.k = of_head(s.k, pair % s.heads);
     long n = s.h * s.w, m = whole(s.m), dv = whole(s.dv), table = (2 * s.h - 1) * (2 * s.w - 1);
     long width = tile_width(s), step = tile_rows(s) * s.w;
-    c += pair % s.heads * table, d_log_c += pair * table, factor += pair % s.heads * n, den += pair * n;
+    c += pair % s.heads * table, d_log_c += pair * table, den += pair * n;
     float *phi_q = room, *phi_k = take_whole(s, s.q, q, pair, s.m, phi_q);
     float *values = take_whole(s, s.k, k, pair, s.m, phi_k), *slopes = take_whole(s, AS_IT_IS, v, pair, s.dv, values);
     float *kt = take_whole(s, AS_IT_IS, d_y, pair, s.dv, slopes), *vt = kt + tiles(s) * width * m;
     float *a = vt + tiles(s) * width * dv, *slope = a + QUERIES * width, *of_q = slope + QUERIES * width;
     float *of_k = of_q + n * m, *of_v = of_k + n * m, *d_sum = of_v + n * dv, *rest = d_sum + n;
-    split(s, pair, y, factor, den, d_den ? d_den + pair * n : 0, slopes, d_sum);
+    split(s, pair, y, factor ? factor + pair % s.heads * n : 0, den, d_den ? d_den + pair * n : 0, slopes, d_sum);
     transpose(s, m, phi_k, kt);
     transpose(s, dv, values, vt);
     for (long t = 0; t < tiles(s); t++) {
