@@ -196,7 +196,7 @@ class Stack:
     def containers(self, service=None):
         """Name -> processes, the oldest first."""
         found = {}
-        for pid, mark in marks().items():
+        for pid, mark in marks(self.folder).items():
             folder, _, name = mark.rpartition("/")
             if folder == str(self.folder) and service in (None, name.rpartition(".")[0]):
                 found.setdefault(name, []).append(pid)
@@ -214,6 +214,7 @@ class Stack:
         log = self.folder / f"{container}.log"
         with log.open("ab") as out:
             process = self._launch(service, container, self.command(service), stdin=-3, stdout=out, stderr=out)
+        (self.folder / f"{container}.first").write_text(f"{process.pid} {stat(process.pid)[BEGAN]}")
         if "restart" not in self.services[service]:  # a job: it ends, and must end well
             if process.wait(300):
                 raise Refused(f"{service}: ended with {process.returncode}:\n{log.read_text()[-3000:]}")
@@ -336,18 +337,28 @@ class Stack:
             shutil.rmtree(self.folder / "volumes", ignore_errors=True)
 
 
-def marks():
-    """Process -> its container: by its own mark or, if a title has overwritten that, its parent's."""
-    found = {}
+def marks(folder):
+    """Process -> its container: by its own mark or, if a title has overwritten that, as its first process or by its
+    parent's.
+    """
+    found, first = {}, {path.read_text(): f"{folder}/{path.stem}" for path in folder.glob("*.first")}
     for pid in sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
         try:
             variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            about = stat(pid)
         except OSError:
             continue
         own = (each.decode().partition("=")[2] for each in variables if each.startswith(f"{MARK}=".encode()))
-        found[pid] = next(own, found.get(parent, ""))
+        found[pid] = next(own, first.get(f"{pid} {about[BEGAN]}", found.get(int(about[PARENT]), "")))
     return found
+
+
+STATE, PARENT, BEGAN = 0, 1, 19
+
+
+def stat(pid):
+    """What the kernel says of a process, from its state on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def command_line(pid):
@@ -367,6 +378,6 @@ def send(pid, number):
 def alive(pid):
     """Whether it runs; one that nobody waited for does not."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return stat(pid)[STATE] != "Z"
     except OSError:
         return False
