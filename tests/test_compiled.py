@@ -87,11 +87,15 @@ def test_they_are_the_dense_weights_times_v_with_all_gradients(variant, data):
     inputs = views(batch, heads, layer.shape.tokens, size)
     assert compiled.serves(*inputs) or not compiled.LIBRARY
     found = learnt(layer, inputs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "LIBRARY", None)
+        others = learnt(layer, inputs)
     inputs = [x.double() for x in inputs]
     assume(not at_a_kink(layer.double(), *inputs[:2]))
-    expected = learnt(layer, inputs, weights=True)
-    assert_rounding(found[:4], expected[:4])
-    assert_rounding(found[4:], expected[4:], 1e-4)  # sums over all tokens, of angles of many radians
+    for one, other, exact in zip(found, others, learnt(layer, inputs, weights=True), strict=True):
+        # Tiny denominators, and sums of angles over all tokens, are hard to say in float32: for torch's operators, too.
+        tolerance = 2e-5 * max(1.0, exact.abs().amax()) + 4 * (other - exact).abs().amax()
+        assert (one - exact).abs().amax() <= tolerance, one.shape
 
 
 @pytest.mark.parametrize(
