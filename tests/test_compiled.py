@@ -119,6 +119,19 @@ def test_layers_in_float32_use_them_and_none_other_does(variant, names, calls, m
     assert_rounding(learnt(layer, inputs), without)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("variant", ["relu_rope", "favor_circulant"])
+def test_a_layer_of_another_type_than_its_inputs_turns_and_learns_the_same(variant, dtype, calls):
+    layer = random_layer(variant, grid=(3, 5), heads=2, head_dim=16, rope="mixed", eps=1e-2)
+    layer = layer.to(dtype).float().requires_grad_()  # what survives in either
+    inputs = views(2, 2, 15, 16)
+    expected = learnt(layer, inputs)
+    found = learnt(layer.to(dtype), inputs)
+    assert len(calls) == 4 if compiled.LIBRARY else not calls
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.to(other.dtype), other, rtol=2e-2, atol=2e-3)
+
+
 def test_who_counts_flops_sees_the_operators(calls):
     config = ModelConfig(variant="favor_general", image=(1, 8, 8), patch=2, classes=3, width=16, depth=1, heads=2)
     model, images = build(config), torch.randn(1, *config.image)

@@ -23,7 +23,7 @@ from erpe.model.structures import (
     projections,
     tables,
     whole,
-)  # fmt: skip
+)
 
 
 def _load() -> ctypes.CDLL | None:
@@ -92,10 +92,10 @@ def masked_backward(
     """
     d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
     d_log_c = v.new_zeros(*v.shape[:2], c.shape[1] * c.shape[2])
-    tables, weights = (c.contiguous(), factor), projections(w, back=True)
+    weights = projections(w, back=True)
     size = masked_sizes(q, v, c, weights, maps)
     d_den = d_den if d_den is None else d_den.contiguous()
-    _call("masked_backward", size, q, k, v, *tables, *made, plain(d_y), d_den, d_q, d_k, d_v, d_log_c)
+    _call("masked_backward", size, q, k, v, c.contiguous(), factor, *made, plain(d_y), d_den, d_q, d_k, d_v, d_log_c)
     return d_q, d_k, d_v, d_log_c.sum(0).view(c.shape)
 
 

@@ -66,9 +66,9 @@ class Rotary(Encoding):
 
     def rotation(self, like: Tensor) -> tuple[Tensor, Rotation]:
         """(2, H, P) frequencies, and their tables; see `Encoding`."""
-        planes = full_precision(self.planes())
-        known = self.along(planes.detach()), self.frame(like), self.rows, self.columns
-        return planes, Rotation(*known, planes.requires_grad)
+        planes = self.planes().to(like.dtype)  # the kernels read what they are given as that
+        y, x = (steps.to(like.dtype) for steps in (self.rows, self.columns))
+        return planes, Rotation(self.along(planes.detach()), self.frame(like), y, x, planes.requires_grad)
 
     def rotate(self, *vectors: Tensor) -> tuple[Tensor, ...]:
         """Each (B, H, N, D) turned, computed in float32 at least and given back in its own dtype."""
