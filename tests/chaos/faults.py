@@ -194,8 +194,8 @@ def old_driver_returns(case, rng, times):
         old.send(signal.SIGCONT)
         result.injected += 1
         code = old.wait(90)
-        fenced = any(words in old.said() for words in ("another erpe took over", "another erpe is running it"))
-        if code != 1 or not fenced or "Traceback" in old.said():
+        gave_up = any(words in old.said() for words in ("another erpe took over", "another erpe is running it"))
+        if code != 1 or not gave_up or "Traceback" in old.said():
             result.wrong.append(f"the old driver ended with {code}: {old.said()[-500:]}")
         new.send(signal.SIGINT)
         goes_on(case, result, new, (0, 3, 130))
