@@ -8,6 +8,8 @@ import pickle
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -20,8 +22,9 @@ from trials import TINY
 
 from erpe.config import DATASETS, DataConfig, defaults
 from erpe.errors import DataError
-from erpe.training import data
-from erpe.training.data import batches, find_data_dir, load_test, load_training, missing_files, normalise, prepare
+from erpe.training import files
+from erpe.training.data import batches, load_test, load_training, normalise
+from erpe.training.files import find_data_dir, missing_files, prepare
 from erpe.training.objective import Trial
 from erpe.training.vision import torchvision
 
@@ -71,13 +74,8 @@ def write_mnist(folder, part, count):
 def publish(monkeypatch, folder):
     """Let the files in a folder be the published ones."""
     sums = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-    if "batches.meta" in sums:
-        known = torchvision().datasets.CIFAR10
-        monkeypatch.setattr(known, "train_list", [[x, md5] for x, md5 in sums.items() if x.startswith("data")])
-        monkeypatch.setattr(known, "test_list", [["test_batch", sums["test_batch"]]])
-        monkeypatch.setattr(known, "meta", known.meta | {"md5": sums["batches.meta"]})
-    else:
-        monkeypatch.setattr(torchvision().datasets.MNIST, "resources", list(sums.items()))
+    monkeypatch.setitem(files.MD5, "cifar10" if "batches.meta" in sums else "mnist", sums)
+    monkeypatch.setattr(torchvision().datasets.MNIST, "resources", list(sums.items()))  # for downloads
 
 
 @pytest.fixture
@@ -375,7 +373,7 @@ def test_digits_need_no_file_and_no_network(offline, tmp_path):
 
 
 def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(files, "PATIENCE_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         monkeypatch.setattr(torchvision().datasets.MNIST, "mirrors", [address])
@@ -394,6 +392,13 @@ def mirror(tmp_path, monkeypatch):
         monkeypatch.setattr(torchvision().datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
         yield served
         server.shutdown()
+
+
+def test_what_is_verified_is_what_torchvision_downloads():
+    known = torchvision().datasets
+    assert files.MD5["mnist"] == dict(known.MNIST.resources)
+    parts = dict([*known.CIFAR10.train_list, *known.CIFAR10.test_list])
+    assert files.MD5["cifar10"] == parts | {known.CIFAR10.meta["filename"]: known.CIFAR10.meta["md5"]}
 
 
 def test_missing_files_are_downloaded_and_verified(mirror, monkeypatch, tmp_path):
@@ -418,3 +423,20 @@ def test_a_download_of_something_else_is_refused(mirror, monkeypatch, tmp_path):
 def test_a_folder_that_cannot_be_made_is_one_line(offline, tmp_path):
     (tmp_path / "file").write_text("")
     assert "no download ([Errno" in refusal(load_training, DataConfig(dataset="mnist"), tmp_path / "file")
+
+
+@pytest.mark.parametrize("dataset", ["digits", pytest.param("mnist", marks=real), pytest.param("cifar10", marks=real)])
+def test_a_worker_has_its_images_without_imports_that_take_seconds(dataset):
+    script = f"""
+import sys
+from erpe.training.files import prepare
+prepare({dataset!r})
+print("torch" in sys.modules)
+import erpe.training.objective
+from erpe.config import DataConfig
+from erpe.training.data import load_training
+load_training(DataConfig(dataset={dataset!r}))
+print("sklearn" in sys.modules, "torchvision" in sys.modules, "torch._dynamo" in sys.modules)
+"""
+    told = subprocess.check_output([sys.executable, "-c", script], text=True)
+    assert told == "False\nFalse False False\n"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from erpe.config import TrialConfig
 from erpe.search.play import Start, Training
+from erpe.training.files import prepare
 
 OnStep = Callable[[int, int], None]
 
@@ -38,20 +39,12 @@ def vision(dataset: str, data_dir: Path | None, device: str, on_step: OnStep | N
     given = data_dir or os.environ.get("ERPE_DATA")
     data = Path(given).expanduser().resolve() if given else None  # a worker may run in another folder
     return Work(
-        prepare=partial(_prepare, dataset, data),
+        prepare=partial(prepare, dataset, data),
         start=partial(_start, "Trial", data_dir=data, device=device, on_step=on_step),
         evaluate=partial(_evaluate, data_dir=data, device=device),
         confirm=partial(_start, "Confirmation", data_dir=data, device=device, on_step=on_step),
         time=partial(_time, data_dir=data, device=device),
     )
-
-
-def _prepare(dataset: str, data_dir: Path | None) -> None:
-    if dataset == "digits":
-        return  # comes with scikit-learn; a driver without torch starts sooner and is smaller
-    from erpe.training.data import prepare
-
-    prepare(dataset, data_dir)
 
 
 def _start(

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -47,6 +46,8 @@ def scores(logits: Tensor, labels: Tensor, split: str) -> dict[str, float]:
         `accuracy` in [0, 1], macro `precision`, `recall`, `f1` (scikit-learn), `log_likelihood` (sum of
         ln p(y given x), nats), `loss` (its mean, negated).
     """
+    from sklearn.metrics import precision_recall_fscore_support  # a second, at a trial's end: not before its first step
+
     labels = labels.cpu()
     predicted = logits.argmax(dim=1)
     precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, average="macro", zero_division=0)
@@ -64,6 +65,8 @@ def scores(logits: Tensor, labels: Tensor, split: str) -> dict[str, float]:
 
 def confusion(logits: Tensor, labels: Tensor, dataset: str, split: str) -> dict[str, Any]:
     """`matrix[true][predicted]` counts, for a figure."""
+    from sklearn.metrics import confusion_matrix
+
     names = list(DATASETS[dataset].names)
     matrix = confusion_matrix(labels.cpu(), logits.argmax(dim=1), labels=range(len(names)))
     return {"split": split, "classes": names, "matrix": matrix.tolist()}
@@ -71,6 +74,8 @@ def confusion(logits: Tensor, labels: Tensor, dataset: str, split: str) -> dict[
 
 def per_class(logits: Tensor, labels: Tensor, dataset: str) -> dict[str, Any]:
     """Precision, recall, F1 and support of each class (scikit-learn)."""
+    from sklearn.metrics import classification_report
+
     names, predicted = DATASETS[dataset].names, logits.argmax(dim=1)
     report: dict[str, Any] = classification_report(
         labels.cpu(), predicted, labels=range(len(names)), target_names=names, output_dict=True, zero_division=0

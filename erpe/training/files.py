@@ -1,0 +1,106 @@
+"""The published files of MNIST and CIFAR-10: where they lie, whether they are unaltered, how they get there.
+
+Without torch: a driver that looks whether all is there starts sooner.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from pathlib import Path
+from textwrap import shorten
+
+from erpe.errors import DataError
+
+PATIENCE_S = 30.0
+"""How long a download may stand still."""
+
+MD5 = {
+    "digits": {},
+    "mnist": {
+        "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+        "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+        "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+    },
+    "cifar10": {
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+        "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+    },
+}
+"""Of each data set's files, as torchvision knows them; digits have none, for scikit-learn brings them."""
+
+
+def find_data_dir(data_dir: str | Path | None) -> Path:
+    """The folder given, else `ERPE_DATA`, else `data` here.
+
+    Raises:
+        DataError: it begins with the home of a user that there is not.
+    """
+    given = data_dir or os.environ.get("ERPE_DATA") or "data"
+    try:
+        return Path(given).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"data folder {given}: no such place ({error}); --data-dir names another") from None
+
+
+def prepare(dataset: str, data_dir: str | Path | None = None) -> None:
+    """Make sure that every file of the data set is there and unaltered; download what is missing.
+
+    Raises:
+        DataError: a file is missing and cannot be downloaded, or is not the published one.
+    """
+    root = find_data_dir(data_dir)
+    if missing_files(dataset, root):
+        _download(dataset, root)
+    folder = folder_of(dataset, root)
+    for name, expected in MD5[dataset].items():
+        try:
+            found = hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
+        except OSError as error:
+            raise DataError(f"{folder / name}: cannot be read ({error.strerror}), expected MD5 {expected}") from None
+        if found != expected:
+            raise DataError(f"{folder / name}: MD5 is {found}, expected {expected}; delete it to download it again")
+
+
+def missing_files(dataset: str, root: Path) -> list[str]:
+    """Names of the data set's files that are not below `root`; none for digits."""
+    folder = folder_of(dataset, root)
+    return sorted(name for name in MD5[dataset] if not (folder / name).exists())
+
+
+def folder_of(dataset: str, root: Path) -> Path:
+    """torchvision's layout below `root`, or below `root/mnist` and `root/cifar10`."""
+    layout = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py", "digits": ""}[dataset]
+    nested = root / dataset / layout
+    return nested if nested.exists() else root / layout
+
+
+def _download(dataset: str, root: Path) -> None:
+    from erpe.training.vision import torchvision
+
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE_S)  # torchvision would wait for a silent server for ever
+    try:
+        known, folder = torchvision().datasets, folder_of(dataset, root)
+        home = folder.parents[1] if dataset == "mnist" else folder.parent  # what torchvision calls root
+        home.mkdir(parents=True, exist_ok=True)
+        (known.MNIST if dataset == "mnist" else known.CIFAR10)(home, download=True)
+    except (OSError, RuntimeError) as error:
+        names = ", ".join(missing_files(dataset, root))
+        raise DataError(
+            f"{dataset}: {names} not in {folder_of(dataset, root)}, and no download ({_reason(error)}); "
+            "put the files there, name their folder with --data-dir, or try --dataset digits"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(patience)
+
+
+def _reason(error: BaseException) -> str:
+    return shorten(str(error), 120, placeholder=" ...") or type(error).__name__
