@@ -165,7 +165,7 @@ class Brake(tune.Stopper):
 
 
 class Quiet(TrialProgressCallback):
-    """In the place of Tune's own progress lines: `Progress` shows the study."""
+    """In the place of Tune's own progress lines: `Progress` shows the study. See `ray_environment`."""
 
     def on_trial_result(self, *_: Any, **__: Any) -> None:
         """Nothing."""
@@ -238,7 +238,6 @@ def _fit(link: Link, concurrency: int | None, resources: dict[str, float], scrat
             stop=Brake(link),
             failure_config=tune.FailureConfig(max_failures=-1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[Quiet()],
             verbose=0,
         ),
     ).fit()

@@ -7,11 +7,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple, Protocol
 
 from erpe.errors import ConfigError, StudyError
-from erpe.search.cluster import knock, minding, start
+from erpe.search.cluster import knock, minding, start, take_those_that_wait
 from erpe.search.conductor import Conducts, run_inline
 from erpe.search.play import Start
 from erpe.search.remote import Remote
@@ -168,6 +170,16 @@ class OnRay:
             raise StudyError(f"ray: {said}; trials stay as they are, the same command continues") from error
 
 
+def import_meanwhile(module: str) -> None:
+    """Begin to import a module; whoever imports it later waits for it, and gets what is wrong with it."""
+
+    def load() -> None:
+        with suppress(Exception):
+            import_module(module)
+
+    Thread(target=load, name=f"import {module}", daemon=True).start()
+
+
 @contextmanager
 def on_ray(asked: Asked, trials: int, scratch: Path, place: Remote | None = None) -> Iterator[Workers]:
     """Start Ray, or join it, for as long as the block runs.
@@ -184,7 +196,10 @@ def on_ray(asked: Asked, trials: int, scratch: Path, place: Remote | None = None
 
     ours = not ray.is_initialized()
     if ours:
+        import_meanwhile("erpe.search.scheduling")
         start(asked.address, asked.cpus * (asked.concurrency or max(1, min(trials, cores() // asked.cpus))))
+        if not asked.address:
+            take_those_that_wait()
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         if asked.address and place:

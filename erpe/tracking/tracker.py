@@ -19,7 +19,7 @@ from erpe.tracking.sender import Mended, Sender
 from erpe.tracking.server import examine
 from erpe.tracking.spool import Event, Spool
 
-BEGIN_SECONDS = 15.0
+BEGIN_SECONDS = 30.0
 """A study that has only started is sent so much later, or when there is more to tell: MLflow takes seconds to import,
 and the workers that start meanwhile need both cores."""
 
