@@ -7,6 +7,7 @@ import pickle
 import shutil
 from contextlib import closing
 
+import optuna
 import pytest
 import sqlalchemy
 from optuna.testing.pytest_storages import StorageTestCase
@@ -42,9 +43,14 @@ def postgresql(own_database):
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def storage(request):
+def database(request):
     with closing(Database(request.getfixturevalue(request.param))) as database:
-        yield database.backend
+        yield database
+
+
+@pytest.fixture
+def storage(database):
+    return database.backend
 
 
 # Optuna's cases leave the sessions of their own threads to the garbage collector.
@@ -65,3 +71,17 @@ class TestContract(StorageTestCase):
         own = {name for name in vars(type(self)) if name.startswith("test_")}
         assert own == {"test_no_case_is_left_out", "test_pickle_storage"}
         assert len({name for name in dir(self) if name.startswith("test_")}) > 45
+
+
+def test_a_value_of_ours_is_a_value_of_optuna_s_and_the_first_one_stays(database):
+    study = optuna.create_study(storage=database.backend)
+    ours, theirs = study.ask(), study.ask()
+    for step, value in enumerate((0.1, -3.0, 1e-300), 1):
+        assert database.add_value(ours._trial_id, step, value)
+        theirs.report(value, step)
+    assert not database.add_value(ours._trial_id, 2, 7.0)
+    both = [trial.intermediate_values for trial in study.get_trials()]
+    assert both == [{1: 0.1, 2: -3.0, 3: 1e-300}] * 2
+    study.tell(ours, 1.0)
+    assert not database.add_value(ours._trial_id, 4, 7.0), "a trial that ended stays as it is"
+    assert study.trials[0].intermediate_values == both[0]

@@ -24,6 +24,7 @@ from erpe.search.cluster import require_token
 from erpe.search.ledger import MAX_ATTEMPTS, Ledger
 from erpe.search.progress import Silent
 from erpe.search.records import read_studies
+from erpe.search.storage import Database
 from erpe.search.study import define
 from erpe.search.tune import tune
 from erpe.search.work import Work
@@ -223,8 +224,9 @@ class Doom:
         from optuna.storages import RDBStorage
 
         self.left, self.patch = 0, monkeypatch
-        for write in ("trial_user_attr", "trial_intermediate_value", "trial_state_values", "study_user_attr"):
+        for write in ("trial_user_attr", "trial_state_values", "study_user_attr"):
             self.may_hit(RDBStorage, f"set_{write}")
+        self.may_hit(Database, "add_value")
         self.may_hit(Spool, "write")
 
     def may_hit(self, owner, name):

@@ -134,7 +134,7 @@ class Conductor:
             self._study = self.ledger.read()
             if self.depot:
                 self.depot.remove(self.folder(ticket))
-            self.progress.on_end(self._moment(self.ledger.trial(ticket.number)))
+            self.progress.on_end(self._moment(decided._replace(state=decided.verdict.state)))
         return False
 
     def _moment(self, trial: Record) -> Moment:

@@ -196,11 +196,11 @@ class Ledger:
         if epoch < (trial.last_step or 0):
             return False  # was decided when it was new
         if epoch not in trial.intermediate_values:
-            try:
-                self._backend.set_trial_intermediate_value(trial._trial_id, epoch, float(value))
-            except UpdateFinishedTrialError:  # by another hand: Optuna's dashboard has a button
-                self._guard()
-                return self._trial(number).state == TrialState.PRUNED
+            if not self._database.add_value(trial._trial_id, epoch, float(value)):
+                now = self._trial(number)  # of a first attempt only the answer was lost
+                if now.state.is_finished():  # by another hand: Optuna's dashboard has a button
+                    self._guard()
+                    return now.state == TrialState.PRUNED
             trial.intermediate_values[epoch] = float(value)  # as it is now, without reading it again
             if trial.user_attrs.get(_ATTEMPTS):
                 self._note(number, _ATTEMPTS, 0)
@@ -239,21 +239,22 @@ class Ledger:
         A trial cannot be COMPLETE without a value: then it is FAIL.
         """
         trial = self._trial(number)
-        if END not in trial.user_attrs:
+        end = trial.user_attrs.get(END)
+        if end is None:
             if state == "COMPLETE" and not trial.intermediate_values:
                 state, reason = "FAIL", "no epoch was reported"
-            told = redact(reason) if reason else None
-            self._note(number, END, {"state": state, "metrics": metrics, "reason": told})
-            trial = self._trial(number)
-        return Verdict(**trial.user_attrs[END])
+            end = {"state": state, "metrics": metrics, "reason": redact(reason) if reason else None}
+            self._note(number, END, end)
+        return Verdict(**end)
 
     @_fenced
     def tell(self, number: int) -> None:
         """Freeze a decided trial. Telling again changes nothing."""
         self._running.pop(number, None)
-        trial = self._trial(number)
-        state = TrialState[Verdict(**trial.user_attrs[END]).state]
-        value = self.trial(number).value if state == TrialState.COMPLETE else None
+        trial = records.read_trial(self.uid, self._trial(number))
+        assert trial.verdict
+        state = TrialState[trial.verdict.state]
+        value = trial.value if state == TrialState.COMPLETE else None
         with contextlib.suppress(UpdateFinishedTrialError):  # a first attempt arrived, its answer did not
             self._study.tell(number, value, state=state, skip_if_finished=True)
 

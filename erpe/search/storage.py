@@ -42,6 +42,11 @@ _STUDY_ATTR = sqlalchemy.text(
     "SELECT key, value_json FROM study_user_attributes WHERE study_id = :study AND key = :key"
 )
 _SYSTEM_ATTRS = sqlalchemy.text("SELECT key, value_json FROM trial_system_attributes WHERE trial_id = :trial")
+_ADD_VALUE = sqlalchemy.text(
+    "INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type)"
+    " SELECT trial_id, :step, :value, 'FINITE' FROM trials WHERE trial_id = :trial AND state = 'RUNNING'"
+    " ON CONFLICT (trial_id, step) DO NOTHING"
+)
 
 
 def parse(address: str) -> URL:
@@ -184,6 +189,15 @@ class Database:
     def system_attrs(self, trial: int) -> dict[str, Any]:
         """What a sampler and a pruner noted of a trial; Optuna's interface reads the whole trial."""
         return self._attributes(_SYSTEM_ATTRS, trial=trial)
+
+    def add_value(self, trial: int, step: int, value: float) -> bool:
+        """Write the finite value of a step of a running trial; Optuna's interface takes five times as long.
+
+        Returns:
+            Whether it was written: the trial runs, and the step had no value.
+        """
+        with self.engine.begin() as connection:
+            return connection.execute(_ADD_VALUE, {"trial": trial, "step": step, "value": value}).rowcount == 1
 
     def _attributes(self, query: sqlalchemy.TextClause, **of: Any) -> dict[str, Any]:
         with self.engine.connect() as connection:
