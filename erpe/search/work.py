@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from erpe.config import TrialConfig
+from erpe.imports import keeping_all
 from erpe.search.play import Start, Training
 from erpe.training.files import prepare
 
@@ -50,19 +51,22 @@ def vision(dataset: str, data_dir: Path | None, device: str, on_step: OnStep | N
 def _start(
     kind: str, config: TrialConfig, folder: Path, *, data_dir: Path | None, device: str, on_step: OnStep | None
 ) -> Training:
-    from erpe.training.objective import Confirmation, Trial
+    with keeping_all():
+        from erpe.training.objective import Confirmation, Trial
 
     made = {"Trial": Trial, "Confirmation": Confirmation}[kind]
     return made(config, folder, data_dir=data_dir, device=device, on_step=on_step)
 
 
 def _evaluate(folder: Path, *, data_dir: Path | None, device: str) -> dict[str, float]:
-    from erpe.training.objective import final_evaluation
+    with keeping_all():
+        from erpe.training.objective import final_evaluation
 
     return final_evaluation(folder, data_dir=data_dir, device=device)
 
 
 def _time(folders: list[Path], *, data_dir: Path | None, device: str) -> list[dict[str, float]]:
-    from erpe.training.timing import time_runs
+    with keeping_all():
+        from erpe.training.timing import time_runs
 
     return time_runs(folders, data_dir=data_dir, device=device)

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from erpe.config import TrialConfig
+from erpe.imports import keeping_all
 from erpe.search.play import Together
 
 import erpe.search.ray_environment  # isort: skip  # noqa: F401  before Ray
-from ray import tune  # isort: skip
+
+with keeping_all():
+    from ray import tune
 
 LAST_WORDS = "crash.txt"
 """In the folder of a pack's first trial: the traceback of a signal such as SIGSEGV, which no exception handler sees."""

@@ -13,6 +13,7 @@ from threading import Thread
 from typing import Any, NamedTuple, Protocol
 
 from erpe.errors import ConfigError, StudyError
+from erpe.imports import keeping_all
 from erpe.search.cluster import knock, minding, start, take_those_that_wait
 from erpe.search.conductor import Conducts, run_inline
 from erpe.search.play import Start
@@ -174,7 +175,7 @@ def import_meanwhile(module: str) -> None:
     """Begin to import a module; whoever imports it later waits for it, and gets what is wrong with it."""
 
     def load() -> None:
-        with suppress(Exception):
+        with suppress(Exception), keeping_all():
             import_module(module)
 
     Thread(target=load, name=f"import {module}", daemon=True).start()
