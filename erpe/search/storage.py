@@ -159,7 +159,7 @@ class Database:
 
     def _open(self) -> RDBStorage:
         text = self.url.render_as_string(hide_password=False)
-        engine = {"pool_pre_ping": True, "connect_args": connect_args(self.url)}
+        engine = {"pool_pre_ping": not is_file(self.url), "connect_args": connect_args(self.url)}
         try:
             return patient(RDBStorage, OPENING_SECONDS)(text, engine_kwargs=engine)
         except StoreError as error:
