@@ -68,6 +68,8 @@ class Ledger:
         self._handed_out: set[int] = set()
         self._running: dict[int, FrozenTrial] = {}
         """As this driver, the only one that may write, left them: to read one again takes most of a report's time."""
+        self._ended: dict[int, Record] = {}
+        """To read all again of every trial that ever ended would make each trial slower than the one before."""
         self.uid = records.read_about(study.study_name, study.user_attrs).uid
         study.pruner = samplers.make_pruner(spec)
         self._epoch = int(study.user_attrs.get(EPOCH, 0)) + 1
@@ -277,4 +279,4 @@ class Ledger:
     @storage.patient
     def read(self) -> StudyRecord:
         """The study as it stands."""
-        return records.read_study(self._study)
+        return records.read_study(self._study, self._ended)

@@ -170,16 +170,23 @@ def read_config(trial: FrozenTrial) -> TrialConfig:
         raise StoreError(f"trial {trial.number}: {error}; another version of erpe wrote it") from None
 
 
-def read_study(study: optuna.Study) -> StudyRecord:
-    """A study as it stands in the database."""
+def read_study(study: optuna.Study, ended: dict[int, Record] | None = None) -> StudyRecord:
+    """A study as it stands in the database.
+
+    Args:
+        ended: number -> trial that had ended when it was read before, and so stays as it was; more are added.
+    """
+    ended = {} if ended is None else ended
     attrs = study.user_attrs
     about = read_about(study.study_name, attrs)
     counted = [trial for trial in study.get_trials(deepcopy=False) if CONFIG in trial.user_attrs]
     gone = frozenset(attrs.get(REMOVED, ()))
+    found = {trial.number: ended.get(trial.number) or read_trial(about.uid, trial) for trial in counted}
+    ended.update((trial.number, found[trial.number]) for trial in counted if trial.state.is_finished())
     return StudyRecord(
         name=study.study_name,
         about=about,
-        trials=[read_trial(about.uid, trial)._replace(removed=trial.number in gone) for trial in counted],
+        trials=[record._replace(removed=number in gone) for number, record in found.items()],
         finals={int(key.removeprefix(f"{FINAL}.")): found for key, found in attrs.items() if key.startswith(FINAL)},
         group=Group(**attrs[GROUP]) if GROUP in attrs else None,
     )
