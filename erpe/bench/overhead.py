@@ -31,7 +31,7 @@ from erpe.tracking.tracker import Tracker
 TRIALS = 6
 """Of a study; the first one warms up."""
 
-EPOCHS = 20
+EPOCHS = 60
 DRAIN_SECONDS = 60.0
 
 
