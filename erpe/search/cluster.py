@@ -21,7 +21,7 @@ OBJECT_STORE_BYTES = 100 * 2**20
 
 NOT_HERE = ("start_api_server", "start_monitor", "start_log_monitor")
 """What a node need not start that only this run uses: nobody looks at a dashboard, nothing scales, the ledger has the
-errors. Together they take two seconds of its start, three of CPU, and 200 MB."""
+errors. Together they take two seconds of its start, three of CPU, and 180 MB."""
 
 HEAD_SECONDS = 45.0
 """How long a cluster's head may be silent; Ray's patience is 60."""
