@@ -47,3 +47,6 @@ def test_a_run_of_its_own_starts_few_processes_and_its_trials_take_the_workers_t
     for started, torch, sklearn in births:
         assert float(started) < seen.time, "a worker is there before it has a trial"
         assert (torch, sklearn) == ("False", "False"), "what only real training needs"
+    from ray.tune.execution import class_cache
+
+    assert class_cache.DEFAULT_ENV_VARS and class_cache.ENV_VARS_TO_PROPAGATE, "a cluster, later on, needs them"

@@ -91,15 +91,22 @@ def start(address: str | None, cpus: int) -> None:
         ) from error
 
 
-def take_those_that_wait() -> None:
-    """Let Tune take the workers that Ray started ahead, which inherited this process's environment.
+@contextmanager
+def taking_those_that_wait() -> Iterator[None]:
+    """While the block runs, Tune takes the workers that Ray started ahead, which inherited this process's environment.
 
-    It would give its own an environment of theirs, and Ray start others for it.
+    It would give its own an environment of theirs, and Ray start others for it; on a cluster they need that.
     """
     from ray.tune.execution import class_cache
 
+    fixed, passed_on = dict(class_cache.DEFAULT_ENV_VARS), set(class_cache.ENV_VARS_TO_PROPAGATE)
     class_cache.DEFAULT_ENV_VARS.clear()
     class_cache.ENV_VARS_TO_PROPAGATE.clear()
+    try:
+        yield
+    finally:
+        class_cache.DEFAULT_ENV_VARS.update(fixed)
+        class_cache.ENV_VARS_TO_PROPAGATE.update(passed_on)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from erpe.errors import ConfigError, StudyError
 from erpe.imports import keeping_all
-from erpe.search.cluster import knock, minding, start, take_those_that_wait
+from erpe.search.cluster import knock, minding, start, taking_those_that_wait
 from erpe.search.conductor import Conducts, run_inline
 from erpe.search.play import Start
 from erpe.search.remote import Remote
@@ -199,14 +199,12 @@ def on_ray(asked: Asked, trials: int, scratch: Path, place: Remote | None = None
     if ours:
         import_meanwhile("erpe.search.scheduling")
         start(asked.address, asked.cpus * (asked.concurrency or max(1, min(trials, cores() // asked.cpus))))
-        if not asked.address:
-            take_those_that_wait()
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         if asked.address and place:
             require_shared(place)
         found = ray.cluster_resources()
-        with minding(asked.address):
+        with minding(asked.address), taking_those_that_wait() if ours and not asked.address else nullcontext():
             yield OnRay(share(asked, trials, found.get("CPU", 0), found.get("GPU", 0)), scratch, asked.pack)
     finally:
         if ours:
