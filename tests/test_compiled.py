@@ -78,7 +78,7 @@ def test_they_are_there_where_a_compiler_is():
 def test_they_are_the_dense_weights_times_v_with_all_gradients(variant, data):
     draw = lambda *values: data.draw(st.sampled_from(values))  # noqa: E731
     grid = data.draw(st.integers(1, 12)), data.draw(st.integers(2, 23))
-    heads, size, batch = draw(1, 3), draw(4, 12, 16, 36), draw(1, 2)
+    heads, size, batch = draw(1, 3), draw(4, 12, 16, 32, 36), draw(1, 2)
     options = {"cls": draw(True, False), "features": draw(8, 24, 33), "normalize_qk": draw(True, False)}
     if variant.startswith("relu"):
         options |= {"relu_projection": draw("none", "orthogonal"), "eps": 1e-2}

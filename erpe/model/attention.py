@@ -109,7 +109,7 @@ class Linear(Attention):
         if isinstance(encoding, GeneralRPE):
             return self.masked(q, k, v, encoding)
         if compiled.serves(q, k, v) and not self.rotates_features:
-            q, k, w = self.features.prepare(q, k, encoding.frame(q))
+            q, k, w = self.features.prepare(q, k, encoding.frame(q) if self.config.projected else None)
             return linear_product(q, k, v, w, self.features.maps, *encoding.rotation(q))
         num, den = self.sums(*self.phi(q, k), v)
         return num / den[..., None]

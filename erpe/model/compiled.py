@@ -111,12 +111,12 @@ def linear_forward(
     Args:
         q, k: (B, H, N, D), of which `maps` make features (B, H, N, m).
         v: (B, H, N, Dv).
-        w: projections (D, m) for the maps, or (H, D, m); none: m is D.
+        w: projections (D, m) of the rotation's coordinates for the maps, or (H, D, m); none: m is D.
         rotation: of q and k.
     Returns:
         y (B, H, N, Dv).
     """
-    weights, turn = projections(w, back=False), tables(rotation, q.shape[-1], back=False)
+    weights, turn = projections(w, back=False), tables(rotation, q.shape[-1])
     size = linear_sizes(q, v, weights, maps, turn)
     m, dv, pairs = whole(size.m), whole(size.dv), size.images * size.heads
     y, made = _side_by_side(v), (v.new_empty(pairs, m, dv), v.new_empty(pairs, m), v.new_empty(pairs, size.n))
@@ -142,7 +142,7 @@ def linear_backward(
         d_y: slopes of y (B, H, N, Dv).
     """
     d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
-    weights, turn = projections(w, back=True), tables(rotation, q.shape[-1], back=True)
+    weights, turn = projections(w, back=True), tables(rotation, q.shape[-1])
     size, d_angles = linear_sizes(q, v, weights, maps, turn), _angles(rotation, q)
     _call("linear_backward", size, q, k, v, y, plain(d_y), *made, d_q, d_k, d_v, d_angles)
     return d_q, d_k, d_v, _of_planes(rotation, d_angles)

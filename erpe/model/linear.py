@@ -31,14 +31,14 @@ def linear_product(
     Args:
         q, k: (B, H, N, D), of which `maps` make features (B, H, N, m).
         v: (B, H, N, Dv).
-        w: projections (D, m) for the maps, or (H, D, m).
+        w: projections (D, m) for the maps, or (H, D, m), of the coordinates that the rotation has.
         rotation: of q and k; without a gradient of its own, that goes to
         planes: (2, H, P), frequencies along y and x of which it was made.
     Returns:
         (B, H, N, Dv).
     """
     q, k, v = (compiled.plain(x) for x in (q, k, v))
-    y, *_ = _LinearProduct.apply(q, k, v, w, maps, planes, *(rotation or [None] * 5))
+    y, *_ = _LinearProduct.apply(q, k, v, w, maps, planes, *(rotation or [None] * 6))
     return y
 
 
@@ -58,16 +58,16 @@ class _LinearProduct(torch.autograd.Function):
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:4], *inputs[6:10], *output)
-        ctx.maps, ctx.learns = inputs[4], inputs[10]
+        ctx.maps, ctx.rest = inputs[4], inputs[10:]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         q, k, v, w, *rotation, y, sums, z, den = ctx.saved_tensors
         if gradients[0] is None:
-            return (None,) * 11
-        known, made = _rotation([*rotation, ctx.learns]), (sums, z, den)
+            return (None,) * 12
+        known, made = _rotation([*rotation, *ctx.rest]), (sums, z, den)
         d_q, d_k, d_v, d_planes = compiled.linear_backward(q, k, v, w, ctx.maps, known, y, made, gradients[0])
-        return d_q, d_k, d_v, None, None, d_planes, *[None] * 5
+        return d_q, d_k, d_v, None, None, d_planes, *[None] * 6
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:

@@ -39,6 +39,8 @@ class Rotary(Encoding):
 
     rows: Tensor
     columns: Tensor
+    folds = False
+    """See `Rotation`."""
 
     def __init__(self, config: AttentionConfig, shape: Shape, generator: Generator) -> None:
         super().__init__(config, shape, generator)
@@ -68,7 +70,8 @@ class Rotary(Encoding):
         """(2, H, P) frequencies, and their tables; see `Encoding`."""
         planes = self.planes().to(like.dtype)  # the kernels read what they are given as that
         y, x = (steps.to(like.dtype) for steps in (self.rows, self.columns))
-        return planes, Rotation(self.along(planes.detach()), self.frame(like), y, x, planes.requires_grad)
+        along = self.along(planes.detach())
+        return planes, Rotation(along, self.frame(like), y, x, planes.requires_grad, self.folds)
 
     def rotate(self, *vectors: Tensor) -> tuple[Tensor, ...]:
         """Each (B, H, N, D) turned, computed in float32 at least and given back in its own dtype."""
@@ -150,6 +153,7 @@ class CirculantString(Rotary):
     def __init__(self, config: AttentionConfig, shape: Shape, generator: Generator) -> None:
         super().__init__(config, shape, generator)
         self.block = config.circulant_block or self.size
+        self.folds = self.block == self.size and self.block % 4 == 0
         self.free = self.size // self.block * (2 - self.block % 2)
         """Channels that no rotation reaches: the mean of a block, and its alternating sum if it is even."""
         self.coefficients = nn.Parameter(torch.zeros(2, shape.heads, self.size))
@@ -167,7 +171,7 @@ class CirculantString(Rotary):
     def planes(self) -> Tensor:
         """(2, H, P) rad per patch: theta = 2 Im fft(c) for the frequencies below half the block size."""
         c = full_precision(self.coefficients)
-        return c @ self.sines(c)
+        return (c[..., None] * self.sines(c)).sum(dim=-2)         # a BLAS would wake its threads: ten times as long
 
     def sines(self, like: Tensor) -> Tensor:
         """(D, P), by which coefficients give frequencies, in the dtype and on the device of `like`."""
@@ -198,14 +202,16 @@ def fourier_sines(size: int, block: int, dtype: torch.dtype, device: torch.devic
 def fourier_basis(size: int, block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The real Fourier basis of block-circulant matrices, columns normalised.
 
-        columns: cos f, -sin f of each block and frequency 0 < f < block/2, then the position-free ones (1, (-1)^n)
+        columns: cos f, -sin f of each block and frequency 0 < f < block/2, the odd ones first, then the position-free
+        ones (1, (-1)^n). Half a block on, an odd frequency has the other sign, an even one the same.
 
     Returns:
-        (D, D) orthogonal: `(x @ basis)[2t], [2t+1]` are Re and Im of sqrt(2/block) fft(x)_f.
+        (D, D) orthogonal: `(x @ basis)[2t], [2t+1]` are Re and Im of sqrt(2/block) fft(x)_f, f that of plane t.
     """
     with torch.inference_mode(False):  # a cached inference tensor could not be trained through later
         n = torch.arange(block, dtype=torch.float64)
-        angle = 2 * math.pi / block * torch.outer(n, n[1 : (block + 1) // 2])      # (block, planes)
+        below = n[: (block + 1) // 2]
+        angle = 2 * math.pi / block * torch.outer(n, torch.cat([below[1::2], below[2::2]]))  # (block, planes)
         pairs = torch.stack([angle.cos(), -angle.sin()], dim=-1).flatten(1) * math.sqrt(2 / block)
         ones, signs = torch.ones_like(n), 1 - 2 * (n % 2)
         free = torch.stack([ones, signs][: 2 - block % 2], dim=1) / math.sqrt(block)

@@ -24,7 +24,7 @@ def _pointers(names: str) -> list[tuple[str, Any]]:
 class CTurn(ctypes.Structure):
     """`Turn` of product.h."""
 
-    _fields_ = [*_longs("outside h w"), *_pointers("along basis basis_t y x")]
+    _fields_ = [*_longs("outside h w folded"), *_pointers("along basis basis_t y x")]
 
 
 class CMap(ctypes.Structure):
@@ -68,6 +68,8 @@ class Rotation(NamedTuple):
     """(w), where the columns are."""
     learns: bool
     """Whether slopes of the planes' frequencies are wanted."""
+    folds: bool
+    """Whether the basis has its first half of rows as the second, with the other sign in the first half of columns."""
 
 
 def whole(n: int) -> int:
@@ -98,8 +100,8 @@ def projections(w: Tensor | None, back: bool) -> Projections | None:
 
 
 class Tables(NamedTuple):
-    """A rotation as the kernels take it: real (H, h + w, whole D), the basis (D, whole D) and, for a backward pass, its
-    transpose; y and x where slopes of angles are wanted."""
+    """A rotation as the kernels take it: real (H, h + w, whole D), the basis (D, whole D) and its transpose; y and x
+    where slopes of angles are wanted."""
 
     along: Tensor
     basis: Tensor | None
@@ -108,19 +110,20 @@ class Tables(NamedTuple):
     x: Tensor | None
     h: int
     w: int
+    folded: bool
 
 
-def tables(rotation: Rotation | None, d: int, back: bool) -> Tables | None:
+def tables(rotation: Rotation | None, d: int) -> Tables | None:
     """Of a rotation of vectors of size D."""
     if rotation is None:
         return None
-    along, basis, y, x, learns = rotation
+    along, basis, y, x, learns, folds = rotation
     missing = whole(d) // 2 - along.shape[-1]
     phases = (pad(along, (0, missing), value=1.0) if missing else along).contiguous()
-    wide = None if basis is None else _widened(basis)
-    turned = None if basis is None or not back else _widened(basis.T)
+    wide, turned = (None, None) if basis is None else (_widened(basis), _widened(basis.T))
     places = (y, x) if learns else (None, None)
-    return Tables(torch.view_as_real(phases), wide, turned, places[0], places[1], len(y), len(x))
+    folded = folds and d % (2 * whole(1)) == 0                    # halves as wide as a column of results, or twice that
+    return Tables(torch.view_as_real(phases), wide, turned, places[0], places[1], len(y), len(x), folded)
 
 
 def _pointers_to(tensors: Iterable[Tensor | None]) -> list[int]:
@@ -134,7 +137,7 @@ def _maps(q: Tensor, w: Projections | None, maps: Maps, turn: Tables | None = No
         places = [*heads, *_pointers_to(w[:2])]
     turned = CTurn()
     if turn:
-        turned = CTurn(q.shape[2] - turn.h * turn.w, turn.h, turn.w, *_pointers_to(turn[:-2]))
+        turned = CTurn(q.shape[2] - turn.h * turn.w, turn.h, turn.w, turn.folded, *_pointers_to(turn[:-3]))
     return [CMap(KINDS.index(each.kind), each.eps, each.norm, q.shape[-1], *places, turned) for each in maps]
 
 

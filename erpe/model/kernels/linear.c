@@ -28,14 +28,18 @@ typedef struct {
     float *phi, *values, *slope, *turned, *other, *sums_t, *d_sums, *d_z;
 } Room;
 
+/* Of a token: its features, or what it takes to make them. */
+INLINE long widest(Linear s) { return whole(s.m > s.q.size ? s.m : s.q.size); }
+
 INLINE long room_of_one(Linear s) {
-    return PART * (2 * whole(s.m) + whole(s.dv) + 2 * whole(s.q.size)) + 2 * whole(s.m) * whole(s.dv) + whole(s.m);
+    long m = whole(s.m), dv = whole(s.dv);
+    return PART * (widest(s) + m + dv + 2 * whole(s.q.size)) + 2 * m * dv + m;
 }
 
 INLINE Room room_of(Linear s, float *all) {
     long m = whole(s.m), dv = whole(s.dv), size = whole(s.q.size);
     Room r = {.phi = all + omp_get_thread_num() * room_of_one(s)};
-    r.values = r.phi + PART * m, r.slope = r.values + PART * dv, r.turned = r.slope + PART * m;
+    r.values = r.phi + PART * widest(s), r.slope = r.values + PART * dv, r.turned = r.slope + PART * m;
     r.other = r.turned + PART * size, r.sums_t = r.other + PART * size, r.d_sums = r.sums_t + m * dv;
     r.d_z = r.d_sums + m * dv;
     return r;

@@ -133,15 +133,16 @@ INLINE float *start(View x, long heads, long pair, long token) {
 /* A rotation of planes of two coordinates, by the place of a token in a grid of w columns; `outside` tokens before it stay
  * as they are. `along` (h + w, whole size) has the cos and sin of each plane for each row, then for each column, the next
  * head's follow; none: nothing is turned. Coordinates are the usual ones, or in a basis (size, whole
- * size); basis_t is its transpose. y and x are the places of rows and columns, if slopes of the angles are wanted. */
+ * size); basis_t is its transpose. y and x are the places of rows and columns, if slopes of the angles are wanted. In a
+ * `folded` basis the second half of the rows is the first one, with the other sign in the first half of the columns. */
 typedef struct {
-    long outside, h, w;
+    long outside, h, w, folded;
     const float *along, *basis, *basis_t, *y, *x;
 } Turn;
 
 /* What makes features of numbers x (size), when they have been turned. If there is a w (size, whole width of the features),
- * they are of projections; w_t is its transpose (width, whole size), the next head's are w_head entries on, 0 if all
- * have one. Exponents lose norm |x|^2. */
+ * they are of projections of the coordinates; w_t is its transpose (width, whole size), the next head's are w_head
+ * entries on, 0 if all have one. Without it they are of the numbers in the usual basis. Exponents lose norm |x|^2. */
 typedef struct {
     enum { PLAIN, RELU, EXP_OF_QUERY, EXP_OF_KEY } kind;
     float eps, norm;
@@ -182,10 +183,47 @@ INLINE void rotate(Map map, long token, float *at, long rows, float sense) {
     }
 }
 
-/* Numbers (rows, size) of tokens from `token` on, turned; zeros behind them up to the whole size. */
-INLINE void turn(Map map, long token, const float *x, long row, long rows, float *out) {
+/* Numbers (rows, size) -> coordinates in the basis. A folded one takes half of the products: its first half sees the
+ * difference of the halves of x alone, its second half their sum; `room` is for them, it may be x. */
+INLINE void enter(Map map, const float *x, long row, long rows, float *out, float *room) {
+    long size = whole(map.size), half = size / 2;
+    const float *basis = map.turn.basis;
+    if (!map.turn.folded) {
+        product(rows, size, map.size, x, row, 1, basis, size, out, size, 0);
+        return;
+    }
+    for (long i = 0; i < rows; i++, x += row)
+        for (long c = 0; c < half; c += LANES) {
+            vec first = *(const vec *)(x + c), second = *(const vec *)(x + half + c);
+            *(vec *)(room + i * size + c) = first - second;
+            *(vec *)(room + i * size + half + c) = first + second;
+        }
+    product(rows, half, half, room, size, 1, basis, size, out, size, 0);
+    product(rows, half, half, room + half, size, 1, basis + half, size, out + half, size, 0);
+}
+
+/* Coordinates (rows, whole size) in the basis -> the numbers. */
+INLINE void leave(Map map, const float *coordinates, long rows, float *out) {
+    long size = whole(map.size), half = size / 2;
+    const float *basis_t = map.turn.basis_t;
+    if (!map.turn.folded) {
+        product(rows, size, map.size, coordinates, size, 1, basis_t, size, out, size, 0);
+        return;
+    }
+    product(rows, half, half, coordinates, size, 1, basis_t, size, out, size, 0);
+    product(rows, half, half, coordinates + half, size, 1, basis_t + half * size, size, out + half, size, 0);
+    for (long i = 0; i < rows; i++, out += size)
+        for (long c = 0; c < half; c += LANES) {
+            vec difference = *(vec *)(out + c), both = *(vec *)(out + half + c);
+            *(vec *)(out + c) = both + difference;
+            *(vec *)(out + half + c) = both - difference;
+        }
+}
+
+/* Numbers (rows, size) of tokens from `token` on, turned; zeros behind them up to the whole size. `room` is as large. */
+INLINE void turn(Map map, long token, const float *x, long row, long rows, float *out, float *room) {
     long size = whole(map.size);
-    if (map.turn.basis) product(rows, size, map.size, x, row, 1, map.turn.basis, size, out, size, 0);
+    if (map.turn.basis) enter(map, x, row, rows, out, room);
     else
         for (long i = 0; i < rows; i++)
             for (long c = 0; c < size; c++) out[i * size + c] = c < map.size ? x[i * row + c] : 0;
@@ -193,14 +231,15 @@ INLINE void turn(Map map, long token, const float *x, long row, long rows, float
 }
 
 /* Numbers (rows, size) of tokens from `token` on -> what the map is of, zeros behind them up to the whole width. What was
- * turned is left in `turned`. */
+ * turned is left in `turned`; `out` has room for the whole size, too. */
 INLINE void project(Map map, long token, const float *x, long row, long rows, long columns, float *turned, float *out) {
     long width = whole(columns), next = row;
     const float *y = x;
-    if (map.turn.w) turn(map, token, x, row, rows, turned), y = turned, next = whole(map.size);
+    if (map.turn.w) turn(map, token, x, row, rows, turned, out), y = turned, next = whole(map.size);
     if (map.w) product(rows, width, map.size, y, next, 1, map.w, width, out, width, 0);
+    else if (map.turn.basis) leave(map, y, rows, out);
     for (long i = 0; i < rows; i++, x += row, y += next, out += width) {
-        if (!map.w) {
+        if (!map.w && !map.turn.basis) {
             for (long c = 0; c < columns; c++) out[c] = y[c];
             for (long c = columns; c < width; c++) out[c] = 0;
         }
@@ -263,7 +302,7 @@ INLINE float *turn_back(Map map, long token, float *slope, Turned known, long ro
     if (map.turn.y) sum_angles(map, token, slope, known.turned, rows, known.d_planes);
     rotate(map, token, slope, rows, -1);
     if (!map.turn.basis) return slope;
-    product(rows, size, map.size, slope, size, 1, map.turn.basis_t, size, known.turned, size, 0);
+    leave(map, slope, rows, known.turned);
     return known.turned;
 }
 
@@ -279,7 +318,8 @@ INLINE void give(Map map, long token, float *slope, const float *features, const
             for (long c = 0; c < columns; c++) d[c] *= features[c] - map.eps;
     }
     if (map.w) product(rows, size, columns, slope, width, 1, map.w_t, size, room, size, 0);
-    d = map.w ? room : slope;
+    else if (map.turn.basis) enter(map, slope, width, rows, room, slope);
+    d = map.w || map.turn.basis ? room : slope;
     if (map.turn.w) d = turn_back(map, token, d, known, rows);
     for (long i = 0; i < rows; i++, slope += width, out += row, x += x_row, d += next) {
         for (long c = 0; c < (map.w ? map.size : columns); c++) out[c] = d[c];
