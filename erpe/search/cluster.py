@@ -15,13 +15,10 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 from erpe.errors import ConfigError, StudyError
+from erpe.search.sooner import starting_sooner
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Trials exchange a few numbers; Ray's default is 30 % of the memory."""
-
-NOT_HERE = ("start_api_server", "start_monitor", "start_log_monitor")
-"""What a node need not start that only this run uses: nobody looks at a dashboard, nothing scales, the ledger has the
-errors. Together they take two seconds of its start, three of CPU, and 180 MB."""
 
 HEAD_SECONDS = 45.0
 """How long a cluster's head may be silent; Ray's patience is 60."""
@@ -65,7 +62,7 @@ def start(address: str | None, cpus: int) -> None:
         "object_store_memory": OBJECT_STORE_BYTES,
     }
     try:
-        with ending_at_once(), nullcontext() if address else sparing(NOT_HERE):
+        with ending_at_once(), nullcontext() if address else starting_sooner():
             ray.init(
                 address=address or "local",
                 logging_level=logging.ERROR,
@@ -89,48 +86,6 @@ def start(address: str | None, cpus: int) -> None:
             f"ray: did not start ({said}); nothing is lost, the same command tries again, "
             "and --executor inline needs no Ray"
         ) from error
-
-
-@contextmanager
-def taking_those_that_wait() -> Iterator[None]:
-    """While the block runs, Tune takes the workers that Ray started ahead, which inherited this process's environment.
-
-    It would give its own an environment of theirs, and Ray start others for it; on a cluster they need that.
-    """
-    from ray.tune.execution import class_cache
-
-    fixed, passed_on = dict(class_cache.DEFAULT_ENV_VARS), set(class_cache.ENV_VARS_TO_PROPAGATE)
-    class_cache.DEFAULT_ENV_VARS.clear()
-    class_cache.ENV_VARS_TO_PROPAGATE.clear()
-    try:
-        yield
-    finally:
-        class_cache.DEFAULT_ENV_VARS.update(fixed)
-        class_cache.ENV_VARS_TO_PROPAGATE.update(passed_on)
-
-
-@contextmanager
-def sparing(names: tuple[str, ...]) -> Iterator[None]:
-    """Let Ray's node start without some of its processes, and find that its dashboard's packages are not there.
-
-    Options of `ray start` say the same of most, but `ray.init` has none for them.
-    """
-    from ray._private.node import Node
-
-    kept = {name: getattr(Node, name) for name in names}
-    packages = "ray.dashboard.optional_deps"
-    known = sys.modules.get(packages)
-    sys.modules[packages] = None  # type: ignore[assignment]  # so that importing it fails
-    try:
-        for name in names:
-            setattr(Node, name, lambda *_, **__: None)
-        yield
-    finally:
-        for name, method in kept.items():
-            setattr(Node, name, method)
-        del sys.modules[packages]
-        if known:
-            sys.modules[packages] = known
 
 
 def _wants_token(address: str | None) -> ConfigError:
