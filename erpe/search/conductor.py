@@ -62,7 +62,7 @@ class Conductor:
             if ticket.verdict is None:
                 if self.depot:
                     self.depot.offer(self.folder(ticket))
-                self._study = self.ledger.read()
+                self._study = self.study().knowing(ticket)
                 self.progress.on_start(self._moment(ticket))
                 return ticket
             self._end(ticket)  # was decided by a driver that was killed before it told anyone

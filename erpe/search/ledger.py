@@ -67,7 +67,7 @@ class Ledger:
         self._id = self._backend.get_study_id_from_name(study.study_name)
         self._handed_out: set[int] = set()
         self._running: dict[int, FrozenTrial] = {}
-        """As this driver, the only one that may write, left them: to read one again takes most of a report's time."""
+        """As this driver, the only one that may write, left them: to read one again takes milliseconds."""
         self._ended: dict[int, Record] = {}
         """To read all again of every trial that ever ended would make each trial slower than the one before."""
         self.uid = records.read_about(study.study_name, study.user_attrs).uid
@@ -141,11 +141,20 @@ class Ledger:
         return self._backend.get_trial_id_from_study_id_trial_number(self._id, number)
 
     def _trial(self, number: int) -> FrozenTrial:
+        if number not in self._running:
+            trial = self._reread(number)
+            if trial.state.is_finished():
+                return trial
+            self._running[number] = trial
+        return self._running[number]
+
+    def _reread(self, number: int) -> FrozenTrial:
         return self._backend.get_trial(self._trial_id(number))
 
     def _note(self, number: int, key: str, value: Any) -> None:
-        self._running.pop(number, None)
         self._backend.set_trial_user_attr(self._trial_id(number), key, value)
+        if number in self._running:
+            self._running[number].user_attrs[key] = value
 
     @_fenced
     def ask(self, budget: int) -> Record | None:
@@ -191,15 +200,14 @@ class Ledger:
         """
         if not math.isfinite(value):
             raise TrialError(f"epoch {epoch}: the value is {value}")
-        trial = self._running.get(number) or self._trial(number)
+        trial = self._trial(number)
         if trial.state.is_finished():
             return trial.state == TrialState.PRUNED
-        self._running[number] = trial
         if epoch < (trial.last_step or 0):
             return False  # was decided when it was new
         if epoch not in trial.intermediate_values:
             if not self._database.add_value(trial._trial_id, epoch, float(value)):
-                now = self._trial(number)  # of a first attempt only the answer was lost
+                now = self._reread(number)  # of a first attempt only the answer was lost
                 if now.state.is_finished():  # by another hand: Optuna's dashboard has a button
                     self._guard()
                     return now.state == TrialState.PRUNED
@@ -218,7 +226,7 @@ class Ledger:
         Returns:
             Whether to try again; if not, the trial is decided to be FAIL with this reason.
         """
-        trial = self._trial(number)
+        trial = self._reread(number)
         if trial.state.is_finished() or END in trial.user_attrs:
             return False
         attempts = int(trial.user_attrs.get(_ATTEMPTS, 0)) + 1
@@ -252,9 +260,9 @@ class Ledger:
     @_fenced
     def tell(self, number: int) -> None:
         """Freeze a decided trial. Telling again changes nothing."""
-        self._running.pop(number, None)
         trial = records.read_trial(self.uid, self._trial(number))
         assert trial.verdict
+        self._running.pop(number, None)
         state = TrialState[trial.verdict.state]
         value = trial.value if state == TrialState.COMPLETE else None
         with contextlib.suppress(UpdateFinishedTrialError):  # a first attempt arrived, its answer did not

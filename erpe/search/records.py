@@ -118,6 +118,12 @@ class StudyRecord(NamedTuple):
         return best_of(self.trials)
 
 
+    def knowing(self, trial: Record) -> StudyRecord:
+        """The study with a trial as it is now."""
+        others = (each for each in self.trials if each.number != trial.number)
+        return self._replace(trials=sorted([*others, trial], key=lambda each: each.number))
+
+
 _RECORD = TypeAdapter(StudyRecord)
 
 
