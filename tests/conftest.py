@@ -2,6 +2,7 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,12 @@ from postgres import PROGRAMS, Postgres
 # Small matrices: more threads would only wait for each other. And sums are added in one order.
 torch.set_num_threads(1)
 threadpoolctl.threadpool_limits(1)
+
+
+def pytest_collection_modifyitems(items):
+    """The stack, then files with many slow tests: what is long begins early, so that two workers end together."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (item.path.parent.name != "stack", -slow[item.path]))
 
 
 @pytest.fixture(autouse=True)

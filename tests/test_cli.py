@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,14 @@ def test_status_shows_the_trial_and_its_test(erpe, trained):
     assert code == 0 and row["study"] == first["study"] and row["counts"] == {"COMPLETE": 1}
     assert row["trials"][0]["epochs"] == 2 and row["test"] == first["test"]
     assert erpe("status", "--store", str(store))[1].count("complete") == 2
+
+
+def test_status_says_that_a_study_without_data_has_no_trial_yet(erpe, tmp_path):
+    store = str(tmp_path / "runs")
+    code, _, err = erpe("train", "-v", "relu", "-d", "mnist", "--data-dir", os.devnull, "--store", store)
+    assert code == 1 and os.devnull in err
+    code, out, _ = erpe("status", "--store", store)
+    assert code == 0 and out.rstrip().endswith("no trial yet; the command that made it goes on")
 
 
 def test_predict_takes_a_study_a_trial_or_a_folder(erpe, trained, tmp_path):
