@@ -117,7 +117,6 @@ class StudyRecord(NamedTuple):
         """See `best_of`."""
         return best_of(self.trials)
 
-
     def knowing(self, trial: Record) -> StudyRecord:
         """The study with a trial as it is now."""
         others = (each for each in self.trials if each.number != trial.number)
