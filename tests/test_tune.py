@@ -570,7 +570,8 @@ def test_on_ray_ctrl_c_once_finishes_the_epoch_and_twice_stops_now(store):
         os.killpg(driver.process.pid, signal.SIGINT)
         time.sleep(0.3)
     code, _, err = driver.end()
-    assert code == -signal.SIGINT and err.strip().endswith("KeyboardInterrupt"), err
+    # Python ends by the signal, but with 1 if anything that runs at its exit evaluates a text.
+    assert code in (-signal.SIGINT, 1) and err.strip().endswith("KeyboardInterrupt"), err
     code, out, err = Driver(store, 0).end()
     assert code == 0 and json.loads(out.splitlines()[-1]) == [False, {"COMPLETE": 5}], err
     check_books(store, 5, repeated=2)
