@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import pad
 
 from erpe.config import AttentionConfig
+from erpe.model import compiled
 from erpe.model.encoding import Encoding, Shape, full_precision
 from erpe.model.structures import Rotation
 
@@ -171,7 +172,9 @@ class CirculantString(Rotary):
     def planes(self) -> Tensor:
         """(2, H, P) rad per patch: theta = 2 Im fft(c) for the frequencies below half the block size."""
         c = full_precision(self.coefficients)
-        return (c[..., None] * self.sines(c)).sum(dim=-2)         # a BLAS would wake its threads: ten times as long
+        if compiled.serves(c):
+            return (c[..., None] * self.sines(c)).sum(dim=-2)     # a BLAS would wake its threads: ten times as long
+        return c @ self.sines(c)
 
     def sines(self, like: Tensor) -> Tensor:
         """(D, P), by which coefficients give frequencies, in the dtype and on the device of `like`."""
