@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 
-gc.set_threshold(50_000)  # imports make a million objects that stay: to look through them 800 times took .3 s
+gc.set_threshold(50_000)  # what imports make stays: to look through it again and again took .3 s of 1.8
 
 from erpe import cli  # noqa: E402
 

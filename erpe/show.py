@@ -315,12 +315,12 @@ def status_table(rows: list[dict[str, Any]]) -> None:
     if not rows:
         console.print("no studies yet; `erpe tune` makes one")
     for row in rows:
-        searched, test = row["phase"] == "search", (row["test"] or {}).get("test/accuracy")
-        title = f"{row['study']}: {tally(row['counts'])}" + (f" · best {percent(row['value'])}" if searched else "")
-        title += ("" if test is None else f" · test {percent(test)}") + lag_words(row["lag"], row["lag_seconds"])
         if not row["trials"]:  # as a command leaves it that had no data
             console.print(f"{row['study']}: no trial yet; the command that made it goes on")
             continue
+        searched, test = row["phase"] == "search", (row["test"] or {}).get("test/accuracy")
+        title = f"{row['study']}: {tally(row['counts'])}" + (f" · best {percent(row['value'])}" if searched else "")
+        title += ("" if test is None else f" · test {percent(test)}") + lag_words(row["lag"], row["lag_seconds"])
         table = Table(box=SIMPLE, title=title, title_justify="left")
         accuracy = "accuracy" if searched else "test accuracy"
         for name in ("trial", "state", "epoch", accuracy, "started", "why"):

@@ -141,6 +141,7 @@ class Ledger:
         return self._backend.get_trial_id_from_study_id_trial_number(self._id, number)
 
     def _trial(self, number: int) -> FrozenTrial:
+        """As this driver knows it, without asking the database where it runs."""
         if number not in self._running:
             trial = self._reread(number)
             if trial.state.is_finished():

@@ -18,7 +18,7 @@ ASK_SECONDS = 30.0
 
 @contextmanager
 def starting_sooner() -> Iterator[None]:
-    """While the block starts Ray: a few processes less, and no long naps. Three seconds of seven, on two cores."""
+    """While the block starts Ray: a few processes less, and no long naps."""
     with _sparing(NOT_HERE), _asking_often():
         yield
 
