@@ -11,7 +11,6 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import pad
 
 from erpe.config import AttentionConfig
-from erpe.model import compiled
 from erpe.model.encoding import Encoding, Shape, full_precision
 from erpe.model.structures import Rotation
 
@@ -53,6 +52,10 @@ class Rotary(Encoding):
         """(2, H, P) frequencies in rad per patch along y and x."""
         raise NotImplementedError
 
+    def planes_of_kernels(self) -> Tensor:
+        """The same, on a CPU and outside of what counts FLOPs: no BLAS, whose threads wake longer than this takes."""
+        return self.planes()
+
     def along(self, planes: Tensor) -> Tensor:
         """(H, h + w, P) complex e^(i angle) of each row, then of each column, for frequencies (2, H, P)."""
         steps = (each.to(planes.dtype)[:, None] for each in (self.rows, self.columns))
@@ -69,7 +72,7 @@ class Rotary(Encoding):
 
     def rotation(self, like: Tensor) -> tuple[Tensor, Rotation]:
         """(2, H, P) frequencies, and their tables; see `Encoding`."""
-        planes = self.planes().to(like.dtype)  # the kernels read what they are given as that
+        planes = self.planes_of_kernels().to(like.dtype)  # the kernels read what they are given as that
         y, x = (steps.to(like.dtype) for steps in (self.rows, self.columns))
         along = self.along(planes.detach())
         return planes, Rotation(along, self.frame(like), y, x, planes.requires_grad, self.folds)
@@ -172,9 +175,12 @@ class CirculantString(Rotary):
     def planes(self) -> Tensor:
         """(2, H, P) rad per patch: theta = 2 Im fft(c) for the frequencies below half the block size."""
         c = full_precision(self.coefficients)
-        if compiled.serves(c):
-            return (c[..., None] * self.sines(c)).sum(dim=-2)     # a BLAS would wake its threads: ten times as long
         return c @ self.sines(c)
+
+    def planes_of_kernels(self) -> Tensor:
+        """See `Rotary`."""
+        c = full_precision(self.coefficients)
+        return (c[..., None] * self.sines(c)).sum(dim=-2)
 
     def sines(self, like: Tensor) -> Tensor:
         """(D, P), by which coefficients give frequencies, in the dtype and on the device of `like`."""
