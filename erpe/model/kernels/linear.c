@@ -14,11 +14,6 @@ typedef struct {
     Map q, k;
 } Linear;
 
-INLINE void transpose(const float *x, long rows, long columns, float *out) {
-    for (long i = 0; i < rows; i++)
-        for (long c = 0; c < columns; c++) out[c * rows + i] = x[i * columns + c];
-}
-
 INLINE void add(float *sum, float factor, const float *x, long length) {
     for (long i = 0; i < length; i += LANES) *(vec *)(sum + i) += factor * *(const vec *)(x + i);
 }
@@ -109,7 +104,7 @@ EACH_CPU static void attend_back(Linear s, long pair, View q, View k, View v, Vi
     sums += pair * m * dv, z += pair * m, den += pair * s.n;
     Turned turned = {r.turned, d_planes + 2 * pair * size};
     for (long c = 0; s.q.turn.y && c < 2 * size; c++) turned.d_planes[c] = 0;
-    transpose(sums, m, dv, r.sums_t);
+    transpose(sums, m, dv, r.sums_t, m);
     for (long c = 0; c < m; c++) r.d_z[c] = 0;
     for (long first = 0; first < s.n; first += PART) {
         long rows = least(PART, s.n - first);
@@ -128,7 +123,7 @@ EACH_CPU static void attend_back(Linear s, long pair, View q, View k, View v, Vi
         give(s.q, first, r.slope, r.phi, start(q, s.heads, pair, first), q.row, turned, rows, s.m,
              start(d_q, s.heads, pair, first), d_q.row, r.other);
     }
-    transpose(r.d_sums, m, dv, r.sums_t);
+    transpose(r.d_sums, m, dv, r.sums_t, m);
     float top = top_of_keys(s, k, pair, r);
     for (long first = 0; first < s.n; first += PART) {
         long rows = least(PART, s.n - first);

@@ -21,12 +21,10 @@ INLINE long tile_width(Masked s) { return whole(tile_rows(s) * s.w); }
 INLINE long tiles(Masked s) { return (s.h + tile_rows(s) - 1) / tile_rows(s); }
 
 /* x (N, d) of a pair -> for each key tile (d, width), zeros behind its last token. */
-EACH_CPU static void transpose(Masked s, long d, const float *x, float *out) {
+EACH_CPU static void transpose_tiles(Masked s, long d, const float *x, float *out) {
     long step = tile_rows(s) * s.w, width = tile_width(s), n = s.h * s.w;
     for (long first = 0; first < n; first += step, out += d * width)
-        for (long c = 0; c < d; c++)
-            for (long j = 0; j < width; j++)
-                out[c * width + j] = j < step && first + j < n ? x[(first + j) * d + c] : 0;
+        transpose(x + first * d, least(step, n - first), d, out, width);
 }
 
 /* Where the weights of query i begin for the grid row `row` of keys. */
@@ -86,7 +84,7 @@ EACH_CPU static void forward_pair(Masked s, long pair, View q, View k, View v, c
     float *phi_q = room, *phi_k = take_whole(s, s.q, q, pair, s.m, phi_q);
     float *values = take_whole(s, s.k, k, pair, s.m, phi_k), *kt = take_whole(s, AS_IT_IS, v, pair, s.dv, values);
     float *a = kt + tiles(s) * width * m, *sums = a + QUERIES * width;
-    transpose(s, m, phi_k, kt);
+    transpose_tiles(s, m, phi_k, kt);
     for (long first = 0; first < n; first += QUERIES) {
         long queries = least(QUERIES, n - first);
         for (long i = 0; i < queries; i++) den[first + i] = 0;
@@ -130,8 +128,8 @@ EACH_CPU static void backward_pair(Masked s, long pair, View q, View k, View v, 
     float *a = vt + tiles(s) * width * dv, *slope = a + QUERIES * width, *of_q = slope + QUERIES * width;
     float *of_k = of_q + n * m, *of_v = of_k + n * m, *d_sum = of_v + n * dv, *rest = d_sum + n;
     split(s, pair, y, factor ? factor + pair % s.heads * n : 0, den, d_den ? d_den + pair * n : 0, slopes, d_sum);
-    transpose(s, m, phi_k, kt);
-    transpose(s, dv, values, vt);
+    transpose_tiles(s, m, phi_k, kt);
+    transpose_tiles(s, dv, values, vt);
     for (long t = 0; t < tiles(s); t++) {
         long from = t * step, keys = least(step, n - from), row = t * tile_rows(s);
         for (long first = 0; first < n; first += QUERIES) {

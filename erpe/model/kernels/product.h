@@ -16,20 +16,20 @@ typedef int bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 #define EACH_CPU
 #endif
 #if defined(__clang__)
-#define SHUFFLE(x, ...) __builtin_shufflevector(x, x, __VA_ARGS__)
+#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 #else
-#define SHUFFLE(x, ...) __builtin_shuffle(x, (bits){__VA_ARGS__})
+#define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (bits){__VA_ARGS__})
 #endif
-#define SWAPPED(x) SHUFFLE(x, 1, 0, 3, 2, 5, 4, 7, 6) /* each pair of neighbours */
+#define SWAPPED(x) SHUFFLE(x, x, 1, 0, 3, 2, 5, 4, 7, 6) /* each pair of neighbours */
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE long least(long a, long b) { return a < b ? a : b; }
 INLINE long whole(long n) { return (n + WIDTH - 1) / WIDTH * WIDTH; }
 
 INLINE float total(vec x) {
-    float sum = 0;
-    for (int lane = 0; lane < LANES; lane++) sum += x[lane];
-    return sum;
+    x += SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+    x += SHUFFLE(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+    return x[0] + x[1];
 }
 
 /* Sums and maxima go lane by lane: a compiler must not do that by itself, since the order of a sum matters. */
@@ -51,18 +51,55 @@ INLINE float sum(const float *x, long length) {
     return total(sums) + rest;
 }
 
+/* The higher of two, lane by lane. */
+INLINE void raise(vec *x, vec other) {
+    bits more = other > *x;
+    *x = (vec)(((bits)other & more) | ((bits)*x & ~more));
+}
+
 /* The largest, or `top`. */
 INLINE float largest(const float *x, long length, float top) {
     vec tops = (vec){0} + top;
     long i = 0;
-    for (; i + LANES <= length; i += LANES) {
-        vec next = *(const vec *)(x + i);
-        bits more = next > tops;
-        tops = (vec)(((bits)next & more) | ((bits)tops & ~more));
-    }
-    for (int lane = 0; lane < LANES; lane++) top = tops[lane] > top ? tops[lane] : top;
+    for (; i + LANES <= length; i += LANES) raise(&tops, *(const vec *)(x + i));
+    raise(&tops, SHUFFLE(tops, tops, 4, 5, 6, 7, 0, 1, 2, 3));
+    raise(&tops, SHUFFLE(tops, tops, 2, 3, 0, 1, 6, 7, 4, 5));
+    top = tops[0] > tops[1] ? tops[0] : tops[1];
     for (; i < length; i++) top = x[i] > top ? x[i] : top;
     return top;
+}
+
+/* A block of LANES x LANES entries, transposed: quarters change places, then their quarters, then single entries. */
+INLINE void flip(vec *x) {
+    for (int i = 0; i < LANES; i++)
+        if (!(i & 4)) {
+            vec a = x[i], b = x[i + 4];
+            x[i] = SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11), x[i + 4] = SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+        }
+    for (int i = 0; i < LANES; i++)
+        if (!(i & 2)) {
+            vec a = x[i], b = x[i + 2];
+            x[i] = SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13), x[i + 2] = SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    for (int i = 0; i < LANES; i++)
+        if (!(i & 1)) {
+            vec a = x[i], b = x[i + 1];
+            x[i] = SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14), x[i + 1] = SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+        }
+}
+
+/* x (rows, columns) -> (columns, rows), whose rows have `next` entries, zeros behind. */
+INLINE void transpose(const float *x, long rows, long columns, float *out, long next) {
+    long i = 0;
+    for (; i + LANES <= rows; i += LANES)
+        for (long c = 0; c < columns; c += LANES) {
+            vec part[LANES];
+            for (int r = 0; r < LANES; r++) part[r] = *(const vec *)(x + (i + r) * columns + c);
+            flip(part);
+            for (int r = 0; r < LANES; r++) *(vec *)(out + (c + r) * next + i) = part[r];
+        }
+    for (; i < next; i++)
+        for (long c = 0; c < columns; c++) out[c * next + i] = i < rows ? x[i * columns + c] : 0;
 }
 
 /* `rows` x WIDTH results of a row-major b (inner, ..), kept in registers. */
@@ -162,7 +199,7 @@ INLINE Map of_head(Map map, long head) {
 /* Planes (x, y) times phases (cos, sin), both as complex numbers; the phases conjugated with `sense` -1. */
 INLINE void times(float *planes, const float *phases, float sense) {
     vec x = *(vec *)planes, phase = *(const vec *)phases, signs = {-sense, sense, -sense, sense, -sense, sense, -sense, sense};
-    vec cos = SHUFFLE(phase, 0, 0, 2, 2, 4, 4, 6, 6), sin = SHUFFLE(phase, 1, 1, 3, 3, 5, 5, 7, 7);
+    vec cos = SHUFFLE(phase, phase, 0, 0, 2, 2, 4, 4, 6, 6), sin = SHUFFLE(phase, phase, 1, 1, 3, 3, 5, 5, 7, 7);
     *(vec *)planes = x * cos + SWAPPED(x) * (sin * signs);
 }
 
