@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+UNSENT, INTERRUPTED = 3, 130
+"""Exit codes: done, but MLflow has not got everything yet; stopped by Ctrl-C, to be continued."""
+
 
 class ErpeError(Exception):
     """A mistake the user can mend; its text is the whole message."""

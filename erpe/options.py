@@ -9,6 +9,9 @@ import typer
 
 from erpe.errors import ConfigError
 
+STORE = Path("runs")
+"""The folder of results where none is named."""
+
 VariantOption = Annotated[str, typer.Option("--variant", "-v", help="One of the twelve; `erpe variants` lists them.")]
 DatasetOption = Annotated[str, typer.Option("--dataset", "-d", help="digits (no download), mnist or cifar10.")]
 DataDir = Annotated[
@@ -58,3 +61,10 @@ def one_of(what: str, given: str, allowed: tuple[str, ...]) -> Any:
     if given not in allowed:
         raise ConfigError(f"unknown {what} {given!r}; {nearest(given, allowed)}")
     return given
+
+
+def existing(folder: Path) -> Any:
+    """See `Store.existing`."""
+    from erpe.store import Store
+
+    return Store.existing(folder)

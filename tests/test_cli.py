@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 from erpe import cli
 from erpe.config import VARIANTS
 from erpe.errors import ConfigError
+from erpe.options import parse_settings
 from erpe.predict import predict
 from erpe.training.checkpoint import load_model
 from erpe.training.data import normalise
@@ -167,9 +168,9 @@ def test_variants_lists_the_twelve_with_size_and_cost(erpe):
 def test_settings_are_read_as_toml_and_bare_words_as_text():
     given = ["train.ema=0.99", "model.pooling=cls", "model.normalize_qk=true", "model.patch=2"]
     expected = {"train.ema": 0.99, "model.pooling": "cls", "model.normalize_qk": True, "model.patch": 2}
-    assert cli.parse_settings(given) == expected
+    assert parse_settings(given) == expected
     with pytest.raises(ConfigError, match="NAME=VALUE"):
-        cli.parse_settings(["train.ema"])
+        parse_settings(["train.ema"])
 
 
 def test_train_reports_every_measure_and_continues_where_it_was(erpe, trained):

@@ -22,6 +22,7 @@ from trials import STUDIES, tiny
 from erpe import cli
 from erpe.errors import ErpeError
 from erpe.model import build
+from erpe.options import parse_settings
 from erpe.predict import predict
 from erpe.report.chart_curves import _read as read_example
 from erpe.report.outcomes import read_arrays
@@ -313,7 +314,7 @@ def test_any_command_line_is_done_or_refused(home, command, words):
 @few
 def test_any_setting_is_taken_or_refused(home, name, value):
     with contextlib.suppress(ErpeError):
-        build(tiny().replace(cli.parse_settings([f"{name}={value}"])).model)
+        build(tiny().replace(parse_settings([f"{name}={value}"])).model)
 
 
 def test_the_fuzz_tests_read_what_they_would_spoil(original):

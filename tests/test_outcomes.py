@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from erpe import cli
+from erpe.cli_report import outcomes_of
 from erpe.errors import StoreError, StudyError, TrackingError
 from erpe.report.comparison import compare
 from erpe.report.load import load
@@ -156,11 +157,11 @@ def test_what_made_a_study_counts_one_and_many():
 
 
 def test_a_study_to_compare_with_need_not_be_named(digits_study):
-    assert list(cli.outcomes_of(["digits-nine"], "digits-nine", digits_study.root, None).runs["study"].unique()) == [
+    assert list(outcomes_of(["digits-nine"], "digits-nine", digits_study.root, None).runs["study"].unique()) == [
         "digits-nine"
     ]
     with pytest.raises(StudyError, match="study other: not one of `erpe study run`; one of digits-nine would do"):
-        cli.outcomes_of(["digits-nine"], "other", digits_study.root, None)
+        outcomes_of(["digits-nine"], "other", digits_study.root, None)
 
 
 def test_an_array_from_a_store_cannot_be_a_link_a_pickle_or_a_bomb(tmp_path):

@@ -1,0 +1,97 @@
+"""The commands that compare what was confirmed: parse, call, print. What is heavy is imported inside its command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from erpe.errors import ConfigError, StoreError
+from erpe.options import STORE, StoreOption, existing, one_of
+
+Studies = Annotated[list[str] | None, typer.Argument(help="Names of studies; none: all.")]
+Against = Annotated[str | None, typer.Option(help="A study whose arms those of the others are compared with.")]
+Server = Annotated[str | None, typer.Option("--server", help="Read a tracking server, as http://HOST:5000.")]
+
+
+def compare(
+    studies: Studies = None,
+    style: Annotated[
+        str, typer.Option("--format", help="terminal, markdown, csv, parquet, json or latex.")
+    ] = "terminal",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; none: print.")] = None,
+    against: Against = None,
+    store: StoreOption = STORE,
+    server: Server = None,
+) -> None:
+    """Compare confirmed runs: every measure with its interval, and which differences are real."""
+    from erpe.report.comparison import compare as compared
+    from erpe.report.tables import FORMATS, render
+
+    style = one_of("format", style, tuple(FORMATS))
+    text = render(compared(outcomes_of(studies, against, store, server), against), style)
+    if output is not None:
+        write_output(output, text)
+    elif isinstance(text, bytes):
+        raise ConfigError(f"--format {style}: not for a terminal; --output FILE would do")
+    else:
+        print(text, end="" if text.endswith("\n") else "\n")
+
+
+def report(
+    studies: Studies = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
+    figures: Annotated[Path | None, typer.Option(help="Folder for the figures as PDF and SVG.")] = None,
+    against: Against = None,
+    store: StoreOption = STORE,
+    server: Server = None,
+) -> None:
+    """Write the page of a study: tables and figures in one file that opens offline."""
+    from erpe.report.charts import save_all
+    from erpe.report.comparison import compare as compared
+    from erpe.report.page import write_report
+    from erpe.telling import printable
+
+    outcomes = outcomes_of(studies, against, store, server)
+    comparison = compared(outcomes, against)
+    written(output, lambda: write_report(outcomes, comparison, output))
+    print(f"{printable(str(output))}: open it in a browser")
+    if figures:
+        written(figures, lambda: save_all(outcomes, comparison, figures))
+        print(f"{printable(str(figures))}: every figure as PDF and SVG")
+
+
+def outcomes_of(studies: list[str] | None, against: str | None, store: Path, server: str | None) -> Any:
+    """What the store, or a tracking server, has of these studies and of the one they are compared with."""
+    if studies and against:
+        studies = [*studies, against]
+    if server:
+        from erpe.tracking.reading import read
+
+        return read(server, studies or [])
+    from erpe.report.load import load
+
+    return load(existing(store), studies or [])
+
+
+def write_output(path: Path, content: str | bytes) -> None:
+    """Write a file whole, and say so."""
+    from erpe.store import write_atomic
+    from erpe.telling import printable
+
+    written(path, lambda: write_atomic(path, content))
+    print(f"{printable(str(path))}: written")
+
+
+def written(path: Path, write: Callable[[], object]) -> None:
+    """Write; a folder that is not there or a full disk is one line.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    try:
+        write()
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from None

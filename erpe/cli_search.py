@@ -1,0 +1,264 @@
+"""The commands that search: parse, call, print. Whatever is heavy is imported inside its command."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from erpe.errors import INTERRUPTED, UNSENT, ErpeError
+from erpe.options import (
+    STORE,
+    AsJson,
+    DataDir,
+    DatasetOption,
+    Device,
+    Epochs,
+    New,
+    Pack,
+    Seed,
+    Settings,
+    StoreOption,
+    VariantOption,
+    existing,
+    one_of,
+    parse_settings,
+)
+
+Concurrency = Annotated[int | None, typer.Option(help="Trials at a time; none: what the machine allows.")]
+CpusPerTrial = Annotated[int, typer.Option(help="CPUs, and threads, of a trial.")]
+GpusPerTrial = Annotated[float | None, typer.Option(help="GPUs of a trial, or a part of one.")]
+RayAddress = Annotated[str | None, typer.Option(help="Of a Ray cluster; none: $ERPE_RAY_ADDRESS, or here.")]
+Executor = Annotated[str, typer.Option(help="ray, or inline: one trial after the other, without Ray.")]
+
+
+def tune(
+    variant: VariantOption,
+    dataset: DatasetOption,
+    trials: Annotated[int | None, typer.Option(help="Trials of the study, earlier ones included.")] = None,
+    epochs: Epochs = None,
+    space: Annotated[Path | None, typer.Option(help="TOML file whose [space] is laid over the default.")] = None,
+    settings: Settings = None,
+    sampler: Annotated[str, typer.Option(help="tpe, gp, cmaes or random.")] = "tpe",
+    pruner: Annotated[str, typer.Option(help="asha, hyperband, median or none.")] = "asha",
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    store: StoreOption = STORE,
+    name: Annotated[str | None, typer.Option(help="Of the study; none: DATASET-VARIANT.")] = None,
+    new: New = False,
+    concurrency: Concurrency = None,
+    cpus_per_trial: CpusPerTrial = 1,
+    gpus_per_trial: GpusPerTrial = None,
+    pack: Pack = 1,
+    device: Device = "auto",
+    ray_address: RayAddress = None,
+    executor: Executor = "ray",
+    as_json: AsJson = False,
+) -> None:
+    """Search the best settings of a variant; test the best model once. The same command continues."""
+    from erpe.search.space import load_space
+    from erpe.search.study import define
+
+    ranges = load_space(space, variant, dataset) if space else None
+    spec = define(
+        variant, dataset, space=ranges, settings=parse_settings(settings), epochs=epochs,
+        sampler=one_of("sampler", sampler, ("tpe", "gp", "cmaes", "random")),
+        pruner=one_of("pruner", pruner, ("asha", "hyperband", "median", "none")), seed=seed,
+    )  # fmt: skip
+    run_study(
+        spec, store, as_json, trials=DEFAULT_TRIALS[dataset] if trials is None else trials, data_dir=data_dir,
+        name=name, new=new, concurrency=concurrency, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial,
+        pack=pack, device=device, ray_address=ray_address, executor=one_of("executor", executor, ("ray", "inline")),
+    )  # fmt: skip
+
+
+def train(
+    variant: VariantOption,
+    dataset: DatasetOption,
+    epochs: Epochs = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    data_dir: DataDir = None,
+    store: StoreOption = STORE,
+    new: New = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train one configuration and test it: a study of one trial, in this process."""
+    from erpe.search.axes import Space
+    from erpe.search.study import define
+
+    spec = define(
+        variant, dataset, space=Space(axes={}), settings=parse_settings(settings), epochs=epochs,
+        sampler="random", pruner="none", seed=seed,
+    )  # fmt: skip
+    name = f"train-{spec.name}-{spec.identity[:6]}"
+    run_study(
+        spec, store, as_json, trials=1, data_dir=data_dir, name=name, new=new, device=device, executor="inline"
+    )  # fmt: skip
+
+
+DEFAULT_TRIALS = {"digits": 6, "mnist": 20, "cifar10": 20}
+"""Trials of `erpe tune`, by data set."""
+
+
+def run_study(spec: Any, store: Path, as_json: bool, **how: Any) -> None:
+    """Tune, show it while it goes on, and end with a table or a JSON object."""
+    from erpe.search.tune import tune as run
+    from erpe.show import LiveProgress, result_json, result_table
+    from erpe.store import Store
+
+    opened = Store.open(store)
+    check_tracking(opened)
+    with interruptible_command():
+        with LiveProgress(spec) as progress:
+            result = run(spec, opened, progress=progress, **how)
+        print(json.dumps(result_json(result))) if as_json else result_table(result, spec, store)
+        if result.interrupted:
+            raise KeyboardInterrupt
+    if result.best is None:
+        raise ErpeError(f"study {result.study}: no trial was completed; {first_reason(result.reasons)}")
+    if result.lag:
+        raise typer.Exit(UNSENT)
+
+
+@contextlib.contextmanager
+def interruptible_command() -> Iterator[None]:
+    """After Ctrl-C, say how to continue."""
+    from erpe.show import continuation
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(continuation(sys.argv), file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def first_reason(reasons: dict[int, str]) -> str:
+    """Why the first failed trial failed, in a line."""
+    return next((f"trial {n}: {why.strip().splitlines()[-1]}" for n, why in sorted(reasons.items())), "see erpe status")
+
+
+def check_tracking(store: Any) -> None:
+    """Say before a long search that its results will wait in the spool, because the server is down.
+
+    Raises:
+        TrackingError: the server refuses us, is not MLflow, or its database is of another version.
+    """
+    from erpe.errors import TrackingError
+    from erpe.telling import line
+    from erpe.tracking.server import examine
+
+    health = examine(store.tracking_uri)
+    if health.state == "refuses":
+        raise TrackingError(health.line)
+    if health.state == "down":
+        print(f"warning: {line(health.line)}", file=sys.stderr)
+
+
+study_app = typer.Typer(
+    help="Compare variants fairly: search each one, confirm the best with fresh seeds, test once.", no_args_is_help=True
+)
+StudyFile = Annotated[Path, typer.Argument(help="A study file, as studies/digits_nine.toml.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="A line of the file, as search.trials=2; may be repeated.")
+]
+BudgetOption = Annotated[str | None, typer.Option("--budget", help="What is equal for all: trials, epochs or flops.")]
+
+
+def changes_of(settings: list[str] | None, budget: str | None) -> list[str]:
+    """Lines of the study file that the command line changes."""
+    return [*(settings or []), *([f"search.budget={budget}"] if budget else [])]
+
+
+@study_app.command("run")
+def study_run(
+    file: StudyFile,
+    budget: BudgetOption = None,
+    settings: Changes = None,
+    data_dir: DataDir = None,
+    store: StoreOption = STORE,
+    concurrency: Concurrency = None,
+    cpus_per_trial: CpusPerTrial = 1,
+    gpus_per_trial: GpusPerTrial = None,
+    pack: Pack = 1,
+    device: Device = "auto",
+    ray_address: RayAddress = None,
+    executor: Executor = "ray",
+    offline: Annotated[bool, typer.Option("--offline", help="Without MLflow; `erpe sync` sends it later.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search, confirm and test every variant of a study file. The same command continues."""
+    from erpe.publish import publish
+    from erpe.search.campaign import run
+    from erpe.search.plan import load_plan
+    from erpe.store import Store
+    from erpe.watch import StudyProgress, result_lines
+
+    plan = load_plan(file, changes_of(settings, budget))
+    chosen, opened = one_of("executor", executor, ("ray", "inline")), Store.open(store)
+    if not offline:
+        check_tracking(opened)
+    with interruptible_command():
+        with StudyProgress(plan, opened) as progress:
+            result = run(
+                plan, opened, data_dir=data_dir, device=device, concurrency=concurrency, cpus_per_trial=cpus_per_trial,
+                gpus_per_trial=gpus_per_trial, pack=pack, ray_address=ray_address, executor=chosen, offline=offline,
+                progress=progress,
+            )  # fmt: skip
+        if result.interrupted:
+            raise KeyboardInterrupt
+        if not result.confirmed:
+            raise ErpeError(f"study {result.study}: no trial was completed; {next(iter(result.failed.values()))}")
+        page, lag = (None, 0) if offline else publish(plan, opened)
+    lines = result_lines(result, lag, page, store)
+    print(json.dumps(asdict(result) | {"report": page and str(page), "lag": lag})) if as_json else print(
+        "\n".join(lines)
+    )
+    if lag:
+        raise typer.Exit(UNSENT)
+
+
+@study_app.command("show")
+def study_show(file: StudyFile, budget: BudgetOption = None, settings: Changes = None, as_json: AsJson = False) -> None:
+    """Print the resolved file: every default, every arm and its cost. What it prints is a study file again."""
+    from erpe.search.plan import load_plan
+    from erpe.show import plan_rows, plan_table
+
+    plan = load_plan(file, changes_of(settings, budget))
+    print(json.dumps(plan.resolved().model_dump(mode="json"))) if as_json else plan_table(plan, plan_rows(plan))
+
+
+@study_app.command("status")
+def study_status(
+    study: Annotated[str | None, typer.Argument(help="Its name; none: all.")] = None,
+    store: StoreOption = STORE,
+    live: Annotated[bool, typer.Option("--live", help="Show it again and again until it is done.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show each variant: trials by state, best, confirmed runs, seconds left."""
+    from erpe.show import print_tables
+    from erpe.watch import status_table, statuses, watch
+
+    if live:
+        watch(existing(store), study)
+        return
+    found = statuses(existing(store), study)
+    if as_json:
+        print(json.dumps([{**each._asdict(), "arms": [arm._asdict() for arm in each.arms]} for each in found]))
+    else:
+        print_tables([status_table(each) for each in found], "no studies yet; `erpe study run FILE` makes one")
+
+
+@study_app.command("schema")
+def study_schema() -> None:
+    """Print the JSON Schema of a study file, for editors."""
+    from erpe.search.plan import schema
+
+    print(schema(), end="")
