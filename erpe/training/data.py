@@ -88,9 +88,12 @@ def normalise(pixels: Tensor, dataset: str) -> Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def batches(count: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Places of the images of each step of an epoch, in the generator's order; the last batch may be shorter."""
-    yield from torch.randperm(count, generator=generator).split(batch)
+def batches(count: int, batch: int, generator: torch.Generator, device: torch.device) -> Iterator[Tensor]:
+    """Places of the images of each step of an epoch, in the generator's order; the last batch may be shorter.
+
+    They go to the device all at once: each copy waits for what it has to do.
+    """
+    yield from torch.randperm(count, generator=generator).to(device).split(batch)
 
 
 def _sha256(*arrays: np.ndarray) -> str:

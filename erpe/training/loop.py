@@ -123,8 +123,8 @@ class Trainer:
         """Places of the images of each step of an epoch, and what decides how they are varied."""
         order = torch.Generator().manual_seed(self.derive("order", epoch))
         vary = torch.Generator().manual_seed(self.derive("augment", epoch))
-        for rows in batches(len(self.images.labels), self.config.train.batch, order):
-            yield rows.to(self.device), vary
+        for rows in batches(len(self.images.labels), self.config.train.batch, order, self.device):
+            yield rows, vary
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0 over all epochs."""
