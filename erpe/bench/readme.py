@@ -10,7 +10,7 @@ from erpe.bench.tables import conditions
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- bench -->\n", "<!-- /bench -->\n"
-TOKENS = (64, 256, 1024, 4096)
+TOKENS = (64, 256, 1024, 4096, 16384)
 
 
 def table(layers: dict[str, Any], models: dict[str, Any]) -> str:
@@ -32,12 +32,17 @@ def table(layers: dict[str, Any], models: dict[str, Any]) -> str:
 
 
 def _ratio(row: dict[str, Any]) -> str:
-    return f"{row['ratio']:.2f}" if row["n"] else "no room"
+    if not row["n"]:
+        return "no room"
+    return f"{row['ratio']:.3f}" if row["ratio"] < 0.1 else f"{row['ratio']:.2f}"
 
 
 def rewritten(text: str, results: Path) -> str:
     """A text whose part between `BEGIN` and `END` is the table of the results in a folder."""
-    layers, models = (json.loads((results / f"{name}-cpu.json").read_text()) for name in ("layers", "models"))
+    layers, long, models = (
+        json.loads((results / f"{name}-cpu.json").read_text()) for name in ("layers", "long", "models")
+    )
+    layers["rows"] += long["rows"]
     before, _, rest = text.partition(BEGIN)
     return before + BEGIN + table(layers, models) + "\n" + END + rest.partition(END)[2]
 
