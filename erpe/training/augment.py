@@ -57,7 +57,7 @@ def shift(pixels: Tensor, largest: int, generator: Generator) -> Tensor:
         The same shape.
     """
     batch, _, height, width = pixels.shape
-    offsets = torch.randint(2 * largest + 1, (2, batch, 1), generator=generator).to(pixels.device, non_blocking=True)
+    offsets = _sent(torch.randint(2 * largest + 1, (2, batch, 1), generator=generator), pixels.device)
     rows = offsets[0] + torch.arange(height, device=pixels.device)  # (B, height)
     columns = offsets[1] + torch.arange(width, device=pixels.device)  # (B, width)
     images = torch.arange(batch, device=pixels.device)[:, None, None]
@@ -67,8 +67,13 @@ def shift(pixels: Tensor, largest: int, generator: Generator) -> Tensor:
 
 def flip(pixels: Tensor, generator: Generator) -> Tensor:
     """Mirror half of the images, left to right: (B, channels, height, width) -> the same shape."""
-    chosen = torch.rand(len(pixels), generator=generator).to(pixels.device, non_blocking=True) < 0.5
+    chosen = _sent(torch.rand(len(pixels), generator=generator), pixels.device) < 0.5
     return torch.where(chosen[:, None, None, None], pixels.flip(-1), pixels)
+
+
+def _sent(drawn: Tensor, device: torch.device) -> Tensor:
+    """Numbers drawn on the CPU, on the device. CUDA takes a copy at once and need not be waited for."""
+    return drawn.to(device, non_blocking=device.type == "cuda")
 
 
 def _policy(name: str) -> Callable[[Tensor], Tensor] | None:
