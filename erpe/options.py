@@ -64,7 +64,11 @@ def one_of(what: str, given: str, allowed: tuple[str, ...]) -> Any:
 
 
 def existing(folder: Path) -> Any:
-    """See `Store.existing`."""
+    """The store in a folder.
+
+    Raises:
+        StoreError: see `Store.existing`.
+    """
     from erpe.store import Store
 
     return Store.existing(folder)

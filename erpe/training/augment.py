@@ -72,7 +72,10 @@ def flip(pixels: Tensor, generator: Generator) -> Tensor:
 
 
 def _sent(drawn: Tensor, device: torch.device) -> Tensor:
-    """Numbers drawn on the CPU, on the device. CUDA takes a copy at once and need not be waited for."""
+    """Numbers drawn on the CPU, on the device. Not waited for on CUDA, which stages pageable memory before it returns.
+
+    Source: CUDA driver API, "API synchronization behavior".
+    """
     return drawn.to(device, non_blocking=device.type == "cuda")
 
 

@@ -89,9 +89,9 @@ def normalise(pixels: Tensor, dataset: str) -> Tensor:
 
 
 def batches(count: int, batch: int, generator: torch.Generator, device: torch.device) -> Iterator[Tensor]:
-    """Places of the images of each step of an epoch, in the generator's order; the last batch may be shorter.
+    """Places (B,) of the images of each step of an epoch, in the generator's order; the last batch may be shorter.
 
-    They go to the device all at once: each copy waits for what it has to do.
+    They go to the device all at once: a copy waits until the device has done all it was given before.
     """
     yield from torch.randperm(count, generator=generator).to(device).split(batch)
 
