@@ -46,7 +46,7 @@ def tune(
     space: Annotated[Path | None, typer.Option(help="TOML file whose [space] is laid over the default.")] = None,
     settings: Settings = None,
     sampler: Annotated[str, typer.Option(help="tpe, gp, cmaes or random.")] = "tpe",
-    pruner: Annotated[str, typer.Option(help="asha, hyperband, median or none.")] = "asha",
+    pruner: Annotated[str, typer.Option(help="auto, asha, hyperband, median or none.")] = "auto",
     seed: Seed = 0,
     data_dir: DataDir = None,
     store: StoreOption = STORE,
@@ -69,7 +69,7 @@ def tune(
     spec = define(
         variant, dataset, space=ranges, settings=parse_settings(settings), epochs=epochs,
         sampler=one_of("sampler", sampler, ("tpe", "gp", "cmaes", "random")),
-        pruner=one_of("pruner", pruner, ("asha", "hyperband", "median", "none")), seed=seed,
+        pruner=one_of("pruner", pruner, ("auto", "asha", "hyperband", "median", "none")), seed=seed,
     )  # fmt: skip
     run_study(
         spec, store, as_json, trials=DEFAULT_TRIALS[dataset] if trials is None else trials, data_dir=data_dir,

@@ -233,13 +233,15 @@ def test_pruned_trials_are_told_as_pruned_with_their_last_value(store):
     spec = define("softmax", "digits", epochs=9, sampler="random", pruner="asha")
     with Ledger.open(store, spec) as ledger:
         good, bad = ledger.ask(2), ledger.ask(2)
-        assert not ledger.report(good.number, 1, 0.9)
-        assert ledger.report(bad.number, 1, 0.1)
+        for epoch in (1, 2):
+            assert not ledger.report(good.number, epoch, 0.9) and not ledger.report(bad.number, epoch, 0.1)
+        assert not ledger.report(good.number, 3, 0.9)
+        assert ledger.report(bad.number, 3, 0.1)
         ledger.decide(bad.number, "PRUNED", {})
         ledger.tell(bad.number)
         trial = ledger._study.get_trials()[bad.number]
         assert trial.state == optuna.trial.TrialState.PRUNED and trial.value == 0.1
-        assert ledger.report(bad.number, 2, 0.1), "a trial that was pruned stays pruned"
+        assert ledger.report(bad.number, 4, 0.1), "a trial that was pruned stays pruned"
         assert ledger.read().best is None, "nothing is complete"
 
 

@@ -39,7 +39,7 @@ def test_every_variant_and_data_set_is_another_study():
 def test_differences_name_what_changed_and_how():
     old = define("favor", "digits", epochs=3).model_dump(mode="json")
     new = define("favor", "digits", pruner="none").model_dump(mode="json")
-    assert differences(old, new) == ["train.epochs: 3, now 30", "pruner: asha, now none"]
+    assert differences(old, new) == ["train.epochs: 3, now 30", "pruner: auto, now none"]
     assert differences(old, old) == []
     assert differences({}, {"a": {"b": 1}}) == ["a.b: absent, now 1"]
 
@@ -83,9 +83,10 @@ def test_a_specification_survives_json():
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "random"])
-@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median", "none"])
+@pytest.mark.parametrize("pruner", ["auto", "asha", "hyperband", "median", "none"])
 def test_every_sampler_and_pruner_can_be_made_and_is_written_down(sampler, pruner):
     spec = define("favor", "digits", sampler=sampler, pruner=pruner)
-    samplers.make_sampler(spec, 3), samplers.make_pruner(spec)
-    written = samplers.settings(spec)
-    assert written["sampler"]["name"] == sampler and written["pruner"]["name"] == pruner and written["optuna"]
+    samplers.make_sampler(spec, [], 20), samplers.make_pruner(spec, 20)
+    written = samplers.settings(spec, 20)
+    assert written["sampler"]["name"] == sampler and written["optuna"]
+    assert written["pruner"]["name"] == ("asha" if pruner == "auto" else pruner)

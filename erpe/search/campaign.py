@@ -180,7 +180,8 @@ class _Campaign:
 
     def _open(self, opened: contextlib.ExitStack, arm: Arm, spec: StudySpec, name: str) -> Conductor:
         group = Group(self.plan.name, arm.name, spec.phase, self.plan.model_dump(mode="json"), self._made_with())
-        ledger = opened.enter_context(Ledger.open(self.store, spec, name=name, group=group))
+        trials = self.plan.search.trials if spec.phase == "search" else self.plan.confirm.seeds
+        ledger = opened.enter_context(Ledger.open(self.store, spec, trials=trials, name=name, group=group))
         rebuild(ledger.read(), self.tracker, self.store)
         tags = self.tags | study_tags(spec, name, group)
         return Conductor(ledger, spec, self.tracker, self.store, 0, self.progress, tags, arm.name, self.depot)

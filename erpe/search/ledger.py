@@ -28,7 +28,7 @@ from erpe.search import records, samplers, storage
 from erpe.search.axes import default_point, sample
 from erpe.search.lease import Lease, take
 from erpe.search.records import CONFIG, END, EPOCH, FINAL, GROUP, STUDY, Group, Record, StudyRecord, Verdict
-from erpe.search.study import StudySpec, check_name, derive_seed, differences_from
+from erpe.search.study import StudySpec, check_name, differences_from
 from erpe.store import Store
 from erpe.telling import redact
 
@@ -60,8 +60,10 @@ def _fenced(write: Callable[Concatenate[Ledger, P], R]) -> Callable[Concatenate[
 class Ledger:
     """One study, leased by this process. Raises `StudyError` when another process took over."""
 
-    def __init__(self, database: storage.Database, lease: Lease, study: optuna.Study, spec: StudySpec) -> None:
-        self._lease, self._study, self._spec, self._database = lease, study, spec, database
+    def __init__(
+        self, database: storage.Database, lease: Lease, study: optuna.Study, spec: StudySpec, trials: int | None
+    ) -> None:
+        self._lease, self._study, self._spec, self._database, self._trials = lease, study, spec, database, trials
         self._backend = database.backend
         self._opened = contextlib.ExitStack()
         self._id = self._backend.get_study_id_from_name(study.study_name)
@@ -71,7 +73,7 @@ class Ledger:
         self._ended: dict[int, Record] = {}
         """To read all again of every trial that ever ended would make each trial slower than the one before."""
         self.uid = records.read_about(study.study_name, study.user_attrs).uid
-        study.pruner = samplers.make_pruner(spec)
+        study.pruner = samplers.make_pruner(spec, trials)
         self._epoch = int(study.user_attrs.get(EPOCH, 0)) + 1
         study.set_user_attr(EPOCH, self._epoch)
 
@@ -82,12 +84,20 @@ class Ledger:
 
     @classmethod
     def open(
-        cls, store: Store, spec: StudySpec, *, name: str | None = None, new: bool = False, group: Group | None = None
+        cls,
+        store: Store,
+        spec: StudySpec,
+        *,
+        trials: int | None = None,
+        name: str | None = None,
+        new: bool = False,
+        group: Group | None = None,
     ) -> Ledger:
         """Continue the newest study of this name, or make one.
 
         Args:
-            name: none: `spec.name`.
+            trials: of the whole search, which decide about start-up and pruning; default: a long search.
+            name: default: `spec.name`.
             new: make another one beside the studies of this name: NAME-2, NAME-3, ...
             group: the greater study it is a part of.
         Raises:
@@ -105,25 +115,31 @@ class Ledger:
             lease = take(database.url, chosen)
             opened.callback(lease.release)
             remedy = "--set name=ANOTHER" if group else "--new"
-            ledger = storage.patient(cls._enter)(database, lease, chosen, spec, remedy)
+            ledger = storage.patient(cls._enter)(database, lease, chosen, spec, trials, remedy)
             if group:
                 storage.patient(ledger._study.set_user_attr)(GROUP, group._asdict())
             ledger._opened = opened.pop_all()
             return ledger
 
     @classmethod
-    def _enter(cls, database: storage.Database, lease: Lease, name: str, spec: StudySpec, remedy: str) -> Ledger:
+    def _enter(
+        cls, database: storage.Database, lease: Lease, name: str, spec: StudySpec, trials: int | None, remedy: str
+    ) -> Ledger:
+        settings = samplers.settings(spec, trials)
         try:
             study = optuna.create_study(study_name=name, storage=database.backend, direction="maximize")
         except DuplicatedStudyError:
             study = optuna.load_study(study_name=name, storage=database.backend)
         if STUDY not in study.user_attrs and not study.get_trials(deepcopy=False):
             uid, wanted = uuid.uuid4().hex[:12], spec.model_dump(mode="json")
-            study.set_user_attr(STUDY, {"uid": uid, "spec": wanted, "settings": samplers.settings(spec)})
-        changed = differences_from(records.read_about(name, study.user_attrs).spec, spec)
+            study.set_user_attr(STUDY, {"uid": uid, "spec": wanted, "settings": settings})
+        about = records.read_about(name, study.user_attrs)
+        changed = differences_from(about.spec, spec)
         if changed:
             raise StudyError(f"study {name} is another one ({'; '.join(changed)}); {remedy} starts afresh beside it")
-        return cls(database, lease, study, spec)
+        if about.settings != settings:  # of another budget, or of another Optuna
+            study.set_user_attr(STUDY, about._replace(settings=settings)._asdict())
+        return cls(database, lease, study, spec, trials)
 
     def __enter__(self) -> Self:
         return self
@@ -176,8 +192,7 @@ class Ledger:
             return None
         if not written and not any(trial.state == TrialState.WAITING for trial in trials):
             self._study.enqueue_trial(default_point(self._spec.space, self._spec.base))
-        # From the count of trials, not from a running generator: a restart does not repeat suggestions.
-        self._study.sampler = samplers.make_sampler(self._spec, derive_seed(self._spec.seed, "sampler", len(trials)))
+        self._study.sampler = samplers.make_sampler(self._spec, trials, self._trials)
         asked = self._study.ask()
         drawn = sample(asked, self._spec.space, self._spec.base)
         config = drawn.replace({"seed": self._spec.trial_seed(asked.number)})

@@ -55,9 +55,9 @@ class Search(Config):
     """What is equal for all arms: trials; trials x epochs, where pruned epochs go into more trials; or the FLOPs that
     softmax needs for that, so that cheap arms train longer."""
     sampler: Sampler = "tpe"
-    """Optuna's sampler."""
-    pruner: Pruner = "asha"
-    """Optuna's pruner."""
+    """Optuna's sampler. Its start-up, at most half the trials, and random draws are the same for all arms."""
+    pruner: Pruner = "auto"
+    """Optuna's pruner; auto: asha for a search of 16 trials or more, none for a shorter one."""
 
 
 class Confirm(Config):

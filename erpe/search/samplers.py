@@ -1,28 +1,41 @@
-"""Optuna's samplers and pruners, with every setting written down: other versions have other defaults."""
+"""Optuna's samplers and pruners, with every setting written down: other versions have other defaults.
+
+Start-up and random draws are common to the arms of a study: an axis of trial k has the same value in each of them.
+After the start-up a sampler that learns goes its own way in every arm.
+"""
 
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
 
 from erpe.errors import StoreError
-from erpe.search.study import StudySpec
+from erpe.search.study import Pruner, StudySpec, derive_seed
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
 _SAMPLERS: dict[str, dict[str, Any]] = {
-    "tpe": {"n_startup_trials": 8, "multivariate": True, "constant_liar": True},
-    "gp": {"n_startup_trials": 8, "warn_independent_sampling": False},
-    "cmaes": {"n_startup_trials": 4, "warn_independent_sampling": False},
+    "tpe": {"multivariate": True, "constant_liar": True},
+    "gp": {"warn_independent_sampling": False},
+    "cmaes": {"warn_independent_sampling": False},
     "random": {},
 }
-"""Random start-up is short, since most studies are; a sampler that meets a conditional axis draws it alone."""
+"""A sampler that meets a conditional axis draws it alone."""
+
+_STARTUP = {"tpe": 8, "gp": 8, "cmaes": 4}
+"""Finished trials before a sampler learns, in a long search; in a short one at most half the trials."""
+
+FEWEST_FOR_PRUNING = 16
+"""Trials of a search; of fewer a rung compares too few, and prunes what would have won."""
 
 
 _CMAES_STATE = {
@@ -70,39 +83,103 @@ _CLASSES: dict[str, type[BaseSampler]] = {
 }
 
 
-def make_sampler(spec: StudySpec, seed: int) -> BaseSampler:
-    """The study's sampler. It is made anew for every trial: its state is the database, its seed the trial's."""
+class CommonDraws(BaseSampler):
+    """Draws a parameter from the study's seed, the trial's number and the parameter's name, and nothing else.
+
+    So it does not matter what else an arm searches, what was drawn before, or how often the search was continued.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Nothing: every parameter is drawn alone."""
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Nothing: every parameter is drawn alone."""
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Draw a value of one parameter, uniformly."""
+        draws = RandomSampler(seed=derive_seed(self._seed, "draw", trial.number, param_name))
+        return draws.sample_independent(study, trial, param_name, param_distribution)
+
+
+def startup_trials(spec: StudySpec, trials: int | None) -> int:
+    """Finished trials before the sampler learns from them; all, where it never does.
+
+    Args:
+        trials: of the whole search; not known: as in a long one.
+    """
+    usual = _STARTUP.get(spec.sampler, 0)
+    return usual if trials is None else min(usual, max(1, trials // 2))
+
+
+def make_sampler(spec: StudySpec, earlier: list[FrozenTrial], trials: int | None) -> BaseSampler:
+    """What draws the next trial. It is made anew for each: its state is the database, its seed the trial's.
+
+    Args:
+        earlier: every trial so far.
+        trials: of the whole search.
+    """
+    common, startup = CommonDraws(spec.seed), startup_trials(spec, trials)
+    finished = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in earlier)
+    if spec.sampler == "random" or finished < startup:
+        return common
     make: Any = _CLASSES[spec.sampler]
-    return make(seed=seed, **_SAMPLERS[spec.sampler])
+    # From the count of trials, not from a running generator: a restart does not repeat suggestions.
+    own = {"seed": derive_seed(spec.seed, "sampler", len(earlier)), "n_startup_trials": startup}
+    alone = {} if spec.sampler == "tpe" else {"independent_sampler": common}
+    return make(**own, **alone, **_SAMPLERS[spec.sampler])
 
 
-def _pruner_settings(spec: StudySpec) -> dict[str, Any]:
-    # Warm-up says little about a trial: the first rung is at a tenth of the epochs.
-    first = max(1, spec.epochs // 10)
-    match spec.pruner:
+def chosen_pruner(spec: StudySpec, trials: int | None) -> Pruner:
+    """The pruner that is used: `auto` is asha, or none where a search has fewer than `FEWEST_FOR_PRUNING` trials."""
+    if spec.pruner != "auto":
+        return spec.pruner
+    return "none" if trials is not None and trials < FEWEST_FOR_PRUNING else "asha"
+
+
+def _pruner_settings(pruner: Pruner, epochs: int) -> dict[str, Any]:
+    # Before a third of the epochs warm-up hides how good a trial is.
+    first = max(1, math.ceil(epochs / 3))
+    match pruner:
         case "asha":
-            return {"min_resource": first, "reduction_factor": 3}
+            return {"min_resource": first, "reduction_factor": 2}
         case "hyperband":
-            return {"min_resource": first, "max_resource": spec.epochs, "reduction_factor": 3}
+            return {"min_resource": first, "max_resource": epochs, "reduction_factor": 2}
         case "median":
             return {"n_startup_trials": 4, "n_warmup_steps": first}
-        case "none":
+        case _:
             return {}
 
 
-def make_pruner(spec: StudySpec) -> BasePruner:
-    """The study's pruner; rungs are epochs."""
+def make_pruner(spec: StudySpec, trials: int | None) -> BasePruner:
+    """The study's pruner; rungs are epochs.
+
+    Args:
+        trials: of the whole search.
+    """
+    pruner = chosen_pruner(spec, trials)
     classes = {
         "asha": SuccessiveHalvingPruner, "hyperband": HyperbandPruner, "median": MedianPruner, "none": NopPruner,
     }  # fmt: skip
-    make: Any = classes[spec.pruner]
-    return make(**_pruner_settings(spec))
+    make: Any = classes[pruner]
+    return make(**_pruner_settings(pruner, spec.epochs))
 
 
-def settings(spec: StudySpec) -> dict[str, Any]:
+def settings(spec: StudySpec, trials: int | None) -> dict[str, Any]:
     """All of the above as data, to be stored with the study."""
+    pruner, startup = chosen_pruner(spec, trials), startup_trials(spec, trials)
+    learns = {"n_startup_trials": startup} if startup else {}
     return {
         "optuna": optuna.__version__,
-        "sampler": {"name": spec.sampler} | _SAMPLERS[spec.sampler],
-        "pruner": {"name": spec.pruner} | _pruner_settings(spec),
+        "trials": trials,
+        "sampler": {"name": spec.sampler} | learns | _SAMPLERS[spec.sampler],
+        "pruner": {"name": pruner} | _pruner_settings(pruner, spec.epochs),
     }

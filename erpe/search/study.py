@@ -26,7 +26,7 @@ METRIC = "val/accuracy"
 """What a search maximises, and what pruning compares; the value of a trial is that of its last epoch."""
 
 Sampler = Literal["tpe", "gp", "cmaes", "random"]
-Pruner = Literal["asha", "hyperband", "median", "none"]
+Pruner = Literal["auto", "asha", "hyperband", "median", "none"]
 
 
 class StudySpec(Config):
@@ -38,8 +38,8 @@ class StudySpec(Config):
     """What is varied."""
     sampler: Sampler = "tpe"
     """Optuna's sampler."""
-    pruner: Pruner = "asha"
-    """Optuna's pruner."""
+    pruner: Pruner = "auto"
+    """Optuna's pruner; auto: asha for a search of 16 trials or more, none for a shorter one."""
     seed: NonNegativeInt = 0
     """Seed of the samplers and of the trials' seeds."""
     phase: Literal["search", "confirm"] = "search"
@@ -94,7 +94,7 @@ def define(
     settings: dict[str, Any] | None = None,
     epochs: int | None = None,
     sampler: Sampler = "tpe",
-    pruner: Pruner = "asha",
+    pruner: Pruner = "auto",
     seed: int = 0,
 ) -> StudySpec:
     """A study of one variant on one data set.
@@ -135,7 +135,7 @@ def confirmation(config: TrialConfig, seed: int, epochs: int | None = None) -> S
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What changed between two specifications, as `model_dump(mode="json")` gives them, a line each.
 
-    ["space.train.lr.high: 0.01, now 0.1", "pruner: asha, now none"]
+    ["space.train.lr.high: 0.01, now 0.1", "pruner: auto, now none"]
     """
     before, after = flatten(old), flatten(new)
     names = sorted(set(before) | set(after))

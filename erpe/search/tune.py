@@ -107,7 +107,7 @@ def tune(
     depot = find_depot()
     work = work or vision(spec.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
     work = abroad(work, depot)
-    with Ledger.open(store, spec, name=name, new=new) as ledger, contextlib.ExitStack() as opened:
+    with Ledger.open(store, spec, trials=trials, name=name, new=new) as ledger, contextlib.ExitStack() as opened:
         conductor = _conductor(ledger, store, spec, trials, cpus_per_trial, progress)
         conductor.depot = depot
         opened.callback(conductor.tracker.close, 1)  # after an error, too
