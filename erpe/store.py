@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from erpe.errors import StoreError
 from erpe.signin import read_secret_files
@@ -112,12 +114,12 @@ class Store:
     @property
     def storage_url(self) -> str:
         """SQLAlchemy URL of the Optuna database."""
-        return os.environ.get("ERPE_STORAGE_URL") or f"sqlite:///{self.root / 'optuna.db'}"
+        return os.environ.get("ERPE_STORAGE_URL") or sqlite_url(self.root / "optuna.db")
 
     @property
     def tracking_uri(self) -> str:
         """MLflow tracking URI."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
+        return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(self.root / "mlflow.db")
 
     def trial_folder(self, study: str, number: int, seed: int) -> Path:
         """Checkpoints and results of one trial; the same after every restart.
@@ -129,6 +131,24 @@ class Store:
         if folder.resolve() != self.root.resolve() / "checkpoints" / study / folder.name:
             raise StoreError(f"{folder}: a link, or leads elsewhere; a store has no links in it")
         return folder
+
+
+def sqlite_url(path: Path) -> str:
+    """The address of a SQLite file, for SQLAlchemy and MLflow.
+
+    An unusual path is quoted whole, its slashes too: MLflow makes the folder that the address spells before it
+    unquotes it, and without a slash that is the current one, which exists.
+    """
+    text = str(path)
+    plain = re.fullmatch(r"[\w /.,:@+=~()-]*", text)
+    return "sqlite:///" + (text if plain else quote(text, safe=""))
+
+
+def sqlite_path(address: str) -> Path | None:
+    """The file of a SQLite address; None if it is the address of something else."""
+    if not address.startswith("sqlite:///"):
+        return None
+    return Path(unquote(address.removeprefix("sqlite:///").partition("?")[0]))
 
 
 def _refuse_links(root: Path) -> None:

@@ -1,15 +1,18 @@
 """The store folder: made, checked, and written whole or not at all."""
 
+import contextlib
 import errno
 import json
 import os
+import shutil
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from erpe.errors import StoreError
-from erpe.store import LAYOUT, Store, read_json, write_atomic
+from erpe.store import LAYOUT, Store, read_json, sqlite_path, write_atomic
 
 
 def refusal(make, *args) -> str:
@@ -135,3 +138,22 @@ def test_json_that_cannot_be_read_is_one_line_with_its_name(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     assert str(path) in refusal(read_json, path)
+
+
+@pytest.mark.parametrize("name", ["job x", "job%20x", "a?b=c", "a#;&'\"", "new\nline", "é", "100%", "-x", "a@b:c"])
+def test_the_databases_lie_in_the_store_whatever_it_is_called(name, tmp_path, monkeypatch, empty_database):
+    from erpe.search.storage import Database
+    from erpe.tracking.server import connect, examine
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    store = Store.open(name)
+    shutil.copy(empty_database, store.root / "mlflow.db")
+    Database(store.storage_url).close()
+    connect(store.tracking_uri).create_experiment("found")
+    assert examine(store.tracking_uri).state == "well"
+    with contextlib.closing(sqlite3.connect(store.root / "mlflow.db")) as database:
+        assert ("found",) in database.execute("SELECT name FROM experiments").fetchall()
+    assert {"optuna.db", "mlflow.db"} <= {path.name for path in store.root.iterdir()}
+    assert [path.name for path in Path().iterdir()] == [name] and len([*tmp_path.iterdir()]) == 1
+    assert sqlite_path(store.storage_url) == store.root / "optuna.db"

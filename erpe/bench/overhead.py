@@ -25,7 +25,7 @@ from erpe.search.play import play
 from erpe.search.progress import Moment, Silent
 from erpe.search.study import define
 from erpe.search.workers import Asked, Workers, in_process, on_ray
-from erpe.store import Store
+from erpe.store import Store, sqlite_url
 from erpe.tracking.tracker import Tracker
 
 TRIALS = 6
@@ -83,12 +83,12 @@ class Own(Store):
     @property
     def storage_url(self) -> str:
         """See `Store`."""
-        return f"sqlite:///{self.root / 'optuna.db'}"
+        return sqlite_url(self.root / "optuna.db")
 
     @property
     def tracking_uri(self) -> str:
         """See `Store`."""
-        return f"sqlite:///{self.root / 'mlflow.db'}"
+        return sqlite_url(self.root / "mlflow.db")
 
 
 class Spent(NamedTuple):

@@ -22,7 +22,7 @@ from erpe.search.policy import irreplaceable
 from erpe.search.records import REMOVED, Record, StudyRecord, read_study
 from erpe.search.storage import Database, first_line
 from erpe.search.study import check_name
-from erpe.store import FILES, LAYOUT, MIB, Store, read_json
+from erpe.store import FILES, LAYOUT, MIB, Store, read_json, sqlite_url
 from erpe.tracking.spool import Event, Spool
 
 _DATABASE, _SPOOL = 1024 * MIB, 1024 * MIB
@@ -75,7 +75,7 @@ class Foreign:
                     shutil.copyfile(root / f"optuna.db{end}", f"{copy}{end}")
             _check_tables(copy, root / "optuna.db")
             with _distrust(root / "optuna.db", copy):
-                database = Database(f"sqlite:///{copy}")
+                database = Database(sqlite_url(copy))
                 opened.callback(database.close)
                 found = cls(root, database)
             yield found
@@ -141,7 +141,7 @@ def _distrust(database: Path, copy: Path) -> Iterator[None]:
     try:
         yield
     except ErpeError as error:
-        said = str(error).replace(f"database sqlite:///{copy}: ", "")
+        said = str(error).replace(f"database {sqlite_url(copy)}: ", "")
         raise type(error)(f"{database}: {said}") from None
     except Exception as error:
         raise StoreError(f"{database}: damaged, or not written by erpe ({first_line(error)})") from None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from erpe.errors import TrackingError
-from erpe.store import Store, is_own, remove_folder, size_mib
+from erpe.store import Store, is_own, remove_folder, size_mib, sqlite_path
 from erpe.tracking.server import connect, examine
 
 if TYPE_CHECKING:
@@ -155,7 +155,8 @@ def stray_artifacts(logged: Logged, study: str) -> list[Path]:
 
 def _is_there(uri: str) -> bool:
     """Whether MLflow may have something: looking must not make a database."""
-    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
+    path = sqlite_path(uri)
+    return path is None or path.exists()
 
 
 def _is_folder(path: Path) -> bool:

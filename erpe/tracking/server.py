@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from filelock import FileLock
 
 from erpe.signin import read_secret_files
+from erpe.store import sqlite_path, sqlite_url
 from erpe.telling import redact
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ def connect(uri: str) -> MlflowClient:
 
     for name in ("mlflow", "alembic", "urllib3.connectionpool", "psycopg"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if uri.startswith("sqlite:///"):
-        _make_database(Path(uri.removeprefix("sqlite:///")))
+    if path := sqlite_path(uri):
+        _make_database(path)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -96,7 +97,7 @@ def _make_database(path: Path) -> None:
             return  # another process was first
         draft = path.with_suffix(".draft")
         draft.unlink(missing_ok=True)  # of one that was killed
-        MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
+        MlflowClient(tracking_uri=sqlite_url(draft)).search_experiments(max_results=1)
         draft.rename(path)
 
 
