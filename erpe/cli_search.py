@@ -92,13 +92,15 @@ def train(
 ) -> None:
     """Train one configuration and test it: a study of one trial, in this process."""
     from erpe.search.axes import Space
+    from erpe.search.naming import identified
     from erpe.search.study import define
+    from erpe.store import Store
 
     spec = define(
         variant, dataset, space=Space(axes={}), settings=parse_settings(settings), epochs=epochs,
         sampler="random", pruner="none", seed=seed,
     )  # fmt: skip
-    name = f"train-{spec.name}-{spec.identity[:6]}"
+    name = identified(Store.open(store), f"train-{spec.name}", spec)
     run_study(
         spec, store, as_json, trials=1, data_dir=data_dir, name=name, new=new, device=device, executor="inline"
     )  # fmt: skip

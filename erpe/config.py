@@ -407,6 +407,12 @@ class TrialConfig(Config):
     seed: Seed = 0
     """Decides initial weights, random features, data order, augmentation and dropout."""
 
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The settings that differ from the defaults of the variant on the data set: `{"train.lr": 0.01}`."""
+        usual = type(self)(**defaults(self.model.variant, self.data.dataset).tree()).flat()
+        return {name: value for name, value in self.flat().items() if value != usual[name]}
+
     @model_validator(mode="after")
     def _model_fits_data(self) -> Self:
         facts = DATASETS[self.data.dataset]

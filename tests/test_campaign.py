@@ -19,6 +19,7 @@ from erpe.search.campaign import run
 from erpe.search.plan import load_plan
 from erpe.search.records import read_studies
 from erpe.search.relay import Budget
+from erpe.search.study import StudySpec
 from erpe.show import status_rows, status_table
 from erpe.store import Store
 from erpe.tracking.spool import Spool
@@ -91,6 +92,14 @@ def test_the_same_command_again_changes_nothing(store):
     assert load(store).runs.equals(before[1])
 
 
+def test_confirmations_are_found_whatever_digits_another_version_named_them_by(store, monkeypatch):
+    play(store)
+    names = [study.name for study in read_studies(store)]
+    monkeypatch.setattr(StudySpec, "identity", "0" * 12)
+    play(store, work=work()._replace(start=pytest.fail, confirm=pytest.fail, time=pytest.fail))
+    assert [study.name for study in read_studies(store)] == names
+
+
 def test_interrupted_anywhere_the_same_command_finishes_the_same_study(store, tmp_path):
     whole = Store.open(tmp_path / "whole")
     play(whole)
@@ -126,7 +135,7 @@ def test_more_seeds_and_more_trials_continue_and_a_new_best_is_confirmed_anew(st
 
 def test_another_space_is_refused_with_its_difference(store):
     play(store)
-    with pytest.raises(StudyError, match=r"digits-nine\.softmax is another one \(.*weight_decay.*--set name="):
+    with pytest.raises(StudyError, match=r"digits-nine\.softmax has other settings \(.*weight_decay.*--set name="):
         play(store, 'space."train.weight_decay"=0.1')
 
 

@@ -20,8 +20,9 @@ from erpe.errors import ConfigError, StoreError, StudyError, TrialError
 from erpe.search import ledger as ledger_module
 from erpe.search import storage
 from erpe.search.ledger import Ledger
+from erpe.search.naming import identified
 from erpe.search.records import read_studies
-from erpe.search.study import define
+from erpe.search.study import StudySpec, define
 from erpe.store import Store
 
 SPEC = define("relu_general", "digits", epochs=4, sampler="random", pruner="none")
@@ -337,6 +338,44 @@ def test_another_study_of_the_same_name_is_refused_with_the_difference(store):
     with Ledger.open(store, other, new=True) as ledger:
         assert ledger.name == "digits-relu_general-3"
     assert [study.name for study in read_studies(store)] == [f"digits-relu_general{end}" for end in ("", "-2", "-3")]
+
+
+def opened(store, spec, name, new=False):
+    """The name of the study that is continued or made."""
+    with Ledger.open(store, spec, name=name, new=new) as ledger:
+        return ledger.name
+
+
+def test_a_name_with_a_number_that_was_given_is_no_study_that_new_made(store):
+    other = define("favor", "digits", sampler="random")
+    assert opened(store, other, "a-2") == "a-2"
+    assert opened(store, SPEC, "a") == "a", "a-2 was not made beside it"
+    assert opened(store, SPEC, "a", new=True) == "a-3", "a-2 is taken"
+    assert opened(store, other, "a-10", new=True) == "a-10"
+    assert opened(store, SPEC, "a") == "a-3"
+    assert opened(store, other, "a-2") == "a-2"
+    assert opened(store, SPEC, "a", new=True) == "a-4" == opened(store, SPEC, "a-4")
+    assert opened(store, other, "a-2", new=True) == "a-2-2" == opened(store, other, "a-2")
+
+
+def test_studies_of_a_version_that_did_not_note_the_wanted_name_are_numbered_as_before(store):
+    for name in ("a", "a-2"):
+        with Ledger.open(store, SPEC, name=name) as ledger:
+            about = ledger._study.user_attrs["erpe.study"]
+            del about["asked"]
+            ledger._study.set_user_attr("erpe.study", about | {"settings": {}})
+    assert opened(store, SPEC, "a-2") == "a-2"
+    assert opened(store, SPEC, "a") == "a-2" and opened(store, SPEC, "a", new=True) == "a-3"
+
+
+def test_a_study_called_by_its_identity_is_found_by_what_it_means(store, monkeypatch):
+    other = define("relu_general", "digits", epochs=5, sampler="random", pruner="none")
+    first = identified(store, "train-a", SPEC)
+    assert first == f"train-a-{SPEC.identity[:6]}" and not (store.root / "optuna.db").exists(), "looking makes nothing"
+    opened(store, SPEC, first), opened(store, other, identified(store, "train-a", other))
+    monkeypatch.setattr(StudySpec, "identity", "0" * 12)  # as another version would write it
+    assert identified(store, "train-a", SPEC) == first != identified(store, "train-a", other)
+    assert identified(store, "train-b", SPEC) == "train-b-000000"
 
 
 def test_a_setting_that_did_not_exist_yet_makes_no_other_study(store):

@@ -2,12 +2,12 @@
 
 import pytest
 
-from erpe.config import VARIANTS
+from erpe.config import VARIANTS, TrainConfig, TrialConfig, defaults
 from erpe.errors import ConfigError
 from erpe.search import samplers
-from erpe.search.axes import Choices, Space
+from erpe.search.axes import Choices, Floats, Ints, Space
 from erpe.search.space import default_space
-from erpe.search.study import StudySpec, check_name, define, derive_seed, differences
+from erpe.search.study import StudySpec, check_name, confirmation, define, derive_seed, differences, differences_from
 
 
 def test_identity_does_not_depend_on_the_order_of_the_space():
@@ -29,6 +29,81 @@ def test_identity_does_not_depend_on_the_order_of_the_space():
 )
 def test_identity_depends_on_all_that_shapes_the_result(change):
     assert define("favor", "digits", **change).identity != define("favor", "digits").identity
+
+
+SET = {
+    "model.features": 32, "model.relu_projection": "orthogonal", "model.rotary_placement": "post",
+    "model.rope": "mixed", "model.rope_base": 50, "model.circulant_init": "normal", "model.circulant_block": 8,
+    "model.normalize_qk": True, "model.method": "dense", "model.rank": 3, "model.eps": 1e-5, "model.patch": 4,
+    "model.width": 32, "model.depth": 2, "model.heads": 2, "model.mlp_ratio": 2, "model.dropout": 0.1,
+    "model.drop_path": 0.1, "model.position": "none", "model.pooling": "cls", "data.validation": 0.2,
+    "data.split_seed": 1, "data.train_limit": 100, "data.augment": "standard", "data.mixup": 0.1, "data.cutmix": 0.1,
+    "train.epochs": 7, "train.batch": 32, "train.lr": 0.01, "train.weight_decay": 0.0, "train.warmup": 0.2,
+    "train.label_smoothing": 0.0, "train.clip_norm": 0.0, "train.ema": 0.9, "train.redraw": 5,
+    "train.precision": "float32", "train.compile": "off",
+}  # fmt: skip
+"""A value of every setting that is not its default."""
+
+
+def test_every_setting_is_a_part_of_the_identity():
+    given = {"model.variant", "model.image", "model.classes", "data.dataset", "seed"}
+    assert set(SET) == set(defaults("favor", "digits").flat()) - given
+    specs = [define("favor", "digits", space=Space(axes={}), settings={name: value}) for name, value in SET.items()]
+    assert [spec.definition["settings"] for spec in specs] == [{name: value} for name, value in SET.items()]
+    assert len({spec.identity for spec in specs} | {define("favor", "digits", space=Space(axes={})).identity}) == 38
+
+
+def test_a_new_setting_with_a_default_renames_no_study():
+    """Neither one of a trial, nor of a range, nor of a study; another value than the default does."""
+
+    class LaterTrain(TrainConfig):
+        lookahead: int = 0
+
+    class LaterTrial(TrialConfig):
+        train: LaterTrain = LaterTrain()
+
+    class LaterFloats(Floats):
+        base: float = 10.0
+
+    class LaterSpace(Space):
+        axes: dict[str, LaterFloats | Ints | Choices]
+
+    class LaterSpec(StudySpec):
+        base: LaterTrial
+        space: LaterSpace
+        rungs: int | None = None
+
+    for spec in (
+        define("favor_rope", "digits", settings={"train.ema": 0.9}),
+        confirmation(defaults("relu", "mnist"), 3),
+    ):
+        stored = spec.model_dump(mode="json")
+        same = LaterSpec(**stored)
+        assert same.identity == spec.identity and "lookahead" in same.base.train.model_dump()
+        changed = [{"rungs": 2}, {"base": same.base.replace({"train.lookahead": 1}).model_dump()}]
+        assert len({LaterSpec(**stored | each).identity for each in changed} | {spec.identity}) == 3
+
+
+def test_a_default_that_changed_makes_another_study_and_is_named():
+    spec = define("favor", "digits")
+    stored = spec.model_dump(mode="json")
+    stored["base"]["train"]["warmup"], stored["pruner"] = 0.05, "median"  # the defaults of an earlier version
+    assert differences_from(stored, spec) == ["train.warmup: 0.05, now 0.1", "pruner: median, now auto"]
+
+
+def test_identity_is_a_fixed_function_of_what_is_set():
+    spec = define(
+        "favor",
+        "digits",
+        settings={"train.ema": 0.9},
+        space=Space(axes={"model.depth": Ints(low=1, high=2)}),
+        pruner="asha",
+    )
+    assert spec.definition == {
+        "variant": "favor", "dataset": "digits", "settings": {"train.ema": 0.9}, "sampler": "tpe", "pruner": "asha",
+        "space": {"model.depth": {"low": 1, "high": 2}}, "seed": 0, "phase": "search", "contract": 1,
+    }  # fmt: skip
+    assert spec.identity == "72365affe027", "a change would train confirmations again"
 
 
 def test_every_variant_and_data_set_is_another_study():

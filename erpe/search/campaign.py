@@ -22,6 +22,7 @@ from erpe.search.abroad import abroad
 from erpe.search.conductor import Conductor
 from erpe.search.depot import Depot, find_depot, lent
 from erpe.search.ledger import Ledger
+from erpe.search.naming import identified
 from erpe.search.plan import Arm, Plan
 from erpe.search.progress import Progress, Silent
 from erpe.search.reconcile import rebuild
@@ -82,7 +83,7 @@ def run(
         work: what a trial is; none: train a Vision Transformer.
     Raises:
         ConfigError: numbers that make no sense, or a GPU that is not there.
-        StudyError: a study of this name is another one, or is being run by someone else.
+        StudyError: a study of this name has other settings, or is being run by someone else.
         DataError, StoreError: the data or the store cannot be used; trials stay as they are.
         KeyboardInterrupt: the second Ctrl-C. Checkpoints of finished epochs are safe.
     """
@@ -175,7 +176,8 @@ class _Campaign:
                     self.failed[arm.name] = _why(search)
                     continue
                 spec = self.plan.confirm_spec(arm, best.config)
-                found.append(self._open(opened, arm, spec, f"{search.ledger.name}.confirm-{spec.identity[:6]}"))
+                name = identified(self.store, f"{search.ledger.name}.confirm", spec)
+                found.append(self._open(opened, arm, spec, name))
             yield found
 
     def _open(self, opened: contextlib.ExitStack, arm: Arm, spec: StudySpec, name: str) -> Conductor:

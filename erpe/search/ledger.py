@@ -24,7 +24,7 @@ from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from erpe.errors import StudyError, TrialError
-from erpe.search import records, samplers, storage
+from erpe.search import naming, records, samplers, storage
 from erpe.search.axes import default_point, sample
 from erpe.search.lease import Lease, take
 from erpe.search.records import CONFIG, END, EPOCH, FINAL, GROUP, STUDY, Group, Record, StudyRecord, Verdict
@@ -101,21 +101,18 @@ class Ledger:
             new: make another one beside the studies of this name: NAME-2, NAME-3, ...
             group: the greater study it is a part of.
         Raises:
-            StudyError: the study is another one (the differences are in the text), or someone is running it.
+            StudyError: the study has other settings (the text says which), or someone is running it.
             StoreError: the database cannot be used.
         """
         wanted = check_name(spec.name if name is None else name)
         with contextlib.ExitStack() as opened:
             database = storage.Database(store.storage_url)
             opened.callback(database.close)
-            existing = database.names()
-            family = [wanted, *(f"{wanted}-{i}" for i in range(2, len(existing) + 3))]
-            taken = [member for member in family if member in existing]
-            chosen = next(member for member in family if member not in taken) if new or not taken else taken[-1]
+            chosen = (naming.beside if new else naming.newest)(database, wanted)
             lease = take(database.url, chosen)
             opened.callback(lease.release)
             remedy = "--set name=ANOTHER" if group else "--new"
-            ledger = storage.patient(cls._enter)(database, lease, chosen, spec, trials, remedy)
+            ledger = storage.patient(cls._enter)(database, lease, chosen, wanted, spec, trials, remedy)
             if group:
                 storage.patient(ledger._study.set_user_attr)(GROUP, group._asdict())
             ledger._opened = opened.pop_all()
@@ -123,7 +120,14 @@ class Ledger:
 
     @classmethod
     def _enter(
-        cls, database: storage.Database, lease: Lease, name: str, spec: StudySpec, trials: int | None, remedy: str
+        cls,
+        database: storage.Database,
+        lease: Lease,
+        name: str,
+        asked: str,
+        spec: StudySpec,
+        trials: int | None,
+        remedy: str,
     ) -> Ledger:
         settings = samplers.settings(spec, trials)
         try:
@@ -132,11 +136,13 @@ class Ledger:
             study = optuna.load_study(study_name=name, storage=database.backend)
         if STUDY not in study.user_attrs and not study.get_trials(deepcopy=False):
             uid, wanted = uuid.uuid4().hex[:12], spec.model_dump(mode="json")
-            study.set_user_attr(STUDY, {"uid": uid, "spec": wanted, "settings": settings})
+            study.set_user_attr(STUDY, records.About(uid, wanted, settings, asked)._asdict())
         about = records.read_about(name, study.user_attrs)
         changed = differences_from(about.spec, spec)
         if changed:
-            raise StudyError(f"study {name} is another one ({'; '.join(changed)}); {remedy} starts afresh beside it")
+            raise StudyError(
+                f"study {name} has other settings ({'; '.join(changed)}); {remedy} starts afresh beside it"
+            )
         if about.settings != settings:  # of another budget, or of another Optuna
             study.set_user_attr(STUDY, about._replace(settings=settings)._asdict())
         return cls(database, lease, study, spec, trials)

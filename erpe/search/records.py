@@ -70,6 +70,8 @@ class About(NamedTuple):
     """`StudySpec.model_dump`, perhaps of another version of erpe."""
     settings: dict[str, Any]
     """Every setting of sampler and pruner."""
+    asked: str | None = None
+    """The name that was asked for; `--new` makes `a-2` where `a` was. None: 0.1.0 did not write it."""
 
 
 class Group(NamedTuple):

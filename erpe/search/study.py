@@ -80,9 +80,21 @@ class StudySpec(Config):
         return derive_seed(self.seed, "trial" if self.phase == "search" else "confirm", number)
 
     @property
+    def definition(self) -> dict[str, Any]:
+        """What was set, as data: a new setting that has its default is not in it, and so renames no study.
+
+        {"variant": "favor", "dataset": "digits", "settings": {"train.ema": 0.99}, "space": {...}, "seed": 0, ...}
+        """
+        always = {name: getattr(self, name) for name in ("sampler", "pruner", "seed", "phase", "contract")}
+        space = {name: axis.model_dump(mode="json", exclude_defaults=True) for name, axis in self.space.axes.items()}
+        others = self.model_dump(mode="json", exclude={"base", "space"}, exclude_defaults=True)
+        chosen = {"variant": self.variant, "dataset": self.dataset, "settings": self.base.overrides, "space": space}
+        return others | always | chosen
+
+    @property
     def identity(self) -> str:
-        """Twelve hexadecimal digits: equal for equal studies."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """Twelve hexadecimal digits of what was set: equal for equal studies."""
+        text = json.dumps(self.definition, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -93,7 +93,7 @@ def tune(
         work: what a trial is; none: train a Vision Transformer.
     Raises:
         ConfigError: numbers that make no sense, or a GPU that is not there.
-        StudyError: the study of this name is another one, or is being run by someone else.
+        StudyError: the study of this name has other settings, or is being run by someone else.
         DataError, StoreError: the data or the store cannot be used; trials stay as they are.
         KeyboardInterrupt: the second Ctrl-C. Checkpoints of finished epochs are safe.
     """
