@@ -29,8 +29,9 @@ def bench_models(
     where = pick_device(device)
     base = defaults("softmax", dataset).replace(settings or {})
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(base.train.batch, *base.model.image, generator=generator).to(where)
-    labels = torch.randint(0, base.model.classes, (base.train.batch,), generator=generator).to(where)
+    batch, drawn = base.train.batch, dict[str, Any](generator=generator, device="cpu")
+    images = torch.randn(batch, *base.model.image, dtype=torch.float32, **drawn).to(where)
+    labels = torch.randint(0, base.model.classes, (batch,), dtype=torch.int64, **drawn).to(where)
     configs = {name: base.replace({"model.variant": name}) for name in dict.fromkeys(["softmax", *variants])}
     models = {name: build(config.model).to(where) for name, config in configs.items()}
     forwards = {name: forward(models[name], configs[name], images) for name in configs}

@@ -58,8 +58,10 @@ def bench_packs(
 def imagined(config: TrialConfig) -> Images:
     """Noise of the data set's form, for so many steps."""
     generator, count = torch.Generator().manual_seed(0), STEPS * config.train.batch
-    pixels = torch.randint(0, 256, (count, *config.model.image), dtype=torch.uint8, generator=generator)
-    return Images(pixels, torch.randint(0, config.model.classes, (count,), generator=generator))
+    shape = (count, *config.model.image)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator, device="cpu")
+    labels = torch.randint(0, config.model.classes, (count,), dtype=torch.int64, generator=generator, device="cpu")
+    return Images(pixels, labels)
 
 
 def steps_of_trial(config: TrialConfig) -> int:

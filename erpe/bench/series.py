@@ -33,7 +33,7 @@ def bench_series(
     rows = []
     for n in tokens:
         batch = shape.batch_at(n)
-        q, k, v = torch.randn(3, batch, shape.heads, n, shape.head_dim, device=device)
+        q, k, v = torch.randn(3, batch, shape.heads, n, shape.head_dim, dtype=torch.float32, device=device)
         layers = {
             (name, rank): local_layer(name, n, rank, shape).to(device) for name in variants for rank in (None, *ranks)
         }
@@ -54,7 +54,8 @@ def local_layer(variant: str, tokens: int, rank: int | None, shape: LayerShape) 
     layer = build_attention(
         variant, grid=(h, w), heads=shape.heads, head_dim=shape.head_dim, features=shape.features, rank=rank
     )
-    y, x = torch.meshgrid(torch.linspace(-2, 2, 2 * h - 1), torch.linspace(-2, 2, 2 * w - 1), indexing="ij")
+    sides = [torch.linspace(-2, 2, 2 * n - 1, dtype=torch.float32, device="cpu") for n in (h, w)]
+    y, x = torch.meshgrid(*sides, indexing="ij")
     assert isinstance(layer.encoding, GeneralRPE)
     with torch.no_grad():
         layer.encoding.bias.copy_((-2 * (y**2 + x**2)).expand(shape.heads, -1, -1))

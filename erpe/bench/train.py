@@ -25,13 +25,23 @@ class Bare(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         (h, w), width = config.grid, config.width
-        self.embed = nn.Conv2d(config.image[0], width, config.patch, config.patch)
-        self.position = nn.Parameter(torch.zeros(1, h * w, width))
+        place: Any = {"dtype": torch.float32, "device": "cpu"}
+        self.embed = nn.Conv2d(config.image[0], width, config.patch, config.patch, **place)
+        self.position = nn.Parameter(torch.zeros(1, h * w, width, **place))
         layer = nn.TransformerEncoderLayer(
-            width, config.heads, round(width * config.mlp_ratio), 0.0, "gelu", batch_first=True, norm_first=True
+            width,
+            config.heads,
+            round(width * config.mlp_ratio),
+            0.0,
+            "gelu",
+            batch_first=True,
+            norm_first=True,
+            **place,
         )
-        self.encoder = nn.TransformerEncoder(layer, config.depth, nn.LayerNorm(width), enable_nested_tensor=False)
-        self.head = nn.Linear(width, config.classes)
+        self.encoder = nn.TransformerEncoder(
+            layer, config.depth, nn.LayerNorm(width, **place), enable_nested_tensor=False
+        )
+        self.head = nn.Linear(width, config.classes, **place)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, height, width) -> (B, classes)."""
@@ -73,8 +83,9 @@ def bench_training(
     base = defaults("softmax", dataset).replace(settings or {})
     generator = torch.Generator().manual_seed(0)
     count = STEPS * base.train.batch
-    pixels = torch.randint(0, 256, (count, *base.model.image), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, base.model.classes, (count,), generator=generator)
+    shape, drawn = (count, *base.model.image), dict[str, Any](generator=generator, device="cpu")
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, **drawn)
+    labels = torch.randint(0, base.model.classes, (count,), dtype=torch.int64, **drawn)
     images = Images(pixels, labels).to(where)
     loops = {"nn.TransformerEncoder, bare loop": bare_epoch(Bare(base.model).to(where), base, images, where)}
     for variant in variants:

@@ -177,7 +177,7 @@ def _call(function: str, size: CMasked | CLinear, *arrays: Tensor | None) -> Non
     """Arrays of four axes go with their strides, others are contiguous."""
     assert LIBRARY
     threads = torch.get_num_threads()
-    room = torch.empty(getattr(LIBRARY, f"{function}_room")(size, threads))
+    room = torch.empty(getattr(LIBRARY, f"{function}_room")(size, threads), dtype=torch.float32, device="cpu")
     getattr(LIBRARY, function)(size, threads, *(_place(x) for x in (*arrays, room)))
 
 

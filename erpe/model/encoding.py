@@ -80,8 +80,8 @@ class GeneralRPE(Encoding):
         super().__init__(config, shape, generator)
         h, w = shape.grid
         self.rank = config.rank
-        self.bias = nn.Parameter(torch.zeros(shape.heads, 2 * h - 1, 2 * w - 1))
-        self.cls_bias = nn.Parameter(torch.zeros(3, shape.heads)) if shape.cls else None
+        self.bias = nn.Parameter(zeros(shape.heads, 2 * h - 1, 2 * w - 1))
+        self.cls_bias = nn.Parameter(zeros(3, shape.heads)) if shape.cls else None
         if self.rank:
             series(shape.grid, self.rank, self.bias.dtype, self.bias.device)  # made once, not in the first pass
 
@@ -154,6 +154,11 @@ class GeneralRPE(Encoding):
         first = x[..., :1]                                        # (B, H, F, 1)
         cls = from_cls * patches.sum(-1, keepdim=True) + own * first
         return torch.cat([cls, y + to_cls * first], dim=-1)
+
+
+def zeros(*size: int) -> Tensor:
+    """Zeros in float32 on the CPU, whatever torch's defaults are."""
+    return torch.zeros(size, dtype=torch.float32, device="cpu")
 
 
 def full_precision(x: Tensor) -> Tensor:

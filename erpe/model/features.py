@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -56,13 +56,14 @@ def orthogonal_gaussian(m: int, d: int, generator: Generator) -> Tensor:
     Source: Choromanski et al. 2021 (Performer), section 3.2.
     """
     blocks = -(-m // d)
-    gaussian = torch.randn(blocks, d, d, generator=generator, dtype=torch.float64)
+    exact: Any = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
+    gaussian = torch.randn(blocks, d, d, **exact)
     q, r = torch.linalg.qr(gaussian)
     # QR alone is not uniform over rotations (LAPACK fixes signs); the signs of R make it so.
     q = q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]       # (blocks, d, d)
     rows = q.mT.reshape(blocks * d, d)[:m]                        # (m, d)
     # Lengths of fresh Gaussian vectors, one a row: chi(d), so that each row alone is Gaussian.
-    lengths = torch.randn(m, d, generator=generator, dtype=torch.float64).norm(dim=1, keepdim=True)
+    lengths = torch.randn(m, d, **exact).norm(dim=1, keepdim=True)
     return rows * lengths
 
 
@@ -84,7 +85,7 @@ class Features(nn.Module):
         self.m = config.feature_count(head_dim)
         if config.projected:
             drawn = orthogonal_gaussian(self.m, head_dim, generator)
-            self.register_buffer("projection", drawn.to(torch.get_default_dtype()))
+            self.register_buffer("projection", drawn.to(torch.float32))
 
     def forward(self, q: Tensor, k: Tensor, basis: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, H, N, D) twice -> phi_q, phi_k (B, H, N, m), non-negative; `basis` as for `prepare`."""

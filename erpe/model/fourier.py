@@ -52,7 +52,8 @@ def series(grid: tuple[int, int], terms: int, dtype: torch.dtype, device: torch.
 
 
 def _places(rows: range, columns: range) -> Tensor:
-    return torch.cartesian_prod(*(torch.tensor(each, device="cpu") for each in (rows, columns))).view(-1, 2).double()
+    sides = (torch.tensor(each, dtype=torch.float64, device="cpu") for each in (rows, columns))
+    return torch.cartesian_prod(*sides).view(-1, 2)
 
 
 def fourier_product(phi_q: Tensor, phi_k: Tensor, v: Tensor, c: Tensor, known: Series) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import pad
 
 from erpe.config import AttentionConfig
-from erpe.model.encoding import Encoding, Shape, full_precision
+from erpe.model.encoding import Encoding, Shape, full_precision, zeros
 from erpe.model.structures import Rotation
 
 
@@ -46,7 +46,7 @@ class Rotary(Encoding):
         super().__init__(config, shape, generator)
         self.size = config.rotated_size(shape.head_dim)
         for axis, count in zip(("rows", "columns"), shape.grid, strict=True):
-            self.register_buffer(axis, torch.arange(count, dtype=torch.float32), persistent=False)
+            self.register_buffer(axis, torch.arange(count, dtype=torch.float32, device="cpu"), persistent=False)
 
     def planes(self) -> Tensor:
         """(2, H, P) frequencies in rad per patch along y and x."""
@@ -116,7 +116,7 @@ class Rope(Rotary):
         mixed = config.rope == "mixed"
         base = config.rope_base or (10.0 if mixed else 100.0)
         # Axial is mixed at angle zero: the first half along x, the perpendicular half along y.
-        angle = torch.rand(shape.heads, 1, generator=generator) * 2 * math.pi if mixed else torch.zeros(shape.heads, 1)
+        angle = random_angles(shape.heads, generator) if mixed else zeros(shape.heads, 1)
         frequencies = planar_frequencies(self.size // 2, base, angle)
         if mixed:
             self.frequencies = nn.Parameter(frequencies)
@@ -126,6 +126,11 @@ class Rope(Rotary):
     def planes(self) -> Tensor:
         """(2, H, D/2) rad per patch."""
         return self.frequencies
+
+
+def random_angles(heads: int, generator: Generator) -> Tensor:
+    """(H, 1) rad, float32 on the CPU."""
+    return torch.rand(heads, 1, generator=generator, dtype=torch.float32, device="cpu") * 2 * math.pi
 
 
 def planar_frequencies(planes: int, base: float, angle: Tensor) -> Tensor:
@@ -138,7 +143,7 @@ def planar_frequencies(planes: int, base: float, angle: Tensor) -> Tensor:
         (2, H, P) rad per patch along y and x.
     """
     first = -(-planes // 2)
-    t = torch.arange(first)
+    t = torch.arange(first, dtype=angle.dtype, device=angle.device)
     magnitude = base ** (-2.0 * t / planes)                       # (P/2,)
     x = torch.cat([magnitude * angle.cos(), -magnitude[: planes - first] * angle.sin()], dim=-1)
     y = torch.cat([magnitude * angle.sin(), magnitude[: planes - first] * angle.cos()], dim=-1)
@@ -160,11 +165,11 @@ class CirculantString(Rotary):
         self.folds = self.block == self.size and self.block % 4 == 0
         self.free = self.size // self.block * (2 - self.block % 2)
         """Channels that no rotation reaches: the mean of a block, and its alternating sum if it is even."""
-        self.coefficients = nn.Parameter(torch.zeros(2, shape.heads, self.size))
+        self.coefficients = nn.Parameter(zeros(2, shape.heads, self.size))
         if config.circulant_init == "normal":
             self.coefficients.data.normal_(0, 0.02, generator=generator)
         else:
-            angle = torch.rand(shape.heads, 1, generator=generator) * 2 * math.pi
+            angle = random_angles(shape.heads, generator)
             planes = planar_frequencies((self.size - self.free) // 2, config.rope_base or 10.0, angle)
             self.coefficients.data = planes @ self.sines(planes).T / (2 * self.block)
 
@@ -218,7 +223,7 @@ def fourier_basis(size: int, block: int, dtype: torch.dtype, device: torch.devic
         (D, D) orthogonal: `(x @ basis)[2t], [2t+1]` are Re and Im of sqrt(2/block) fft(x)_f, f that of plane t.
     """
     with torch.inference_mode(False):  # a cached inference tensor could not be trained through later
-        n = torch.arange(block, dtype=torch.float64)
+        n = torch.arange(block, dtype=torch.float64, device="cpu")
         below = n[: (block + 1) // 2]
         angle = 2 * math.pi / block * torch.outer(n, torch.cat([below[1::2], below[2::2]]))  # (block, planes)
         pairs = torch.stack([angle.cos(), -angle.sin()], dim=-1).flatten(1) * math.sqrt(2 / block)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -22,23 +23,24 @@ class ViT(nn.Module):
     Source: Dosovitskiy et al. 2021 (ViT), with mean pooling instead of a class token unless asked otherwise.
     """
 
-    def __init__(self, config: ModelConfig, seed: int) -> None:
+    def __init__(self, config: ModelConfig, seed: int, device: str = "cpu") -> None:
         super().__init__()
         self.config = config
+        place: Any = {"dtype": torch.float32, "device": device}
         # A generator for each block, and one for the matrices: variants of one seed differ in nothing they share.
         generator = torch.Generator().manual_seed(seed)
-        seeds = torch.randint(2**62, (config.depth,), generator=generator, device="cpu").tolist()
+        seeds = torch.randint(2**62, (config.depth,), generator=generator, dtype=torch.int64, device="cpu").tolist()
         generators = [torch.Generator().manual_seed(own) for own in seeds]
         channels, patch, width = config.image[0], config.patch, config.width
-        self.embed = nn.Linear(channels * patch * patch, width)
-        self.cls = nn.Parameter(torch.zeros(1, 1, width)) if config.pooling == "cls" else None
-        self.position = absolute_position(config)
+        self.embed = nn.Linear(channels * patch * patch, width, **place)
+        self.cls = nn.Parameter(torch.zeros(1, 1, width, **place)) if config.pooling == "cls" else None
+        self.position = absolute_position(config, device)
         self.dropout = Drop(config.dropout, math.prod(config.grid) + (config.pooling == "cls"), width)
-        rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
-        self.blocks = nn.ModuleList(Block(config, *both) for both in zip(rates, generators, strict=True))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, config.classes)
-        if not self.head.weight.is_meta:  # there torch would import its compiler, two seconds, to draw nothing
+        rates = torch.linspace(0, config.drop_path, config.depth, dtype=torch.float32, device="cpu").tolist()
+        self.blocks = nn.ModuleList(Block(config, *both, device) for both in zip(rates, generators, strict=True))
+        self.norm = nn.LayerNorm(width, **place)
+        self.head = nn.Linear(width, config.classes, **place)
+        if device != "meta":  # there torch would import its compiler, two seconds, to draw nothing
             self.initialise(generator)
 
     def initialise(self, generator: Generator) -> None:
@@ -63,7 +65,7 @@ class ViT(nn.Module):
         (h, w), p = self.config.grid, self.config.patch
         patches = images.unflatten(3, (w, p)).unflatten(2, (h, p))                  # (B, c, h, p, w, p)
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)        # (B, h w, c p p)
-        x = self.embed(patches)
+        x = self.embed(patches.to(self.embed.weight.dtype))
         if self.position is not None:
             x = x + self.position
         if self.cls is not None:
@@ -124,7 +126,7 @@ class Drop(nn.Module):
     def draw(self, batch: int, device: torch.device) -> Tensor:
         """Factors for so many images, from torch's global generator: (B, N, C), or (B, 1, 1)."""
         keep = 1 - self.rate
-        return torch.empty(batch, *self.size, device=device).bernoulli_(keep).div_(keep)
+        return torch.empty(batch, *self.size, dtype=torch.float32, device=device).bernoulli_(keep).div_(keep)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
@@ -139,22 +141,23 @@ class Drop(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); stochastic depth skips each branch on its own."""
 
-    def __init__(self, config: ModelConfig, drop_path: float, generator: Generator) -> None:
+    def __init__(self, config: ModelConfig, drop_path: float, generator: Generator, device: str) -> None:
         super().__init__()
         width, hidden = config.width, round(config.width * config.mlp_ratio)
+        place: Any = {"dtype": torch.float32, "device": device}
         self.heads = config.heads
-        self.norm1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
+        self.norm1 = nn.LayerNorm(width, **place)
+        self.qkv = nn.Linear(width, 3 * width, **place)
         shape = Shape(config.grid, config.heads, config.head_dim, cls=config.pooling == "cls")
         self.attention = ATTENTION[config.attention](config, shape, generator)
         rate, tokens = config.dropout, shape.tokens
-        self.out = nn.Sequential(nn.Linear(width, width), Drop(rate, tokens, width), Drop(drop_path))
-        self.norm2 = nn.LayerNorm(width)
+        self.out = nn.Sequential(nn.Linear(width, width, **place), Drop(rate, tokens, width), Drop(drop_path))
+        self.norm2 = nn.LayerNorm(width, **place)
         self.mlp = nn.Sequential(
-            nn.Linear(width, hidden),
+            nn.Linear(width, hidden, **place),
             nn.GELU(),
             Drop(rate, tokens, hidden),
-            nn.Linear(hidden, width),
+            nn.Linear(hidden, width, **place),
             Drop(rate, tokens, width),
             Drop(drop_path),
         )
@@ -176,16 +179,17 @@ class Block(nn.Module):
         return self.attention.weights(q, k)
 
 
-def absolute_position(config: ModelConfig) -> nn.Parameter | nn.Buffer | None:
+def absolute_position(config: ModelConfig, device: str) -> nn.Parameter | nn.Buffer | None:
     """(1, h w, C) added to the patch tokens; learned, or the fixed sines of both axes; the class token has none."""
     h, w = config.grid
     if config.position == "none":
         return None
     if config.position == "learned":
-        return nn.Parameter(torch.zeros(1, h * w, config.width))
+        return nn.Parameter(torch.zeros(1, h * w, config.width, dtype=torch.float32, device=device))
     quarter = config.width // 4
-    frequency = torch.exp(-math.log(10_000) * torch.arange(quarter) / max(1, quarter - 1))
-    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    steps, rows, columns = (torch.arange(n, dtype=torch.float32, device=device) for n in (quarter, h, w))
+    frequency = torch.exp(-math.log(10_000) * steps / max(1, quarter - 1))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     angles = [axis.flatten()[:, None] * frequency for axis in (y, x)]               # (h w, C/4) each
     table = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
     return nn.Buffer(table[None], persistent=False)
@@ -193,6 +197,8 @@ def absolute_position(config: ModelConfig) -> nn.Parameter | nn.Buffer | None:
 
 def build(config: ModelConfig, seed: int = 0) -> ViT:
     """A Vision Transformer with random weights that depend on the configuration and the seed alone.
+
+    It is in float32 and on the CPU, whatever torch's defaults are; `.to` moves it.
 
     Raises:
         ConfigError: the configuration does not fit together.
@@ -202,8 +208,7 @@ def build(config: ModelConfig, seed: int = 0) -> ViT:
 
 def shapes(config: ModelConfig) -> dict[str, Size]:
     """Name -> shape of every tensor of a model's state, without the model: blocks are alike."""
-    with torch.device("meta"):
-        one = ViT(config.replace({"depth": 1}), seed=0).state_dict()
+    one = ViT(config.replace({"depth": 1}), seed=0, device="meta").state_dict()
     found = {name: tuple(tensor.shape) for name, tensor in one.items()}
     for name in [name for name in found if name.startswith("blocks.0.")]:
         found |= {name.replace(".0.", f".{block}.", 1): found[name] for block in range(1, config.depth)}
@@ -212,9 +217,6 @@ def shapes(config: ModelConfig) -> dict[str, Size]:
 
 def parameter_count(config: ModelConfig) -> int:
     """Trainable parameters k of a model, without the model."""
-    with torch.device("meta"):
-        one, two = (
-            sum(parameter.numel() for parameter in ViT(config.replace({"depth": depth}), seed=0).parameters())
-            for depth in (1, 2)
-        )
+    models = [ViT(config.replace({"depth": depth}), seed=0, device="meta") for depth in (1, 2)]
+    one, two = (sum(parameter.numel() for parameter in model.parameters()) for model in models)
     return one + (config.depth - 1) * (two - one)

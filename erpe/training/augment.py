@@ -57,17 +57,19 @@ def shift(pixels: Tensor, largest: int, generator: Generator) -> Tensor:
         The same shape.
     """
     batch, _, height, width = pixels.shape
-    offsets = _sent(torch.randint(2 * largest + 1, (2, batch, 1), generator=generator), pixels.device)
-    rows = offsets[0] + torch.arange(height, device=pixels.device)  # (B, height)
-    columns = offsets[1] + torch.arange(width, device=pixels.device)  # (B, width)
-    images = torch.arange(batch, device=pixels.device)[:, None, None]
+    drawn = torch.randint(2 * largest + 1, (2, batch, 1), generator=generator, dtype=torch.int64, device="cpu")
+    offsets = _sent(drawn, pixels.device)
+    rows = offsets[0] + torch.arange(height, dtype=torch.int64, device=pixels.device)  # (B, height)
+    columns = offsets[1] + torch.arange(width, dtype=torch.int64, device=pixels.device)  # (B, width)
+    images = torch.arange(batch, dtype=torch.int64, device=pixels.device)[:, None, None]
     padded = pad(pixels, (largest,) * 4).permute(0, 2, 3, 1)  # (B, height + 2s, width + 2s, c)
     return padded[images, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def flip(pixels: Tensor, generator: Generator) -> Tensor:
     """Mirror half of the images, left to right: (B, channels, height, width) -> the same shape."""
-    chosen = _sent(torch.rand(len(pixels), generator=generator), pixels.device) < 0.5
+    drawn = torch.rand(len(pixels), generator=generator, dtype=torch.float32, device="cpu")
+    chosen = _sent(drawn, pixels.device) < 0.5
     return torch.where(chosen[:, None, None, None], pixels.flip(-1), pixels)
 
 

@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import importlib.util
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -84,8 +84,8 @@ def load_test(dataset: str, data_dir: str | Path | None = None) -> Images:
 def normalise(pixels: Tensor, dataset: str) -> Tensor:
     """uint8 (..., channels, height, width) -> float32 with mean 0 and standard deviation 1 over the training set."""
     facts = DATASETS[dataset]
-    mean, std = (torch.tensor(x, device=pixels.device)[:, None, None] for x in (facts.mean, facts.std))
-    return (pixels.float() / 255 - mean) / std
+    mean, std = (torch.tensor(x, dtype=torch.float32, device=pixels.device) for x in (facts.mean, facts.std))
+    return (pixels.float() / 255 - mean[:, None, None]) / std[:, None, None]
 
 
 def batches(count: int, batch: int, generator: torch.Generator, device: torch.device) -> Iterator[Tensor]:
@@ -93,7 +93,7 @@ def batches(count: int, batch: int, generator: torch.Generator, device: torch.de
 
     They go to the device all at once: a copy waits until the device has done all it was given before.
     """
-    yield from torch.randperm(count, generator=generator).to(device).split(batch)
+    yield from torch.randperm(count, generator=generator, dtype=torch.int64, device="cpu").to(device).split(batch)
 
 
 def _sha256(*arrays: np.ndarray) -> str:
@@ -136,7 +136,7 @@ def _mnist(folder: Path, part: Part) -> Images:
     pixels = gzip.decompress((folder / f"{name}-images-idx3-ubyte.gz").read_bytes())
     labels = gzip.decompress((folder / f"{name}-labels-idx1-ubyte.gz").read_bytes())
     images = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 1, 28, 28)
-    return Images(torch.tensor(images), torch.tensor(np.frombuffer(labels, np.uint8, offset=8), dtype=torch.int64))
+    return Images(torch.from_numpy(images.copy()), _labels(np.frombuffer(labels, np.uint8, offset=8)))
 
 
 def _cifar10(folder: Path, part: Part) -> Images:
@@ -144,4 +144,8 @@ def _cifar10(folder: Path, part: Part) -> Images:
     names = sorted(name for name in MD5["cifar10"] if name.startswith("data" if part == "train" else "test"))
     parts = [pickle.loads((folder / name).read_bytes(), encoding="latin1") for name in names]
     pixels = np.concatenate([each["data"] for each in parts]).reshape(-1, 3, 32, 32)
-    return Images(torch.from_numpy(pixels), torch.tensor([label for each in parts for label in each["labels"]]))
+    return Images(torch.from_numpy(pixels), _labels([label for each in parts for label in each["labels"]]))
+
+
+def _labels(classes: Sequence[int] | np.ndarray) -> Tensor:
+    return torch.tensor(classes, dtype=torch.int64, device="cpu")

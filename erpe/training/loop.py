@@ -43,7 +43,7 @@ def pick_device(wanted: str = "auto") -> torch.device:
         wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(wanted)
-        torch.zeros(1, device=device).item()  # torch knows devices that hold no values
+        torch.zeros(1, dtype=torch.float32, device=device).item()  # torch knows devices that hold no values
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = shorten(str(error), 120, placeholder=" ...")
         raise ConfigError(f"device {wanted!r}: not to be had here ({reason}); cpu would do") from None
@@ -99,7 +99,7 @@ class Trainer:
         torch.manual_seed(self.derive("dropout", epoch))
         self.model.train()
         started, losses, rate = time.perf_counter(), [], 0.0
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
         for done, (rows, vary) in enumerate(self.batches(epoch)):
             step = epoch * self.steps + done
             self.redraw(step)
@@ -147,7 +147,7 @@ class Trainer:
             group["lr"] = rate
         images, labels = self.inputs(rows, vary)
         self.optimiser.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=self.device)
+        loss = torch.zeros((), dtype=torch.float32, device=self.device)
         for some, theirs in zip(images.chunk(self.parts), labels.chunk(self.parts), strict=True):
             with autocast(train, self.device):
                 mean = cross_entropy(self.forward(some).float(), theirs, label_smoothing=train.label_smoothing)

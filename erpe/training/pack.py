@@ -67,16 +67,17 @@ class Plan:
         first, train = trainers[0], [trainer.config.train for trainer in trainers]
 
         def on_device(values: Tensor) -> Tensor:
-            return values.to(first.device, torch.get_default_dtype()).unsqueeze(-1)
+            return values.to(first.device, precision(first)).unsqueeze(-1)
 
         def vector(name: str) -> Tensor:
-            return torch.tensor([getattr(each, name) for each in train], dtype=torch.float64)
+            return torch.tensor([getattr(each, name) for each in train], dtype=torch.float64, device="cpu")
 
-        steps = torch.arange(1, first.steps + 1)[:, None] + torch.tensor(firsts, dtype=torch.float64)  # (steps, K)
+        steps = torch.arange(1, first.steps + 1, dtype=torch.float64, device="cpu")[:, None]  # (steps, 1)
+        steps = steps + torch.tensor(firsts, dtype=torch.float64, device="cpu")  # (steps, K)
         rates = [
             [t.rate(begin + step) for t, begin in zip(trainers, firsts, strict=True)] for step in range(len(steps))
         ]
-        rate = torch.tensor(rates, dtype=torch.float64)
+        rate = torch.tensor(rates, dtype=torch.float64, device="cpu")
         self.shrink = on_device(1 - rate * vector("weight_decay"))
         self.length = on_device(rate / (1 - BETA1**steps))
         self.root = on_device((1 - BETA2**steps).sqrt())
@@ -134,7 +135,7 @@ class Pack:
         for trainer, epoch in zip(trainers, epochs, strict=True):
             trainer.model.train()
             dice.append(Dice(trainer.derive("dropout", epoch), self.device))
-        total, losses = torch.zeros(len(trainers), device=self.device), []
+        total, losses = torch.zeros(len(trainers), dtype=torch.float32, device=self.device), []
         errors: dict[int, TrialError] = {}
         batches = (trainer.batches(epoch) for trainer, epoch in zip(trainers, epochs, strict=True))
         for done, given in enumerate(zip(*batches, strict=True)):
@@ -183,7 +184,7 @@ class Pack:
             targets.append(labels if labels.is_floating_point() else one_hot(labels, trainer.config.model.classes))
         ones = {name: torch.ones_like(x) for noise in noises for name, x in noise.items()}
         noise = {name: torch.stack([(ones | noise)[name] for noise in noises]) for name in ones}
-        return torch.stack(images), torch.stack(targets).to(torch.get_default_dtype()), noise
+        return torch.stack(images), torch.stack(targets).to(self.weights.dtype), noise
 
     @torch.no_grad()
     def _descend(self, gradient: Tensor, plan: Plan, step: int) -> None:
@@ -231,6 +232,11 @@ class Pack:
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def precision(trainer: Trainer) -> torch.dtype:
+    """The type of its parameters."""
+    return next(trainer.model.parameters()).dtype
 
 
 def moments(trainer: Trainer, key: str) -> dict[str, Tensor]:

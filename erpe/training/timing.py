@@ -64,7 +64,8 @@ def seconds_per_step(trainer: Trainer) -> float:
     trainer.model.train()
     times = []
     for turn in range(WARM_UP + STEPS):
-        rows = torch.randint(count, (min(train.batch, count),), generator=order).to(trainer.device)
+        size = (min(train.batch, count),)
+        rows = torch.randint(count, size, generator=order, dtype=torch.int64, device="cpu").to(trainer.device)
         wait_for(trainer.device)
         started = time.perf_counter()
         trainer.step(rows, train.lr * 1e-3, vary)
