@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote
 
 from erpe.errors import StoreError
 from erpe.signin import read_secret_files
+from erpe.telling import redact
 
 LAYOUT = 1
 """Version of the folder's layout; a store of another version is refused."""
@@ -120,6 +121,13 @@ class Store:
     def tracking_uri(self) -> str:
         """MLflow tracking URI."""
         return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(self.root / "mlflow.db")
+
+    @property
+    def destination(self) -> str:
+        """The tracking URI without its secrets, or relative to the store: what arrived moves along."""
+        path = sqlite_path(self.tracking_uri)
+        inside = path is not None and path.is_relative_to(self.root)
+        return sqlite_url(path.relative_to(self.root)) if path and inside else redact(self.tracking_uri)
 
     def trial_folder(self, study: str, number: int, seed: int) -> Path:
         """Checkpoints and results of one trial; the same after every restart.

@@ -17,6 +17,7 @@ from erpe.errors import ErpeError, StoreError
 from erpe.report import figures
 from erpe.report.outcomes import read_arrays
 from erpe.store import FILES, read_json, read_plain
+from erpe.tracking.server import files_of
 
 if TYPE_CHECKING:
     import optuna
@@ -35,8 +36,9 @@ MOST_PANELS = 100
 
 def log_checkpoint(client: MlflowClient, run: str, folder: Path) -> None:
     """Send a trial's weights and configuration: safetensors and JSON."""
+    files = files_of(client, run)
     for name in filter(lambda name: _is_plain(folder / name), CHECKPOINT):
-        client.log_artifact(run, str(folder / name), "checkpoint")
+        files.log_artifact(str(folder / name), "checkpoint")
 
 
 def log_results(client: MlflowClient, run: str, folder: Path) -> list[str]:
@@ -45,12 +47,21 @@ def log_results(client: MlflowClient, run: str, folder: Path) -> list[str]:
     Returns:
         A line for each file that is damaged.
     """
+    files = files_of(client, run)
     for name in filter(lambda name: _is_plain(folder / name), RESULTS):
-        client.log_artifact(run, str(folder / name))
+        files.log_artifact(str(folder / name))
     with tempfile.TemporaryDirectory() as drawn:
         notes = draw(folder, Path(drawn))
-        client.log_artifacts(run, drawn, "figures")
+        files.log_artifacts(drawn, "figures")
     return notes
+
+
+def log_text(client: MlflowClient, run: str, text: str, name: str) -> None:
+    """Send a text as a file."""
+    with tempfile.TemporaryDirectory() as written:
+        path = Path(written) / name
+        path.write_text(text, encoding="utf-8")
+        files_of(client, run).log_artifact(str(path))
 
 
 def facts(folder: Path) -> dict[str, str]:
@@ -136,7 +147,7 @@ def _log_plots(client: MlflowClient, run: str, found: optuna.Study) -> None:
             if len(complete) < 2 and name != "history":
                 continue  # nothing to compare
             plot(found).write_html(Path(drawn) / f"{name}.html", include_plotlyjs=True)
-        client.log_artifacts(run, drawn, "optuna")
+        files_of(client, run).log_artifacts(drawn, "optuna")
 
 
 def register(client: MlflowClient, name: str, run: str, uid: str, folder: Path) -> None:
@@ -150,7 +161,7 @@ def register(client: MlflowClient, name: str, run: str, uid: str, folder: Path) 
     if found is None:
         with tempfile.TemporaryDirectory() as saved:
             save_model(folder, Path(saved) / "model")
-            client.log_artifacts(run, str(Path(saved) / "model"), "model")
+            files_of(client, run).log_artifacts(str(Path(saved) / "model"), "model")
         try:
             client.create_registered_model(name)
         except MlflowException as error:

@@ -55,8 +55,30 @@ class Projection:
                 f"experiment {self.study} was deleted in MLflow; "
                 f"`mlflow experiments restore -x {found.experiment_id}` would do"
             )
+        if found:
+            self._check_place(found.artifact_location)
         self.experiment = found.experiment_id if found else ""
         return found is not None
+
+    def _check_place(self, location: str) -> None:
+        """Nothing is written outside the store, unless a server or a bucket has the artifacts.
+
+        Raises:
+            TrackingError: another store's artifacts lie where the experiment's would.
+        """
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        from erpe.tracking.relocation import StoreArtifactRepository
+
+        if removal.is_server(self.store) or not location.startswith("file:"):
+            return
+        files = get_artifact_repository(f"{location}/{'0' * 32}/artifacts", tracking_uri=self.store.tracking_uri)
+        if isinstance(files, StoreArtifactRepository):
+            place, advice = files.artifact_dir, "open that store, or use another MLFLOW_TRACKING_URI instead"
+        else:
+            place, advice = location, "MLflow does not find the plugin of erpe, use `pip install` again"
+        if not Path(place).is_relative_to(self.store.root):
+            raise TrackingError(f"experiment {self.study}: its artifacts lie outside of this store ({place}); {advice}")
 
     def create_experiment(self) -> None:
         """Make the experiment; where no server says otherwise, its artifacts lie in the store."""
@@ -148,7 +170,7 @@ class Projection:
 
             self.client.log_batch(run, params=[Param(key, str(value)) for key, value in flatten(event.config).items()])
         self.client.update_run(run, status=status, name=self._name(event))
-        self.client.log_text(run, json.dumps(event.config, indent=2), config)
+        artifacts.log_text(self.client, run, json.dumps(event.config, indent=2), config)
 
     def _end_trial(self, event: Event, run: str) -> None:
         """A trial may end once more, with measures that were taken later: it took no longer for that."""
@@ -191,7 +213,7 @@ class Projection:
             lines = event.reason.strip().splitlines() or [""]
             tags = tags | {"reason": lines[-1]}
             if len(lines) > 1:
-                self.client.log_text(run, event.reason, "traceback.txt")
+                artifacts.log_text(self.client, run, event.reason, "traceback.txt")
         self._tag(run, tags | {"state": state})
         self.client.set_terminated(run, STATUS.get(state, "KILLED"), ended or event.ts)
         self._points.forget(run)

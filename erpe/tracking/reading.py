@@ -18,7 +18,7 @@ from erpe.search.study import check_name
 from erpe.store import FILES
 from erpe.tracking.artifacts import CHECKPOINT
 from erpe.tracking.removal import REMOVED
-from erpe.tracking.server import connect, examine, runs_of
+from erpe.tracking.server import connect, examine, files_of, runs_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -115,15 +115,16 @@ def fetch(client: MlflowClient, uri: str, run: Run, names: Sequence[str]) -> Pat
         raise StudyError(f"{who}: its artifacts lie elsewhere ({place.scheme}://{place.netloc})")
     folder = Path(tempfile.mkdtemp(prefix="erpe-"))
     try:
+        files = files_of(client, run.info.run_id)
         for above in {name.rpartition("/")[0] for name in names}:
             (folder / above).mkdir(exist_ok=True)
-            for file in client.list_artifacts(run.info.run_id, above or None):
+            for file in files.list_artifacts(above or None):
                 if file.path not in names:
                     continue
                 if (file.file_size or 0) > (most := FILES[Path(file.path).name]):
                     raise StudyError(f"{who}: {file.path} has {file.file_size} bytes, more than {most}")
                 with tempfile.TemporaryDirectory(dir=folder) as landing:  # below it, where the kind of store likes
-                    os.replace(client.download_artifacts(run.info.run_id, file.path, landing), folder / file.path)
+                    os.replace(files.download_artifacts(file.path, landing), folder / file.path)
     except (MlflowException, OSError) as error:
         raise StudyError(f"{who}: artifacts do not come ({str(error).partition(chr(10))[0]})") from None
     return folder

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from erpe.errors import TrackingError
 from erpe.store import Store, is_own, remove_folder, size_mib, sqlite_path
-from erpe.tracking.server import connect, examine
+from erpe.tracking.server import connect, examine, files_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -134,7 +134,7 @@ class LoggedStudy:
 
     def _remote_bytes(self, run: str, path: str | None = None) -> int:
         assert self._logged.client is not None
-        files = self._logged.client.list_artifacts(run, path)
+        files = files_of(self._logged.client, run).list_artifacts(path)
         return sum(self._remote_bytes(run, file.path) if file.is_dir else file.file_size or 0 for file in files)
 
     def knows(self, run: str) -> bool:

@@ -48,7 +48,7 @@ class Sender:
         self.problem: str | None = None
         """What someone must mend; nothing while the server is merely down."""
         self.mended = Mended()
-        self._uri = redact(store.tracking_uri)
+        self._uri = store.destination
         self._projection: Projection | None = None
         self._failures = 0
         self._singly = 0

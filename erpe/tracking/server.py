@@ -19,6 +19,7 @@ from erpe.telling import redact
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 # Read by mlflow at every call. Its own retries would repeat create_run, and hold a call for minutes.
 _ENVIRONMENT = {
@@ -84,6 +85,16 @@ def runs_of(client: MlflowClient, experiment: str, view: int = 1) -> Iterator[Ru
         token, seen = page.token, seen + len(page)
         if not token or not page or seen > _MOST_RUNS:
             return
+
+
+def files_of(client: MlflowClient, run: str) -> ArtifactRepository:
+    """The artifacts of a run.
+
+    MLflow's client would remember them by the run's id alone, and a copy of a store has runs of the same ids.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(client.get_run(run).info.artifact_uri, tracking_uri=client.tracking_uri)
 
 
 def _make_database(path: Path) -> None:
