@@ -68,8 +68,15 @@ def lock_hash() -> str:
 def _commit(folder: Path) -> tuple[str, str]:
     """Commit of the repository that holds this code, and "true", "false" or "unknown" for changes since."""
 
+    # GIT_DIR and the like name the repository that someone works on. The owner of this one need not be us: git then
+    # refuses, lest a stranger's hooks run, but the code that is there runs already.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-c", "safe.directory=*", "-C", str(folder)]
+
     def git(*words: str) -> str:
-        run = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True)
+        run = subprocess.run(
+            [*command, *words], env=environment, capture_output=True, text=True, timeout=10, check=True
+        )
         return run.stdout.strip()
 
     try:
