@@ -194,6 +194,9 @@ def study_run(
     ray_address: RayAddress = None,
     executor: Executor = "ray",
     offline: Annotated[bool, typer.Option("--offline", help="Without MLflow; `erpe sync` sends it later.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace test results that a changed file makes old.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Search, confirm and test every variant of a study file. The same command continues."""
@@ -212,7 +215,7 @@ def study_run(
             result = run(
                 plan, opened, data_dir=data_dir, device=device, concurrency=concurrency, cpus_per_trial=cpus_per_trial,
                 gpus_per_trial=gpus_per_trial, pack=pack, ray_address=ray_address, executor=chosen, offline=offline,
-                progress=progress,
+                replace=replace, progress=progress,
             )  # fmt: skip
         if result.interrupted:
             raise KeyboardInterrupt
@@ -220,9 +223,9 @@ def study_run(
             raise ErpeError(f"study {result.study}: no trial was completed; {next(iter(result.failed.values()))}")
         page, lag = (None, 0) if offline else publish(plan, opened)
     lines = result_lines(result, lag, page, store)
-    print(json.dumps(asdict(result) | {"report": page and str(page), "lag": lag})) if as_json else print(
-        "\n".join(lines)
-    )
+    print(
+        json.dumps(asdict(result) | {"openings": result.openings._asdict(), "report": page and str(page), "lag": lag})
+    ) if as_json else print("\n".join(lines))
     if lag:
         raise typer.Exit(UNSENT)
 
@@ -253,7 +256,18 @@ def study_status(
         return
     found = statuses(existing(store), study)
     if as_json:
-        print(json.dumps([{**each._asdict(), "arms": [arm._asdict() for arm in each.arms]} for each in found]))
+        print(
+            json.dumps(
+                [
+                    {
+                        **each._asdict(),
+                        "openings": each.openings._asdict(),
+                        "arms": [arm._asdict() for arm in each.arms],
+                    }
+                    for each in found
+                ]
+            )
+        )
     else:
         print_tables([status_table(each) for each in found], "no studies yet; `erpe study run FILE` makes one")
 

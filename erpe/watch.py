@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.table import Table
 
 from erpe.search.campaign import CampaignResult
+from erpe.search.openings import Openings, openings
 from erpe.search.plan import Plan
 from erpe.search.progress import Moment
 from erpe.search.records import Record, StudyRecord, read_studies
@@ -65,6 +66,8 @@ class StudyStatus(NamedTuple):
     arms: list[ArmStatus]
     running: int
     """Trials at work now."""
+    openings: Openings
+    """How often the test set was opened, ever."""
     lag: int = 0
     """Events MLflow has not got yet."""
     lag_seconds: float | None = None
@@ -108,7 +111,7 @@ def status(plan: Plan, members: list[StudyRecord]) -> StudyStatus:
 
     arms = [_arm(plan, arm.name, *arm_of(members, arm.name)) for arm in plan.arms()]
     running = sum(member.counts["RUNNING"] for member in members)
-    return StudyStatus(plan.name, arms, running)
+    return StudyStatus(plan.name, arms, running, openings(members, [arm.arm for arm in arms]))
 
 
 def _arm(plan: Plan, name: str, search: StudyRecord | None, confirm: StudyRecord | None) -> ArmStatus:
@@ -150,7 +153,8 @@ def status_table(found: StudyStatus, phase: str = "") -> Table:
     left = "" if found.done or found.seconds_left is None else f" · about {clock(found.seconds_left)} left"
     title = f"{found.study}: {phase or found.stage}{left}"
     title += lag_words(found.lag, found.lag_seconds)
-    table = Table(box=SIMPLE, title=title, title_justify="left")
+    told = found.openings.told() if found.openings.total else None
+    table = Table(box=SIMPLE, title=title, title_justify="left", caption=told, caption_justify="left")
     table.add_column("arm", overflow="fold")
     table.add_column("trials")
     for name in ("best val", "seeds", "test", "left"):
@@ -263,7 +267,7 @@ def result_lines(result: CampaignResult, lag: int, page: Path | None, store: Pat
     """The end of `erpe study run`: what to look at."""
     where = "" if store == Path("runs") else f" --store {store}"
     lines = [f"{arm}: no trial was completed, so nothing is confirmed; {why}" for arm, why in result.failed.items()]
-    lines.append(f"{sum(result.confirmed.values())} confirmed runs, {clock(result.seconds)}")
+    lines.append(f"{sum(result.confirmed.values())} confirmed runs, {clock(result.seconds)}; {result.openings.told()}")
     lines.append(
         f"page: {page}" if page else f"for MLflow: erpe sync{where}    page: erpe report {result.study}{where}"
     )

@@ -24,7 +24,8 @@ def made_up(variants=VARIANTS, seeds=5, images=500, noise=0.003, dataset="digits
         what = {"attention": attention, "encoding": encoding}
         arms.append(
             who | what | {"budget": "trials", "trials_planned": 4, "trials": 4, "seeds_planned": seeds}
-            | {"seeds": seeds, "finished": True}
+            | {"seeds": seeds, "finished": True, "openings": seeds, "abandoned": 0, "own_axes": "none"}
+            | {"default_won": False}
         )  # fmt: skip
         for number in range(4):
             uid = f"{study}-{variant}-t{number}"

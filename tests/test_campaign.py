@@ -17,13 +17,15 @@ from erpe.errors import StudyError
 from erpe.report.load import load
 from erpe.search.campaign import run
 from erpe.search.plan import load_plan
+from erpe.search.progress import Silent
 from erpe.search.records import read_studies
 from erpe.search.relay import Budget
 from erpe.search.study import StudySpec
 from erpe.show import status_rows, status_table
 from erpe.store import Store
 from erpe.tracking.spool import Spool
-from erpe.watch import statuses
+from erpe.watch import result_lines, statuses
+from erpe.watch import status_table as study_table
 
 FILE = Path(__file__).parent.parent / "studies/digits_nine.toml"
 ARMS = ("softmax", "relu", "relu_rope")
@@ -124,13 +126,49 @@ def test_more_seeds_and_more_trials_continue_and_a_new_best_is_confirmed_anew(st
     play(store)
     play(store, "confirm.seeds=3")
     assert len(calls(store, "test")) == 9
-    play(store, "search.trials=5", "confirm.seeds=3")
+    play(store, "search.trials=5", "confirm.seeds=3", replace=True)
     outcomes = load(store)
     assert (outcomes.arms["trials"] == 5).all() and (outcomes.arms["seeds"] == 3).all()
     best = outcomes.trials.loc[outcomes.trials.groupby("arm")["value"].idxmax()].set_index("arm")["train.lr"]
     for study in read_studies(store):
         if study.group.phase == "confirm" and study.trials[0].config.train.lr == best[study.group.arm]:
             assert study.counts["COMPLETE"] == 3
+
+
+def test_a_file_that_would_replace_what_the_test_set_said_is_refused_unless_told(store):
+    assert play(store).openings == (6, 0)
+    before = load(store)
+    for changes, said in (
+        (["confirm.epochs=3"], r"confirm\.epochs: 2, now 3: replaces results of 6 runs .* use --replace"),
+        (["search.trials=5"], r"search\.trials: 2, now 5: .*--set name=ANOTHER"),
+    ):
+        with pytest.raises(StudyError, match=said):
+            play(store, *changes)
+    assert load(store).arms.equals(before.arms) and load(store).runs.equals(before.runs)
+    assert play(store, "confirm.seeds=3").openings == (9, 0), "more seeds replace nothing, and are counted"
+    warnings = []
+    progress = type("Listening", (Silent,), {"on_warning": lambda _, text: warnings.append(text)})()
+    replaced = play(store, "confirm.epochs=3", replace=True, progress=progress)
+    assert warnings == ["confirm.epochs: 2, now 3: replaces results of 9 runs that met the test set; they stay counted"]
+    assert replaced.confirmed == dict.fromkeys(ARMS, 2) and replaced.openings == (15, 9)
+    assert play(store, "confirm.epochs=3").openings == (15, 9), "once told, the same file goes on"
+    outcomes = load(store)
+    assert set(outcomes.epochs.loc[outcomes.epochs["phase"] == "confirm", "epoch"]) == {1, 2, 3}
+    assert outcomes.arms["openings"].tolist() == [5] * 3 and outcomes.arms["abandoned"].tolist() == [3] * 3
+    (found,) = statuses(store)
+    told = "the test set was opened 15 times, 9 of them for results that were replaced"
+    assert study_table(found).caption == found.openings.told() == told
+    assert told in "\n".join(result_lines(replaced, 0, None, store.root))
+
+
+def test_a_default_that_is_written_out_replaces_nothing(store):
+    play(store)
+    assert play(store, "confirm.epochs=2", 'search.budget="trials"').openings == (6, 0)
+
+
+def test_openings_of_an_arm_that_leaves_the_study_stay_counted(store):
+    play(store)
+    assert play(store, 'variants=["softmax"]').openings == (6, 4)
 
 
 def test_another_space_is_refused_with_its_difference(store):

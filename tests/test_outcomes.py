@@ -51,6 +51,20 @@ def test_a_row_is_what_the_run_wrote(digits_study):
             assert row["seed"] == trial.config.seed and row["train/images"] == 300
 
 
+def test_an_arm_says_what_it_searches_alone_whether_the_default_won_and_how_often_the_test_set_was_opened(digits_study):
+    outcomes = load(digits_study)
+    arms = outcomes.arms.set_index("arm")
+    assert arms["openings"].tolist() == arms["seeds"].tolist() == [2] * 3 and arms["abandoned"].tolist() == [0] * 3
+    assert arms["own_axes"].tolist() == [
+        "none",
+        "model.relu_projection, model.features, model.normalize_qk",
+        "model.relu_projection, model.features, model.normalize_qk, model.rotary_placement, model.rope",
+    ]
+    for arm, trials in outcomes.trials.groupby("arm"):
+        best = trials.sort_values("number").loc[lambda own: own["value"] == own["value"].max(), "number"].iloc[0]
+        assert arms.loc[arm, "default_won"] == (best == 0)
+
+
 def test_a_confirmed_run_trains_on_everything_and_a_search_never_sees_what_it_is_judged_by(digits_study):
     for study in read_studies(digits_study):
         for trial in study.trials:

@@ -15,8 +15,10 @@ from erpe import __version__
 from erpe.config import split_variant
 from erpe.errors import StoreError
 from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
+from erpe.search.openings import openings_of
 from erpe.search.plan import Plan
 from erpe.search.records import Record, StudyRecord, arm_of, grouped, read_studies
+from erpe.search.space import NO_AXES, own_axes
 from erpe.search.study import CONTRACT
 from erpe.store import Store, read_json
 
@@ -44,10 +46,12 @@ def _read_study(rows: Rows, plan: Plan, members: list[StudyRecord], store: Store
         who = {"study": plan.name, "arm": arm.name, "variant": arm.variant}
         what = {"dataset": plan.dataset, "attention": attention, "encoding": encoding}
         done = [trial for trial in confirm.trials if trial.state == "COMPLETE"] if confirm else []
+        opened, axes = openings_of(members, arm.name), own_axes(arm.variant, plan.search_spec(arm).space)
         rows.tables["arms"].append(
             who | what | {"budget": plan.search.budget, "trials_planned": plan.search.trials}
             | {"trials": sum(t.state != "RUNNING" for t in search.trials) if search else 0}
             | {"seeds_planned": plan.confirm.seeds, "seeds": len(done), "finished": len(done) >= plan.confirm.seeds}
+            | {"openings": opened.total, "abandoned": opened.abandoned, "own_axes": ", ".join(axes) or NO_AXES}
         )  # fmt: skip
         for trial in search.trials if search else []:
             rows.tables["trials"].append(who | trial_row(trial))

@@ -24,7 +24,8 @@ TIMED = "time/inference_ms_per_image"
 """What a confirmed run has from the timing phase only, in which nothing else runs."""
 
 COLUMNS = {
-    "arms": "study dataset arm variant attention encoding budget trials_planned trials seeds_planned seeds finished",
+    "arms": "study dataset arm variant attention encoding budget trials_planned trials seeds_planned seeds finished "
+    "openings abandoned own_axes default_won",
     "runs": "study dataset arm variant attention encoding seed uid version device",
     "trials": "study arm variant number uid seed state value epochs seconds",
     "epochs": "study arm variant phase uid seed epoch val/accuracy train/loss",
@@ -41,7 +42,10 @@ class Outcomes:
 
     arms: pd.DataFrame
     """A row an arm: `study`, `dataset`, `arm`, `variant`, `attention`, `encoding`, `budget` (trials, epochs or flops),
-    `trials_planned`, `trials` (done), `seeds_planned`, `seeds` (confirmed), `finished` (bool: all seeds are there)."""
+    `trials_planned`, `trials` (done), `seeds_planned`, `seeds` (confirmed), `finished` (bool: all seeds are there),
+    `openings` (trained models of this arm that ever met the test set) and how many of them were `abandoned` (their
+    results were replaced), `own_axes` (what only this variant searches: "model.features, model.rope", or "none"),
+    `default_won` (bool: trial 0, the defaults, is the best of the search; missing while none is complete)."""
     runs: pd.DataFrame
     """A row a confirmed run: `study`, `dataset`, `arm`, `variant`, `attention`, `encoding`, `seed`, `uid`,
     `version` (of erpe), `device`, and its measures, `time/*` only once they were taken with nothing else running.
@@ -97,9 +101,17 @@ class Rows:
         except (StoreError, KeyError, ValueError, TypeError) as error:
             self.notes.append(f"{uid}: no predictions ({error})")
 
+    def _default_won(self, study: str, arm: str) -> bool | None:
+        own = (row for row in self.tables["trials"] if (row["study"], row["arm"]) == (study, arm))
+        complete = [row for row in own if row["state"] == "COMPLETE" and row["value"] is not None]
+        best = max(complete, key=lambda row: (row["value"], -row["number"]), default=None)
+        return None if best is None else best["number"] == 0
+
     def outcomes(self) -> Outcomes:
         """The tables, with all their columns."""
         frames = {}
+        for arm in self.tables["arms"]:
+            arm["default_won"] = self._default_won(arm["study"], arm["arm"])
         for name, columns in COLUMNS.items():
             frame = pd.DataFrame(self.tables[name])
             frames[name] = frame.reindex(columns=[*columns.split(), *frame.columns.difference(columns.split())])

@@ -23,10 +23,11 @@ from erpe.search.conductor import Conductor
 from erpe.search.depot import Depot, find_depot, lent
 from erpe.search.ledger import Ledger
 from erpe.search.naming import identified
+from erpe.search.openings import Openings, check_replacing, openings
 from erpe.search.plan import Arm, Plan
 from erpe.search.progress import Progress, Silent
 from erpe.search.reconcile import rebuild
-from erpe.search.records import Group, Record
+from erpe.search.records import Group, Record, StudyRecord, read_studies
 from erpe.search.relay import Budget, Relay
 from erpe.search.remote import Remote
 from erpe.search.study import StudySpec
@@ -51,6 +52,8 @@ class CampaignResult:
     """Arm without any complete trial -> why."""
     interrupted: bool
     """Ctrl-C ended it early; the same command continues it."""
+    openings: Openings
+    """How often the test set was opened for this study, ever."""
     lag: int
     """Events that MLflow has not got yet; they are kept."""
     problem: str | None
@@ -71,6 +74,7 @@ def run(
     ray_address: str | None = None,
     executor: Literal["ray", "inline"] = "ray",
     offline: bool = False,
+    replace: bool = False,
     progress: Progress | None = None,
     work: Work | None = None,
 ) -> CampaignResult:
@@ -80,10 +84,11 @@ def run(
         pack: trials of one shape that share a worker and its CPUs and GPUs, and train as one program.
         executor: `inline` needs no Ray and runs one trial, or pack, after the other.
         offline: needs no MLflow; what it should get waits in the spool, for `erpe sync`.
+        replace: accept that a changed file replaces results of the test set; more seeds never do.
         work: what a trial is; none: train a Vision Transformer.
     Raises:
         ConfigError: numbers that make no sense, or a GPU that is not there.
-        StudyError: a study of this name has other settings, or is being run by someone else.
+        StudyError: a study of this name has other settings, or results that would be replaced, or someone runs it.
         DataError, StoreError: the data or the store cannot be used; trials stay as they are.
         KeyboardInterrupt: the second Ctrl-C. Checkpoints of finished epochs are safe.
     """
@@ -95,6 +100,9 @@ def run(
     asked = Asked(concurrency, cpus_per_trial, gpus_per_trial, address, pack)
     asked.check(device)
     progress = progress or Silent()
+    replaced = check_replacing(plan, _members(store, plan), replace)
+    if replaced:
+        progress.on_warning(replaced)
     depot = find_depot()
     work = work or vision(plan.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
     work = abroad(work, depot)
@@ -118,9 +126,15 @@ def run(
             progress.on_phase("tracking")
         lag = tracker.lag() if offline else tracker.close(60)
         return CampaignResult(
-            plan.name, confirmed, campaign.failed, campaign.draining, 0 if offline else lag, tracker.problem,
-            time.monotonic() - began,
+            plan.name, confirmed, campaign.failed, campaign.draining,
+            openings(_members(store, plan), [arm.name for arm in plan.arms()]),
+            0 if offline else lag, tracker.problem, time.monotonic() - began,
         )  # fmt: skip
+
+
+def _members(store: Store, plan: Plan) -> list[StudyRecord]:
+    """Every search and confirmation of the study that was begun."""
+    return [found for found in read_studies(store) if found.group and found.group.study == plan.name]
 
 
 @dataclass

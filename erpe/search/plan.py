@@ -22,7 +22,7 @@ from erpe.config import NINE, VARIANTS, Config, Dataset, Size, Variant, defaults
 from erpe.errors import ConfigError, ErpeError, nearest
 from erpe.search.axes import Axis, Choices, typical
 from erpe.search.space import RESERVED, knobs, lay_over, read_toml
-from erpe.search.study import Pruner, Sampler, StudySpec, check_name, confirmation, define
+from erpe.search.study import Pruner, Sampler, StudySpec, check_name, confirmation, confirmed_epochs, define
 
 Scalar = bool | int | float | str | None
 Count = Annotated[int, Field(gt=0, lt=2**31)]
@@ -189,9 +189,8 @@ class Plan(Config):
 
     def confirm_spec(self, arm: Arm, config: Any) -> StudySpec:
         """The confirmation of an arm's best configuration."""
-        epochs = self.confirm.epochs
-        if epochs and self.search.budget == "flops":
-            epochs = max(1, round(epochs * config.train.epochs / (self.search.epochs or config.train.epochs)))
+        search = self.search
+        epochs = confirmed_epochs(self.confirm.epochs, config.train.epochs, search.epochs, search.budget)
         return confirmation(config, self.seed, epochs)
 
 

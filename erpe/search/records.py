@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError, ErpeError, StoreError, StudyError, nearest
 from erpe.search import storage
+from erpe.search.study import confirmed_epochs
 from erpe.store import Store
 
 STUDY, GROUP, CONFIG, END, FINAL = "erpe.study", "erpe.group", "erpe.config", "erpe.end", "erpe.final"
@@ -115,6 +116,13 @@ class StudyRecord(NamedTuple):
         return Counter(trial.state for trial in self.trials)
 
     @property
+    def opened(self) -> list[int]:
+        """Numbers of the trials whose model met the test split."""
+        measured = {trial.number: trial.verdict.metrics if trial.verdict else {} for trial in self.trials}
+        tested = {number for found in (measured, self.finals) for number in found if _is_tested(found[number])}
+        return sorted(tested)
+
+    @property
     def best(self) -> Record | None:
         """See `best_of`."""
         return best_of(self.trials)
@@ -126,6 +134,10 @@ class StudyRecord(NamedTuple):
 
 
 _RECORD = TypeAdapter(StudyRecord)
+
+
+def _is_tested(metrics: dict[str, float]) -> bool:
+    return any(name.startswith("test/") for name in metrics)
 
 
 def best_of(trials: list[Record]) -> Record | None:
@@ -219,12 +231,13 @@ def arm_of(members: list[StudyRecord], arm: str) -> tuple[StudyRecord | None, St
     """Search and confirmation of an arm; the confirmation is that of the best configuration as it is now."""
     own = [member for member in members if member.group and member.group.arm == arm]
     search = next((member for member in own if member.group and member.group.phase == "search"), None)
-    if search is None or search.best is None:
+    if search is None or search.group is None or search.best is None:
         return search, None
-    kept = {"seed": 0, "data.validation": 0.0, "train.epochs": 1}
-    wanted = search.best.config.replace(kept)
+    how, own_epochs = search.group.plan["search"], search.best.config.train.epochs
+    epochs = confirmed_epochs(search.group.plan["confirm"]["epochs"], own_epochs, how["epochs"], how["budget"])
+    wanted = search.best.config.replace({"seed": 0, "data.validation": 0.0, "train.epochs": epochs})
     confirmed = (m for m in own if m.group and m.group.phase == "confirm" and m.trials)
-    return search, next((m for m in confirmed if m.trials[0].config.replace(kept) == wanted), None)
+    return search, next((m for m in confirmed if m.trials[0].config.replace({"seed": 0}) == wanted), None)
 
 
 @storage.patient

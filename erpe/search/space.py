@@ -40,6 +40,9 @@ _COMMON: dict[str, Axis] = {
 }
 _FEATURES = {"digits": (16, 32, 64), "mnist": (32, 64, 128), "cifar10": (32, 64, 128, 256)}
 
+NO_AXES = "none"
+"""Instead of a list of own axes, where an arm has none."""
+
 MOST_TOML = 2**20
 """Bytes of a study or space file."""
 
@@ -79,6 +82,12 @@ def knobs(variant: str, dataset: str) -> dict[str, Axis]:
     if encoding == "rope":
         found["model.rope"] = Choices(values=("axial", "mixed"))
     return found
+
+
+def own_axes(variant: str, space: Space) -> list[str]:
+    """What an arm searches beyond the axes that all variants have."""
+    dataset = next(iter(_BY_DATASET))  # which settings are knobs does not depend on it
+    return [name for name in knobs(variant, dataset) if name in space.axes and len(space.axes[name].probes()) > 1]
 
 
 def default_space(variant: str, dataset: str) -> Space:

@@ -144,6 +144,20 @@ def confirmation(config: TrialConfig, seed: int, epochs: int | None = None) -> S
     )
 
 
+def confirmed_epochs(given: int | None, own: int, usual: int | None, budget: str) -> int:
+    """Epochs of a confirmation.
+
+    Args:
+        given: what the study file says of a confirmation; default: those of the configuration.
+        own: of the configuration.
+        usual: what the study file says of a trial; with equal FLOPs cheap arms have more, in both phases.
+        budget: trials, epochs or flops.
+    """
+    if given and budget == "flops":
+        return max(1, round(given * own / (usual or own)))
+    return given or own
+
+
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What changed between two specifications, as `model_dump(mode="json")` gives them, a line each.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from erpe.config import DATASETS
 from erpe.search.records import Group, Record, StudyRecord
+from erpe.search.space import NO_AXES, own_axes
 from erpe.search.study import StudySpec
 from erpe.store import Store
 
@@ -21,6 +22,7 @@ def study_tags(spec: StudySpec, name: str, group: Group | None) -> dict[str, str
         "phase": spec.phase, "data_sha256": DATASETS[spec.dataset].sha256, "study_hash": spec.identity,
         "study_seed": str(spec.seed), "sampler": spec.sampler, "pruner": spec.pruner,
         "study": group.study if group else name,
+        "own_axes": ", ".join(own_axes(spec.variant, spec.space)) or NO_AXES,
     }  # fmt: skip
     return tags | (_planned(group.plan) if group else {})
 

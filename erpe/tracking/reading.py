@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from erpe.config import split_variant
 from erpe.errors import ConfigError, StudyError, TrackingError, nearest
 from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
+from erpe.search.space import NO_AXES
 from erpe.search.study import check_name
 from erpe.store import FILES
 from erpe.tracking.artifacts import CHECKPOINT
@@ -149,6 +150,8 @@ def _read_study(rows: Rows, client: MlflowClient, uri: str, study: str, runs: li
             who | what | {"budget": tags["budget"], "trials_planned": int(tags["trials_planned"])}
             | {"trials": sum(run.data.tags.get("state") != "RUNNING" for run in trials) + _removed(own)}
             | {"seeds_planned": planned, "seeds": len(confirmed), "finished": len(confirmed) >= planned}
+            | {"openings": (opened := len(_tested(own))), "abandoned": opened - len(confirmed)}
+            | {"own_axes": trials[0].data.tags.get("own_axes", NO_AXES) if trials else NO_AXES}
         )  # fmt: skip
         for run in trials:
             found = _epochs(client, run, "search")
@@ -184,9 +187,14 @@ def _removed(runs: list[Run]) -> int:
     return sum(int(run.data.tags.get(REMOVED, 0)) for run in runs if run.data.tags.get("phase") == "search")
 
 
+def _tested(runs: list[Run]) -> list[Run]:
+    """The runs that met the test split: each complete one of a confirmation."""
+    return [run for run in _trials(runs, "confirm") if run.data.tags.get("state") == "COMPLETE"]
+
+
 def _confirmed(runs: list[Run]) -> list[Run]:
     """The runs of the last confirmation: an earlier one is of a configuration that is no longer the best."""
-    complete = [run for run in _trials(runs, "confirm") if run.data.tags.get("state") == "COMPLETE"]
+    complete = _tested(runs)
     parents = [run.data.tags.get("mlflow.parentRunId") for run in complete]
     return [run for run, parent in zip(complete, parents, strict=True) if parent == parents[-1]]
 

@@ -1,0 +1,82 @@
+"""How often the test set was opened, and what a changed study file would make of what was seen.
+
+openings(members, ["softmax", "relu"])     # Openings(total=9, abandoned=3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from erpe.config import defaults
+from erpe.errors import StudyError
+from erpe.search.plan import Plan
+from erpe.search.records import StudyRecord, arm_of
+from erpe.search.study import differences
+
+
+class Openings(NamedTuple):
+    """Trained models that met the test split; each one is an opening of it."""
+
+    total: int
+    abandoned: int
+    """Of confirmations whose results were replaced, or whose arm left the study; they still count."""
+
+    def told(self) -> str:
+        """In words."""
+        times = "once" if self.total == 1 else f"{self.total} times"
+        gone = f", {self.abandoned} of them for results that were replaced" if self.abandoned else ""
+        return f"the test set was opened {times}{gone}"
+
+
+def openings(members: list[StudyRecord], arms: Iterable[str]) -> Openings:
+    """Of the arms of a study as they stand now.
+
+    Args:
+        members: searches and confirmations; those of an arm that is not named are abandoned.
+    """
+    shown = [confirm for _, confirm in (arm_of(members, arm) for arm in arms) if confirm]
+    total = sum(len(member.opened) for member in members)
+    return Openings(total, total - sum(len(confirm.opened) for confirm in shown))
+
+
+def openings_of(members: list[StudyRecord], arm: str) -> Openings:
+    """Of one arm."""
+    return openings([member for member in members if member.group and member.group.arm == arm], [arm])
+
+
+def check_replacing(plan: Plan, members: list[StudyRecord], replace: bool) -> str | None:
+    """Before a study goes on: whether its file changed so that results of the test set would be replaced.
+
+    More seeds replace nothing. What else changes is refused where the study itself is opened.
+
+    Returns:
+        What will be replaced, where that is allowed.
+    Raises:
+        StudyError: results would be replaced, and nobody said that they may be.
+    """
+    changes, runs, now = [], 0, _protocol(plan.model_dump(mode="json"))
+    for arm in plan.arms():
+        search, confirm = arm_of(members, arm.name)
+        if search and search.group and confirm and confirm.opened:
+            changed = differences(_protocol(search.group.plan), now)
+            changes += changed
+            runs += len(confirm.opened) if changed else 0
+    if not changes:
+        return None
+    told = f"{'; '.join(dict.fromkeys(changes))}: replaces results of {runs} runs that met the test set"
+    if not replace:
+        raise StudyError(
+            f"study {plan.name}: {told}; use --replace to do that, or --set name=ANOTHER for a study beside it"
+        )
+    return f"{told}; they stay counted"
+
+
+def _protocol(plan: dict[str, Any]) -> dict[str, Any]:
+    """What decides which configuration is confirmed, and for how long, with defaults written out."""
+    search, confirm = plan["search"], plan["confirm"]
+    usual = search["epochs"] or defaults("softmax", plan["dataset"]).train.epochs
+    return {
+        "search": {"trials": search["trials"], "budget": search["budget"]},
+        "confirm": {"epochs": confirm["epochs"] or usual},
+    }
