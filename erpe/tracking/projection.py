@@ -68,7 +68,7 @@ class Projection:
         """
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        from erpe.tracking.relocation import StoreArtifactRepository
+        from erpe.tracking.plugin import StoreArtifactRepository
 
         if removal.is_server(self.store) or not location.startswith("file:"):
             return
