@@ -43,7 +43,7 @@ def variants(dataset: DatasetOption = "mnist", as_json: AsJson = False) -> None:
 
 @app.command()
 def status(
-    study: Annotated[str | None, typer.Argument(help="Its name; none: all.")] = None,
+    study: Annotated[str | None, typer.Argument(help="Its name; default: all.")] = None,
     store: StoreOption = STORE,
     as_json: AsJson = False,
 ) -> None:
@@ -57,7 +57,7 @@ def status(
 @app.command()
 def sync(
     source: Annotated[
-        str | None, typer.Argument(help="A study; or the folder of a store filled elsewhere. None: all studies.")
+        str | None, typer.Argument(help="A study; or the folder of a store filled elsewhere; default: all studies.")
     ] = None,
     store: StoreOption = STORE,
 ) -> None:
@@ -102,7 +102,7 @@ def take_over(folder: Path, store: Path) -> tuple[Any, list[str | None]]:
 
 @app.command()
 def gc(
-    study: Annotated[str | None, typer.Argument(help="Its name; none: all that were run from the store.")] = None,
+    study: Annotated[str | None, typer.Argument(help="Its name; default: all that were run from the store.")] = None,
     keep_best: Annotated[int | None, typer.Option(metavar="K", help="All but the K best trials of a study.")] = None,
     older_than: Annotated[float | None, typer.Option(metavar="DAYS", help="Trials that ended so long ago.")] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Trials that failed.")] = False,

@@ -11,7 +11,7 @@ import typer
 from erpe.options import AsJson, DatasetOption, Device, Settings, one_of, parse_settings
 
 bench_app = typer.Typer(no_args_is_help=True, help="Time layers, models, training and overhead, in interleaved rounds.")
-BenchVariants = Annotated[list[str] | None, typer.Option("--variant", "-v", help="May be repeated; none: all.")]
+BenchVariants = Annotated[list[str] | None, typer.Option("--variant", "-v", help="May be repeated; default: all.")]
 Rounds = Annotated[int, typer.Option(min=2, help="Interleaved rounds that count.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 
@@ -19,12 +19,14 @@ Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 @bench_app.command("layer")
 def bench_layer(
     variant: BenchVariants = None,
-    tokens: Annotated[list[int] | None, typer.Option(help="N; may be repeated. None: 64, 256, 1024, 4096.")] = None,
+    tokens: Annotated[list[int] | None, typer.Option(help="N; may be repeated; default: 64, 256, 1024, 4096.")] = None,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Batch size times N.")] = 4096,
-    batch: Annotated[int | None, typer.Option(min=1, help="Batch size at every N, instead.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Batch size at every N; default: see --batch-tokens.")
+    ] = None,
     heads: Annotated[int, typer.Option(min=1, help="H.")] = 4,
     head_dim: Annotated[int, typer.Option(min=1, help="D.")] = 32,
-    features: Annotated[int | None, typer.Option(min=1, help="m of favor; none: twice D.")] = 32,
+    features: Annotated[int | None, typer.Option(min=1, help="Random features m of favor.")] = 32,
     method: Annotated[str, typer.Option(help="Of the general encoding: auto, dense or fft.")] = "auto",
     rounds: Rounds = 9,
     threads: Threads = 1,
@@ -34,6 +36,7 @@ def bench_layer(
     as_json: AsJson = False,
 ) -> None:
     """Time attention layers against torch's scaled_dot_product_attention, forward and as a training step."""
+    one_of("method", method, ("auto", "dense", "fft"))
     one_of("precision", precision, ("float32", "bfloat16", "float64"))
     if figure:
         one_of("kind of figure", figure.suffix, (".svg", ".png", ".pdf"))
@@ -58,8 +61,8 @@ def bench_layer(
 @bench_app.command("series")
 def bench_series(
     variant: BenchVariants = None,
-    tokens: Annotated[list[int] | None, typer.Option(help="N; may be repeated. None: 1024, 4096.")] = None,
-    rank: Annotated[list[int] | None, typer.Option(help="Terms; may be repeated. None: 1, 3, 5, 9, 17, 33.")] = None,
+    tokens: Annotated[list[int] | None, typer.Option(help="N; may be repeated; default: 1024, 4096.")] = None,
+    rank: Annotated[list[int] | None, typer.Option(help="Terms; may be repeated; default: 1, 3, 5, 9, 17, 33.")] = None,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Batch size times N.")] = 4096,
     rounds: Rounds = 5,
     threads: Threads = 1,
@@ -129,7 +132,7 @@ def bench_train(
 def bench_pack(
     variant: BenchVariants = None,
     dataset: DatasetOption = "digits",
-    pack: Annotated[list[int] | None, typer.Option(help="May be repeated; none: 1, 2, 4, 8, 16.")] = None,
+    pack: Annotated[list[int] | None, typer.Option(help="May be repeated; default: 1, 2, 4, 8, 16.")] = None,
     rounds: Rounds = 5,
     threads: Threads = 1,
     settings: Settings = None,

@@ -21,9 +21,9 @@ NOT_THERE = ("ui", "submit", "jobs")
 
 jobs_app = typer.Typer(no_args_is_help=True, help="List, follow and stop what `erpe submit` handed to a cluster.")
 Address = Annotated[
-    str | None, typer.Option("--ray-jobs", help=f"Of the cluster's head; none: $ERPE_RAY_JOBS, or {HERE}.")
+    str | None, typer.Option("--ray-jobs", help=f"Of the cluster's head; default: $ERPE_RAY_JOBS, or {HERE}.")
 ]
-JobId = Annotated[str | None, typer.Argument(help="As `erpe submit` printed it; none: the newest.")]
+JobId = Annotated[str | None, typer.Argument(help="As `erpe submit` printed it; default: the newest.")]
 
 
 def jobs_at(address: str | None) -> Jobs:

@@ -11,8 +11,11 @@ import typer
 from erpe.errors import ConfigError, StoreError
 from erpe.options import STORE, StoreOption, existing, one_of
 
-Studies = Annotated[list[str] | None, typer.Argument(help="Names of studies; none: all.")]
-Against = Annotated[str | None, typer.Option(help="A study whose arms those of the others are compared with.")]
+Studies = Annotated[list[str] | None, typer.Argument(help="Names of studies; default: all.")]
+Against = Annotated[
+    str | None,
+    typer.Option(help="A study whose arms those of the others are compared with; default: each with its own."),
+]
 Server = Annotated[str | None, typer.Option("--server", help="Read a tracking server, as http://HOST:5000.")]
 
 
@@ -21,7 +24,7 @@ def compare(
     style: Annotated[
         str, typer.Option("--format", help="terminal, markdown, csv, parquet, json or latex.")
     ] = "terminal",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; none: print.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; default: print.")] = None,
     against: Against = None,
     store: StoreOption = STORE,
     server: Server = None,

@@ -31,26 +31,31 @@ from erpe.options import (
     parse_settings,
 )
 
-Concurrency = Annotated[int | None, typer.Option(help="Trials at a time; none: what the machine allows.")]
+Concurrency = Annotated[int | None, typer.Option(help="Trials at a time; default: what the machine allows.")]
 CpusPerTrial = Annotated[int, typer.Option(help="CPUs, and threads, of a trial.")]
-GpusPerTrial = Annotated[float | None, typer.Option(help="GPUs of a trial, or a part of one.")]
-RayAddress = Annotated[str | None, typer.Option(help="Of a Ray cluster; none: $ERPE_RAY_ADDRESS, or here.")]
+GpusPerTrial = Annotated[
+    float | None, typer.Option(help="GPUs of a trial, or a part of one; default: all there are, shared evenly.")
+]
+RayAddress = Annotated[str | None, typer.Option(help="Of a Ray cluster; default: $ERPE_RAY_ADDRESS, or here.")]
 Executor = Annotated[str, typer.Option(help="ray, or inline: one trial after the other, without Ray.")]
 
 
 def tune(
     variant: VariantOption,
     dataset: DatasetOption,
-    trials: Annotated[int | None, typer.Option(help="Trials of the study, earlier ones included.")] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(help="Trials of the study, earlier ones included; default: 6 for digits, 20 for others."),
+    ] = None,
     epochs: Epochs = None,
-    space: Annotated[Path | None, typer.Option(help="TOML file whose [space] is laid over the default.")] = None,
+    space: Annotated[Path | None, typer.Option(help="TOML file whose [space] is laid over the default space.")] = None,
     settings: Settings = None,
     sampler: Annotated[str, typer.Option(help="tpe, gp, cmaes or random.")] = "tpe",
     pruner: Annotated[str, typer.Option(help="auto, asha, hyperband, median or none.")] = "auto",
     seed: Seed = 0,
     data_dir: DataDir = None,
     store: StoreOption = STORE,
-    name: Annotated[str | None, typer.Option(help="Of the study; none: DATASET-VARIANT.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the study; default: DATASET-VARIANT.")] = None,
     new: New = False,
     concurrency: Concurrency = None,
     cpus_per_trial: CpusPerTrial = 1,
@@ -65,9 +70,10 @@ def tune(
     from erpe.search.space import load_space
     from erpe.search.study import define
 
-    ranges = load_space(space, variant, dataset) if space else None
+    given = parse_settings(settings)
+    ranges = load_space(space, variant, dataset, given) if space else None
     spec = define(
-        variant, dataset, space=ranges, settings=parse_settings(settings), epochs=epochs,
+        variant, dataset, space=ranges, settings=given, epochs=epochs,
         sampler=one_of("sampler", sampler, ("tpe", "gp", "cmaes", "random")),
         pruner=one_of("pruner", pruner, ("auto", "asha", "hyperband", "median", "none")), seed=seed,
     )  # fmt: skip
@@ -171,11 +177,16 @@ StudyFile = Annotated[Path, typer.Argument(help="A study file, as studies/digits
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="A line of the file, as search.trials=2; may be repeated.")
 ]
-BudgetOption = Annotated[str | None, typer.Option("--budget", help="What is equal for all: trials, epochs or flops.")]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option("--budget", help="What is equal for all: trials, epochs or flops; default: as in the file."),
+]
 
 
 def changes_of(settings: list[str] | None, budget: str | None) -> list[str]:
     """Lines of the study file that the command line changes."""
+    if budget:
+        one_of("budget", budget, ("trials", "epochs", "flops"))
     return [*(settings or []), *([f"search.budget={budget}"] if budget else [])]
 
 
@@ -242,7 +253,7 @@ def study_show(file: StudyFile, budget: BudgetOption = None, settings: Changes =
 
 @study_app.command("status")
 def study_status(
-    study: Annotated[str | None, typer.Argument(help="Its name; none: all.")] = None,
+    study: Annotated[str | None, typer.Argument(help="Its name; default: all.")] = None,
     store: StoreOption = STORE,
     live: Annotated[bool, typer.Option("--live", help="Show it again and again until it is done.")] = False,
     as_json: AsJson = False,

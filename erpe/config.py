@@ -6,9 +6,6 @@ defaults(variant, dataset) -> TrialConfig -> .replace({"train.lr": 1e-3}) -> Tri
 from __future__ import annotations
 
 import math
-import re
-import reprlib
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
@@ -25,6 +22,7 @@ from pydantic import (
 )
 
 from erpe.errors import ConfigError, nearest
+from erpe.explain import explain
 
 ATTENTIONS = ("softmax", "favor", "relu")
 ENCODINGS = ("none", "general", "circulant", "rope")
@@ -126,7 +124,7 @@ class Config(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigError(explain(error, type(self))) from None
+            raise ConfigError(*explain(error, type(self))) from None
 
     def flat(self) -> dict[str, Any]:
         """Every setting under its dotted name: `{"model.width": 64, ...}`."""
@@ -146,15 +144,19 @@ class Config(BaseModel):
         Raises:
             ConfigError: an unknown name, or a value that does not fit.
         """
-        tree = self.tree()
+        tree, known = self.tree(), self.flat()
+        unknown = []
         for name, value in values.items():
             *path, leaf = name.split(".")
             branch: Any = tree
             for key in path:
                 branch = branch.get(key) if isinstance(branch, dict) else None
             if not isinstance(branch, dict) or leaf not in branch:
-                raise ConfigError(f"unknown setting {name[:100]!r}; {nearest(name, self.flat())}")
-            branch[leaf] = value
+                unknown.append(f"unknown setting {name[:100]!r}; {nearest(name, known)}")
+            else:
+                branch[leaf] = value
+        if unknown:
+            raise ConfigError(*unknown)
         return type(self)(**tree)
 
 
@@ -164,41 +166,6 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-_BRIEF = reprlib.Repr()
-_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 200
-_BRIEF.maxlist = _BRIEF.maxdict = _BRIEF.maxtuple = 20
-
-
-def explain(error: ValidationError, owner: type[BaseModel]) -> str:
-    """One line for the first thing pydantic found wrong: where, what was given, what would do."""
-    first = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
-    place = ".".join(str(part)[:100] for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        *above, key = first["loc"]
-        return f"{place[:100]}: unknown key; {nearest(str(key), _settings_at(owner, above))}"
-    said = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        inner = re.match(r"\w+(?=[:.])", said)  # a configuration inside this one names its own setting
-        settings = _settings_at(owner, first["loc"])
-        if inner and settings and (inner[0] in settings or said.startswith(f"{inner[0]}: unknown key")):
-            return f"{place}.{said}" if place else said
-        return f"{place}: {said}" if place else said
-    if first["type"] == "missing":
-        return f"{place}: a value is needed"
-    given = _BRIEF.repr(first["input"])
-    return f"{place}: {given} given; {said[:1].lower()}{said[1:]}"
-
-
-def _settings_at(owner: type[BaseModel], place: Sequence[int | str]) -> list[str]:
-    """Names of the settings of the configuration that lies there; nothing if it is none."""
-    kind: Any = owner
-    for step in place:
-        if not isinstance(kind, type) or not issubclass(kind, BaseModel) or str(step) not in kind.model_fields:
-            return []
-        kind = kind.model_fields[str(step)].annotation
-    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
 
 
 class AttentionConfig(Config):

@@ -12,13 +12,21 @@ from difflib import get_close_matches
 UNSENT, INTERRUPTED = 3, 130
 """Exit codes: done, but MLflow has not got everything yet; stopped by Ctrl-C, to be continued."""
 
+MOST_MISTAKES = 8
+"""That one line tells of."""
+
 
 class ErpeError(Exception):
     """A mistake the user can mend; its text is the whole message."""
 
 
 class ConfigError(ErpeError, ValueError):
-    """A value, key or combination of values that makes no sense."""
+    """A value, key or combination of values that makes no sense; or several, an argument each."""
+
+    def __str__(self) -> str:
+        mistakes = list(dict.fromkeys(map(str, self.args)))
+        shown = [*mistakes[:MOST_MISTAKES], f"{len(mistakes) - MOST_MISTAKES} more"]
+        return "; also ".join(shown if len(mistakes) > MOST_MISTAKES else mistakes)
 
 
 class ShapeError(ErpeError, ValueError):
@@ -54,3 +62,9 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     names = list(dict.fromkeys(allowed))
     close = get_close_matches(given, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"one of {', '.join(names)} would do"
+
+
+def either(words: Iterable[str]) -> str:
+    """`tpe, gp or random`."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last

@@ -65,28 +65,40 @@ MISTAKES = {
     "no equals sign": (("train", "-v", "relu", "-d", "digits", "--set", "train.lr"), "NAME=VALUE"),
     "epochs": (("tune", "-v", "relu", "-d", "digits", "--epochs", "0"), "epochs"),
     "trials": (("tune", "-v", "relu", "-d", "digits", "--trials", "0"), "trials"),
-    "sampler": (("tune", "-v", "relu", "-d", "digits", "--sampler", "tpee"), "did you mean tpe?"),
-    "pruner": (("tune", "-v", "relu", "-d", "digits", "--pruner", "asher"), "did you mean asha?"),
-    "executor": (("tune", "-v", "relu", "-d", "digits", "--executor", "spark"), "ray, inline"),
+    "sampler": (("tune", "-v", "relu", "-d", "digits", "--sampler", "cma"), "use tpe, gp, cmaes or random instead"),
+    "pruner": (("tune", "-v", "relu", "-d", "digits", "--pruner", "a"), "use auto, asha, hyperband, median or none"),
+    "executor": (("tune", "-v", "relu", "-d", "digits", "--executor", "spark"), "use ray or inline instead"),
+    "two epochs": (("tune", "-v", "relu", "-d", "digits", "--epochs", "1", "--set", "train.epochs=3"), "by --epochs"),
+    "two variants": (("train", "-v", "relu", "-d", "digits", "--set", "model.variant=softmax"), "by --variant"),
+    "two values": (
+        ("train", "-v", "relu", "-d", "digits", "--set", "train.ema=0.1", "--set", "train.ema=0.2"),
+        "0.1 and",
+    ),
+    "two budgets": (("study", "run", NINE, "--budget", "flops", "--set", "search.budget=epochs"), "search.budget: "),
     "patch": (("train", "-v", "relu", "-d", "digits", "--set", "model.patch=3"), "patch 3 does not divide"),
     "heads": (("train", "-v", "relu", "-d", "digits", "--set", "model.heads=5"), "heads 5 does not divide width 64"),
     "rope head": (("train", "-v", "relu_rope", "-d", "digits", "--set", "model.heads=32"), "4 to divide the head size"),
     "circulant": (("train", "-v", "relu_circulant", "-d", "digits", "--set", "model.heads=32"), "blocks of 3"),
     "placement": (("train", "-v", "softmax_rope", "-d", "digits", "--set", "model.rotary_placement=post"), "pre would"),
     "space file": (("tune", "-v", "relu", "-d", "digits", "--space", "none.toml"), "none.toml: cannot be read"),
-    "device": (("train", "-v", "relu", "-d", "digits", "--device", "gpu0"), "cpu would do"),
+    "device": (("train", "-v", "relu", "-d", "digits", "--device", "gpu"), "use auto, cpu, cuda or mps instead"),
     "gpu": (("tune", "-v", "relu", "-d", "digits", "--gpus-per-trial", "1"), "0 would do"),
     "study name": (("tune", "-v", "relu", "-d", "digits", "--name", "../x"), "letters, digits"),
     "empty store": (("status",), "erpe tune"),
     "no such run": (("predict", "nothing", "x.png"), "erpe tune"),
-    "tune on a device": (("tune", "-v", "relu", "-d", "digits", "--device", "cuda:99"), "cpu would do"),
+    "tune on a device": (("tune", "-v", "relu", "-d", "digits", "--device", "cuda:99"), "use cpu instead"),
     "more cpus than there are": (("tune", "-v", "relu", "-d", "digits", "--cpus-per-trial", "9999"), "machine has"),
     "empty study name": (("tune", "-v", "relu", "-d", "digits", "--name", ""), "letters, digits"),
     "study file": (("study", "run", "none.toml"), "none.toml: cannot be read"),
     "line of a study file": (("study", "show", NINE, "--set", "search.trails=1"), "did you mean trials?"),
-    "budget": (("study", "run", NINE, "--budget", "time"), "'trials', 'epochs' or 'flops'"),
+    "budget": (("study", "run", NINE, "--budget", "time"), "use trials, epochs or flops instead"),
     "compare nothing": (("compare",), "erpe tune"),
-    "format": (("compare", "--format", "word"), "unknown format 'word'"),
+    "format": (
+        ("compare", "--format", "word"),
+        "'word' given; use terminal, markdown, csv, parquet, json or latex instead",
+    ),
+    "precision": (("bench", "layer", "--precision", "half"), "use float32, bfloat16 or float64 instead"),
+    "method": (("bench", "layer", "--method", "slow"), "use auto, dense or fft instead"),
     "server": (("compare", "--server", "http://127.0.0.1:1"), "no answer"),
     "bench variant": (("bench", "layer", "-v", "relux"), "did you mean relu?"),
 }
@@ -169,6 +181,7 @@ def test_settings_are_read_as_toml_and_bare_words_as_text():
     given = ["train.ema=0.99", "model.pooling=cls", "model.normalize_qk=true", "model.patch=2"]
     expected = {"train.ema": 0.99, "model.pooling": "cls", "model.normalize_qk": True, "model.patch": 2}
     assert parse_settings(given) == expected
+    assert parse_settings(["train.ema=1", '"train.ema"=1.0', "train={ema=1, lr=2}"]) == {"train.ema": 1, "train.lr": 2}
     with pytest.raises(ConfigError, match="NAME=VALUE"):
         parse_settings(["train.ema"])
 

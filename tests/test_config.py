@@ -124,7 +124,7 @@ def test_a_number_that_fits_into_no_machine_is_refused(name):
     [
         ("train.lr", 0, "greater than 0"),
         ("train.epochs", 0, "greater than 0"),
-        ("train.epochs", 1.5, "valid integer"),
+        ("train.epochs", 1.5, "use a whole number instead"),
         ("train.batch", 0, "greater than 0"),
         ("train.warmup", 1, "less than 1"),
         ("train.ema", 1.0, "less than 1"),
@@ -139,7 +139,7 @@ def test_a_number_that_fits_into_no_machine_is_refused(name):
         ("model.features", 0, "greater than 0"),
         ("model.circulant_block", 0, "greater than 0"),
         ("model.mlp_ratio", 0.001, "1 would do"),
-        ("model.normalize_qk", "maybe", "valid boolean"),
+        ("model.normalize_qk", "maybe", "use true or false instead"),
         ("model.image", (1, 8), "image.2"),
         ("model.image", (1, 8, 0), "greater than 0"),
         ("model.classes", 1, "greater than or equal to 2"),

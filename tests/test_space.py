@@ -91,12 +91,17 @@ def test_one_file_serves_all_variants(tmp_path):
         ('"train.lr" = {low = nan, high = 1}', "finite"),
         ('"train.lr" = {low = 1e-4, hi = 1}', "did you mean high?"),
         ('"train.lr" = {low = -1, high = 1}', "greater than 0"),
-        ('"train.lr" = "fast"', "valid number"),
+        ('"train.lr" = "fast"', "use a number instead"),
         ('"train.lerning" = 3', "unknown setting; did you mean train"),
+        ("train.lrr = 3", 'space."train.lrr": unknown setting; did you mean train.lr?'),
+        ('train.lr = 3\n"train.lr" = 2', "train.lr: 3 and 2 given; use one of them"),
+        ('"model.depth" = [2, 2.0]', "there twice"),
+        ('"model.normalize_qk" = [true, 1]', "there twice"),
+        ('"model.depth" = [[2]]', "[2] given; use a finite number, text, true or false instead"),
         ('"train.epochs" = 3', "--epochs sets it"),
         ('"model.depth" = []', "no value to choose from"),
         ('"model.depth" = [2, 2]', "there twice"),
-        ('"model.depth" = {low = 2.5, high = 4}', "valid integer"),
+        ('"model.depth" = {low = 2.5, high = 4}', "use a whole number instead"),
         ('"model.depth" = {low = 2, high = 5, step = 2}', "do not end at 5"),
         ('"model.patch" = [5]', "patch 5 does not divide the 28 x 28 image"),
         ('"model.width" = [48, 50]', "rope needs 4 to divide the head size"),
@@ -113,6 +118,39 @@ def test_what_makes_no_sense_is_refused_in_one_line_with_its_place(tmp_path, bod
         load_space(path, "relu_rope", "mnist")
     text = str(error.value)
     assert said in text and text.startswith(str(path)) and "\n" not in text
+
+
+def test_a_name_may_be_written_with_and_without_quotes_and_in_a_table(tmp_path):
+    quoted = load_space(write(tmp_path, '"train.lr" = {low = 1, high = 2}\n"model.depth" = [2, 3]'), "favor", "mnist")
+    for body in (
+        "train.lr = {low = 1, high = 2}\nmodel.depth = [2, 3]",
+        "model.depth = [2, 3]\n[space.train]\nlr = {low = 1, high = 2}",
+        "train.lr.low = 1\ntrain.lr.high = 2\nmodel = {depth = [2, 3]}",
+    ):
+        assert load_space(write(tmp_path, body), "favor", "mnist") == quoted
+
+
+def test_every_mistake_is_told_at_once(tmp_path):
+    path = write(tmp_path, '"train.lrr" = 1\n"model.depth" = []\n"train.lr" = {lo = 1, high = true}\n')
+    with pytest.raises(ConfigError) as error:
+        load_space(path, "favor", "mnist")
+    for said in (
+        "did you mean train.lr?",
+        'space."model.depth": no value',
+        "lo: unknown key",
+        "low: a value is needed",
+    ):
+        assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_set_may_not_contradict_a_space_file(tmp_path):
+    path = write(tmp_path, "train.lr = {low = 1, high = 2}\nmodel.depth = 3")
+    assert load_space(path, "favor", "mnist", {"model.depth": 3, "train.ema": 0.9}) == load_space(
+        path, "favor", "mnist"
+    )
+    with pytest.raises(ConfigError, match=r"train.lr: --set has 1 and \[space\] has .*; use one of them"):
+        load_space(path, "favor", "mnist", {"train.lr": 1})
 
 
 def test_a_missing_file_is_named(tmp_path):

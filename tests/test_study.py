@@ -130,14 +130,28 @@ def test_a_given_setting_leaves_the_space():
         ({"settings": {"train.lrr": 1}}, "did you mean train.lr"),
         ({"settings": {"data.validation": 0}}, "above 0 would do"),
         ({"settings": {"model.width": 34}}, "heads"),
+        ({"settings": {"model.variant": "softmax"}}, "model.variant: softmax given, and favor_rope by --variant; use"),
+        ({"settings": {"data.dataset": "mnist"}}, "data.dataset: mnist given, and digits by --dataset; use --dataset"),
+        ({"settings": {"seed": 3}}, "seed: 3 given, and 0 by --seed; use --seed alone"),
+        ({"epochs": 1, "settings": {"train.epochs": 3}}, "train.epochs: 3 given, and 1 by --epochs; use --epochs"),
+        ({"settings": {"train.lr": 1, "train": {"lr": 2}}}, "train.lr: 1 and 2 given; use one of them"),
+        ({"settings": {"train.lrr": 1, "model.dept": 2}}, "train.lr?; also unknown setting 'model.dept'; did you"),
         ({"epochs": 0}, "greater than 0"),
         ({"sampler": "grid"}, "'tpe', 'gp', 'cmaes' or 'random'"),
         ({"seed": -1}, "seed"),
     ],
 )
 def test_a_study_that_cannot_be_run_is_refused(given, said):
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError) as refused:
         define("favor_rope", "digits", **given)
+    assert said in str(refused.value)
+
+
+def test_what_is_set_twice_alike_is_no_contradiction():
+    once = define("favor_rope", "digits", epochs=3, seed=2)
+    alike = {"model.variant": "favor_rope", "data.dataset": "digits", "train.epochs": 3.0, "seed": 2}
+    assert define("favor_rope", "digits", epochs=3, seed=2, settings=alike) == once
+    assert define("favor_rope", "digits", seed=2, settings={"train": {"epochs": 3}}) == once
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a b", ".hidden", "x" * 101])

@@ -5,9 +5,10 @@ config = sample(trial, space, base)           # always a valid TrialConfig
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import PositiveInt, model_validator
+from pydantic import PlainValidator, PositiveInt, model_validator
 
 from erpe.config import Config, TrialConfig
 from erpe.errors import ConfigError
@@ -18,6 +19,19 @@ if TYPE_CHECKING:
 
 MOST_VALUES = 100_000
 """Of a range of whole numbers, and combinations of sizes: each is looked at before a search."""
+
+
+def _scalar(given: Any) -> Any:
+    if isinstance(given, bool | int | str | None) or (isinstance(given, float) and math.isfinite(given)):
+        return given
+    raise ConfigError(f"{str(given)[:100]} given; use a finite number, text, true or false instead")
+
+
+Scalar = Annotated[
+    bool | int | float | str | None,
+    PlainValidator(_scalar, json_schema_input_type=bool | int | float | str | None),
+]
+"""A value as a file has it, of whatever type."""
 
 
 class Floats(Config):
@@ -76,7 +90,7 @@ class Ints(Config):
 class Choices(Config):
     """A few values; a single one is fixed and never asked of Optuna."""
 
-    values: tuple[bool | int | float | str | None, ...]
+    values: tuple[Scalar, ...]
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:

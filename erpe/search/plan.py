@@ -7,24 +7,23 @@ for arm in plan.arms():
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import tomllib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, WithJsonSchema, field_validator, model_validator
 
 from erpe.config import NINE, VARIANTS, Config, Dataset, Size, Variant, defaults
 from erpe.errors import ConfigError, ErpeError, nearest
-from erpe.search.axes import Axis, Choices, typical
+from erpe.search.axes import Axis, Choices, Scalar, typical
+from erpe.search.entries import combine, contradictions, dotted, read_line, repeated
 from erpe.search.space import RESERVED, knobs, lay_over, read_toml
 from erpe.search.study import Pruner, Sampler, StudySpec, check_name, confirmation, confirmed_epochs, define
 
-Scalar = bool | int | float | str | None
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 MOST_ARMS = 1000
 
@@ -34,7 +33,7 @@ _NAMED = {"nine": NINE, "twelve": VARIANTS}
 
 def _listed(given: Any) -> Any:
     if isinstance(given, str) and given not in _NAMED:
-        raise ConfigError(f"{given!r} given; nine, twelve or a list would do")
+        raise ConfigError(f"{given!r} given; use nine, twelve or a list instead")
     return _NAMED[given] if isinstance(given, str) else given
 
 
@@ -88,7 +87,7 @@ class Plan(Config):
     """digits, mnist or cifar10."""
     variants: Variants
     """The nine of the question, all twelve, or a list."""
-    seed: NonNegativeInt
+    seed: NonNegativeInt = 0
     """What every other seed comes from."""
     search: Search = Search()
     """The first phase."""
@@ -101,29 +100,59 @@ class Plan(Config):
     space: dict[str, Any] = Field(default={})
     """Ranges laid over the default space, as in a space file."""
 
+    @field_validator("switches", "settings", "space", mode="before")
+    @classmethod
+    def _by_dotted_name(cls, given: Any) -> Any:
+        return dotted(given) if isinstance(given, dict) else given
+
     @model_validator(mode="after")
     def _makes_sense(self) -> Plan:
-        check_name(self.name)
+        mistakes = [*self._wrong_names(), *self._wrong_switches()] or self._wrong_arms()
+        if mistakes:
+            raise ConfigError(*mistakes)
+        return self
+
+    def _wrong_names(self) -> Iterator[str]:
+        try:
+            check_name(self.name)
+        except ConfigError as error:
+            yield str(error)
         if not self.variants:
-            raise ConfigError("variants: none given; nine, twelve or a list would do")
+            yield "variants: none given; use nine, twelve or a list instead"
         if len(set(self.variants)) < len(self.variants):
-            raise ConfigError("variants: one is there twice")
+            yield "variants: one is there twice"
         known = defaults("softmax", self.dataset).flat()
-        for name in [*self.switches, *self.settings]:
-            if name in RESERVED or name == "data.validation":
-                raise ConfigError(f"{name}: the study sets it")
-            if name not in known:
-                raise ConfigError(f"unknown setting {name[:100]!r}; {nearest(name, known)}")
-            if not self.switches.get(name, (None,)):
-                raise ConfigError(f"switches.{name}: no value to choose from")
+        for table, names in (("switches", self.switches), ("settings", self.settings)):
+            for name in names:
+                if name in RESERVED or name == "data.validation":
+                    yield f"{table}.{name}: the study sets it"
+                elif name not in known:
+                    yield f"{table}: unknown setting {name[:100]!r}; {nearest(name, known)}"
+
+    def _wrong_switches(self) -> Iterator[str]:
         if len(self.variants) * math.prod(map(len, self.switches.values())) > MOST_ARMS:
-            raise ConfigError(f"switches: more than {MOST_ARMS} arms; fewer values would do")
+            yield f"switches: more than {MOST_ARMS} arms; use fewer values instead"
+            return
+        for name, values in self.switches.items():
+            if not values:
+                yield f"switches.{name}: no value to choose from"
+            if repeated(name, values):
+                yield f"switches.{name}: a value is there twice in {list(values)}"
+
+    def _wrong_arms(self) -> list[str]:
+        """What is wrong with an arm; that of several arms is told of the first."""
+        found: dict[str, str] = {}
+        arms = Counter(arm.name for arm in self.arms())
+        for name, count in arms.items():
+            if count > 1:
+                found[name] = f"switches: {count} arms would be named {name}; use values that differ more instead"
         for arm in self.arms():
             try:
                 self.search_spec(arm)
-            except ErpeError as error:
-                raise ConfigError(f"{arm.name}: {error}") from None
-        return self
+            except ConfigError as error:
+                for said in error.args:
+                    found.setdefault(said, f"{arm.name}: {said}")
+        return list(found.values())
 
     def arms(self) -> list[Arm]:
         """What is compared, in the order of the table."""
@@ -227,28 +256,31 @@ def load_plan(path: str | Path, changes: Sequence[str] = ()) -> Plan:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     try:
-        table = {"name": path.stem.replace("_", "-")} | table
+        table = _by_dotted_names({"name": path.stem.replace("_", "-")} | table)
+        wanted: dict[str, Any] = {}
         for line in changes:
-            _merge(table, _read_line(line))
+            combine(wanted, _by_dotted_names(read_line(line, "search.trials=2")), "--set ")
+        _lay_over(table, wanted)
+        if against := contradictions({f"[{name}]": found for name, found in _tables_of(table).items()}):
+            raise ConfigError(*against)
         return Plan(**table)
     except ErpeError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _read_line(line: str) -> dict[str, Any]:
-    """A line of TOML; a bare word is text."""
-    key, sign, text = line.partition("=")
-    for value in (text, json.dumps(text.strip())):
-        with contextlib.suppress(ValueError, RecursionError):
-            if sign:
-                return tomllib.loads(f"{key} = {value}")
-    raise ConfigError(f"--set {line}: a line of the file would do, as search.trials=2")
+def _tables_of(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The tables whose keys are settings of a trial."""
+    return {name: table[name] for name in ("settings", "switches", "space") if isinstance(table.get(name), dict)}
 
 
-def _merge(table: dict[str, Any], changes: dict[str, Any]) -> None:
+def _by_dotted_names(table: dict[str, Any]) -> dict[str, Any]:
+    return table | {name: dotted(entries) for name, entries in _tables_of(table).items()}
+
+
+def _lay_over(table: dict[str, Any], changes: dict[str, Any]) -> None:
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(table.get(key), dict):
-            _merge(table[key], value)
+            _lay_over(table[key], value)
         else:
             table[key] = value
 
@@ -256,5 +288,10 @@ def _merge(table: dict[str, Any], changes: dict[str, Any]) -> None:
 def schema() -> str:
     """The JSON Schema of a study file, for editors."""
     found = Plan.model_json_schema()
+    for table in ("switches", "settings"):  # `train.lr = 1` is a table in a table
+        own = found["properties"][table]["additionalProperties"]
+        found["properties"][table]["additionalProperties"] = {
+            "anyOf": [own, {"type": "object", "additionalProperties": own}]
+        }
     found["required"] = [name for name in found["required"] if name != "name"]
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema"} | found, indent=2) + "\n"

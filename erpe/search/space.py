@@ -14,6 +14,7 @@ from typing import Any
 from erpe.config import TrialConfig, defaults, split_variant
 from erpe.errors import ConfigError, ErpeError, nearest
 from erpe.search.axes import MOST_VALUES, Axis, Choices, Floats, Ints, Space
+from erpe.search.entries import contradictions, dotted, typed
 
 # Sizes that fit together: every width is divisible by 4 x every number of heads, as rope asks.
 _BY_DATASET: dict[str, dict[str, Axis]] = {
@@ -96,9 +97,11 @@ def default_space(variant: str, dataset: str) -> Space:
     return Space(axes=_BY_DATASET[dataset] | _COMMON | own)
 
 
-def load_space(path: str | Path, variant: str, dataset: str) -> Space:
+def load_space(path: str | Path, variant: str, dataset: str, settings: dict[str, Any] | None = None) -> Space:
     """The default space with the entries of a TOML file's `[space]` table laid over it.
 
+    Args:
+        settings: what `--set` gives; it may not contradict the file.
     Raises:
         ConfigError: one line naming the file, the key and what is wrong with it.
     """
@@ -111,6 +114,9 @@ def load_space(path: str | Path, variant: str, dataset: str) -> Space:
         stray = ", ".join(sorted(set(table) - {"space"})) or "nothing"
         raise ConfigError(f"{path}: a space file has one table, [space]; found {stray}")
     try:
+        entries = dotted(entries)
+        if against := contradictions({"--set": settings or {}, "[space]": entries}):
+            raise ConfigError(*against)
         space = lay_over(entries, variant, dataset)
         check_together(space, defaults(variant, dataset))
     except ErpeError as error:
@@ -137,9 +143,9 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 def lay_over(entries: dict[str, Any], variant: str, dataset: str) -> Space:
     """The default space with other ranges for some settings.
 
-        "train.lr" = {low = 1e-4, high = 1e-2, log = true}     # a range
-        "model.patch" = [2, 4]                                  # a choice
-        "model.depth" = 4                                       # fixed
+        train.lr = {low = 1e-4, high = 1e-2, log = true}        # a range
+        model.patch = [2, 4]                                    # a choice
+        "model.depth" = 4                                       # fixed; with quotes or without
 
     A knob that only other variants have is skipped, so that one set of entries serves all twelve.
 
@@ -151,14 +157,18 @@ def lay_over(entries: dict[str, Any], variant: str, dataset: str) -> Space:
     elsewhere = {name for other in ("favor", "relu_rope") for name in knobs(other, dataset)} - set(
         knobs(variant, dataset)
     )
-    for name, entry in entries.items():
+    mistakes = []
+    for name, entry in dotted(entries).items():
         try:
             axis = read_axis(name, entry, base)
             check_axis(name, axis, base)
-        except ErpeError as error:
-            raise ConfigError(f'space."{name[:100]}": {error}') from None
-        if name not in elsewhere:
-            axes[name] = axis
+        except ConfigError as error:
+            mistakes += [f'space."{name[:100]}": {said}' for said in error.args]
+        else:
+            if name not in elsewhere:
+                axes[name] = axis
+    if mistakes:
+        raise ConfigError(*mistakes)
     return Space(axes=axes)
 
 
@@ -173,7 +183,8 @@ def read_axis(name: str, entry: Any, base: TrialConfig) -> Axis:
     if name not in base.flat():
         raise ConfigError(f"unknown setting; {nearest(name, base.flat())}")
     if not isinstance(entry, dict):
-        axis: Axis = Choices(values=tuple(entry) if isinstance(entry, list) else (entry,))
+        values = entry if isinstance(entry, list) else [entry]
+        axis: Axis = Choices(values=tuple(typed(name, value) for value in values))
     elif takes_whole_numbers(name, base):
         axis = Ints(**entry)
     else:

@@ -17,7 +17,8 @@ from pydantic import NonNegativeInt
 from erpe.config import Config, TrialConfig, defaults, flatten
 from erpe.errors import ConfigError
 from erpe.search.axes import Space
-from erpe.search.space import check_together, default_space
+from erpe.search.entries import dotted, typed
+from erpe.search.space import RESERVED, check_together, default_space
 
 CONTRACT = 1
 """Version of what a trial means; raised when the same configuration would give another result."""
@@ -116,10 +117,20 @@ def define(
         settings: dotted names that every trial has, `{"train.ema": 0.99}`; they leave the space.
         epochs: of a trial; none: the data set's default.
     Raises:
-        ConfigError: an unknown name, a value that does not fit, or a space that could draw a configuration
-            that does not fit.
+        ConfigError: an unknown name, a value that does not fit or contradicts an argument, or a space that could
+            draw a configuration that does not fit.
     """
-    given = dict(settings or {}) | ({} if epochs is None else {"train.epochs": epochs})
+    own = {"model.variant": variant, "data.dataset": dataset, "seed": seed}
+    own |= {} if epochs is None else {"train.epochs": epochs}
+    given = dotted(settings or {})
+    against = [
+        f"{name}: {given[name]} given, and {own[name]} by {RESERVED[name]}; use {RESERVED[name]} alone"
+        for name in own
+        if name in given and typed(name, given[name]) != own[name]
+    ]
+    if against:
+        raise ConfigError(*against)
+    given |= own
     base = defaults(variant, dataset).replace(given | {"seed": 0})
     if base.data.validation == 0:
         raise ConfigError(f"data.validation: 0 given; a search needs {METRIC}, so above 0 would do")

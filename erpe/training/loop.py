@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from erpe.config import TrainConfig, TrialConfig
-from erpe.errors import ConfigError, TrialError
+from erpe.errors import ConfigError, TrialError, either
 from erpe.model import ViT
 from erpe.training.augment import augmentation, mixing
 from erpe.training.data import Images, batches, normalise
@@ -26,6 +26,10 @@ CHECK_EVERY = 50
 
 OnStep = Callable[[int, int], None]
 """Called with the steps done and all steps of the epoch."""
+
+
+DEVICES = ("cpu", "cuda", "mps")
+"""Kinds of devices; a number may follow, as in cuda:1."""
 
 
 def derive(*parts: int | str) -> int:
@@ -41,12 +45,14 @@ def pick_device(wanted: str = "auto") -> torch.device:
     """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if wanted.partition(":")[0] not in DEVICES:
+        raise ConfigError(f"device: {wanted[:100]!r} given; use {either(['auto', *DEVICES])} instead")
     try:
         device = torch.device(wanted)
         torch.zeros(1, dtype=torch.float32, device=device).item()  # torch knows devices that hold no values
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = shorten(str(error), 120, placeholder=" ...")
-        raise ConfigError(f"device {wanted!r}: not to be had here ({reason}); cpu would do") from None
+        raise ConfigError(f"device {wanted!r}: this machine has none ({reason}); use cpu instead") from None
     return device
 
 

@@ -1,0 +1,72 @@
+"""What pydantic found wrong, in plain words: where, what was given, what to use instead."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+from erpe.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 200
+_BRIEF.maxlist = _BRIEF.maxdict = _BRIEF.maxtuple = 20
+
+_WORDS = {
+    "bool": "true or false", "int": "a whole number", "float": "a number", "finite": "a finite number",
+    "string": "text", "tuple": "a list", "list": "a list", "dict": "a table", "model": "a table",
+}  # fmt: skip
+"""First word of pydantic's type of an error -> what to use instead."""
+
+
+def explain(error: ValidationError, owner: type[BaseModel]) -> list[str]:
+    """A line for each mistake, unknown keys first: another one often follows from such a key."""
+    found = sorted(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
+    return [line for each in found for line in _lines(each, owner)]
+
+
+def _lines(found: ErrorDetails, owner: type[BaseModel]) -> Iterator[str]:
+    place = ".".join(str(part)[:100] for part in found["loc"])
+    if found["type"] == "extra_forbidden":
+        *above, key = found["loc"]
+        yield f"{place[:100]}: unknown key; {nearest(str(key), _settings_at(owner, above))}"
+    elif found["type"] == "missing":
+        yield f"{place}: a value is needed"
+    elif found["type"] == "value_error":
+        reason = found["ctx"]["error"]
+        for said in reason.args if isinstance(reason, ConfigError) else [str(reason)]:
+            yield _placed(str(said), place, _settings_at(owner, found["loc"]))
+    else:
+        yield f"{place}: {_BRIEF.repr(found['input'])} given; use {_instead(found)} instead"
+
+
+def _placed(said: str, place: str, settings: Sequence[str]) -> str:
+    inner = re.match(r"\w+(?=[:.])", said)  # a configuration inside this one names its own setting
+    if inner and settings and (inner[0] in settings or said.startswith(f"{inner[0]}: unknown key")):
+        return f"{place}.{said}" if place else said
+    return f"{place}: {said}" if place else said
+
+
+def _instead(found: ErrorDetails) -> str:
+    if found["type"] == "literal_error":
+        return str(found["ctx"]["expected"])
+    if found["type"].startswith(("greater", "less")):
+        return f"a number {found['msg'].removeprefix('Input should be ')}"
+    kind = found["type"].partition("_")[0]
+    return _WORDS.get(kind) or found["msg"][:1].lower() + found["msg"][1:]
+
+
+def _settings_at(owner: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """Names of the settings of the configuration that lies there; nothing if it is none."""
+    kind: Any = owner
+    for step in place:
+        if not isinstance(kind, type) or not issubclass(kind, BaseModel) or str(step) not in kind.model_fields:
+            return []
+        kind = kind.model_fields[str(step)].annotation
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
