@@ -7,6 +7,7 @@ got everything yet; 130 interrupted, to be continued by the same command.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,7 +65,7 @@ def sync(
     """Bring MLflow up to date: what waits, and what it has lost. A store filled elsewhere is taken over first."""
     from erpe.mend import mend
 
-    if source and "/" in source and not Path(source).is_dir():
+    if source and "/" in source and not os.path.isdir(source):
         raise ConfigError(f"{source}: no such folder; one that `erpe study run --store` filled would do")
     if source and is_foreign(source, store):
         opened, studies = take_over(Path(source), store)
@@ -76,7 +77,7 @@ def sync(
 
 def is_foreign(source: str, store: Path) -> bool:
     """Whether it is a folder, and not one that happens to be named as a study."""
-    return Path(source).is_dir() and (
+    return os.path.isdir(source) and (
         Path(source, "erpe.json").exists() or not (store / f"spool/{source}.jsonl").exists()
     )
 
