@@ -242,13 +242,39 @@ def study_run(
 
 
 @study_app.command("show")
-def study_show(file: StudyFile, budget: BudgetOption = None, settings: Changes = None, as_json: AsJson = False) -> None:
-    """Print the resolved file: every default, every arm and its cost. What it prints is a study file again."""
+def study_show(
+    file: StudyFile,
+    budget: BudgetOption = None,
+    settings: Changes = None,
+    sd: Annotated[
+        float, typer.Option("--sd", help="Of paired differences, in points, to say what can be found.")
+    ] = 0.7,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Train each arm for seconds, to say how long it takes.")
+    ] = False,
+    concurrency: Concurrency = None,
+    cpus_per_trial: CpusPerTrial = 1,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Print the resolved file: every default, every arm, its cost, and what the seeds can find.
+
+    What it prints is a study file again; with --probe it tells how long the study takes here.
+    """
     from erpe.search.plan import load_plan
-    from erpe.show import plan_rows, plan_table
+    from erpe.show_plan import plan_notes, plan_rows, plan_table, time_notes
 
     plan = load_plan(file, changes_of(settings, budget))
-    print(json.dumps(plan.resolved().model_dump(mode="json"))) if as_json else plan_table(plan, plan_rows(plan))
+    if as_json:
+        print(json.dumps(plan.resolved().model_dump(mode="json")))
+        return
+    rows = plan_rows(plan)
+    notes = plan_notes(plan, rows, sd)
+    if probe:
+        from erpe.bench.probe import probe as measure
+
+        notes += time_notes(measure(plan, device=device, threads=cpus_per_trial, concurrency=concurrency))
+    plan_table(plan, rows, notes)
 
 
 @study_app.command("status")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -18,7 +17,6 @@ from rich.table import Table
 from rich.text import Text
 
 from erpe.config import VARIANTS, defaults, split_variant
-from erpe.search.plan import Plan
 from erpe.search.progress import Moment
 from erpe.search.records import StudyRecord
 from erpe.search.study import StudySpec
@@ -357,51 +355,3 @@ def print_tables(tables: list[Table], otherwise: str) -> None:
         console.print(table)
     if not tables:
         print(otherwise)
-
-
-def plan_rows(plan: Plan) -> list[dict[str, Any]]:
-    """Each arm of a study with its size and cost at a typical configuration of its space."""
-    from erpe.model.vit import parameter_count
-    from erpe.search.axes import typical
-    from erpe.training.objective import cost
-
-    rows = []
-    for arm in plan.arms():
-        spec = plan.search_spec(arm)
-        config = typical(spec.space, spec.base)
-        params = parameter_count(config.model)
-        rows.append({"arm": arm.name, "epochs": spec.epochs, "axes": len(spec.space.axes), "params": params})
-        rows[-1] |= cost(config)
-    return rows
-
-
-def toml_lines(table: dict[str, Any], place: tuple[str, ...] = ()) -> list[str]:
-    """A table as TOML: values first, then the tables in it; a leaf table is a line."""
-    names = {key: key if key.isidentifier() else json.dumps(key) for key in table}
-    inner = {key: value for key, value in table.items() if isinstance(value, dict) and not place and value}
-    lines = [f"{names[key]} = {_toml(value)}" for key, value in table.items() if key not in inner]
-    for key, value in inner.items():
-        lines += ["", f"[{names[key]}]", *toml_lines(value, (*place, key))]
-    return lines
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + "}"
-    return json.dumps(value)
-
-
-def plan_table(plan: Plan, rows: list[dict[str, Any]]) -> None:
-    """The resolved file, setting by setting, and as comments the arms it makes: what is printed is a study file."""
-    for each in toml_lines(plan.resolved().model_dump(mode="json", exclude_none=True)):
-        print(each)
-    width = max(len(row["arm"]) for row in rows)
-    print(f"\n# {len(rows)} arms; size and cost of a typical model of each")
-    print(f"# {'arm':{width}}  epochs  axes  parameters  MFLOPs a step")
-    for row in rows:
-        flops = row["flops/train_step"] / 1e6
-        print(f"# {row['arm']:{width}}  {row['epochs']:6}  {row['axes']:4}  {row['params']:10,}  {flops:13,.2f}")
-    epochs = sum(row["epochs"] for row in rows)
-    confirm = plan.confirm.epochs
-    confirmed = plan.confirm.seeds * (confirm * len(rows) if confirm else epochs)
-    print(f"# at most {plan.search.trials * epochs:,} epochs of search and {confirmed:,} of confirmation")

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from erpe.bench.probe import probe
 from erpe.config import NINE, VARIANTS, defaults
 from erpe.errors import ConfigError
 from erpe.model.flops import train_step_flops
+from erpe.report.power import detectable_difference
 from erpe.search.plan import load_plan, schema
-from erpe.show import plan_table
+from erpe.show_plan import families, plan_notes, plan_rows, plan_table, time_notes
 
 STUDIES = Path(__file__).parent.parent / "studies"
 FILES = sorted(path for path in STUDIES.glob("*.toml") if path.name != "space.toml")
@@ -108,8 +110,9 @@ def test_equal_flops_are_those_of_models_the_study_may_draw(plan_of):
 @pytest.mark.parametrize("budget", ["trials", "flops"])
 def test_what_show_prints_is_a_file_of_the_same_study_with_every_default(path, budget, tmp_path, capsys):
     plan = load_plan(path, [f"search.budget={budget}"])
-    some = {"epochs": 1, "axes": 1, "params": 1, "flops/train_step": 1}
-    plan_table(plan, [{"arm": arm.name} | some for arm in plan.arms()])
+    some = {"epochs": 1, "confirm": 1, "axes": 1, "params": 1, "flops/train_step": 1, "own": ["model.rope"]}
+    rows = [{"arm": arm.name} | some for arm in plan.arms()]
+    plan_table(plan, rows, plan_notes(plan, rows, 0.7))
     printed = tmp_path / "printed.toml"
     printed.write_text(capsys.readouterr().out)
     again = load_plan(printed)
@@ -217,3 +220,47 @@ def test_what_is_written_twice_alike_is_no_contradiction(plan_of):
 
 def test_a_file_without_a_seed_has_seed_0(plan_of):
     assert plan_of(SMALL.replace("seed = 3\n", "")) == plan_of(SMALL, "seed=0")
+
+
+def test_show_says_what_each_arm_searches_alone_how_much_is_run_and_what_can_be_found(plan_of):
+    plan = plan_of(
+        SMALL, 'variants="nine"', "search.trials=6", "search.epochs=4", "confirm.seeds=10", "confirm.epochs=5"
+    )
+    rows = plan_rows(plan)
+    told = "\n".join(plan_notes(plan, rows, 0.7))
+    assert "the first 3 of 6 are the same draws for every arm; sampler tpe; pruner none (fewer than 16" in told
+    assert "9 arms x (6 trials + 10 seeds) = 144 runs" in told
+    assert "at most 216 epochs of search and 450 of confirmation" in told
+    assert "favor: model.features, model.normalize_qk\n" in told and "\n  softmax: " not in told
+    own = {row["arm"]: set(row["own"]) for row in rows}
+    for arm in plan.arms():
+        axes = {name for name, axis in plan.search_spec(arm).space.axes.items() if len(axis.probes()) > 1}
+        shared = {name for name, axis in plan.search_spec(plan.arms()[0]).space.axes.items() if len(axis.probes()) > 1}
+        assert axes - shared == own[arm.name], arm.name
+    assert families(plan) == {
+        "gaps, linear attention against softmax": 2, "encodings against none": 6, "encodings against softmax": 6,
+    }  # fmt: skip
+    assert f"encodings against none: {detectable_difference(10, 0.7, 6):.2f} points (first of 6 tests, Holm)" in told
+    with pytest.raises(ConfigError, match="standard deviation: 0 given"):
+        plan_notes(plan, rows, 0)
+
+
+def test_a_pruner_that_is_named_is_used_and_that_trials_are_few_is_said(plan_of):
+    plan = plan_of(SMALL, "search.trials=6", "search.pruner=median", "search.sampler=random")
+    told = plan_notes(plan, plan_rows(plan), 0.7)[0]
+    assert "all 6 are the same draws" in told and "pruner median (fewer than 16 trials compare too few)" in told
+    none = plan_of(SMALL, "search.trials=6", "search.pruner=none")
+    assert plan_notes(none, plan_rows(none), 0.7)[0].endswith("pruner none")
+
+
+def test_the_probe_measures_every_arm_and_counts_every_image(plan_of):
+    changes = ["search.trials=3", "search.epochs=2", "confirm.seeds=4", "confirm.epochs=5", 'space."model.width"=32']
+    plan = plan_of(SMALL, *changes, 'space."data.validation"=0.2')
+    found = probe(plan, concurrency=2, seconds=0)
+    assert set(found.images_per_second) == {arm.name for arm in plan.arms()} and found.threads == 1
+    held_out = 1437 * 0.2
+    images = 3 * 2 * (1437 - held_out + held_out / 3) + 4 * (5 * 1437 + 360 / 3)
+    assert found.total_seconds == pytest.approx(sum(images / speed for speed in found.images_per_second.values()) / 2)
+    assert "2 trials at a time, threads of each: 1" in time_notes(found)[0]
+    with pytest.raises(ConfigError, match="threads: 0 given"):
+        probe(plan, threads=0)

@@ -1,0 +1,145 @@
+"""A study before it runs: its file with every default, its arms, what it costs and what it can find."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from erpe.search.plan import Plan
+from erpe.show import clock
+
+if TYPE_CHECKING:
+    from erpe.bench.probe import Probe
+
+
+def plan_rows(plan: Plan) -> list[dict[str, Any]]:
+    """Each arm of a study with its size and cost at a typical configuration of its space."""
+    from erpe.model.vit import parameter_count
+    from erpe.search.axes import typical
+    from erpe.search.space import own_axes
+    from erpe.training.objective import cost
+
+    rows = []
+    for arm in plan.arms():
+        spec = plan.search_spec(arm)
+        config = typical(spec.space, spec.base)
+        params = parameter_count(config.model)
+        varied = sum(len(axis.probes()) > 1 for axis in spec.space.axes.values())
+        rows.append({"arm": arm.name, "epochs": spec.epochs, "axes": varied, "params": params})
+        rows[-1] |= {"own": own_axes(arm.variant, spec.space), "confirm": plan.confirm_spec(arm, config).epochs}
+        rows[-1] |= cost(config)
+    return rows
+
+
+def toml_lines(table: dict[str, Any], place: tuple[str, ...] = ()) -> list[str]:
+    """A table as TOML: values first, then the tables in it; a leaf table is a line."""
+    names = {key: key if key.isidentifier() else json.dumps(key) for key in table}
+    inner = {key: value for key, value in table.items() if isinstance(value, dict) and not place and value}
+    lines = [f"{names[key]} = {_toml(value)}" for key, value in table.items() if key not in inner]
+    for key, value in inner.items():
+        lines += ["", f"[{names[key]}]", *toml_lines(value, (*place, key))]
+    return lines
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + "}"
+    return json.dumps(value)
+
+
+def plan_table(plan: Plan, rows: list[dict[str, Any]], notes: list[str]) -> None:
+    """The resolved file, setting by setting, and as comments the arms it makes: what is printed is a study file."""
+    for each in toml_lines(plan.resolved().model_dump(mode="json", exclude_none=True)):
+        print(each)
+    width = max(len(row["arm"]) for row in rows)
+    print(f"\n# {len(rows)} arms; size and cost of a typical model of each")
+    print(f"# {'arm':{width}}  epochs  axes  parameters  MFLOPs a step")
+    for row in rows:
+        flops = row["flops/train_step"] / 1e6
+        print(f"# {row['arm']:{width}}  {row['epochs']:6}  {row['axes']:4}  {row['params']:10,}  {flops:13,.2f}")
+    for note in notes:
+        print(f"# {note}")
+
+
+def plan_notes(plan: Plan, rows: list[dict[str, Any]], points: float) -> list[str]:
+    """What a study searches, how much it runs, and what it can find; a line each.
+
+    Args:
+        rows: of `plan_rows`.
+        points: standard deviation of paired differences, in points of accuracy.
+    Raises:
+        ConfigError: a standard deviation that makes no sense.
+    """
+    return [*_searched(plan, rows), *_amount(plan, rows), *_found(plan, points)]
+
+
+def _searched(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
+    from erpe.search.samplers import FEWEST_FOR_PRUNING, chosen_pruner, startup_trials
+
+    arm, trials = plan.arms()[0], plan.search.trials
+    spec = plan.search_spec(arm)
+    startup, pruner = startup_trials(spec, trials), chosen_pruner(spec, trials)
+    few = trials < FEWEST_FOR_PRUNING and (pruner != "none" or spec.pruner == "auto")
+    why = f" (fewer than {FEWEST_FOR_PRUNING} trials compare too few)" if few else ""
+    common = f"the first {startup} of {trials}" if startup else f"all {trials}"
+    lines = [f"trials: {common} are the same draws for every arm; sampler {spec.sampler}; pruner {pruner}{why}"]
+    own = [f"{row['arm']}: {', '.join(row['own'])}" for row in rows if row["own"]]
+    return [*lines, *(["axes that only some arms search:", *(f"  {each}" for each in own)] if own else [])]
+
+
+def _amount(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
+    trials, seeds = plan.search.trials, plan.confirm.seeds
+    searched = trials * sum(row["epochs"] for row in rows)
+    confirmed = seeds * sum(row["confirm"] for row in rows)
+    return [
+        f"{len(rows)} arms x ({trials} trials + {seeds} seeds) = {len(rows) * (trials + seeds):,} runs",
+        f"at most {searched:,} epochs of search and {confirmed:,} of confirmation",
+    ]
+
+
+def _found(plan: Plan, points: float) -> list[str]:
+    """The difference that the seeds find, for each family of tests."""
+    from erpe.report.power import detectable_difference
+
+    head = f"found with 80 % power from {plan.confirm.seeds} seeds, if paired differences have sd {points:g} points:"
+    lines = []
+    for family, tests in families(plan).items():
+        found = detectable_difference(plan.confirm.seeds, points, tests)
+        told = "nothing" if math.isinf(found) else f"{found:.2f} points"
+        lines.append(f"  {family}: {told} ({'one test' if tests == 1 else f'first of {tests} tests, Holm'})")
+    return [head, *lines] if lines else []
+
+
+def families(plan: Plan) -> dict[str, int]:
+    """Family of tests -> how many it has: the gaps, encodings against none, and encodings against softmax."""
+    import pandas as pd
+
+    from erpe.config import split_variant
+    from erpe.report.pairing import pairs
+
+    arms = pd.DataFrame(
+        [(plan.name, plan.dataset, arm.name, arm.variant, *split_variant(arm.variant), True) for arm in plan.arms()],
+        columns=["study", "dataset", "arm", "variant", "attention", "encoding", "finished"],
+    )
+    encoding = dict(zip(arms["arm"], arms["encoding"], strict=True))
+    found = {"gaps, linear attention against softmax": 0, "encodings against none": 0, "encodings against softmax": 0}
+    for arm, kind in pairs(arms)[["arm", "kind"]].itertuples(index=False, name=None):
+        if kind == "baseline":
+            found["encodings against none"] += 1
+        elif kind != "switch":
+            gap = encoding[arm] == "none"
+            found["gaps, linear attention against softmax" if gap else "encodings against softmax"] += 1
+    return {family: tests for family, tests in found.items() if tests}
+
+
+def time_notes(probed: Probe) -> list[str]:
+    """How long a study takes on this machine."""
+    speeds = probed.images_per_second
+    slow, fast = min(speeds, key=speeds.__getitem__), max(speeds, key=speeds.__getitem__)
+    return [
+        f"about {clock(probed.total_seconds)} on {probed.machine['device']}: {probed.concurrency} trials at a time, "
+        f"threads of each: {probed.threads}",
+        f"  measured one trial at a time, {speeds[slow]:,.0f} ({slow}) to {speeds[fast]:,.0f} ({fast}) images/s; "
+        "nothing pruned",
+    ]
