@@ -145,19 +145,23 @@ class Config(BaseModel):
             ConfigError: an unknown name, or a value that does not fit.
         """
         tree, known = self.tree(), self.flat()
-        unknown = []
+        mistakes = []
         for name, value in values.items():
             *path, leaf = name.split(".")
             branch: Any = tree
             for key in path:
                 branch = branch.get(key) if isinstance(branch, dict) else None
             if not isinstance(branch, dict) or leaf not in branch:
-                unknown.append(f"unknown setting {name[:100]!r}; {nearest(name, known)}")
+                mistakes.append(f"unknown setting {name[:100]!r}; {nearest(name, known)}")
             else:
                 branch[leaf] = value
-        if unknown:
-            raise ConfigError(*unknown)
-        return type(self)(**tree)
+        try:
+            changed = type(self)(**tree)
+        except ConfigError as error:
+            mistakes += error.args
+        if mistakes:
+            raise ConfigError(*mistakes)
+        return changed
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -136,6 +136,8 @@ def test_a_given_setting_leaves_the_space():
         ({"epochs": 1, "settings": {"train.epochs": 3}}, "train.epochs: 3 given, and 1 by --epochs; use --epochs"),
         ({"settings": {"train.lr": 1, "train": {"lr": 2}}}, "train.lr: 1 and 2 given; use one of them"),
         ({"settings": {"train.lrr": 1, "model.dept": 2}}, "train.lr?; also unknown setting 'model.dept'; did you"),
+        ({"settings": {"train.lrr": 1, "train.lr": "a", "model.dropout": 2}}, "train.lr?; also model.dropout: 2 given"),
+        ({"settings": {"train.lrr": 1, "train.lr": "a"}}, "train.lr?; also train.lr: 'a' given; use a number instead"),
         ({"epochs": 0}, "greater than 0"),
         ({"sampler": "grid"}, "'tpe', 'gp', 'cmaes' or 'random'"),
         ({"seed": -1}, "seed"),

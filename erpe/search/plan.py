@@ -8,9 +8,7 @@ for arm in plan.arms():
 from __future__ import annotations
 
 import json
-import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -18,14 +16,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field, NonNegativeInt, WithJsonSchema, field_validator, model_validator
 
 from erpe.config import NINE, VARIANTS, Config, Dataset, Size, Variant, defaults
-from erpe.errors import ConfigError, ErpeError, nearest
+from erpe.errors import ConfigError, ErpeError
 from erpe.search.axes import Axis, Choices, Scalar, typical
-from erpe.search.entries import combine, contradictions, dotted, read_line, repeated
-from erpe.search.space import RESERVED, knobs, lay_over, read_toml
-from erpe.search.study import Pruner, Sampler, StudySpec, check_name, confirmation, confirmed_epochs, define
+from erpe.search.entries import combine, contradictions, dotted, read_line
+from erpe.search.plan_checks import mistakes_of
+from erpe.search.space import knobs, lay_over, read_toml
+from erpe.search.study import Pruner, Sampler, StudySpec, confirmation, confirmed_epochs, define
 
 Count = Annotated[int, Field(gt=0, lt=2**31)]
-MOST_ARMS = 1000
 
 
 _NAMED = {"nine": NINE, "twelve": VARIANTS}
@@ -107,52 +105,9 @@ class Plan(Config):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Plan:
-        mistakes = [*self._wrong_names(), *self._wrong_switches()] or self._wrong_arms()
-        if mistakes:
+        if mistakes := mistakes_of(self):
             raise ConfigError(*mistakes)
         return self
-
-    def _wrong_names(self) -> Iterator[str]:
-        try:
-            check_name(self.name)
-        except ConfigError as error:
-            yield str(error)
-        if not self.variants:
-            yield "variants: none given; use nine, twelve or a list instead"
-        if len(set(self.variants)) < len(self.variants):
-            yield "variants: one is there twice"
-        known = defaults("softmax", self.dataset).flat()
-        for table, names in (("switches", self.switches), ("settings", self.settings)):
-            for name in names:
-                if name in RESERVED or name == "data.validation":
-                    yield f"{table}.{name}: the study sets it"
-                elif name not in known:
-                    yield f"{table}: unknown setting {name[:100]!r}; {nearest(name, known)}"
-
-    def _wrong_switches(self) -> Iterator[str]:
-        if len(self.variants) * math.prod(map(len, self.switches.values())) > MOST_ARMS:
-            yield f"switches: more than {MOST_ARMS} arms; use fewer values instead"
-            return
-        for name, values in self.switches.items():
-            if not values:
-                yield f"switches.{name}: no value to choose from"
-            if repeated(name, values):
-                yield f"switches.{name}: a value is there twice in {list(values)}"
-
-    def _wrong_arms(self) -> list[str]:
-        """What is wrong with an arm; that of several arms is told of the first."""
-        found: dict[str, str] = {}
-        arms = Counter(arm.name for arm in self.arms())
-        for name, count in arms.items():
-            if count > 1:
-                found[name] = f"switches: {count} arms would be named {name}; use values that differ more instead"
-        for arm in self.arms():
-            try:
-                self.search_spec(arm)
-            except ConfigError as error:
-                for said in error.args:
-                    found.setdefault(said, f"{arm.name}: {said}")
-        return list(found.values())
 
     def arms(self) -> list[Arm]:
         """What is compared, in the order of the table."""
@@ -208,8 +163,7 @@ class Plan(Config):
 
     def resolved(self) -> Plan:
         """The same study with every default written out."""
-        arms = self.arms()
-        axes = {name: axis for arm in arms for name, axis in self.search_spec(arm).space.axes.items()}
+        axes = {name: axis for arm in self.arms() for name, axis in self.search_spec(arm).space.axes.items()}
         written = {name: _written(axis) for name, axis in sorted(axes.items())}
         epochs = {"epochs": self._usual_epochs}
         search = self.search.model_copy(update=epochs)
