@@ -184,10 +184,18 @@ BudgetOption = Annotated[
 
 
 def changes_of(settings: list[str] | None, budget: str | None) -> list[str]:
-    """Lines of the study file that the command line changes."""
+    """Lines of the study file that the command line changes.
+
+    Raises:
+        ConfigError: two of them contradict each other.
+    """
+    from erpe.search.plan import check_agreement
+
     if budget:
         one_of("budget", budget, ("trials", "epochs", "flops"))
-    return [*(settings or []), *([f"search.budget={budget}"] if budget else [])]
+    changes = [*(settings or []), *([f"search.budget={budget}"] if budget else [])]
+    check_agreement(changes)
+    return changes
 
 
 @study_app.command("run")

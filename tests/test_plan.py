@@ -12,7 +12,7 @@ from erpe.config import NINE, VARIANTS, defaults
 from erpe.errors import ConfigError
 from erpe.model.flops import train_step_flops
 from erpe.report.power import detectable_difference
-from erpe.search.plan import load_plan, schema
+from erpe.search.plan import check_agreement, load_plan, schema
 from erpe.show_plan import families, plan_notes, plan_rows, plan_table, time_notes
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -171,9 +171,6 @@ def test_a_confirmation_trains_the_best_configuration_on_everything_with_seeds_o
         (SMALL, ["settings.model.bool=1"], "settings: unknown setting 'model.bool'"),
         (SMALL, ["settings.model.patch=[2]"], "settings.model.patch: [2] given; use a finite number, text, true or"),
         (SMALL, ["switches.model.patch=2"], "switches.model.patch: 2 given; use a list instead"),
-        (SMALL, ["search.trials=2", "search.trials=3"], "--set search.trials: 2 and 3 given; use one of them"),
-        (SMALL, ["search=1", "search.trials=3"], "--set search: 1 and"),
-        (SMALL, ["settings.train.lr=1", 'settings."train.lr"=2'], "--set settings.train.lr: 1 and 2 given"),
         (SMALL, ["settings.train.lr=1", "space.train.lr=2"], "train.lr: [settings] has 1 and [space] has 2; use one"),
         (SMALL, ["settings.model.patch=2", "switches.model.patch=[2, 4]"], "[settings] has 2 and [switches] has [2"),
         (SMALL, ["space.model.patch=2", "switches.model.patch=[2, 4]"], "[switches] has [2, 4] and [space] has 2"),
@@ -264,3 +261,19 @@ def test_the_probe_measures_every_arm_and_counts_every_image(plan_of):
     assert "2 trials at a time, threads of each: 1" in time_notes(found)[0]
     with pytest.raises(ConfigError, match="threads: 0 given"):
         probe(plan, threads=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["search.trials=2", "search.trials=3"], "--set search.trials: 2 and 3 given; use one of them"),
+        (["search=1", "search.trials=3"], "--set search: 1 and"),
+        (["settings.train.lr=1", 'settings."train.lr"=2'], "--set settings.train.lr: 1 and 2 given"),
+        (["space={train={lr=1}}", "space.train.lr={low=1, high=2}"], "--set space.train.lr: 1 and"),
+    ],
+)
+def test_lines_of_a_command_that_contradict_each_other_are_refused(changes, said):
+    check_agreement([changes[0], changes[0], "seed=1"])
+    with pytest.raises(ConfigError) as error:
+        check_agreement(changes)
+    assert said in str(error.value)

@@ -199,7 +199,7 @@ def _written(axis: Axis) -> Any:
 
 
 def load_plan(path: str | Path, changes: Sequence[str] = ()) -> Plan:
-    """A study file, with some lines changed: `["search.trials=2", 'space."model.patch"=7']`.
+    """A study file, with some lines changed, in this order: `["search.trials=2", "space.model.patch=7"]`.
 
     Raises:
         ConfigError: one line naming the file, the key, and what is wrong with it.
@@ -211,15 +211,28 @@ def load_plan(path: str | Path, changes: Sequence[str] = ()) -> Plan:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     try:
         table = _by_dotted_names({"name": path.stem.replace("_", "-")} | table)
-        wanted: dict[str, Any] = {}
         for line in changes:
-            combine(wanted, _by_dotted_names(read_line(line, "search.trials=2")), "--set ")
-        _lay_over(table, wanted)
+            _lay_over(table, _read_change(line))
         if against := contradictions({f"[{name}]": found for name, found in _tables_of(table).items()}):
             raise ConfigError(*against)
         return Plan(**table)
     except ErpeError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def check_agreement(changes: Sequence[str]) -> None:
+    """Refuse lines of which one undoes another.
+
+    Raises:
+        ConfigError: they give a key two values.
+    """
+    wanted: dict[str, Any] = {}
+    for line in changes:
+        combine(wanted, _read_change(line), "--set ")
+
+
+def _read_change(line: str) -> dict[str, Any]:
+    return _by_dotted_names(read_line(line, "search.trials=2"))
 
 
 def _tables_of(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
