@@ -318,11 +318,13 @@ class DataConfig(Config):
     train_limit: PositiveInt | None = None
     """Train on this many images only, stratified; none: on all."""
     augment: Literal["none", "standard", "rand", "trivial"] = "standard"
-    """Standard: shifts (and flips for CIFAR-10); rand and trivial: torchvision's policies on top."""
+    """Standard: shifts (and flips for CIFAR-10); rand and trivial: RandAugment and TrivialAugment (wide) on top."""
     mixup: NonNegativeFloat = 0.0
     """Alpha of mixup; 0 is off."""
     cutmix: NonNegativeFloat = 0.0
     """Alpha of cutmix; 0 is off."""
+    erase: Annotated[float, Field(ge=0, le=1)] = Field(0.0, exclude_if=lambda erase: not erase)  # as `rank`
+    """Probability that a rectangle of an image is painted over, with the mean colour of the data set; 0 is off."""
 
     @model_validator(mode="after")
     def _every_class_in_every_part(self) -> Self:

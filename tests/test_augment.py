@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from scipy.stats import ks_2samp
 
 from erpe.config import DATASETS, DataConfig
-from erpe.training.augment import SHIFT, augmentation, flip, mixing, shift
-from erpe.training.data import load_training
+from erpe.training.augment import SHIFT, augmentation, erase, flip, mixing, shift
+from erpe.training.data import load_training, normalise
+from erpe.training.vision import torchvision
 
 each_dataset = pytest.mark.parametrize("dataset", DATASETS)
 each_policy = pytest.mark.parametrize("augment", ["standard", "rand", "trivial"])
@@ -20,7 +22,6 @@ def pictures(dataset="digits", count=64):
 
 
 def vary(pixels, seed=0, **settings):
-    torch.manual_seed(seed)
     return augmentation(DataConfig(**settings))(pixels, torch.Generator().manual_seed(seed))
 
 
@@ -64,10 +65,27 @@ def test_the_seed_decides_the_variations(dataset, augment):
     assert not torch.equal(first, other)
 
 
-def test_shifts_and_flips_leave_the_global_generator_alone():
+@each_policy
+def test_the_global_generator_is_left_alone(augment):
     before = torch.get_rng_state()
-    augmentation(DataConfig(dataset="cifar10"))(pictures("cifar10"), torch.Generator().manual_seed(0))
+    vary(pictures("cifar10"), dataset="cifar10", augment=augment, erase=0.5)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@each_policy
+@each_dataset
+def test_no_value_is_asked_of_the_device(dataset, augment):
+    nowhere = pictures(dataset).to("meta")  # a device without values: whoever waits for one fails
+    varied = vary(nowhere, dataset=dataset, augment=augment, erase=0.5)
+    assert varied.shape == nowhere.shape and varied.dtype == torch.uint8 and varied.device == nowhere.device
+
+
+@each_dataset
+def test_the_last_batch_may_be_a_single_image(dataset):
+    for augment in ("standard", "rand", "trivial"):
+        for seed in range(10):
+            varied = vary(pictures(dataset, 1), seed, dataset=dataset, augment=augment, erase=0.5)
+            assert varied.shape == (1, *DATASETS[dataset].image)
 
 
 def moved(pixels, dy, dx):
@@ -124,6 +142,56 @@ def test_half_of_the_images_are_mirrored_whole():
     mirrored = (flipped == pixels.flip(-1)).flatten(1).all(1)
     assert (mirrored | (flipped == pixels).flatten(1).all(1)).all()
     assert 150 < mirrored.sum() < 250
+
+
+# Rectangles
+
+
+def erased(size, count, probability=1.0):
+    """Where rectangles are: (count, height, width) of truth, from white images and a black brush."""
+    pixels = torch.full((count, 1, *size), 255, dtype=torch.uint8)
+    return erase(pixels, probability, (0.0,), torch.Generator().manual_seed(0))[:, 0] == 0
+
+
+@pytest.mark.parametrize("size", [(32, 32), (8, 8), (9, 30)])
+def test_what_is_erased_is_one_rectangle_inside_the_image(size):
+    inside = erased(size, 500)
+    rows, columns = inside.any(2), inside.any(1)  # (count, height), (count, width)
+    assert torch.equal(inside, rows[:, :, None] & columns[:, None, :])
+    assert inside.any((1, 2)).all() and not inside.all(1).any() and not inside.all(2).any()
+    for ends in (rows, columns):
+        assert ends.int().diff(dim=1).abs().sum(1).le(2).all()
+        assert ends.any(0).all()  # every row and column has its turn
+
+
+@pytest.mark.parametrize("size", [(32, 32), (8, 8), (9, 30)])
+def test_rectangles_are_as_large_and_lie_where_those_of_torchvision_do(size):
+    torch.manual_seed(0)
+    random_erasing = torchvision().transforms.v2.RandomErasing(p=1)
+    theirs = torch.stack([random_erasing(torch.ones(1, *size))[0] == 0 for _ in range(1500)])
+    ours = erased(size, 1500)
+    for measure in (lambda x: x.sum((1, 2)), lambda x: x.any(2).sum(1), lambda x: x.any(2).int().argmax(1)):
+        assert ks_2samp(measure(ours), measure(theirs)).pvalue > 1e-4  # areas, heights, first rows
+
+
+def test_so_many_images_are_erased_as_are_asked_for():
+    for probability in (0.0, 0.25, 1.0):
+        share = erased((32, 32), 2000, probability).any((1, 2)).double().mean().item()
+        assert share == pytest.approx(probability, abs=0.04 if 0 < probability < 1 else 0)
+
+
+@each_dataset
+def test_the_brush_has_the_mean_colour_of_the_data_set(dataset):
+    pixels = torch.full((50, *DATASETS[dataset].image), 255, dtype=torch.uint8)
+    varied = vary(pixels, dataset=dataset, augment="none", erase=1)
+    seen = normalise(varied, dataset)[(varied != 255).any(1)[:, None].expand_as(varied)]
+    assert len(seen) and seen.abs().max() < 0.5 / 255 / min(DATASETS[dataset].std) + 1e-6
+
+
+@each_dataset
+def test_erasing_is_written_down_only_where_it_is_on(dataset):
+    assert "erase" not in DataConfig(dataset=dataset).model_dump()
+    assert DataConfig(dataset=dataset, erase=0.25).model_dump()["erase"] == 0.25
 
 
 # Mixtures

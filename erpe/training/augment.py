@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,29 +10,36 @@ from torch import Generator, Tensor
 from torch.nn.functional import pad
 
 from erpe.config import DATASETS, DataConfig
+from erpe.training.data import sent
+from erpe.training.policies import Policy
 from erpe.training.vision import torchvision
 
 SHIFT = {"digits": 1, "mnist": 2, "cifar10": 4}
 """Largest shift of an image in pixels."""
+
+ERASED, ASPECT, TRIES = (0.02, 0.33), (0.3, 3.3), 10
+"""Of an erased rectangle: its part of the image, its height over its width, and the draws of a size that fits."""
 
 Augment = Callable[[Tensor, Generator], Tensor]
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def augmentation(config: DataConfig) -> Augment:
-    """uint8 (B, channels, height, width) -> the same, varied; one generator decides the shifts and flips.
-
-    The policies of torchvision draw from torch's global generator, which the loop seeds each epoch.
-    """
-    if config.augment == "none":
-        return lambda pixels, generator: pixels
-    policy = _policy(config.augment)
+    """uint8 (B, channels, height, width) -> the same, varied; one generator of the CPU decides all of it."""
+    facts, steps = DATASETS[config.dataset], list[Augment]()
+    if config.augment != "none":
+        steps.append(lambda pixels, generator: shift(pixels, SHIFT[config.dataset], generator))
+        if config.dataset == "cifar10":
+            steps.append(flip)
+    if config.augment == "rand" or config.augment == "trivial":
+        steps.append(Policy(config.augment, facts.image[1:]))
+    if config.erase:
+        steps.append(lambda pixels, generator: erase(pixels, config.erase, facts.mean, generator))
 
     def vary(pixels: Tensor, generator: Generator) -> Tensor:
-        pixels = shift(pixels, SHIFT[config.dataset], generator)
-        if config.dataset == "cifar10":
-            pixels = flip(pixels, generator)
-        return pixels if policy is None else torch.stack([policy(image) for image in pixels])
+        for step in steps:
+            pixels = step(pixels, generator)
+        return pixels
 
     return vary
 
@@ -58,7 +66,7 @@ def shift(pixels: Tensor, largest: int, generator: Generator) -> Tensor:
     """
     batch, _, height, width = pixels.shape
     drawn = torch.randint(2 * largest + 1, (2, batch, 1), generator=generator, dtype=torch.int64, device="cpu")
-    offsets = _sent(drawn, pixels.device)
+    offsets = sent(drawn, pixels.device)
     rows = offsets[0] + torch.arange(height, dtype=torch.int64, device=pixels.device)  # (B, height)
     columns = offsets[1] + torch.arange(width, dtype=torch.int64, device=pixels.device)  # (B, width)
     images = torch.arange(batch, dtype=torch.int64, device=pixels.device)[:, None, None]
@@ -69,20 +77,42 @@ def shift(pixels: Tensor, largest: int, generator: Generator) -> Tensor:
 def flip(pixels: Tensor, generator: Generator) -> Tensor:
     """Mirror half of the images, left to right: (B, channels, height, width) -> the same shape."""
     drawn = torch.rand(len(pixels), generator=generator, dtype=torch.float32, device="cpu")
-    chosen = _sent(drawn, pixels.device) < 0.5
+    chosen = sent(drawn, pixels.device) < 0.5
     return torch.where(chosen[:, None, None, None], pixels.flip(-1), pixels)
 
 
-def _sent(drawn: Tensor, device: torch.device) -> Tensor:
-    """Numbers drawn on the CPU, on the device. Not waited for on CUDA, which stages pageable memory before it returns.
+def erase(pixels: Tensor, probability: float, colour: tuple[float, ...], generator: Generator) -> Tensor:
+    """Paint a rectangle over some of the images: torchvision's RandomErasing, sizes and places alike.
 
-    Source: CUDA driver API, "API synchronization behavior".
+    Args:
+        pixels: (B, channels, height, width) uint8.
+        probability: that an image gets one.
+        colour: of the rectangle, a number in [0, 1] a channel.
+    Returns:
+        The same shape.
+    Source: Zhong et al. 2017, arXiv 1708.04896.
     """
-    return drawn.to(device, non_blocking=device.type == "cuda")
+    batch, _, height, width = pixels.shape
+    boxes = sent(_boxes(batch, height, width, probability, generator), pixels.device)
+    (top, left), (bottom, right) = boxes[..., None, None, None]  # each (B, 1, 1, 1)
+    y, x = (torch.arange(size, dtype=torch.int64, device=pixels.device) for size in (height, width))
+    inside = (top <= y[:, None]) & (y[:, None] < bottom) & (left <= x) & (x < right)  # (B, 1, height, width)
+    levels = torch.tensor([round(255 * part) for part in colour], dtype=torch.uint8, device="cpu")
+    paint = sent(levels, pixels.device)  # (channels)
+    return torch.where(inside, paint[:, None, None], pixels)
 
 
-def _policy(name: str) -> Callable[[Tensor], Tensor] | None:
-    if name == "standard":
-        return None
-    transforms = torchvision().transforms.v2
-    return transforms.RandAugment() if name == "rand" else transforms.TrivialAugmentWide()
+def _boxes(batch: int, height: int, width: int, probability: float, generator: Generator) -> Tensor:
+    """First and last row and column but one of rectangles, (2, 2, B); both the same where there is none."""
+    draws = torch.rand(3 + 2 * TRIES, batch, generator=generator, dtype=torch.float64, device="cpu")
+    chosen, places, (parts, logs) = draws[0] < probability, draws[1:3], draws[3:].view(2, TRIES, batch)
+    area = height * width * (ERASED[0] + (ERASED[1] - ERASED[0]) * parts)  # (TRIES, B)
+    low, high = (math.log(end) for end in ASPECT)
+    aspect = (low + (high - low) * logs).exp()
+    image = torch.tensor([height, width], dtype=torch.int64, device="cpu")[:, None]  # (2, 1)
+    sizes = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()]).round().long()  # (2, TRIES, B)
+    fits = (sizes < image[..., None]).all(0)
+    sizes = sizes[:, fits.byte().argmax(0), torch.arange(batch, dtype=torch.int64, device="cpu")]  # the first that fits
+    sizes = sizes * (chosen & fits.any(0))
+    starts = (places * (image - sizes + 1)).long()
+    return torch.stack([starts, starts + sizes])
