@@ -73,6 +73,7 @@ VARIED = {
 def test_whatever_is_drawn_is_drawn_as_alone(tmp_path, double, variant):
     settings = SMALL | VARIED | ({"model.rotary_placement": "pre"} if "softmax" in variant else {})
     settings |= {"model.method": "fft", "model.features": 4}
+    settings |= {"model.eps": 0.1}  # the loss is float32: where sums of ReLU features are near 0 its rounding grows
     alone = train(made(tmp_path / "alone", variant, settings), 2, packed=False)
     assert_alike(train(made(tmp_path / "packed", variant, settings), 2, packed=True), alone)
 
