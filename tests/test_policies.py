@@ -49,7 +49,8 @@ def images(size):
 
 def every_move(policy, image):
     """The image after each move of the policy: (moves, channels, height, width)."""
-    return policy.apply(image.expand(len(policy.moves), -1, -1, -1), torch.arange(len(policy.moves), device="cpu")[None])
+    each = torch.arange(len(policy.moves), device="cpu")
+    return policy.apply(image.expand(len(each), -1, -1, -1), each[None])
 
 
 @each_size
