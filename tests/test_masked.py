@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erpe.model import masked
-from erpe.model.masked import masked_product, window_top
+from erpe.model import tiles as by_torch
+from erpe.model.masked import masked_product
+from erpe.model.tiles import window_top
 from erpe.model.toeplitz import toeplitz_dense
 
 
@@ -41,9 +42,9 @@ def tiles(monkeypatch):
     """Tiles of few tokens and images, whatever the size."""
 
     def small(side, entries):
-        monkeypatch.setattr(masked, "WHOLE", 0)
-        monkeypatch.setitem(masked.SIDE, "cpu", side)
-        monkeypatch.setitem(masked.ENTRIES, "cpu", entries)
+        monkeypatch.setattr(by_torch, "WHOLE", 0)
+        monkeypatch.setitem(by_torch.SIDE, "cpu", side)
+        monkeypatch.setitem(by_torch.ENTRIES, "cpu", entries)
 
     return small
 
@@ -53,9 +54,9 @@ def tiles(monkeypatch):
 def test_whole_or_in_tiles_it_is_the_explicit_product_with_its_gradients(h, w, side, entries, whole):
     learn, top = problem((h, w))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masked, "WHOLE", 512 if whole else 0)
-        patch.setitem(masked.SIDE, "cpu", side)
-        patch.setitem(masked.ENTRIES, "cpu", entries)
+        patch.setattr(by_torch, "WHOLE", 512 if whole else 0)
+        patch.setitem(by_torch.SIDE, "cpu", side)
+        patch.setitem(by_torch.ENTRIES, "cpu", entries)
         found, expected = masked_product(*learn, top), explicit(*learn, top)
         assert_same(found, expected)
         assert_same(gradients(found, learn), gradients(expected, learn))
@@ -64,7 +65,7 @@ def test_whole_or_in_tiles_it_is_the_explicit_product_with_its_gradients(h, w, s
 @pytest.mark.parametrize("whole", [0, 512])
 def test_gradients_are_those_of_finite_differences(tiles, whole, monkeypatch):
     tiles(4, 10)
-    monkeypatch.setattr(masked, "WHOLE", whole)
+    monkeypatch.setattr(by_torch, "WHOLE", whole)
     learn, top = problem((2, 3), batch=1, m=2, v_dim=2)
     assert torch.autograd.gradcheck(lambda *x: masked_product(*x, top), learn)
 
@@ -80,7 +81,7 @@ def test_averages_and_denominators_may_be_used_alone(used):
 @pytest.mark.parametrize("whole", [0, 512])
 def test_layers_side_by_side_are_each_alone(tiles, whole, monkeypatch):
     tiles(8, 50)
-    monkeypatch.setattr(masked, "WHOLE", whole)
+    monkeypatch.setattr(by_torch, "WHOLE", whole)
     alone = [problem((3, 4), seed=seed) for seed in range(3)]
     stacked = [torch.stack(each).detach().requires_grad_() for each in zip(*(learn for learn, _ in alone), strict=True)]
     found = torch.vmap(masked_product)(*stacked, torch.stack([top for _, top in alone]))

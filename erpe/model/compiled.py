@@ -54,18 +54,27 @@ def serves(*inputs: Tensor) -> bool:
     return all(x.device.type == "cpu" and x.dtype == torch.float32 for x in inputs)
 
 
+def in_memory(*tensors: Tensor) -> bool:
+    """Whether these have numbers of their own: not the stand-ins of `torch.func`."""
+    try:
+        return all(x.data_ptr() or not x.numel() for x in tensors)
+    except RuntimeError:
+        return False
+
+
 def masked_forward(
     q: Tensor, k: Tensor, v: Tensor, c: Tensor, factor: Tensor | None, w: Tensor | None, maps: Maps
 ) -> tuple[Tensor, Tensor]:
     """Averages y (B, H, N, Dv) of the masked product, and their denominators (B, H, N).
 
     Args:
-        q, k: (B, H, N, D), of which `maps` make features (B, H, N, m); the last stride is 1, as everywhere here.
+        q, k: (B, H, N, D), of which `maps` make features (B, H, N, m).
         v: (B, H, N, Dv).
         c: (H, 2h-1, 2w-1), weight of each offset of key minus query.
         factor: (H, N), by which a query's denominator is multiplied; none: one.
         w: projections (D, m) for the maps, or (H, D, m); none: m is D.
     """
+    q, k, v = (plain(x) for x in (q, k, v))
     y, den, weights = _side_by_side(v), v.new_empty(v.shape[:3]), projections(w, back=False)
     size = masked_sizes(q, v, c, weights, maps)
     _call("masked_forward", size, q, k, v, c.contiguous(), factor, y, den)
@@ -90,6 +99,7 @@ def masked_backward(
         made: what `masked_forward` returned.
         d_y, d_den: slopes of both; none: zeros.
     """
+    q, k, v = (plain(x) for x in (q, k, v))
     d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
     d_log_c = v.new_zeros(*v.shape[:2], c.shape[1] * c.shape[2])
     weights = projections(w, back=True)
@@ -116,6 +126,7 @@ def linear_forward(
     Returns:
         y (B, H, N, Dv).
     """
+    q, k, v = (plain(x) for x in (q, k, v))
     weights, turn = projections(w, back=False), tables(rotation, q.shape[-1])
     size = linear_sizes(q, v, weights, maps, turn)
     m, dv, pairs = whole(size.m), whole(size.dv), size.images * size.heads
@@ -141,6 +152,7 @@ def linear_backward(
         y, made: what `linear_forward` returned.
         d_y: slopes of y (B, H, N, Dv).
     """
+    q, k, v = (plain(x) for x in (q, k, v))
     d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
     weights, turn = projections(w, back=True), tables(rotation, q.shape[-1])
     size, d_angles = linear_sizes(q, v, weights, maps, turn), _angles(rotation, q)

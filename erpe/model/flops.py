@@ -13,7 +13,7 @@ from typing import NamedTuple
 from erpe.config import ModelConfig
 from erpe.model.attention import faster_method
 from erpe.model.fourier import terms_used
-from erpe.model.masked import product_flops
+from erpe.model.tiles import product_flops
 
 
 class Cost(NamedTuple):

@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from erpe.model import compiled
 from erpe.model.features import Maps
@@ -37,7 +39,6 @@ def linear_product(
     Returns:
         (B, H, N, Dv).
     """
-    q, k, v = (compiled.plain(x) for x in (q, k, v))
     y, *_ = _LinearProduct.apply(q, k, v, w, maps, planes, *(rotation or [None] * 6))
     return y
 
@@ -57,7 +58,7 @@ class _LinearProduct(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:4], *inputs[6:10], *output)
+        ctx.save_for_backward(*inputs[:4], *inputs[5:10], *output)
         ctx.maps, ctx.rest = inputs[4], inputs[10:]
 
     @staticmethod
@@ -65,22 +66,120 @@ class _LinearProduct(torch.autograd.Function):
         q, k, v, w, *rotation, y, sums, z, den = ctx.saved_tensors
         if gradients[0] is None:
             return (None,) * 12
-        known, made = _rotation([*rotation, *ctx.rest]), (sums, z, den)
-        d_q, d_k, d_v, d_planes = compiled.linear_backward(q, k, v, w, ctx.maps, known, y, made, gradients[0])
+        inputs = q, k, v, w, ctx.maps, *rotation, *ctx.rest
+        inputs = *inputs, y, sums, z, den, gradients[0]
+        d_q, d_k, d_v, d_planes = slopes(_LinearSlopes, inputs, q, k, v, gradients[0])
         return d_q, d_k, d_v, None, None, d_planes, *[None] * 6
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         """Layers side by side are more heads."""
-        size = info.batch_size
-        q, k, v = more_heads(size, in_dims[:3], inputs[:3])
-        w = own_projections(size, in_dims[3], inputs[3], heads=q.shape[1] // size)
-        planes, along, *rest = inputs[5:]
-        if planes is not None:
-            (planes,) = more_heads(size, in_dims[5:6], [planes])
-            (along,) = more_heads(size, in_dims[6:7], [along], axis=0)
-        y, *made = _LinearProduct.apply(q, k, v, w, inputs[4], planes, along, *rest)
-        return (y.unflatten(1, (size, -1)), *made), (1, None, None, None)
+        y, *made = _LinearProduct.apply(*_side_by_side(info.batch_size, in_dims, inputs))
+        return (y.unflatten(1, (info.batch_size, -1)), *made), (1, None, None, None)
+
+
+class _LinearSlopes(torch.autograd.Function):
+    """Gradients of the product, which have gradients of their own, by torch's operators."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Any:
+        q, k, v, w, maps, _, *rotation, y, sums, z, den, d_y = inputs
+        return compiled.linear_backward(q, k, v, w, maps, _rotation(rotation), y, (sums, z, den), d_y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs[:4], *inputs[5:10], inputs[-1])
+        ctx.maps, ctx.rest = inputs[4], inputs[10:12]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        q, k, v, w, planes, *tables, d_y = ctx.saved_tensors
+        rotation = _rotation([*tables, *ctx.rest])
+        learn = [q, k, v] if gradients[3] is None else [q, k, v, planes]
+
+        def product(*x: Tensor) -> tuple[Tensor]:
+            return (by_torch(x[0], x[1], x[2], w, ctx.maps, x[3] if len(x) > 3 else planes, rotation),)
+
+        *found, d_d_y = again(product, learn, [d_y], gradients[: len(learn)])
+        d_planes = found[3] if len(found) > 3 else None
+        return *found[:3], None, None, d_planes, *[None] * 10, d_d_y
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        """Layers side by side are more heads."""
+        size, (*made, d_y) = info.batch_size, inputs[13:]
+        y, d_y = more_heads(size, (in_dims[12], in_dims[16]), (inputs[12], d_y))
+        if not any(isinstance(dim, int) for dim in in_dims[:12]):  # the product itself was of one layer
+            made = [repeated(size, x, len(y)) for x in made]
+        d_q, d_k, d_v, d_planes = _LinearSlopes.apply(*_side_by_side(size, in_dims, inputs[:12]), y, *made, d_y)
+        found = [x.unflatten(1, (size, -1)) for x in (d_q, d_k, d_v)]
+        return (*found, d_planes if d_planes is None else d_planes.unflatten(1, (size, -1))), (1, 1, 1, 1)
+
+
+def by_torch(
+    q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps, planes: Tensor | None, rotation: Rotation | None
+) -> Tensor:
+    """`linear_product` by torch's operators."""
+    if rotation is not None and planes is not None:
+        q, k = (_turned(x, w, planes, rotation) for x in (q, k))
+    phi_q, phi_k = maps.q(q, w), maps.k(k, w)
+    return phi_q @ (phi_k.mT @ v) / (phi_q * phi_k.sum(dim=-2, keepdim=True)).sum(dim=-1, keepdim=True)
+
+
+def _turned(x: Tensor, w: Tensor | None, planes: Tensor, rotation: Rotation) -> Tensor:
+    """(B, H, N, D) in the coordinates of the rotation if there are projections w of them, else in the usual ones."""
+    basis, angles = rotation.basis, planes[:, :, None]            # (2, H, 1, P)
+    along_y, along_x = (each[:, None] * angle for each, angle in zip((rotation.y, rotation.x), angles, strict=True))
+    angle = (along_y[:, :, None] + along_x[:, None]).flatten(1, 2)                  # (H, h w, P)
+    outside, free = x.shape[2] - angle.shape[1], x.shape[3] - 2 * angle.shape[2]
+    angle = pad(angle, (0, 0, outside, 0))                        # (H, N, P)
+    x = x if basis is None else x @ basis
+    pairs, rest = x.split([x.shape[3] - free, free], dim=-1)
+    first, second = pairs.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = angle.cos(), angle.sin()
+    turned = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
+    x = torch.cat([turned, rest], dim=-1)
+    return x if basis is None or w is not None else x @ basis.T
+
+
+def slopes(function: type[torch.autograd.Function], inputs: Any, *tensors: Tensor) -> Any:
+    """`function.apply`; where nobody will ask for gradients of gradients, without what that costs."""
+    plain = not torch.is_grad_enabled() and compiled.in_memory(*tensors)
+    return (function.forward if plain else function.apply)(*inputs)
+
+
+def again(f: Callable[..., Any], inputs: Any, d_outputs: Any, slopes: Any) -> tuple[Tensor, ...]:
+    """Gradients of gradients.
+
+    Args:
+        f: of the inputs, gives a tuple of outputs by operators that torch can differentiate twice.
+        d_outputs: slopes of the outputs, which gave gradients of the inputs.
+        slopes: of those gradients.
+    Returns:
+        Slopes of the inputs, and of `d_outputs`.
+    """
+    def gradients(*given: Tensor) -> Any:
+        return torch.func.vjp(f, *given[: len(inputs)])[1](given[len(inputs) :])
+
+    found: tuple[Tensor, ...] = torch.func.vjp(gradients, *inputs, *d_outputs)[1](tuple(slopes))
+    return found
+
+
+def _side_by_side(size: int, dims: Any, inputs: Any) -> list[Any]:
+    """The twelve of `_LinearProduct`, of several layers -> of one."""
+    q, k, v = more_heads(size, dims[:3], inputs[:3])
+    w = own_projections(size, dims[3], inputs[3], heads=q.shape[1] // size)
+    planes, along, *rest = inputs[5:]
+    if planes is not None:
+        (planes,) = more_heads(size, dims[5:6], [planes])
+        (along,) = more_heads(size, dims[6:7], [along], axis=0)
+    return [q, k, v, w, inputs[4], planes, along, *rest]
+
+
+def repeated(layers: int, x: Tensor, images: int) -> Tensor:
+    """(B H, ..) of one layer -> (B layers H, ..)."""
+    each = x.unflatten(0, (images, -1)).unsqueeze(1)
+    return each.expand(-1, layers, *each.shape[2:]).flatten(0, 2)
 
 
 def more_heads(layers: int, dims: Any, inputs: Any, axis: int = 1) -> list[Tensor]:
