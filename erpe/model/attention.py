@@ -68,7 +68,8 @@ class Softmax(Attention):
         self.check(q, k, v)
         q, k, scale = self.scaled(q, k)
         bias = self.encoding.log_weights()
-        return scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype)[None], scale=scale)
+        y = scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype)[None], scale=scale)
+        return y + no_numbers(q, k).to(y.dtype) if q.device.type == "cpu" else y
 
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
         """A (B, H, N, N), dense."""
@@ -205,6 +206,12 @@ class Relu(Linear):
 
 
 ATTENTION = {"softmax": Softmax, "favor": Favor, "relu": Relu}
+
+
+def no_numbers(q: Tensor, k: Tensor) -> Tensor:
+    """NaN (B, H, N, 1) for queries without weights, else zero: torch's fused kernel for CPUs gives zeros for them."""
+    q, k = q.detach(), k.detach()
+    return (q * 0).sum(-1, keepdim=True) + (k.clamp(-1, 1) * 0).sum((-2, -1), keepdim=True)
 
 
 def row_weights(log_c: Tensor) -> Tensor:

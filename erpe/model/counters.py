@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from erpe.errors import ErpeError
 
 ENTRYWISE = frozenset(
-    """_conj _safe_softmax _softmax_backward_data _to_copy _unsafe_view add add_ alias amax bernoulli_ cat clamp_min
-    clone constant_pad_nd copy_ cos detach div div_ empty empty_like eq exp exp_ expand expand_as flip ge
+    """_conj _safe_softmax _softmax_backward_data _to_copy _unsafe_view add add_ alias amax bernoulli_ cat clamp
+    clamp_min clone constant_pad_nd copy_ cos detach div div_ empty empty_like eq exp exp_ expand expand_as flip ge
     gelu gelu_backward gt linalg_vector_norm lt mT masked_fill_ maximum mean mul mul_ native_layer_norm
     native_layer_norm_backward neg new_empty new_empty_strided new_zeros numpy_T ones_like pad permute polar pow relu
     roll rsub scalar_tensor select select_backward sgn sin slice slice_backward split square squeeze stack sub sum t

@@ -86,7 +86,7 @@ EACH_CPU static void attend_pair(Linear s, long pair, View q, View k, View v, Vi
     for (long first = 0; first < s.n; first += PART) {
         long rows = least(PART, s.n - first);
         take_queries(s, q, pair, first, rows, r);
-        product(rows, dv, m, r.phi, m, 1, sums, dv, r.values, dv, 0);
+        product(rows, dv, s.m, r.phi, m, 1, sums, dv, r.values, dv, 0);
         float *out = start(y, s.heads, pair, first);
         for (long i = 0; i < rows; i++, out += y.row) {
             den[first + i] = dot(r.phi + i * m, z, m);

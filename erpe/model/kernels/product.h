@@ -210,11 +210,14 @@ INLINE long outside(Turn turn, long token) { return token < turn.outside ? turn.
 INLINE void rotate(Map map, long token, float *at, long rows, float sense) {
     long size = whole(map.size), first = outside(map.turn, token), place = token + first - map.turn.outside;
     long row = place / map.turn.w, column = place % map.turn.w;
+    for (long i = 0; i < first * size; i += LANES) /* by nothing, in which what is no number stays none */
+        *(vec *)(at + i) += 0 * SWAPPED(*(vec *)(at + i));
     for (long i = first; i < rows; i++) {
         const float *y = map.turn.along + row * size, *x = map.turn.along + (map.turn.h + column) * size;
         for (long c = 0; c < size; c += LANES) {
-            times(at + i * size + c, y + c, sense);
-            times(at + i * size + c, x + c, sense);
+            vec phase = *(const vec *)(y + c);
+            times((float *)&phase, x + c, 1);
+            times(at + i * size + c, (const float *)&phase, sense);
         }
         if (++column == map.turn.w) column = 0, row++;
     }
