@@ -18,6 +18,7 @@ from erpe import __version__
 from erpe.cli_bench import bench_app
 from erpe.cli_jobs import jobs_app, submit
 from erpe.cli_report import compare, report
+from erpe.cli_restore import restore
 from erpe.cli_search import study_app, train, tune
 from erpe.errors import UNSENT, ConfigError, ErpeError
 from erpe.options import STORE, AsJson, DataDir, DatasetOption, StoreOption, existing
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for each in (tune, train, compare, report):
+for each in (tune, train, compare, report, restore):
     app.command()(each)
 
 

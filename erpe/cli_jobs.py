@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from erpe.jobs import Job, Jobs
 
 HERE = "http://127.0.0.1:8265"
-NOT_THERE = ("ui", "submit", "jobs")
+NOT_THERE = ("ui", "submit", "jobs", "restore")
 
 jobs_app = typer.Typer(no_args_is_help=True, help="List, follow and stop what `erpe submit` handed to a cluster.")
 Address = Annotated[

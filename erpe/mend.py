@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 from erpe.errors import ErpeError
+from erpe.search.backup import damage_of
 from erpe.search.reconcile import Rebuilt, reconcile
-from erpe.store import Store
+from erpe.store import Store, sqlite_path
 from erpe.tracking.sender import Mended
 from erpe.tracking.tracker import sync
 
@@ -37,10 +40,30 @@ def mend(store: Store, study: str | None, say: Callable[[str], object], warn: Ca
     def tell(name: str, left: int, mended: Mended) -> None:
         say(f"{name}: {'; '.join([*_done(rebuilt.get(name, Rebuilt(name)), mended), _rest(left)])}")
 
+    if aside := set_aside(store):
+        warn(f"MLflow's database was damaged and is now {aside}; a new one is filled")
     left = sync(store, study, tell=tell)
     if broken:
         raise broken
     return sum(left.values())
+
+
+def set_aside(store: Store) -> Path | None:
+    """Move a damaged database of MLflow out of the way, if it lies in the store; it can be filled again.
+
+    Returns:
+        Where it is now.
+    """
+    path = sqlite_path(store.tracking_uri)
+    if path is None or not path.is_relative_to(store.root) or not path.exists() or not damage_of(path):
+        return None
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    for end in ("-wal", "-shm", ""):
+        if (file := path.with_name(path.name + end)).exists():
+            os.replace(file, aside.with_name(aside.name + end))
+    return aside
 
 
 def _done(rebuilt: Rebuilt, mended: Mended) -> list[str]:

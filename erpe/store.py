@@ -43,7 +43,7 @@ _UNFOLLOWED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | geta
 
 @dataclass(frozen=True)
 class Store:
-    """A folder with `optuna.db`, `mlflow.db`, `artifacts/`, `spool/` and `checkpoints/`.
+    """A folder with `optuna.db`, `mlflow.db`, `artifacts/`, `spool/`, `checkpoints/` and `backups/`.
 
     `ERPE_STORAGE_URL` and `MLFLOW_TRACKING_URI` put the two databases elsewhere.
     """
@@ -165,7 +165,7 @@ def _refuse_links(root: Path) -> None:
     Raises:
         StoreError: something in it, or in one of its folders, is a link.
     """
-    for folder in [root, *(root / name for name in ("spool", "checkpoints", "locks", "reports", "ray"))]:
+    for folder in [root, *(root / name for name in ("spool", "checkpoints", "locks", "reports", "ray", "backups"))]:
         if folder.is_dir():
             with os.scandir(folder) as entries:
                 links = [entry.path for entry in entries if entry.is_symlink()]

@@ -24,6 +24,7 @@ import optuna
 
 from erpe.errors import StoreError, StudyError
 from erpe.search import storage
+from erpe.search.backup import backed_up
 from erpe.search.foreign import Foreign, Member
 from erpe.search.lease import take
 from erpe.search.records import EPOCH, REMOVED, mark, read_about, read_studies
@@ -42,6 +43,7 @@ class Adopted(NamedTuple):
     """New in the spool; `erpe.tracking.tracker.sync` sends them."""
 
 
+@backed_up
 def adopt(folder: Path, store: Store) -> list[Adopted]:
     """Take over all studies of the store in `folder`, or what is new of them.
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from erpe.errors import StudyError
 from erpe.search.abroad import abroad
+from erpe.search.backup import backed_up
 from erpe.search.conductor import Conductor
 from erpe.search.depot import Depot, find_depot, lent
 from erpe.search.ledger import Ledger
@@ -61,6 +62,7 @@ class CampaignResult:
     seconds: float
 
 
+@backed_up
 def run(
     plan: Plan,
     store: Store,

@@ -24,6 +24,7 @@ import optuna
 
 from erpe.errors import BusyError, ConfigError, StudyError, nearest
 from erpe.search import storage
+from erpe.search.backup import keeping
 from erpe.search.depot import find_depot
 from erpe.search.lease import take
 from erpe.search.policy import Policy, decide
@@ -103,7 +104,10 @@ def gc(
     lag, problem = 0, None
     for family, names in families.items():
         try:
-            with _Family.lease(store, logged, family, names) as held:
+            with (
+                contextlib.nullcontext() if dry_run else keeping(store),
+                _Family.lease(store, logged, family, names) as held,
+            ):
                 plans = [held.plan(name, policy) for name in names]  # all is known before anything is written
                 swept += [plan.swept for plan in plans]
                 for plan in [] if dry_run else plans:

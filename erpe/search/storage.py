@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,14 @@ import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+    SQLAlchemyError,
+)
 
 from erpe.errors import StoreError
 from erpe.telling import redact
@@ -30,6 +38,9 @@ PATIENCE_SECONDS = 60.0
 
 OPENING_SECONDS = 5.0
 """How long the first call waits: a wrong address should not take a minute to be told."""
+
+RESTORE = "checkpoints and MLflow are untouched, and `erpe restore` brings back a backup of the database"
+_DAMAGED = re.compile("malformed|not a database|disk image|file is encrypted|corrupt", re.I)
 
 # A peer that vanished without a word is noticed within half a minute instead of hours.
 _POSTGRES = {
@@ -83,8 +94,27 @@ def connect_args(url: URL) -> dict[str, Any]:
 
 
 def exists(url: URL) -> bool:
-    """Whether there may be something to read: looking must not make a file."""
+    """Whether there may be something to read: looking must not make a file.
+
+    Raises:
+        StoreError: see `check_lost`.
+    """
+    check_lost(url)
     return not is_file(url) or Path(str(url.database)).exists()
+
+
+def check_lost(url: URL) -> None:
+    """An empty file would become an empty database, and nobody would miss what was in it.
+
+    Raises:
+        StoreError: the database is missing or empty, and its store shows that there was one.
+    """
+    path = Path(str(url.database))
+    if not is_file(url) or (path.exists() and path.stat().st_size):
+        return
+    saved, trained = path.parent / "backups" / "optuna-newest.db", path.parent / "checkpoints"
+    if saved.exists() or (path.exists() and trained.is_dir() and any(trained.iterdir())):
+        raise StoreError(f"database {path}: {'empty' if path.exists() else 'missing'}; {RESTORE}")
 
 
 def patient(call: Callable[P, R], seconds: float | None = None) -> Callable[P, R]:
@@ -105,6 +135,8 @@ def patient(call: Callable[P, R], seconds: float | None = None) -> Callable[P, R
             except (StorageInternalError, SQLAlchemyError) as error:
                 cause = error if isinstance(error, SQLAlchemyError) else error.__cause__
                 said, waited = first_line(cause or error), time.monotonic() - start
+                if isinstance(cause, DatabaseError) and _DAMAGED.search(said):
+                    raise StoreError(f"database: damaged ({said}); {RESTORE}") from error
                 if not _may_pass(cause):
                     raise StoreError(f"database: {said}; nothing is lost, mend it and run again") from error
                 if waited > (PATIENCE_SECONDS if seconds is None else seconds):
@@ -158,6 +190,7 @@ class Database:
         """What Optuna's studies are made on."""
 
     def _open(self) -> RDBStorage:
+        check_lost(self.url)
         text = self.url.render_as_string(hide_password=False)
         engine = {"pool_pre_ping": not is_file(self.url), "connect_args": connect_args(self.url)}
         try:

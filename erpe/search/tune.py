@@ -20,6 +20,7 @@ from typing import Any, Literal
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError
 from erpe.search.abroad import abroad
+from erpe.search.backup import backed_up
 from erpe.search.conductor import Conductor, Drains
 from erpe.search.depot import find_depot, lent
 from erpe.search.ledger import Ledger
@@ -63,6 +64,7 @@ class TuneResult:
     seconds: float
 
 
+@backed_up
 def tune(
     spec: StudySpec,
     store: Store,

@@ -183,6 +183,9 @@ def _examine_database(uri: str) -> Health:
         said = redact(str(getattr(error, "orig", error)).strip().splitlines()[0])
         if "locked" in said or re.search(r"connect(?!.*(authentication|denied|does not exist))", said):
             return Health("down", f"{name}: no answer ({said})", WAITING)
+        lost = "malformed" in said or "not a database" in said
+        if lost and (path.parent / "erpe.json").exists():
+            return Health("refuses", f"{name}: {said}", "`erpe sync` puts it aside and fills a new one")
         return Health("refuses", f"{name}: {said}", "put it right, or move it away and `erpe sync` fills a new one")
     known, newest = _schemas()
     if not tables or versions == newest:

@@ -1,0 +1,60 @@
+"""`erpe restore`: what there is of the database of trials, and the way back to it."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from erpe.options import STORE, AsJson, StoreOption, existing
+
+if TYPE_CHECKING:
+    from erpe.search.backup import Copy
+    from erpe.store import Store
+
+
+def restore(
+    backup: Annotated[str | None, typer.Argument(help="newest or older; default: show what there is.")] = None,
+    store: StoreOption = STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Show the backups of the database of trials, or bring one back; the database as it is is kept beside it."""
+    from erpe.search.backup import restore as bring_back
+    from erpe.search.backup import survey
+
+    opened = existing(store)
+    kept = bring_back(opened, backup) if backup else None
+    found = _rows(opened, *survey(opened)) | {"kept": str(kept) if kept else None}
+    print(json.dumps(found)) if as_json else _print(found)
+
+
+def _rows(store: Store, now: Copy, backups: dict[str, Copy]) -> dict[str, Any]:
+    trained = sum(path.is_dir() for path in store.checkpoints.glob("*/*"))
+    return {
+        "database": _row(now),
+        "backups": {word: _row(found) for word, found in backups.items()},
+        "checkpoints": trained,
+        "mlflow": (store.root / "mlflow.db").exists(),
+    }
+
+
+def _row(found: Copy) -> dict[str, Any]:
+    time = datetime.fromtimestamp(found.modified).isoformat(" ", "seconds") if found.modified else None
+    return {"time": time, "studies": found.studies, "trials": found.trials, "damage": found.damage or None}
+
+
+def _print(found: dict[str, Any]) -> None:
+    from erpe.telling import printable
+
+    for name, row in {"database": found["database"], **found["backups"]}.items():
+        state = f"damaged ({row['damage']})" if row["damage"] else f"{row['studies']} studies, {row['trials']} trials"
+        print(printable(f"{name:<10} {row['time'] or '-':<19}  {state}"))
+    print(f"besides: checkpoints of {found['checkpoints']} trials{', and MLflow' if found['mlflow'] else ''}")
+    if found["kept"]:
+        print(printable(f"restored; the former database is {found['kept']}. Trials that it had in addition run again"))
+    elif found["backups"]:
+        print(f"bring one back: erpe restore {next(iter(found['backups']))}; nothing that is there is overwritten")
+    else:
+        print("no backup: commands that write make one as they begin and end")
