@@ -6,6 +6,7 @@ Without it, and on other devices and types, torch's operators do the same (maske
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ from erpe.model.structures import (
 )
 
 
-def _load() -> ctypes.CDLL | None:
-    """The library beside this file; None: it was not built. It wants the OpenMP that torch brought along."""
+def load(paths: Iterable[Path]) -> ctypes.CDLL | None:
+    """The first library that is one of ours; None: there is none. It wants the OpenMP that torch brought along."""
     for openmp in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
         ctypes.CDLL(str(openmp), mode=ctypes.RTLD_GLOBAL)
-    for path in sorted(Path(__file__).parent.glob("_kernels*.so")):
+    for path in paths:
         try:
             library = ctypes.CDLL(str(path))
             for name, size in {"masked": CMasked, "linear": CLinear}.items():
@@ -43,7 +44,7 @@ def _load() -> ctypes.CDLL | None:
     return None
 
 
-LIBRARY = _load()
+LIBRARY = load(sorted(Path(__file__).parent.glob("_kernels*.so")))
 
 
 def serves(*inputs: Tensor) -> bool:

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from erpe.config import AttentionConfig
 from erpe.model.features import Maps
 from erpe.model.fourier import fourier_product, series
+from erpe.model.grid import keep_grid
 from erpe.model.masked import masked_product
 from erpe.model.structures import Rotation
 from erpe.model.tiles import window_top
@@ -44,6 +45,8 @@ class Encoding(nn.Module):
     def __init__(self, config: AttentionConfig, shape: Shape, generator: Generator) -> None:
         super().__init__()
         self.shape = shape
+        if config.encoding != "none":
+            keep_grid(self, shape.grid, shape.cls)
 
     def rotate(self, *vectors: Tensor) -> tuple[Tensor, ...]:
         """Each (B, H, N, D), turned by the rotation of its token's position."""

@@ -12,6 +12,7 @@ from erpe.config import ModelConfig
 from erpe.errors import ShapeError
 from erpe.model.attention import ATTENTION, Linear
 from erpe.model.encoding import Encoding, Shape
+from erpe.model.grid import keep_grid
 
 Size = tuple[int, ...]
 """Of a tensor."""
@@ -35,6 +36,8 @@ class ViT(nn.Module):
         self.embed = nn.Linear(channels * patch * patch, width, **place)
         self.cls = nn.Parameter(torch.zeros(1, 1, width, **place)) if config.pooling == "cls" else None
         self.position = absolute_position(config, device)
+        if self.position is not None:
+            keep_grid(self, config.grid, config.pooling == "cls")
         self.dropout = Drop(config.dropout, math.prod(config.grid) + (config.pooling == "cls"), width)
         rates = torch.linspace(0, config.drop_path, config.depth, dtype=torch.float32, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, *both, device) for both in zip(rates, generators, strict=True))

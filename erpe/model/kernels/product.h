@@ -10,7 +10,8 @@ int omp_get_thread_num(void);
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(EACH_CPU) /* given on the command line */
+#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define EACH_CPU
