@@ -60,6 +60,8 @@ def test_an_arm_says_what_it_searches_alone_whether_the_default_won_and_how_ofte
         "model.relu_projection, model.features, model.normalize_qk",
         "model.relu_projection, model.features, model.normalize_qk, model.rotary_placement, model.rope",
     ]
+    assert "digits-nine: the test set was opened 6 times" in outcomes.notes
+    assert any("the default configuration won the search in" in note for note in outcomes.notes)
     for arm, trials in outcomes.trials.groupby("arm"):
         best = trials.sort_values("number").loc[lambda own: own["value"] == own["value"].max(), "number"].iloc[0]
         assert arms.loc[arm, "default_won"] == (best == 0)
@@ -106,7 +108,7 @@ def test_a_tracking_server_tells_the_same_as_the_store(synced):
         order = [column for column in ("uid", "epoch", "arm") if column in shared]
         first, second = (frame[shared].sort_values(order).reset_index(drop=True) for frame in (ours, theirs))
         pd.testing.assert_frame_equal(first, second, check_dtype=False, obj=name)
-    assert here.made_with == there.made_with
+    assert here.made_with == there.made_with and here.notes == there.notes
     assert {uid: list(found) for uid, found in here.predictions.items()} == {
         uid: list(found) for uid, found in there.predictions.items()
     }

@@ -1,6 +1,5 @@
-"""Did the search search? Whether the defaults won, what more trials bring, and what each arm spent.
+"""Did the search search? What more trials bring, and what each arm spent; `Outcomes.arms` tells where defaults won.
 
-default_wins(outcomes)            # "the default configuration won the search in 3 of 9 arms"
 expected_best_curves(outcomes)    # a row an arm and a number of trials
 compute(outcomes)                 # a row an arm: epochs and FLOPs of search and confirmation
 """
@@ -16,15 +15,6 @@ import pandas as pd
 from erpe.config import ModelConfig, defaults
 from erpe.report.outcomes import Outcomes
 from erpe.report.pairing import KEY, arm_keys
-
-
-def default_wins(outcomes: Outcomes) -> str:
-    """In how many arms the best trial is the first, which is the default configuration: then nothing was found."""
-    decided = outcomes.arms["default_won"].dropna().astype(bool)
-    if decided.empty:
-        return "no search has a complete trial yet"
-    arms = "1 arm" if len(decided) == 1 else f"{len(decided)} arms"
-    return f"the default configuration won the search in {decided.sum()} of {arms}"
 
 
 def expected_best(values: np.ndarray) -> np.ndarray:

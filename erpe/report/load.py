@@ -15,7 +15,7 @@ from erpe import __version__
 from erpe.config import split_variant
 from erpe.errors import StoreError
 from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
-from erpe.search.openings import openings_of
+from erpe.search.openings import openings, openings_of
 from erpe.search.plan import Plan
 from erpe.search.records import Record, StudyRecord, arm_of, grouped, read_studies
 from erpe.search.space import NO_AXES, own_axes
@@ -64,6 +64,7 @@ def _read_study(rows: Rows, plan: Plan, members: list[StudyRecord], store: Store
             rows.add_folder(trial.uid, plan.dataset, folder)
         made = next((member.group.made_with for member in members if member.group), {})
         rows.made_with[plan.name] = describe(made | {"device": _devices(rows, plan)})
+    rows.notes.append(f"{plan.name}: {openings(members, [arm.name for arm in plan.arms()]).told()}")
 
 
 def _devices(rows: Rows, plan: Plan) -> str:

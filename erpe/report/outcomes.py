@@ -117,8 +117,24 @@ class Rows:
             frames[name] = frame.reindex(columns=[*columns.split(), *frame.columns.difference(columns.split())])
         return Outcomes(
             **frames, predictions=self.predictions, labels=self.labels, folders=self.folders,
-            made_with=self.made_with, notes=tuple(self.notes),
+            made_with=self.made_with, notes=(*self.notes, *default_wins(self.tables["arms"])),
         )  # fmt: skip
+
+
+def default_wins(arms: list[dict[str, Any]]) -> list[str]:
+    """In how many arms of each study the best trial is the first, the default configuration; there a search found
+    nothing.
+
+    Args:
+        arms: rows of `Outcomes.arms`.
+    """
+    told = []
+    for study in dict.fromkeys(arm["study"] for arm in arms):
+        decided = [arm["default_won"] for arm in arms if arm["study"] == study and arm["default_won"] is not None]
+        if decided:
+            count = f"{sum(decided)} of {_counted(str(len(decided)), 'arm')}"
+            told.append(f"{study}: the default configuration won the search in {count}")
+    return told
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

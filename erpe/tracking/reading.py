@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from erpe.config import split_variant
 from erpe.errors import ConfigError, StudyError, TrackingError, nearest
 from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
+from erpe.search.openings import Openings
 from erpe.search.space import NO_AXES
 from erpe.search.study import check_name
 from erpe.store import FILES
@@ -167,6 +168,8 @@ def _read_study(rows: Rows, client: MlflowClient, uri: str, study: str, runs: li
                 rows.add_folder(uid, what["dataset"], fetch(client, uri, run, _FILES))
             except StudyError as error:
                 rows.notes.append(f"{uid}: no predictions ({error})")
+    opened, shown = len(_tested(runs)), sum(run["study"] == study for run in rows.tables["runs"])
+    rows.notes.append(f"{study}: {Openings(opened, opened - shown).told()}")
     rows.made_with[study] = describe(runs[-1].data.tags)
 
 
