@@ -366,7 +366,7 @@ class TrainConfig(Config):
     redraw: NonNegativeInt = 0
     """Draw new random features every so many steps; 0 never. Frozen in evaluation."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Auto: bfloat16 autocast on GPUs that have it, float32 elsewhere."""
+    """Of training. Auto: bfloat16 autocast on GPUs and CPUs that compute in it, where it pays; float32 elsewhere."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto: on GPUs with a compiler, where it pays."""
 

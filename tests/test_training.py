@@ -550,26 +550,7 @@ def test_without_a_validation_part_a_trial_trains_on_all_images(tmp_path):
     assert trials.final_evaluation(tmp_path)["train/images"] == 1437
 
 
-# Precision and compilation
-
-
-@pytest.mark.parametrize("variant", ["softmax_general", "favor_general", "relu_circulant", "favor_rope"])
-def test_bfloat16_trains_nearly_as_float32_and_keeps_float32_weights(tmp_path, variant):
-    config = tiny(variant, EVERYTHING | {"train.epochs": 1})
-    single = train(config, tmp_path / "single")[0]
-    half = train(config.replace({"train.precision": "bfloat16"}), tmp_path / "half")[0]
-    assert half != single
-    for one, other in zip(single, half, strict=True):
-        assert other["train/loss"] == pytest.approx(one["train/loss"], rel=0.02)
-    assert {x.dtype for name, x in weights(tmp_path / "half").items()} == {torch.float32}
-
-
-def test_auto_is_float32_on_the_cpu(tmp_path):
-    dtypes = set()
-    trial = Trial(tiny("softmax", {"train.epochs": 1}), tmp_path, device="cpu")
-    trial.trainer.model.head.register_forward_hook(lambda module, given, result: dtypes.add(result.dtype))
-    trial.epoch()
-    assert dtypes == {torch.float32}
+# Compilation
 
 
 def test_a_model_that_cannot_be_compiled_runs_as_it_is(monkeypatch, tmp_path):

@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 from erpe.bench.rounds import compete, machine
 from erpe.config import TrialConfig, defaults
 from erpe.model import ViT, build
-from erpe.training.loop import autocast, compiled, pick_device
+from erpe.training.loop import compiled, pick_device
+from erpe.training.precision import autocast, pick_precision
 
 
 def bench_models(
@@ -46,12 +47,12 @@ def bench_models(
 
 
 def forward(model: ViT, config: TrialConfig, images: Tensor) -> Callable[[], None]:
-    """A forward pass as in evaluation."""
+    """A forward pass as in evaluation: in float32."""
     fast = compiled(model, config.train, images.device)
 
     def call() -> None:
         model.eval()
-        with torch.inference_mode(), autocast(config.train, images.device):
+        with torch.inference_mode():
             fast(images)
 
     return call
@@ -60,12 +61,12 @@ def forward(model: ViT, config: TrialConfig, images: Tensor) -> Callable[[], Non
 def step(model: ViT, config: TrialConfig, images: Tensor, labels: Tensor) -> Callable[[], None]:
     """A training step, input to optimiser: no data are chosen or augmented."""
     train = config.train
-    fast = compiled(model, train, images.device)
+    fast, precision = compiled(model, train, images.device), pick_precision(config, images.device)
     optimiser = torch.optim.AdamW(model.decay_groups(train.weight_decay), lr=train.lr, fused=True)
 
     def call() -> None:
         model.train()
-        with autocast(train, images.device):
+        with autocast(precision, images.device):
             loss = cross_entropy(fast(images).float(), labels, label_smoothing=train.label_smoothing)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()

@@ -13,7 +13,8 @@ from erpe.bench.rounds import compete, machine
 from erpe.config import ModelConfig, TrialConfig, defaults
 from erpe.model import build
 from erpe.training.data import Images, batches, normalise
-from erpe.training.loop import Trainer, autocast, pick_device
+from erpe.training.loop import Trainer, pick_device
+from erpe.training.precision import autocast, pick_precision
 
 STEPS = 10
 """Steps a round."""
@@ -52,13 +53,13 @@ class Bare(nn.Module):
 
 def bare_epoch(model: nn.Module, config: TrialConfig, images: Images, device: torch.device) -> Callable[[], None]:
     """An epoch as one would write it by hand: shuffle, normalise, forward, backward, clip, step. No augmentation."""
-    train = config.train
+    train, precision = config.train, pick_precision(config, device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True)
 
     def epoch() -> None:
         for rows in batches(len(images.labels), train.batch, torch.Generator().manual_seed(0), device):
             pixels, labels = images.pixels[rows], images.labels[rows]
-            with autocast(train, device):
+            with autocast(precision, device):
                 logits = model(normalise(pixels, config.data.dataset))
                 loss = cross_entropy(logits, labels, label_smoothing=train.label_smoothing)
             optimiser.zero_grad(set_to_none=True)

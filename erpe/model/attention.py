@@ -64,8 +64,18 @@ class Softmax(Attention):
         return q, k, self.shape.head_dim**-0.5
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B, H, N, D) twice and (B, H, N, Dv) -> (B, H, N, Dv), by torch's fused kernel."""
+        """(B, H, N, D) twice and (B, H, N, Dv) -> (B, H, N, Dv), by torch's fused kernel.
+
+        On a CPU in float32 at least, under autocast too: there that kernel is slow in half precision.
+        """
         self.check(q, k, v)
+        if q.device.type != "cpu":
+            return self.fused(q, k, v)
+        with torch.autocast("cpu", enabled=False):
+            return self.fused(*(full_precision(x) for x in (q, k, v))).to(v.dtype)
+
+    def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`forward` in the precision of its inputs."""
         q, k, scale = self.scaled(q, k)
         bias = self.encoding.log_weights()
         y = scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype)[None], scale=scale)

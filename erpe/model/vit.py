@@ -68,7 +68,8 @@ class ViT(nn.Module):
         (h, w), p = self.config.grid, self.config.patch
         patches = images.unflatten(3, (w, p)).unflatten(2, (h, p))                  # (B, c, h, p, w, p)
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)        # (B, h w, c p p)
-        x = self.embed(patches.to(self.embed.weight.dtype))
+        # Under autocast too blocks add to tokens in the parameters' precision.
+        x = self.embed(patches.to(self.embed.weight.dtype)).to(self.norm.weight.dtype)
         if self.position is not None:
             x = x + self.position
         if self.cls is not None:

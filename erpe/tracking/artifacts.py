@@ -28,7 +28,7 @@ RESULTS = (
     "report.html", "test.json", "per_class.json", "confusion.json", "confusion_test.json", "predictions.npz",
     "attention.npz",
 )  # fmt: skip
-FACTS = ("data_sha256", "split_sha256", "device", "threads")
+FACTS = ("data_sha256", "split_sha256", "device", "threads", "precision")
 ALIAS = "champion"
 MOST_PANELS = 100
 """Classes or blocks of a figure; a file that asks for more is not ours, and would be drawn for hours."""
@@ -65,7 +65,7 @@ def log_text(client: MlflowClient, run: str, text: str, name: str) -> None:
 
 
 def facts(folder: Path) -> dict[str, str]:
-    """What a worker knows and the driver does not: hashes of data and split, device, threads."""
+    """What a worker knows and the driver does not: hashes of data and split, device, threads, precision."""
     try:
         outcome = read_json(folder / "outcome.json")
     except StoreError:

@@ -6,7 +6,6 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from textwrap import shorten
 
 import torch
@@ -20,6 +19,7 @@ from erpe.model import ViT
 from erpe.training.augment import augmentation, mixing
 from erpe.training.data import Images, batches, normalise
 from erpe.training.optimiser import AdamW
+from erpe.training.precision import autocast, pick_precision
 
 CHECK_EVERY = 50
 """Steps between looks at the losses; each look waits for the device."""
@@ -64,13 +64,6 @@ def learning_rate(step: int, steps: int, train: TrainConfig) -> float:
     return train.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def autocast(train: TrainConfig, device: torch.device) -> AbstractContextManager[None]:
-    """bfloat16 where asked for, or, left to us, on GPUs that have it."""
-    gains = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    wanted = train.precision == "bfloat16" or (train.precision == "auto" and gains)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
-
-
 class Trainer:
     """A model and its optimiser, an epoch at a time. All randomness of epoch e comes from (seed, e)."""
 
@@ -81,6 +74,7 @@ class Trainer:
         """Steps an epoch."""
         self.parts = 1
         """A batch goes through the model in so many parts: the same gradient up to rounding, in less memory."""
+        self.precision = pick_precision(config, device)
         self.optimiser = AdamW(model.decay_groups(train.weight_decay), lr=train.lr, fused=True)
         self.averaged: AveragedModel | None = None
         if train.ema:
@@ -155,7 +149,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         loss = torch.zeros((), dtype=torch.float32, device=self.device)
         for some, theirs in zip(images.chunk(self.parts), labels.chunk(self.parts), strict=True):
-            with autocast(train, self.device):
+            with autocast(self.precision, self.device):
                 mean = cross_entropy(self.forward(some).float(), theirs, label_smoothing=train.label_smoothing)
             part = mean * (len(some) / len(images))
             part.backward()

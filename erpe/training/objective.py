@@ -10,7 +10,7 @@ import statistics
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -36,6 +36,7 @@ from erpe.training.evaluate import (
 from erpe.training.heap import keep_heap
 from erpe.training.loop import OnStep, Trainer, pick_device
 from erpe.training.pack import Pack
+from erpe.training.precision import Precision
 
 Report = Callable[[int, dict[str, float]], bool]
 """Called after each epoch with its number (from 1) and measures; True asks to stop."""
@@ -99,9 +100,10 @@ class Trial:
     def ahead(trials: list[Trial]) -> None:
         """Train the next epoch of several trials of one shape as one program; `epoch` of each then goes on from there.
 
-        Where the device has no memory for that, nothing is done ahead. See `erpe.training.pack`.
+        Where the device has no memory for that, or some began elsewhere in another precision, nothing is done ahead.
+        See `erpe.training.pack`.
         """
-        if not all(trial._fits for trial in trials):
+        if not all(trial._fits for trial in trials) or len({trial.trainer.precision for trial in trials}) > 1:
             return
         try:
             pack = Pack([trial.trainer for trial in trials])
@@ -167,8 +169,10 @@ class Trial:
 
     def _rewind(self) -> None:
         """Back to the last epoch's end."""
+        precision = self.trainer.precision
         del self.trainer  # there is no room for two
         self.trainer = self._at_start()
+        self.trainer.precision = precision
         if self.history:
             self.trainer.load_state(load_tensors(self.folder / STATE)[0])
 
@@ -227,6 +231,7 @@ class Trial:
             "split_sha256": self.split.split_digest,
             "device": device_name(self.device),
             "threads": str(torch.get_num_threads()),
+            "precision": self.trainer.precision,
         }
 
     def _write(self, name: str, content: object) -> None:
@@ -242,7 +247,11 @@ class Trial:
                 raise StoreError(f"{path}: belongs to another configuration")
             if not is_history(facts["history"], self.config):
                 raise StoreError(f"{path}: its history is not that of a trial")
+            precision = facts.get("precision", self.trainer.precision)
+            if precision not in get_args(Precision):
+                raise StoreError(f"{path}: its precision is unknown")
             self.trainer.load_state(tensors)
+            self.trainer.precision = precision  # as it began, whatever this machine would choose
             self.history = facts["history"]
         except (StoreError, RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
             said = " ".join(str(error).split())

@@ -34,7 +34,8 @@ from torch.nn.functional import cross_entropy, one_hot
 from erpe.errors import TrialError
 from erpe.model.vit import Drop
 from erpe.training.fold import Fold
-from erpe.training.loop import CHECK_EVERY, OnStep, Trainer, autocast, check_finite
+from erpe.training.loop import CHECK_EVERY, OnStep, Trainer, check_finite
+from erpe.training.precision import autocast
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 """Of torch.optim.AdamW."""
@@ -106,7 +107,7 @@ class Dice:
 
 
 class Pack:
-    """K trainers whose models and batches have the same shapes."""
+    """K trainers whose models and batches have the same shapes, and which train in the same precision."""
 
     def __init__(self, trainers: list[Trainer]) -> None:
         self.trainers, self.device = trainers, trainers[0].device
@@ -162,7 +163,7 @@ class Pack:
         images, targets, noise = self._inputs(given, dice)
         targets = targets + plan.smoothing * (1 / targets.shape[-1] - targets)  # (K, B, classes)
         model, replaced = self.trainers[0].model, self.layout.parts(self.weights) | self.buffers | noise
-        with autocast(self.trainers[0].config.train, self.device):
+        with autocast(self.trainers[0].precision, self.device):
             with Fold():
                 logits = vmap(lambda tensors, x: functional_call(model, tensors, (x,)))(replaced, images)
             each = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(0, 1), reduction="none")
