@@ -91,7 +91,7 @@ def keep(store: Store) -> None:
 def _copy(path: Path, into: Path) -> str:
     """Copy a database that others may write to; what is wrong with it, or nothing."""
     try:
-        with contextlib.closing(_open(path)) as source, contextlib.closing(sqlite3.connect(into)) as target:
+        with contextlib.closing(_open(path, "rw")) as source, contextlib.closing(sqlite3.connect(into)) as target:
             source.backup(target)
             target.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
         return damage_of(into)
@@ -99,8 +99,9 @@ def _copy(path: Path, into: Path) -> str:
         return str(error)
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=30)
+def _open(path: Path, mode: str = "ro") -> sqlite3.Connection:
+    """Whoever may write removes the log beside a database as the last one to close it; who only reads leaves one."""
+    return sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=30)
 
 
 def damage_of(path: Path) -> str:
