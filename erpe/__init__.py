@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from erpe.frames import Study, load_study
+    from erpe.results import Study, load_study
 
 __all__ = ["Study", "__version__", "load_study"]
 __version__ = "0.1.0"
@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """What needs pandas is imported when it is used: `import erpe` stays light."""
     if name in ("Study", "load_study"):
-        from erpe import frames
+        from erpe import results
 
-        return getattr(frames, name)
+        return getattr(results, name)
     raise AttributeError(f"module 'erpe' has no attribute {name!r}")

@@ -149,8 +149,8 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Say what a trained model sees in a picture."""
-    from erpe.predict import find_folder
-    from erpe.predict import predict as see
+    from erpe.inference import find_folder
+    from erpe.inference import predict as see
     from erpe.show import prediction_table
 
     shares = see(find_folder(run, existing(store)), image)
@@ -188,7 +188,7 @@ def main() -> None:
     try:
         app(prog_name="erpe")
     except ErpeError as error:
-        from erpe.telling import line
+        from erpe.text import line
 
         print(f"erpe: {line(str(error))}", file=sys.stderr)
         sys.exit(1)

@@ -77,7 +77,7 @@ def check_command(words: list[str], context: typer.Context) -> None:
 
 def show(jobs: Jobs, name: str) -> Job:
     """Print its log as it grows -> the job, ended."""
-    from erpe.telling import printable, redact
+    from erpe.text import printable, redact
 
     try:
         for text in jobs.follow(name):
@@ -142,7 +142,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until it ends; exits as the job did.")] = False,
 ) -> None:
     """Print what a job printed."""
-    from erpe.telling import printable, redact
+    from erpe.text import printable, redact
 
     jobs = jobs_at(address)
     name = chosen(jobs, job)

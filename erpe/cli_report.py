@@ -55,7 +55,7 @@ def report(
     from erpe.report.charts import save_all
     from erpe.report.comparison import compare as compared
     from erpe.report.page import write_report
-    from erpe.telling import printable
+    from erpe.text import printable
 
     outcomes = outcomes_of(studies, against, store, server)
     comparison = compared(outcomes, against)
@@ -81,8 +81,8 @@ def outcomes_of(studies: list[str] | None, against: str | None, store: Path, ser
 
 def write_output(path: Path, content: str | bytes) -> None:
     """Write a file whole, and say so."""
-    from erpe.store import write_atomic
-    from erpe.telling import printable
+    from erpe.io import write_atomic
+    from erpe.text import printable
 
     written(path, lambda: write_atomic(path, content))
     print(f"{printable(str(path))}: written")

@@ -46,7 +46,7 @@ def _row(found: Copy) -> dict[str, Any]:
 
 
 def _print(found: dict[str, Any]) -> None:
-    from erpe.telling import printable
+    from erpe.text import printable
 
     for name, row in {"database": found["database"], **found["backups"]}.items():
         state = f"damaged ({row['damage']})" if row["damage"] else f"{row['studies']} studies, {row['trials']} trials"

@@ -160,7 +160,7 @@ def check_tracking(store: Any) -> None:
         TrackingError: the server refuses us, is not MLflow, or its database is of another version.
     """
     from erpe.errors import TrackingError
-    from erpe.telling import line
+    from erpe.text import line
     from erpe.tracking.server import examine
 
     health = examine(store.tracking_uri)

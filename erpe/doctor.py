@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from erpe.config import DATASETS
+from erpe.credentials import read_secret_files
 from erpe.errors import ErpeError, TrackingError
-from erpe.signin import read_secret_files
 from erpe.store import Store
-from erpe.telling import redact
+from erpe.text import redact
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "fvcore", "scikit-learn", "sqlalchemy")
 NEEDED_MIB = 500

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from erpe.errors import ErpeError
-from erpe.telling import redact
+from erpe.text import redact
 
 PATIENCE = 20
 """Seconds for an answer."""

@@ -8,7 +8,7 @@ import sys
 
 from erpe.errors import ConfigError, TrackingError
 from erpe.store import Store
-from erpe.telling import printable, redact
+from erpe.text import printable, redact
 from erpe.tracking.server import examine
 from erpe.tracking.view import CONFIRMED_VIEW, confirmed_page, runs_page
 

@@ -22,7 +22,7 @@ from erpe.search.records import StudyRecord
 from erpe.search.study import StudySpec
 from erpe.search.tune import TuneResult
 from erpe.store import Store
-from erpe.telling import Terminal, line, printable, redact
+from erpe.text import Terminal, line, printable, redact
 from erpe.tracking.tracker import Waiting, waiting
 
 PHASES = {

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
-import shutil
-import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote
 
+from erpe.credentials import read_secret_files
 from erpe.errors import StoreError
-from erpe.signin import read_secret_files
-from erpe.telling import redact
+from erpe.io import MIB, parse_json, read_plain, write_atomic
+from erpe.text import redact
 
 LAYOUT = 1
 """Version of the folder's layout; a store of another version is refused."""
 
-MIB = 2**20
 FILES = {
     "model.safetensors": 4096 * MIB, "training.safetensors": 16384 * MIB, "config.json": MIB, "outcome.json": 16 * MIB,
     "test.json": MIB, "per_class.json": MIB, "confusion.json": MIB, "confusion_test.json": MIB,
@@ -34,11 +30,6 @@ STATE = "training.safetensors"
 
 OWNER = "owner"
 """In the folder of an unfinished trial: who trains it. Whoever comes later takes it over."""
-
-MOST_JSON = 16 * MIB
-"""Bytes of any JSON file that is read; erpe writes far smaller ones."""
-
-_UNFOLLOWED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 @dataclass(frozen=True)
@@ -173,26 +164,6 @@ def _refuse_links(root: Path) -> None:
                 raise StoreError(f"{links[0]}: a link; a store may be behind one, but has none in it")
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: temporary file, fsync, rename.
-
-    Raises:
-        OSError: the disk is full or the folder is gone; the old file is intact.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(handle, 0o644)  # a temporary file is its owner's alone
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def tidy(folder: Path) -> None:
     """Remove the temporary files of writes that were killed; nobody else may be writing to this trial's folder.
 
@@ -213,88 +184,3 @@ def let_go(folder: Path) -> None:
     for name in (STATE, OWNER):
         (folder / name).unlink(missing_ok=True)
     tidy(folder)
-
-
-def open_plain(path: Path, flags: int) -> int:
-    """The descriptor of a plain file: no link, which could point anywhere, and no pipe, which could never answer.
-
-    Raises:
-        OSError: it is one, or cannot be opened.
-    """
-    try:
-        handle = os.open(path, flags | _UNFOLLOWED, 0o644)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, "a link", str(path)) from None
-        raise
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(errno.EINVAL, "not a plain file", str(path))
-    return handle
-
-
-def read_plain(path: Path, most: int = MOST_JSON) -> bytes:
-    """The bytes of a plain file that someone else may have written.
-
-    Raises:
-        OSError: there is none, it is no plain file, or it has more than `most` bytes.
-    """
-    with os.fdopen(open_plain(path, os.O_RDONLY), "rb") as file:
-        if os.fstat(file.fileno()).st_size > most:
-            raise OSError(errno.EFBIG, f"more than {most} bytes", str(path))
-        return file.read()
-
-
-def parse_json(data: bytes | str) -> Any:
-    """What a JSON text says.
-
-    Raises:
-        ValueError: it is none, or nested deeper than anyone would.
-    """
-    try:
-        return json.loads(data)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file of the store.
-
-    Raises:
-        StoreError: it is missing, damaged, too large or no plain file.
-    """
-    try:
-        return parse_json(read_plain(path))
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise StoreError(f"{path}: cannot be read ({why}); the file is missing or damaged") from None
-
-
-def is_own(folder: Path) -> bool:
-    """Whether there is a folder to remove.
-
-    Raises:
-        StoreError: it is a link or lies behind one: what nobody follows, nobody removes.
-    """
-    if folder.resolve() != folder:
-        raise StoreError(f"{folder}: a link, or behind one, which is not followed; put the folder itself there")
-    return folder.exists()
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a folder with all that is in it; one that is gone, or half gone, is no mistake.
-
-    Raises:
-        StoreError: it is a link, or cannot be removed.
-    """
-    try:
-        if is_own(folder):
-            shutil.rmtree(folder)
-    except OSError as error:
-        place = error.filename or folder
-        raise StoreError(f"{place}: cannot be removed ({error.strerror}); the same command goes on") from None
-
-
-def size_mib(path: Path) -> float:
-    """What a file or folder takes, in MiB."""
-    return sum(each.lstat().st_size for each in [path, *path.rglob("*")] if each.is_file()) / 2**20

@@ -24,7 +24,7 @@ from erpe.search.progress import Moment
 from erpe.search.records import Record, StudyRecord, read_studies
 from erpe.show import clock, lag_of, lag_words, percent, where_to_look
 from erpe.store import Store
-from erpe.telling import Terminal, line
+from erpe.text import Terminal, line
 from erpe.tracking.tracker import waiting
 
 PHASES = {

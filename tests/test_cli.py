@@ -17,8 +17,8 @@ from sklearn.datasets import load_digits
 from erpe import cli
 from erpe.config import VARIANTS
 from erpe.errors import ConfigError
+from erpe.inference import predict
 from erpe.options import parse_settings
-from erpe.predict import predict
 from erpe.training.checkpoint import load_model
 from erpe.training.data import normalise
 

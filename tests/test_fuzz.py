@@ -21,11 +21,11 @@ from trials import STUDIES, tiny
 
 from erpe import cli
 from erpe.errors import ErpeError
+from erpe.inference import predict
+from erpe.io import read_arrays
 from erpe.model import build
 from erpe.options import parse_settings
-from erpe.predict import predict
 from erpe.report.chart_curves import _read as read_example
-from erpe.report.outcomes import read_arrays
 from erpe.search.plan import load_plan
 from erpe.search.play import read_outcome
 from erpe.search.records import read_studies

@@ -22,9 +22,9 @@ from trials import TINY
 
 from erpe import cli
 from erpe.errors import BusyError, StoreError, StudyError, TrackingError, TrialError
-from erpe.frames import load_study
-from erpe.predict import find_folder
+from erpe.inference import find_folder
 from erpe.report.load import load
+from erpe.results import load_study
 from erpe.search.adopt import adopt
 from erpe.search.ledger import Ledger
 from erpe.search.policy import Policy, decide

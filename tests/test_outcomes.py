@@ -16,9 +16,10 @@ import pytest
 from erpe import cli
 from erpe.cli_report import outcomes_of
 from erpe.errors import StoreError, StudyError, TrackingError
+from erpe.io import MOST_BYTES, read_arrays
 from erpe.report.comparison import compare
 from erpe.report.load import load
-from erpe.report.outcomes import MOST_BYTES, describe, read_arrays
+from erpe.report.outcomes import describe
 from erpe.search.records import read_studies
 from erpe.store import Store
 

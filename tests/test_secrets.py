@@ -16,7 +16,7 @@ from erpe.search.study import define
 from erpe.search.tune import tune
 from erpe.search.workers import Asked, on_ray
 from erpe.store import Store
-from erpe.telling import redact, secrets
+from erpe.text import redact, secrets
 
 MARK = "hunter2-"
 ENVIRONMENT = {

@@ -16,14 +16,14 @@ from toys import work
 from trials import tiny
 
 from erpe.errors import DataError, ErpeError, StoreError, StudyError
+from erpe.io import MOST_JSON, read_arrays, read_json
 from erpe.report.comparison import compare
-from erpe.report.outcomes import read_arrays
 from erpe.report.tables import render
 from erpe.search.study import define
 from erpe.search.tune import tune
 from erpe.serve import server
-from erpe.store import MOST_JSON, Store, read_json
-from erpe.telling import line, printable
+from erpe.store import Store
+from erpe.text import line, printable
 from erpe.tracking.spool import Event, Spool
 from erpe.tracking.tracker import Tracker, lags
 
@@ -129,8 +129,8 @@ def test_a_configuration_cannot_ask_for_more_memory_than_its_weights_have(tmp_pa
 
 def test_a_picture_is_read_by_pillow_alone(tmp_path, monkeypatch):
     """PostScript would go to another program; and a small file can unfold to any size."""
+    from erpe.inference import predict
     from erpe.model import build
-    from erpe.predict import predict
     from erpe.training.checkpoint import save_model
 
     config = tiny()

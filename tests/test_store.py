@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from erpe.errors import StoreError
-from erpe.store import LAYOUT, Store, read_json, sqlite_path, write_atomic
+from erpe.io import read_json, write_atomic
+from erpe.store import LAYOUT, Store, sqlite_path
 
 
 def refusal(make, *args) -> str:

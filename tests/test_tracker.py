@@ -19,7 +19,7 @@ from mlflow_server import free_port, hanging_server, mlflow_server, rows
 from erpe.config import defaults
 from erpe.errors import StoreError, StudyError, TrackingError
 from erpe.store import Store
-from erpe.telling import redact
+from erpe.text import redact
 from erpe.tracking.artifacts import draw
 from erpe.tracking.provenance import collect
 from erpe.tracking.sender import Sender

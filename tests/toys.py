@@ -4,8 +4,8 @@ import json
 import time
 from functools import partial
 
+from erpe.io import write_atomic
 from erpe.search.work import Work
-from erpe.store import write_atomic
 
 
 class Toy:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from erpe.telling import Terminal
+from erpe.text import Terminal
 
 
 def conditions(found: dict[str, Any]) -> str:

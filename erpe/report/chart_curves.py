@@ -15,8 +15,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from erpe.errors import StoreError
+from erpe.io import read_arrays
 from erpe.report.chart_marks import INK, PALE, SMALL, Mark, blank, dress, legend_height, legend_of, marks
-from erpe.report.outcomes import Outcomes, read_arrays
+from erpe.report.outcomes import Outcomes
 
 ROW = 6
 """Most attention maps side by side."""

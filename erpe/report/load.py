@@ -14,13 +14,14 @@ from typing import Any
 from erpe import __version__
 from erpe.config import split_variant
 from erpe.errors import StoreError
+from erpe.io import read_json
 from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
 from erpe.search.openings import openings, openings_of
 from erpe.search.plan import Plan
 from erpe.search.records import Record, StudyRecord, arm_of, grouped, read_studies
 from erpe.search.space import NO_AXES, own_axes
 from erpe.search.study import CONTRACT
-from erpe.store import Store, read_json
+from erpe.store import Store
 
 
 def load(store: Store, studies: Sequence[str] = ()) -> Outcomes:

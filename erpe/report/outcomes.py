@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,7 @@ import numpy as np
 import pandas as pd
 
 from erpe.errors import StoreError
-from erpe.store import read_plain
-
-MOST_BYTES = 64 * 2**20
-"""Of an array read from a store; a hostile file could unfold to any size."""
+from erpe.io import read_arrays
 
 GIVEN = ("model.variant", "model.image", "model.classes")
 """Settings that the variant and the data set decide."""
@@ -135,26 +130,6 @@ def default_wins(arms: list[dict[str, Any]]) -> list[str]:
             count = f"{sum(decided)} of {_counted(str(len(decided)), 'arm')}"
             told.append(f"{study}: the default configuration won the search in {count}")
     return told
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz`; nothing in it can run code.
-
-    Raises:
-        StoreError: it is missing, damaged, no plain file, or larger, also when unfolded, than `MOST_BYTES`.
-    """
-    try:
-        data = io.BytesIO(read_plain(path, MOST_BYTES))
-        if sum(part.file_size for part in zipfile.ZipFile(data).infolist()) > MOST_BYTES:
-            raise StoreError(f"{path}: larger than {MOST_BYTES} bytes")
-        with np.load(data, allow_pickle=False) as found:
-            return {name: found[name] for name in found.files}
-    except StoreError:
-        raise
-    except OSError as error:
-        raise StoreError(f"{path}: missing or damaged ({error.strerror or error})") from None
-    except Exception as error:  # of zipfile, zlib, lzma and numpy, about bytes that may be anyone's
-        raise StoreError(f"{path}: missing or damaged ({type(error).__name__}: {str(error)[:200]})") from None
 
 
 def describe(made_with: dict[str, str]) -> str:

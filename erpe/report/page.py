@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from erpe import __version__
+from erpe.io import write_atomic
 from erpe.report.answer import answer, protocol, search_table
 from erpe.report.blocks import KINDS, Block, blocks
 from erpe.report.captions import CAPTIONS, told
@@ -19,7 +20,6 @@ from erpe.report.comparison import Comparison
 from erpe.report.inline import inline_svg
 from erpe.report.outcomes import Outcomes
 from erpe.report.verdicts import VERDICTS
-from erpe.store import write_atomic
 
 SECTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "Accuracy": (("accuracy",), ("quality on the test set",)),

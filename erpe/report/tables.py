@@ -21,7 +21,7 @@ from erpe.errors import ConfigError, nearest
 from erpe.report.blocks import Block, blocks
 from erpe.report.comparison import Comparison, compare
 from erpe.report.pairing import arm_keys
-from erpe.telling import Terminal, printable
+from erpe.text import Terminal, printable
 
 __all__ = ["FORMATS", "TIDY", "Comparison", "compare", "render", "tidy"]
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from erpe.config import TrialConfig
+from erpe.io import open_plain
 from erpe.search.depot import OUTCOME, Depot, name_of
 from erpe.search.play import Start, Training, read_outcome
 from erpe.search.work import Work
-from erpe.store import open_plain
 
 PREFIX, LOCK = "erpe-trial-", "held"
 """Of scratch folders, and the file in each that its process has locked."""

@@ -23,13 +23,14 @@ from typing import NamedTuple
 import optuna
 
 from erpe.errors import StoreError, StudyError
+from erpe.io import remove_folder, write_atomic
 from erpe.search import storage
 from erpe.search.backup import backed_up
 from erpe.search.foreign import Foreign, Member
 from erpe.search.lease import take
 from erpe.search.records import EPOCH, REMOVED, mark, read_about, read_studies
 from erpe.search.transplant import continues, facts, transplant
-from erpe.store import STATE, Store, remove_folder, write_atomic
+from erpe.store import STATE, Store
 from erpe.tracking.spool import Event, Spool
 
 

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from erpe.errors import StoreError
+from erpe.io import parse_json
 from erpe.search.remote import Remote, sha256_of
-from erpe.store import FILES, OWNER, STATE, let_go, parse_json
-from erpe.telling import redact
+from erpe.store import FILES, OWNER, STATE, let_go
+from erpe.text import redact
 
 OPENING_SECONDS = 5.0
 """How long the first call waits."""

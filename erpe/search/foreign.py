@@ -17,12 +17,13 @@ import optuna
 from pydantic import StrictInt, TypeAdapter
 
 from erpe.errors import ErpeError, StoreError, StudyError
+from erpe.io import MIB, read_json
 from erpe.search.plan import Plan
 from erpe.search.policy import irreplaceable
 from erpe.search.records import REMOVED, Record, StudyRecord, read_study
 from erpe.search.storage import Database, first_line
 from erpe.search.study import check_name
-from erpe.store import FILES, LAYOUT, MIB, Store, read_json, sqlite_url
+from erpe.store import FILES, LAYOUT, Store, sqlite_url
 from erpe.tracking.spool import Event, Spool
 
 _DATABASE, _SPOOL = 1024 * MIB, 1024 * MIB
@@ -187,7 +188,7 @@ def _check_tables(copy: Path, shown: Path) -> None:
 
 def _look_into(path: Path) -> None:
     """A file that was copied by half is found before anything is written."""
-    from erpe.report.outcomes import read_arrays
+    from erpe.io import read_arrays
 
     try:
         if path.suffix == ".json":

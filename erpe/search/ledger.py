@@ -30,7 +30,7 @@ from erpe.search.lease import Lease, take
 from erpe.search.records import CONFIG, END, EPOCH, FINAL, GROUP, STUDY, Group, Record, StudyRecord, Verdict
 from erpe.search.study import StudySpec, check_name, differences_from
 from erpe.store import Store
-from erpe.telling import redact
+from erpe.text import redact
 
 MAX_ATTEMPTS = 3
 """Crashes of a trial without a finished epoch between them, after which it is FAIL."""

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 from erpe.config import TrialConfig, is_history, is_measures
 from erpe.errors import ErpeError, StoreError, TrialError
-from erpe.store import let_go, parse_json, read_json
+from erpe.io import parse_json, read_json
+from erpe.store import let_go
 
 
 class Training(Protocol):

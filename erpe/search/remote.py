@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from erpe.errors import ConfigError, ErpeError, StoreError
-from erpe.store import FILES, MIB
-from erpe.telling import redact
+from erpe.io import MIB
+from erpe.store import FILES
+from erpe.text import redact
 
 PATIENCE_SECONDS = 60.0
 """How long a call waits for storage that went away before the study stops, resumable."""

@@ -28,7 +28,7 @@ from sqlalchemy.exc import (
 )
 
 from erpe.errors import StoreError
-from erpe.telling import redact
+from erpe.text import redact
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from erpe.errors import BusyError
+from erpe.io import is_own, remove_folder, size_mib
 from erpe.search import storage
 from erpe.search.foreign import FILES
 from erpe.search.lease import take
 from erpe.search.records import read_studies
-from erpe.store import Store, is_own, remove_folder, size_mib
+from erpe.store import Store
 from erpe.tracking.removal import Logged, stray_artifacts
 from erpe.tracking.spool import Spool
 
 _TRIAL = re.compile(r"\d{4,}-\d+")
-_DRAFT = re.compile(rf"\.({'|'.join(map(re.escape, FILES))})\.\w{{8}}")  # see `erpe.store.write_atomic`
+_DRAFT = re.compile(rf"\.({'|'.join(map(re.escape, FILES))})\.\w{{8}}")  # see `erpe.io.write_atomic`
 
 
 class Stray(NamedTuple):

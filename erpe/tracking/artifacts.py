@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import erpe
 from erpe.errors import ErpeError, StoreError
+from erpe.io import read_arrays, read_json, read_plain
 from erpe.report import figures
-from erpe.report.outcomes import read_arrays
-from erpe.store import FILES, read_json, read_plain
+from erpe.store import FILES
 from erpe.tracking.server import files_of
 
 if TYPE_CHECKING:

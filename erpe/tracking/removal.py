@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from erpe.errors import TrackingError
-from erpe.store import Store, is_own, remove_folder, size_mib, sqlite_path
+from erpe.io import is_own, remove_folder, size_mib
+from erpe.store import Store, sqlite_path
 from erpe.tracking.server import connect, examine, files_of
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from filelock import FileLock, Timeout
 
 from erpe.errors import ErpeError
-from erpe.store import Store, open_plain
-from erpe.telling import redact
+from erpe.io import open_plain
+from erpe.store import Store
+from erpe.text import redact
 from erpe.tracking.known import Known
 from erpe.tracking.server import Health, examine
 from erpe.tracking.spool import Ack, Event, Spool

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from filelock import FileLock
 
-from erpe.signin import read_secret_files
+from erpe.credentials import read_secret_files
 from erpe.store import sqlite_path, sqlite_url
-from erpe.telling import redact
+from erpe.text import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, StringConstraints, TypeAdapter, ValidationError
 
 from erpe.errors import ConfigError, StoreError
-from erpe.store import open_plain, parse_json, read_plain, write_atomic
+from erpe.io import open_plain, parse_json, read_plain, write_atomic
 
 BATCH_BYTES = 1 << 20
 """The sender holds at most about this much of the file in memory."""

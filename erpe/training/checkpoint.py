@@ -17,9 +17,10 @@ from torch import Tensor
 
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError, StoreError
+from erpe.io import open_plain, parse_json, read_json, write_atomic
 from erpe.model import ViT, build
 from erpe.model.vit import Size, shapes
-from erpe.store import FILES, STATE, open_plain, parse_json, read_json, write_atomic
+from erpe.store import FILES, STATE
 
 MODEL = "model.safetensors"
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from erpe.config import DATASETS
+from erpe.io import write_atomic
 from erpe.model import ViT
-from erpe.store import write_atomic
 from erpe.training.data import Images, normalise
 from erpe.training.heap import empty_heap
 

@@ -16,9 +16,10 @@ import torch
 
 from erpe.config import TrialConfig, is_history, is_measures
 from erpe.errors import StoreError, TrialError
+from erpe.io import read_json, read_plain, write_atomic
 from erpe.model import ViT, build
 from erpe.model.flops import forward_flops, train_step_flops
-from erpe.store import OWNER, STATE, let_go, read_json, read_plain, tidy, write_atomic
+from erpe.store import OWNER, STATE, let_go, tidy
 from erpe.training.checkpoint import load_model, load_tensors, save_model, save_tensors, writing
 from erpe.training.data import load_test, load_training
 from erpe.training.evaluate import (

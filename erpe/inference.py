@@ -8,7 +8,8 @@ from pathlib import Path
 
 from erpe.config import DATASETS
 from erpe.errors import DataError, StoreError, StudyError, nearest
-from erpe.store import Store, open_plain
+from erpe.io import open_plain
+from erpe.store import Store
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
 """Of pictures; Pillow would give a PostScript file to another program, which runs it."""

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from erpe import cli
+from erpe.credentials import NAMES, read_secret_files
 from erpe.errors import ConfigError
-from erpe.signin import NAMES, read_secret_files
 from erpe.store import Store
 from erpe.tracking.server import Health, _judge
 
