@@ -11,8 +11,8 @@ import typer
 from erpe.options import STORE, AsJson, StoreOption, existing
 
 if TYPE_CHECKING:
-    from erpe.search.backup import Copy
     from erpe.store import Store
+    from erpe.study.backup import Copy
 
 
 def restore(
@@ -21,8 +21,8 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Show the backups of the database of trials, or bring one back; the database as it is is kept beside it."""
-    from erpe.search.backup import restore as bring_back
-    from erpe.search.backup import survey
+    from erpe.study.backup import restore as bring_back
+    from erpe.study.backup import survey
 
     opened = existing(store)
     kept = bring_back(opened, backup) if backup else None

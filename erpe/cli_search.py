@@ -67,8 +67,8 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Search the best settings of a variant; test the best model once. The same command continues."""
-    from erpe.search.space import load_space
-    from erpe.search.study import define
+    from erpe.study.search_space import load_space
+    from erpe.study.spec import define
 
     given = parse_settings(settings)
     ranges = load_space(space, variant, dataset, given) if space else None
@@ -97,10 +97,10 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train one configuration and test it: a study of one trial, in this process."""
-    from erpe.search.axes import Space
-    from erpe.search.naming import identified
-    from erpe.search.study import define
     from erpe.store import Store
+    from erpe.study.distributions import Space
+    from erpe.study.naming import identified
+    from erpe.study.spec import define
 
     spec = define(
         variant, dataset, space=Space(axes={}), settings=parse_settings(settings), epochs=epochs,
@@ -189,7 +189,7 @@ def changes_of(settings: list[str] | None, budget: str | None) -> list[str]:
     Raises:
         ConfigError: two of them contradict each other.
     """
-    from erpe.search.plan import check_agreement
+    from erpe.study.plan import check_agreement
 
     if budget:
         one_of("budget", budget, ("trials", "epochs", "flops"))
@@ -221,8 +221,8 @@ def study_run(
     """Search, confirm and test every variant of a study file. The same command continues."""
     from erpe.publish import publish
     from erpe.search.campaign import run
-    from erpe.search.plan import load_plan
     from erpe.store import Store
+    from erpe.study.plan import load_plan
     from erpe.watch import StudyProgress, result_lines
 
     plan = load_plan(file, changes_of(settings, budget))
@@ -269,8 +269,8 @@ def study_show(
 
     What it prints is a study file again; with --probe it tells how long the study takes here.
     """
-    from erpe.search.plan import load_plan
     from erpe.show_plan import plan_notes, plan_rows, plan_table, time_notes
+    from erpe.study.plan import load_plan
 
     plan = load_plan(file, changes_of(settings, budget))
     if as_json:
@@ -320,6 +320,6 @@ def study_status(
 @study_app.command("schema")
 def study_schema() -> None:
     """Print the JSON Schema of a study file, for editors."""
-    from erpe.search.plan import schema
+    from erpe.study.plan import schema
 
     print(schema(), end="")

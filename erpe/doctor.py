@@ -145,7 +145,7 @@ def _asked(what: str, ask: Callable[[], str]) -> Finding:
 
 
 def _studies(store: Store) -> str:
-    from erpe.search.records import read_studies
+    from erpe.study.records import read_studies
 
     return f"{len(read_studies(store))} in {redact(store.storage_url)}"
 

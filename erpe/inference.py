@@ -25,7 +25,7 @@ def find_folder(run: str, store: Store) -> Path:
     Raises:
         StudyError: nothing of that name, or the trial is not finished.
     """
-    from erpe.search.records import read_studies
+    from erpe.study.records import read_studies
 
     if os.path.exists(Path(run) / "model.safetensors"):  # Path.exists raises for a name that is too long
         return Path(run)

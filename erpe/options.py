@@ -38,7 +38,7 @@ def parse_settings(given: list[str] | None) -> dict[str, Any]:
     Raises:
         ConfigError: no equals sign, or two values for one name.
     """
-    from erpe.search.entries import combine, dotted, read_line
+    from erpe.study.entries import combine, dotted, read_line
 
     found: dict[str, Any] = {}
     for line in given or []:

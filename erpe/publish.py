@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from erpe.search.plan import Plan
 from erpe.store import Store
+from erpe.study.plan import Plan
 
 
 def publish(plan: Plan, store: Store) -> tuple[Path, int]:

@@ -132,7 +132,7 @@ def load_study(name: str, store: str | Path = "runs", server: str | None = None)
     if server:
         return _on_server(name, server)
     from erpe.report.load import load
-    from erpe.search.records import grouped, read_studies
+    from erpe.study.records import grouped, read_studies
 
     opened = Store.existing(store)
     outcomes = load(opened, [name])

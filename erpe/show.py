@@ -18,10 +18,10 @@ from rich.text import Text
 
 from erpe.config import VARIANTS, defaults, split_variant
 from erpe.search.progress import Moment
-from erpe.search.records import StudyRecord
-from erpe.search.study import StudySpec
 from erpe.search.tune import TuneResult
 from erpe.store import Store
+from erpe.study.records import StudyRecord
+from erpe.study.spec import StudySpec
 from erpe.text import Terminal, line, printable, redact
 from erpe.tracking.tracker import Waiting, waiting
 
@@ -252,7 +252,7 @@ def variants_table(rows: list[dict[str, Any]], dataset: str) -> None:
 
 def status_rows(store: Store, study: str | None) -> list[dict[str, Any]]:
     """Each study with its trials, as the database has them."""
-    from erpe.search.records import read_studies
+    from erpe.study.records import read_studies
 
     waits = waiting(store)
     return [_status_row(found, waits) for found in read_studies(store, study)]

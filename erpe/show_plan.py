@@ -6,8 +6,8 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from erpe.search.plan import Plan
 from erpe.show import clock
+from erpe.study.plan import Plan
 
 if TYPE_CHECKING:
     from erpe.bench.probe import Probe
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     """Each arm of a study with its size and cost at a typical configuration of its space."""
     from erpe.model.vit import parameter_count
-    from erpe.search.axes import typical
-    from erpe.search.space import own_axes
+    from erpe.study.distributions import typical
+    from erpe.study.search_space import own_axes
     from erpe.training.objective import cost
 
     rows = []
@@ -75,7 +75,7 @@ def plan_notes(plan: Plan, rows: list[dict[str, Any]], points: float) -> list[st
 
 
 def _searched(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
-    from erpe.search.samplers import FEWEST_FOR_PRUNING, chosen_pruner, startup_trials
+    from erpe.study.samplers import FEWEST_FOR_PRUNING, chosen_pruner, startup_trials
 
     arm, trials = plan.arms()[0], plan.search.trials
     spec = plan.search_spec(arm)

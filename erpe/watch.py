@@ -18,12 +18,12 @@ from rich.live import Live
 from rich.table import Table
 
 from erpe.search.campaign import CampaignResult
-from erpe.search.openings import Openings, openings
-from erpe.search.plan import Plan
 from erpe.search.progress import Moment
-from erpe.search.records import Record, StudyRecord, read_studies
 from erpe.show import clock, lag_of, lag_words, percent, where_to_look
 from erpe.store import Store
+from erpe.study.openings import Openings, openings
+from erpe.study.plan import Plan
+from erpe.study.records import Record, StudyRecord, read_studies
 from erpe.text import Terminal, line
 from erpe.tracking.tracker import waiting
 
@@ -98,7 +98,7 @@ def statuses(store: Store, study: str | None = None) -> list[StudyStatus]:
         StudyError: there is none of that name.
         StoreError: the database cannot be read.
     """
-    from erpe.search.records import grouped
+    from erpe.study.records import grouped
 
     waits = waiting(store)
     found = [status(Plan(**plan), members) for plan, members in grouped(read_studies(store), study)]
@@ -107,7 +107,7 @@ def statuses(store: Store, study: str | None = None) -> list[StudyStatus]:
 
 def status(plan: Plan, members: list[StudyRecord]) -> StudyStatus:
     """Where a study stands, from its searches and confirmations."""
-    from erpe.search.records import arm_of
+    from erpe.study.records import arm_of
 
     arms = [_arm(plan, arm.name, *arm_of(members, arm.name)) for arm in plan.arms()]
     running = sum(member.counts["RUNNING"] for member in members)

@@ -29,11 +29,11 @@ from erpe.report.load import load
 from erpe.search import adopt as adopting
 from erpe.search import foreign, transplant
 from erpe.search.adopt import adopt
-from erpe.search.ledger import Ledger
-from erpe.search.records import EPOCH
-from erpe.search.storage import Database
 from erpe.search.transplant import OF_STUDY, OF_TRIAL, _Transplant, facts
 from erpe.store import Store
+from erpe.study.records import EPOCH
+from erpe.study.session import Ledger
+from erpe.study.storage import Database
 from erpe.tracking import artifacts, spool
 from erpe.tracking.sender import Mended
 from erpe.tracking.spool import Event, Spool, encode
@@ -253,7 +253,7 @@ def test_what_went_on_in_both_places_is_refused(there, here):
 
 
 def test_a_study_that_runs_here_or_there_is_left_alone(there, here):
-    from erpe.search.study import define
+    from erpe.study.spec import define
 
     spec = define("relu", "digits", epochs=1)
     for store, said in ((there, "is running in"), (here, "another erpe is running it")):

@@ -16,13 +16,13 @@ from erpe.config import flatten
 from erpe.errors import StudyError
 from erpe.report.load import load
 from erpe.search.campaign import run
-from erpe.search.plan import load_plan
 from erpe.search.progress import Silent
-from erpe.search.records import read_studies
 from erpe.search.relay import Budget
-from erpe.search.study import StudySpec
 from erpe.show import status_rows, status_table
 from erpe.store import Store
+from erpe.study.plan import load_plan
+from erpe.study.records import read_studies
+from erpe.study.spec import StudySpec
 from erpe.tracking.spool import Spool
 from erpe.watch import result_lines, statuses
 from erpe.watch import status_table as study_table

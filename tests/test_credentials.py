@@ -62,7 +62,7 @@ def closed_port():
 @pytest.mark.slow
 def test_the_doctor_asks_every_service_though_others_are_away(closed_port, monkeypatch, tmp_path, capfd):
     """None of them stops the next, and each says what would do."""
-    monkeypatch.setattr("erpe.search.storage.OPENING_SECONDS", 0)
+    monkeypatch.setattr("erpe.study.storage.OPENING_SECONDS", 0)
     monkeypatch.setenv("ERPE_STORAGE_URL", f"postgresql+psycopg://me@127.0.0.1:{closed_port}/optuna")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port}")
     monkeypatch.setenv("ERPE_RAY_ADDRESS", f"127.0.0.1:{closed_port}")

@@ -20,10 +20,10 @@ from erpe.search.abroad import LOCK, PREFIX, Abroad, Displaced, Scratch, abroad
 from erpe.search.depot import LISTING, OUTCOME, Depot, find_depot, lent, name_of
 from erpe.search.play import play
 from erpe.search.policy import Policy
-from erpe.search.records import read_studies
 from erpe.search.retention import gc
 from erpe.search.work import vision
 from erpe.store import OWNER, STATE
+from erpe.study.records import read_studies
 from erpe.training.objective import Trial
 
 WORK = vision("digits", None, "cpu")

@@ -11,7 +11,7 @@ from erpe.model.flops import train_step_flops
 from erpe.report.effort import compute, expected_best, expected_best_curves
 from erpe.report.load import load
 from erpe.report.outcomes import default_wins
-from erpe.search.records import read_studies
+from erpe.study.records import read_studies
 
 
 def test_expected_best_is_the_mean_over_all_draws():

@@ -26,14 +26,14 @@ from erpe.io import read_arrays
 from erpe.model import build
 from erpe.options import parse_settings
 from erpe.report.chart_curves import _read as read_example
-from erpe.search.plan import load_plan
 from erpe.search.play import read_outcome
-from erpe.search.records import read_studies
-from erpe.search.space import load_space
-from erpe.search.study import define
 from erpe.search.tune import tune
 from erpe.show import status_rows, status_table
 from erpe.store import Store
+from erpe.study.plan import load_plan
+from erpe.study.records import read_studies
+from erpe.study.search_space import load_space
+from erpe.study.spec import define
 from erpe.tracking import artifacts
 from erpe.tracking.spool import Ack, Event, Spool
 from erpe.training.checkpoint import load_model, load_tensors, save_tensors

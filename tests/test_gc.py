@@ -26,15 +26,15 @@ from erpe.inference import find_folder
 from erpe.report.load import load
 from erpe.results import load_study
 from erpe.search.adopt import adopt
-from erpe.search.ledger import Ledger
 from erpe.search.policy import Policy, decide
-from erpe.search.records import REMOVED, read_studies
 from erpe.search.retention import gc
-from erpe.search.storage import Database
-from erpe.search.study import define
 from erpe.search.transplant import facts
 from erpe.search.tune import tune
 from erpe.store import Store
+from erpe.study.records import REMOVED, read_studies
+from erpe.study.session import Ledger
+from erpe.study.spec import define
+from erpe.study.storage import Database
 from erpe.tracking import removal
 from erpe.tracking.spool import Spool
 from erpe.tracking.tracker import Tracker, sync

@@ -19,10 +19,10 @@ from trials import TINY
 
 from erpe import cli
 from erpe.errors import TrackingError
-from erpe.search.study import define
 from erpe.search.tune import tune
 from erpe.serve import server
 from erpe.store import Store, sqlite_path, sqlite_url
+from erpe.study.spec import define
 from erpe.tracking.relocation import relocate
 from erpe.tracking.tracker import Tracker, sync
 

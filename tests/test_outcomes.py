@@ -20,8 +20,8 @@ from erpe.io import MOST_BYTES, read_arrays
 from erpe.report.comparison import compare
 from erpe.report.load import load
 from erpe.report.outcomes import describe
-from erpe.search.records import read_studies
 from erpe.store import Store
+from erpe.study.records import read_studies
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_unknown_studies_and_servers_are_one_line(synced):
 @pytest.mark.slow
 def test_the_commands_end_with_tables_figures_and_a_page_that_is_in_mlflow(synced, monkeypatch, capsys, tmp_path):
     from erpe.publish import publish
-    from erpe.search.plan import Plan
+    from erpe.study.plan import Plan
     from erpe.tracking.server import connect
 
     def erpe(*words):

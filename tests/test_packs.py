@@ -18,14 +18,14 @@ from trials import curve, tiny
 from erpe.config import defaults
 from erpe.errors import ConfigError, TrialError
 from erpe.io import read_json
-from erpe.search.axes import Choices, Floats, Space
-from erpe.search.ledger import MAX_ATTEMPTS
 from erpe.search.packs import OWN, Packs, shape
 from erpe.search.progress import Silent
-from erpe.search.records import read_studies
-from erpe.search.study import define
 from erpe.search.tune import tune
 from erpe.store import Store
+from erpe.study.distributions import Choices, Floats, Space
+from erpe.study.records import read_studies
+from erpe.study.session import MAX_ATTEMPTS
+from erpe.study.spec import define
 from erpe.tracking.tracker import Tracker
 
 AXES = {"train.lr": Floats(low=1e-4, high=1e-2), "model.dropout": Floats(low=0.0, high=0.2)}

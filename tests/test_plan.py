@@ -12,8 +12,8 @@ from erpe.config import NINE, VARIANTS, defaults
 from erpe.errors import ConfigError
 from erpe.model.flops import train_step_flops
 from erpe.report.power import detectable_difference
-from erpe.search.plan import check_agreement, load_plan, schema
 from erpe.show_plan import families, plan_notes, plan_rows, plan_table, time_notes
+from erpe.study.plan import check_agreement, load_plan, schema
 
 STUDIES = Path(__file__).parent.parent / "studies"
 FILES = sorted(path for path in STUDIES.glob("*.toml") if path.name != "space.toml")

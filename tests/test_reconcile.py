@@ -23,15 +23,15 @@ from erpe.errors import StoreError, TrialError
 from erpe.mend import mend
 from erpe.search import reconcile as module
 from erpe.search.campaign import run
-from erpe.search.ledger import Ledger
-from erpe.search.plan import load_plan
 from erpe.search.reconcile import reconcile
-from erpe.search.records import mark, read_studies
-from erpe.search.storage import Database
-from erpe.search.study import define
 from erpe.search.tune import tune
 from erpe.show import lag_words, status_rows
 from erpe.store import STATE, Store
+from erpe.study.plan import load_plan
+from erpe.study.records import mark, read_studies
+from erpe.study.session import Ledger
+from erpe.study.spec import define
+from erpe.study.storage import Database
 from erpe.tracking.spool import Spool
 from erpe.tracking.tracker import Tracker, lags, sync
 from erpe.training.checkpoint import save_tensors

@@ -12,7 +12,7 @@ import typer
 from erpe.bench.readme import rewritten
 from erpe.cli import app
 from erpe.config import VARIANTS
-from erpe.search.space import load_space
+from erpe.study.search_space import load_space
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

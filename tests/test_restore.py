@@ -13,13 +13,13 @@ from toys import work
 
 from erpe import cli
 from erpe.errors import BusyError, StoreError, StudyError
-from erpe.search.backup import backup_files, restore, survey
-from erpe.search.lease import take
-from erpe.search.records import read_studies
-from erpe.search.storage import parse
-from erpe.search.study import define
 from erpe.search.tune import tune
 from erpe.store import Store
+from erpe.study.backup import backup_files, restore, survey
+from erpe.study.lock import take
+from erpe.study.records import read_studies
+from erpe.study.spec import define
+from erpe.study.storage import parse
 from erpe.tracking.server import probe
 
 SPEC = define("relu_general", "digits", epochs=1, sampler="random", pruner="none")

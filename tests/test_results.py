@@ -16,8 +16,8 @@ from trials import ARMS, STUDIES
 import erpe
 from erpe.errors import StoreError, StudyError
 from erpe.report.load import load
-from erpe.search.records import read_studies
 from erpe.store import Store
+from erpe.study.records import read_studies
 
 NAME = "digits-nine"
 TABLES = ("arms", "runs", "trials", "epochs")

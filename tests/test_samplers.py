@@ -4,11 +4,11 @@ import pytest
 from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 
 from erpe.config import VARIANTS
-from erpe.search import samplers
-from erpe.search.ledger import Ledger
-from erpe.search.plan import Plan
-from erpe.search.study import define
 from erpe.store import Store
+from erpe.study import samplers
+from erpe.study.plan import Plan
+from erpe.study.session import Ledger
+from erpe.study.spec import define
 
 SAMPLERS = ["tpe", "gp", "cmaes", "random"]
 

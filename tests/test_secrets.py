@@ -12,10 +12,10 @@ from mlflow_server import mlflow_server
 from toys import work
 
 from erpe import cli
-from erpe.search.study import define
 from erpe.search.tune import tune
 from erpe.search.workers import Asked, on_ray
 from erpe.store import Store
+from erpe.study.spec import define
 from erpe.text import redact, secrets
 
 MARK = "hunter2-"
@@ -97,7 +97,7 @@ def refusing(status):
     ],
 )  # fmt: skip
 def test_a_database_that_cannot_be_used_is_told_without_its_password(erpe, tmp_path, storage, monkeypatch):
-    monkeypatch.setattr("erpe.search.storage.OPENING_SECONDS", 0)
+    monkeypatch.setattr("erpe.study.storage.OPENING_SECONDS", 0)
     for words in (("train", *SMALL), ("status",)):
         code, said = erpe(*words, "--store", str(Store.open(tmp_path / "store").root), storage=storage)
         assert code == 1 and MARK not in said and "Traceback" not in said, said

@@ -19,10 +19,10 @@ from erpe.errors import DataError, ErpeError, StoreError, StudyError
 from erpe.io import MOST_JSON, read_arrays, read_json
 from erpe.report.comparison import compare
 from erpe.report.tables import render
-from erpe.search.study import define
 from erpe.search.tune import tune
 from erpe.serve import server
 from erpe.store import Store
+from erpe.study.spec import define
 from erpe.text import line, printable
 from erpe.tracking.spool import Event, Spool
 from erpe.tracking.tracker import Tracker, lags

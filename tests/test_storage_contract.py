@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy
 from optuna.testing.pytest_storages import StorageTestCase
 
-from erpe.search.storage import Database
+from erpe.study.storage import Database
 
 
 @pytest.fixture(scope="module")

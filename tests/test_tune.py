@@ -19,17 +19,17 @@ import pytest
 from toys import Toy, number_of, once, toy, work
 
 from erpe.errors import ConfigError, DataError, StoreError, StudyError, TrialError
-from erpe.search.axes import Floats, Space
 from erpe.search.cluster import require_token
-from erpe.search.ledger import MAX_ATTEMPTS, Ledger
 from erpe.search.progress import Silent
-from erpe.search.records import read_studies
-from erpe.search.storage import Database
-from erpe.search.study import define
 from erpe.search.tune import tune
 from erpe.search.work import Work
 from erpe.search.workers import Asked, on_ray, share
 from erpe.store import Store
+from erpe.study.distributions import Floats, Space
+from erpe.study.records import read_studies
+from erpe.study.session import MAX_ATTEMPTS, Ledger
+from erpe.study.spec import define
+from erpe.study.storage import Database
 from erpe.tracking.spool import Spool
 from erpe.tracking.tracker import Tracker
 

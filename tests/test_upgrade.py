@@ -14,10 +14,10 @@ from mlflow_server import rows
 import erpe
 from erpe import cli
 from erpe.search.campaign import run
-from erpe.search.plan import Plan
-from erpe.search.study import define
 from erpe.search.tune import tune
 from erpe.store import Store
+from erpe.study.plan import Plan
+from erpe.study.spec import define
 from erpe.tracking.tracker import sync
 
 FROZEN = sorted(FIXTURES.glob("store-*"))

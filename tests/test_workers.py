@@ -11,9 +11,9 @@ import pytest
 from toys import work
 
 from erpe.search.progress import Silent
-from erpe.search.study import define
 from erpe.search.tune import tune
 from erpe.store import Store
+from erpe.study.spec import define
 from erpe.tracking.tracker import Tracker
 
 SPEC = define("relu_general", "digits", epochs=2, sampler="random", pruner="none")

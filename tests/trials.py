@@ -41,8 +41,8 @@ def small_study(root, *changes, arms=ARMS):
         its store; nothing is sent to MLflow.
     """
     from erpe.search.campaign import run
-    from erpe.search.plan import load_plan
     from erpe.store import Store
+    from erpe.study.plan import load_plan
 
     small = ["search.trials=2", "search.epochs=2", "search.pruner=none", "confirm.seeds=2"]
     small += [f"variants={json.dumps(arms)}", 'settings."data.train_limit"=300', 'settings."model.mlp_ratio"=2']

@@ -20,12 +20,12 @@ import torch
 from erpe.bench.rounds import machine
 from erpe.config import TrialConfig
 from erpe.search.conductor import Conductor
-from erpe.search.ledger import Ledger
 from erpe.search.play import play
 from erpe.search.progress import Moment, Silent
-from erpe.search.study import define
 from erpe.search.workers import Asked, Workers, in_process, on_ray
 from erpe.store import Store, sqlite_url
+from erpe.study.session import Ledger
+from erpe.study.spec import define
 from erpe.tracking.tracker import Tracker
 
 TRIALS = 6

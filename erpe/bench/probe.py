@@ -20,8 +20,8 @@ from erpe.bench.train import epochs_of
 from erpe.config import DATASETS, TrialConfig
 from erpe.errors import ConfigError
 from erpe.model import build
-from erpe.search.axes import typical
-from erpe.search.plan import Arm, Plan
+from erpe.study.distributions import typical
+from erpe.study.plan import Arm, Plan
 from erpe.training.data import Images
 from erpe.training.loop import Trainer, pick_device
 

@@ -16,12 +16,12 @@ from erpe.config import split_variant
 from erpe.errors import StoreError
 from erpe.io import read_json
 from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
-from erpe.search.openings import openings, openings_of
-from erpe.search.plan import Plan
-from erpe.search.records import Record, StudyRecord, arm_of, grouped, read_studies
-from erpe.search.space import NO_AXES, own_axes
-from erpe.search.study import CONTRACT
 from erpe.store import Store
+from erpe.study.openings import openings, openings_of
+from erpe.study.plan import Plan
+from erpe.study.records import Record, StudyRecord, arm_of, grouped, read_studies
+from erpe.study.search_space import NO_AXES, own_axes
+from erpe.study.spec import CONTRACT
 
 
 def load(store: Store, studies: Sequence[str] = ()) -> Outcomes:

@@ -19,24 +19,24 @@ from typing import Any, Literal
 
 from erpe.errors import StudyError
 from erpe.search.abroad import abroad
-from erpe.search.backup import backed_up
 from erpe.search.conductor import Conductor
 from erpe.search.depot import Depot, find_depot, lent
-from erpe.search.ledger import Ledger
-from erpe.search.naming import identified
-from erpe.search.openings import Openings, check_replacing, openings
-from erpe.search.plan import Arm, Plan
 from erpe.search.progress import Progress, Silent
 from erpe.search.reconcile import rebuild
-from erpe.search.records import Group, Record, StudyRecord, read_studies
 from erpe.search.relay import Budget, Relay
 from erpe.search.remote import Remote
-from erpe.search.study import StudySpec
 from erpe.search.telling import end_study, end_trial, study_tags
 from erpe.search.tune import interruptible
 from erpe.search.work import Work, vision
 from erpe.search.workers import Asked, Workers, in_process, on_ray
 from erpe.store import Store
+from erpe.study.backup import backed_up
+from erpe.study.naming import identified
+from erpe.study.openings import Openings, check_replacing, openings
+from erpe.study.plan import Arm, Plan
+from erpe.study.records import Group, Record, StudyRecord, read_studies
+from erpe.study.session import Ledger
+from erpe.study.spec import StudySpec
 
 MADE_WITH = ("cpu", "cores", "threads", "version.erpe", "version.torch", "version.python", "git_sha", "platform")
 """Tags that a published table names."""

@@ -16,14 +16,14 @@ from typing import Any, Protocol
 
 from erpe.errors import TrialError
 from erpe.search.depot import Depot
-from erpe.search.ledger import Ledger
 from erpe.search.packs import Packs
 from erpe.search.play import Event, Start, Together
 from erpe.search.progress import Moment, Progress, Silent
-from erpe.search.records import Record, StudyRecord
-from erpe.search.study import StudySpec
 from erpe.search.telling import end_trial, folder_of, start_trial
 from erpe.store import Store
+from erpe.study.records import Record, StudyRecord
+from erpe.study.session import Ledger
+from erpe.study.spec import StudySpec
 
 
 @dataclass

@@ -18,12 +18,11 @@ from pydantic import StrictInt, TypeAdapter
 
 from erpe.errors import ErpeError, StoreError, StudyError
 from erpe.io import MIB, read_json
-from erpe.search.plan import Plan
-from erpe.search.policy import irreplaceable
-from erpe.search.records import REMOVED, Record, StudyRecord, read_study
-from erpe.search.storage import Database, first_line
-from erpe.search.study import check_name
 from erpe.store import FILES, LAYOUT, Store, sqlite_url
+from erpe.study.plan import Plan
+from erpe.study.records import REMOVED, Record, StudyRecord, irreplaceable, read_study
+from erpe.study.spec import check_name
+from erpe.study.storage import Database, first_line
 from erpe.tracking.spool import Event, Spool
 
 _DATABASE, _SPOOL = 1024 * MIB, 1024 * MIB

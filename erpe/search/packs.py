@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from erpe.config import TrialConfig
-from erpe.search.records import Record
+from erpe.study.records import Record
 
 OWN = (
     "seed", "model.dropout", "model.drop_path", "train.epochs", "train.lr", "train.weight_decay", "train.warmup",

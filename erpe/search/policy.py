@@ -7,10 +7,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from erpe.errors import ConfigError
-from erpe.search.records import Record, StudyRecord
-
-UNFINISHED, CONFIRMED, BEST, REGISTERED, OTHER = "unfinished", "confirmed", "best", "registered", "not asked for"
-"""Why a trial stays; OTHER: the policy does not ask for it. No policy removes the first four."""
+from erpe.study.records import BEST, CONFIRMED, OTHER, REGISTERED, UNFINISHED, Record, StudyRecord, irreplaceable
 
 
 class Policy(NamedTuple):
@@ -54,16 +51,6 @@ class Fate(NamedTuple):
     going: list[Record]
     staying: dict[str, list[int]]
     """Why -> numbers."""
-
-
-def irreplaceable(study: StudyRecord, keep_best: int = 1) -> dict[int, str]:
-    """The trials that stay whatever is asked, as the database alone knows: number -> why."""
-    if study.group and study.group.phase == "confirm":
-        return {trial.number: CONFIRMED for trial in study.trials}
-    complete = [trial for trial in study.trials if trial.state == "COMPLETE" and trial.value is not None]
-    complete.sort(key=lambda trial: (-(trial.value or 0), trial.number))  # of equals the first, as in `best_of`
-    best = {trial.number: BEST for trial in complete[:keep_best]}
-    return best | {trial.number: UNFINISHED for trial in study.trials if trial.state == "RUNNING"}
 
 
 def decide(study: StudyRecord, policy: Policy, registered: set[str], now: datetime) -> Fate:

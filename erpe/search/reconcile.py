@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from erpe.errors import ConfigError, StoreError, StudyError
-from erpe.search import storage
-from erpe.search.lease import take
 from erpe.search.play import read_outcome
-from erpe.search.records import Record, StudyRecord, arm_of, read_studies
-from erpe.search.study import StudySpec
 from erpe.search.telling import end_study, end_trial, folder_of, start_trial, study_tags
 from erpe.store import STATE, Store
+from erpe.study import storage
+from erpe.study.lock import take
+from erpe.study.records import Record, StudyRecord, arm_of, read_studies
+from erpe.study.spec import StudySpec
 from erpe.tracking.tracker import Tracker
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from erpe.search.conductor import Conductor
 from erpe.search.play import Event
 from erpe.search.progress import Progress
-from erpe.search.records import Record, StudyRecord
+from erpe.study.records import Record, StudyRecord
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,14 @@ import optuna
 
 from erpe.errors import BusyError, ConfigError, StudyError, nearest
 from erpe.io import is_own, remove_folder, size_mib
-from erpe.search import storage
-from erpe.search.backup import keeping
 from erpe.search.depot import find_depot
-from erpe.search.lease import take
 from erpe.search.policy import Policy, decide
-from erpe.search.records import Record, StudyRecord, mark, read_studies, read_study
 from erpe.search.strays import Stray, sweep_strays
 from erpe.store import Store
+from erpe.study import storage
+from erpe.study.backup import keeping
+from erpe.study.lock import take
+from erpe.study.records import Record, StudyRecord, mark, read_studies, read_study
 from erpe.tracking.removal import Logged, LoggedStudy, is_server
 from erpe.tracking.tracker import Tracker
 

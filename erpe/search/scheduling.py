@@ -16,8 +16,8 @@ from erpe.errors import StudyError
 from erpe.search.conductor import Conducts
 from erpe.search.packs import Packs
 from erpe.search.play import Start
-from erpe.search.records import Record
 from erpe.search.worker import LAST_WORDS, Worker  # before Ray: sets its environment
+from erpe.study.records import Record
 
 import ray  # isort: skip
 from ray import tune

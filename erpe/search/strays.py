@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 from erpe.errors import BusyError
 from erpe.io import is_own, remove_folder, size_mib
-from erpe.search import storage
 from erpe.search.foreign import FILES
-from erpe.search.lease import take
-from erpe.search.records import read_studies
 from erpe.store import Store
+from erpe.study import storage
+from erpe.study.lock import take
+from erpe.study.records import read_studies
 from erpe.tracking.removal import Logged, stray_artifacts
 from erpe.tracking.spool import Spool
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from erpe.config import DATASETS
-from erpe.search.records import Group, Record, StudyRecord
-from erpe.search.space import NO_AXES, own_axes
-from erpe.search.study import StudySpec
 from erpe.store import Store
+from erpe.study.records import Group, Record, StudyRecord
+from erpe.study.search_space import NO_AXES, own_axes
+from erpe.study.spec import StudySpec
 
 
 def study_tags(spec: StudySpec, name: str, group: Group | None) -> dict[str, str]:

@@ -13,8 +13,8 @@ import optuna
 from optuna.trial import FrozenTrial
 from sqlalchemy import Connection, MetaData, Table, delete, insert, select
 
-from erpe.search.records import CONFIG, END, EPOCH, FINAL, REMOVED
-from erpe.search.storage import Database, patient
+from erpe.study.records import CONFIG, END, EPOCH, FINAL, REMOVED
+from erpe.study.storage import Database, patient
 
 OF_STUDY = ("study_directions", "study_user_attributes", "study_system_attributes")
 OF_TRIAL = (

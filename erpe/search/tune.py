@@ -20,18 +20,18 @@ from typing import Any, Literal
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError
 from erpe.search.abroad import abroad
-from erpe.search.backup import backed_up
 from erpe.search.conductor import Conductor, Drains
 from erpe.search.depot import find_depot, lent
-from erpe.search.ledger import Ledger
 from erpe.search.progress import Progress, Silent
 from erpe.search.reconcile import rebuild
 from erpe.search.remote import Remote
-from erpe.search.study import StudySpec
 from erpe.search.telling import end_study, folder_of, study_tags
 from erpe.search.work import Work, vision
 from erpe.search.workers import Asked, Workers, in_process, on_ray
 from erpe.store import Store
+from erpe.study.backup import backed_up
+from erpe.study.session import Ledger
+from erpe.study.spec import StudySpec
 
 
 @dataclass(frozen=True)

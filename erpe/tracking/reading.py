@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 from erpe.config import split_variant
 from erpe.errors import ConfigError, StudyError, TrackingError, nearest
 from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
-from erpe.search.openings import Openings
-from erpe.search.space import NO_AXES
-from erpe.search.study import check_name
 from erpe.store import FILES
+from erpe.study.openings import Openings
+from erpe.study.search_space import NO_AXES
+from erpe.study.spec import check_name
 from erpe.tracking.artifacts import CHECKPOINT
 from erpe.tracking.removal import REMOVED
 from erpe.tracking.server import connect, examine, files_of, runs_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from safetensors import safe_open
 
-from erpe.search.records import read_studies
+from erpe.study.records import read_studies
 from erpe.tracking.server import connect
 from erpe.tracking.spool import Spool
 

@@ -17,16 +17,16 @@ POINTS = {
     "between create_run and save": "mlflow.tracking.client:MlflowClient.create_run:after:2",
     "between a batch and its acknowledgement": "erpe.tracking.spool:Spool.acknowledge:before:1",
     "between ask and write": "optuna.study:Study.ask:after:3",
-    "between write and the worker": "erpe.search.ledger:Ledger.ask:after:4",
-    "between an epoch in Optuna and in the spool": "erpe.search.ledger:Ledger.report:after:5",
+    "between write and the worker": "erpe.study.session:Ledger.ask:after:4",
+    "between an epoch in Optuna and in the spool": "erpe.study.session:Ledger.report:after:5",
     "during a spool write": "erpe.tracking.spool:Spool._append:half:6",
-    "between a decision and its spooling": "erpe.search.ledger:Ledger.decide:after:2",
-    "before tell": "erpe.search.ledger:Ledger.tell:before:2",
-    "after tell": "erpe.search.ledger:Ledger.tell:after:2",
+    "between a decision and its spooling": "erpe.study.session:Ledger.decide:after:2",
+    "before tell": "erpe.study.session:Ledger.tell:before:2",
+    "after tell": "erpe.study.session:Ledger.tell:after:2",
     "during a checkpoint write": "erpe.training.checkpoint:write_atomic:half:3",
     "between a checkpoint and its report": "erpe.training.objective:save_tensors:after:5",
     "between a result and its report": "erpe.training.objective:Trial.finish:after:1",
-    "between the test and its record": "erpe.search.ledger:Ledger.record_final:before:1",
+    "between the test and its record": "erpe.study.session:Ledger.record_final:before:1",
 }
 """Named points of a kill; in the driver, or in the worker where there is one."""
 

@@ -16,9 +16,9 @@ from contextlib import ExitStack
 from mlflow_server import hanging_server
 
 from erpe.config import defaults
-from erpe.search.ledger import Ledger
-from erpe.search.study import define
 from erpe.store import Store
+from erpe.study.session import Ledger
+from erpe.study.spec import define
 from erpe.tracking.tracker import Tracker
 from erpe.training.objective import Trial
 

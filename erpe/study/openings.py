@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from erpe.config import defaults
 from erpe.errors import StudyError
-from erpe.search.plan import Plan
-from erpe.search.records import StudyRecord, arm_of
-from erpe.search.study import differences
+from erpe.study.plan import Plan
+from erpe.study.records import StudyRecord, arm_of
+from erpe.study.spec import differences
 
 
 class Openings(NamedTuple):

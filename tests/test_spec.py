@@ -4,10 +4,10 @@ import pytest
 
 from erpe.config import VARIANTS, TrainConfig, TrialConfig, defaults
 from erpe.errors import ConfigError
-from erpe.search import samplers
-from erpe.search.axes import Choices, Floats, Ints, Space
-from erpe.search.space import default_space
-from erpe.search.study import StudySpec, check_name, confirmation, define, derive_seed, differences, differences_from
+from erpe.study import samplers
+from erpe.study.distributions import Choices, Floats, Ints, Space
+from erpe.study.search_space import default_space
+from erpe.study.spec import StudySpec, check_name, confirmation, define, derive_seed, differences, differences_from
 
 
 def test_identity_does_not_depend_on_the_order_of_the_space():

@@ -17,11 +17,11 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, WithJsonSchema, fie
 
 from erpe.config import NINE, VARIANTS, Config, Dataset, Size, Variant, defaults
 from erpe.errors import ConfigError, ErpeError
-from erpe.search.axes import Axis, Choices, Scalar, typical
-from erpe.search.entries import combine, contradictions, dotted, read_line
-from erpe.search.plan_checks import mistakes_of
-from erpe.search.space import knobs, lay_over, read_toml
-from erpe.search.study import Pruner, Sampler, StudySpec, confirmation, confirmed_epochs, define
+from erpe.study.distributions import Axis, Choices, Scalar, typical
+from erpe.study.entries import combine, contradictions, dotted, read_line
+from erpe.study.plan_checks import mistakes_of
+from erpe.study.search_space import knobs, lay_over, read_toml
+from erpe.study.spec import Pruner, Sampler, StudySpec, confirmation, confirmed_epochs, define
 
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 

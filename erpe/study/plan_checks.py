@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from erpe.errors import ConfigError, nearest
-from erpe.search.entries import KNOWN, repeated
-from erpe.search.space import RESERVED
-from erpe.search.study import check_name
+from erpe.study.entries import KNOWN, repeated
+from erpe.study.search_space import RESERVED
+from erpe.study.spec import check_name
 
 if TYPE_CHECKING:
-    from erpe.search.plan import Plan
+    from erpe.study.plan import Plan
 
 MOST_ARMS = 1000
 

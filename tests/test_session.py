@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from erpe.errors import ConfigError, StoreError, StudyError, TrialError
-from erpe.search import ledger as ledger_module
-from erpe.search import storage
-from erpe.search.ledger import Ledger
-from erpe.search.naming import identified
-from erpe.search.records import read_studies
-from erpe.search.study import StudySpec, define
 from erpe.store import Store
+from erpe.study import session as ledger_module
+from erpe.study import storage
+from erpe.study.naming import identified
+from erpe.study.records import read_studies
+from erpe.study.session import Ledger
+from erpe.study.spec import StudySpec, define
 
 SPEC = define("relu_general", "digits", epochs=4, sampler="random", pruner="none")
 
@@ -494,8 +494,8 @@ def test_the_database_runs_no_code(store):
 
 def test_a_killed_driver_lets_go_of_its_lease_at_once(store):
     code = (
-        "import sys, os, signal; from erpe.store import Store; from erpe.search.ledger import Ledger;"
-        "from erpe.search.study import define;"
+        "import sys, os, signal; from erpe.store import Store; from erpe.study.session import Ledger;"
+        "from erpe.study.spec import define;"
         "spec = define('relu_general', 'digits', epochs=4, sampler='random', pruner='none');"
         "ledger = Ledger.open(Store.open(sys.argv[1]), spec); ledger.ask(5); os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -13,8 +13,8 @@ from typing import Any
 
 from erpe.config import TrialConfig, defaults, split_variant
 from erpe.errors import ConfigError, ErpeError, nearest
-from erpe.search.axes import MOST_VALUES, Axis, Choices, Floats, Ints, Space
-from erpe.search.entries import contradictions, dotted, typed
+from erpe.study.distributions import MOST_VALUES, Axis, Choices, Floats, Ints, Space
+from erpe.study.entries import contradictions, dotted, typed
 
 # Sizes that fit together: every width is divisible by 4 x every number of heads, as rope asks.
 _BY_DATASET: dict[str, dict[str, Axis]] = {

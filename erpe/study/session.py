@@ -24,12 +24,12 @@ from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from erpe.errors import StudyError, TrialError
-from erpe.search import naming, records, samplers, storage
-from erpe.search.axes import default_point, sample
-from erpe.search.lease import Lease, take
-from erpe.search.records import CONFIG, END, EPOCH, FINAL, GROUP, STUDY, Group, Record, StudyRecord, Verdict
-from erpe.search.study import StudySpec, check_name, differences_from
 from erpe.store import Store
+from erpe.study import naming, records, samplers, storage
+from erpe.study.distributions import default_point, sample
+from erpe.study.lock import Lease, take
+from erpe.study.records import CONFIG, END, EPOCH, FINAL, GROUP, STUDY, Group, Record, StudyRecord, Verdict
+from erpe.study.spec import StudySpec, check_name, differences_from
 from erpe.text import redact
 
 MAX_ATTEMPTS = 3

@@ -16,9 +16,12 @@ from pydantic import TypeAdapter
 
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError, ErpeError, StoreError, StudyError, nearest
-from erpe.search import storage
-from erpe.search.study import confirmed_epochs
 from erpe.store import Store
+from erpe.study import storage
+from erpe.study.spec import confirmed_epochs
+
+UNFINISHED, CONFIRMED, BEST, REGISTERED, OTHER = "unfinished", "confirmed", "best", "registered", "not asked for"
+"""Why a trial stays; OTHER: the policy does not ask for it. No policy removes the first four."""
 
 STUDY, GROUP, CONFIG, END, FINAL = "erpe.study", "erpe.group", "erpe.config", "erpe.end", "erpe.final"
 """Attributes of a study and of its trials. A trial with CONFIG counts; one with END is decided."""
@@ -281,3 +284,13 @@ def mark(database: storage.Database, name: str, numbers: set[int]) -> None:
     known = set(study.user_attrs.get(REMOVED, ()))
     if not numbers <= known:
         study.set_user_attr(REMOVED, sorted(known | numbers))
+
+
+def irreplaceable(study: StudyRecord, keep_best: int = 1) -> dict[int, str]:
+    """The trials that stay whatever is asked, as the database alone knows: number -> why."""
+    if study.group and study.group.phase == "confirm":
+        return {trial.number: CONFIRMED for trial in study.trials}
+    complete = [trial for trial in study.trials if trial.state == "COMPLETE" and trial.value is not None]
+    complete.sort(key=lambda trial: (-(trial.value or 0), trial.number))  # of equals the first, as in `best_of`
+    best = {trial.number: BEST for trial in complete[:keep_best]}
+    return best | {trial.number: UNFINISHED for trial in study.trials if trial.state == "RUNNING"}

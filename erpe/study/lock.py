@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from erpe.errors import BusyError, StoreError
-from erpe.search.storage import connect_args, is_file, patient
+from erpe.study.storage import connect_args, is_file, patient
 
 
 class Lease(Protocol):

@@ -17,7 +17,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler,
 from optuna.trial import TrialState
 
 from erpe.errors import StoreError
-from erpe.search.study import Pruner, StudySpec, derive_seed
+from erpe.study.spec import Pruner, StudySpec, derive_seed
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -12,10 +12,10 @@ import itertools
 import re
 from typing import Any
 
-from erpe.search import storage
-from erpe.search.records import STUDY
-from erpe.search.study import StudySpec, differences_from
 from erpe.store import Store
+from erpe.study import storage
+from erpe.study.records import STUDY
+from erpe.study.spec import StudySpec, differences_from
 
 
 def newest(database: storage.Database, wanted: str) -> str:

@@ -16,9 +16,9 @@ from pydantic import NonNegativeInt
 
 from erpe.config import Config, TrialConfig, defaults, flatten
 from erpe.errors import ConfigError
-from erpe.search.axes import Space
-from erpe.search.entries import dotted, typed
-from erpe.search.space import RESERVED, check_together, default_space
+from erpe.study.distributions import Space
+from erpe.study.entries import dotted, typed
+from erpe.study.search_space import RESERVED, check_together, default_space
 
 CONTRACT = 1
 """Version of what a trial means; raised when the same configuration would give another result."""

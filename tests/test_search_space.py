@@ -8,8 +8,8 @@ import pytest
 
 from erpe.config import DATASETS, VARIANTS, defaults, split_variant
 from erpe.errors import ConfigError
-from erpe.search.axes import Choices, Floats, Ints, Space, default_point, sample
-from erpe.search.space import check_axis, check_together, default_space, load_space
+from erpe.study.distributions import Choices, Floats, Ints, Space, default_point, sample
+from erpe.study.search_space import check_axis, check_together, default_space, load_space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -174,6 +174,6 @@ def test_a_space_survives_json():
 
 def test_looking_at_a_space_loads_nothing_heavy():
     heavy = "{'torch', 'ray', 'mlflow', 'optuna', 'sqlalchemy'}"
-    code = f"import sys, erpe.search.space, erpe.search.study; print({heavy} & set(sys.modules))"
+    code = f"import sys, erpe.study.search_space, erpe.study.spec; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

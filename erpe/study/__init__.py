@@ -1,0 +1,1 @@
+"""Define a study and record what happens in it: specification, search space, database."""
