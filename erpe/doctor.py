@@ -175,9 +175,9 @@ def _jobs(address: str) -> str:
 
 def _checkpoints(store: Store, address: str | None) -> Iterator[Finding]:
     """What each node that runs trials says of the place for checkpoints; without a cluster, this machine alone."""
-    from erpe.search.depot import find_depot
+    from erpe.checkpoints.filesystem import Remote
+    from erpe.checkpoints.remote import find_depot
     from erpe.search.preflight import preflight, visit
-    from erpe.search.remote import Remote
 
     what = "checkpoints"
     try:

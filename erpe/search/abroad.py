@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from erpe.checkpoints.remote import OUTCOME, Depot, name_of
 from erpe.config import TrialConfig
 from erpe.io import open_plain
-from erpe.search.depot import OUTCOME, Depot, name_of
 from erpe.search.play import Start, Training, read_outcome
 from erpe.search.work import Work
 

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from erpe.checkpoints.filesystem import Remote
+from erpe.checkpoints.remote import Depot, find_depot, lent
 from erpe.errors import StudyError
 from erpe.search.abroad import abroad
 from erpe.search.conductor import Conductor
-from erpe.search.depot import Depot, find_depot, lent
 from erpe.search.progress import Progress, Silent
 from erpe.search.reconcile import rebuild
 from erpe.search.relay import Budget, Relay
-from erpe.search.remote import Remote
 from erpe.search.telling import end_study, end_trial, study_tags
 from erpe.search.tune import interruptible
 from erpe.search.work import Work, vision

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from erpe.checkpoints.remote import Depot
 from erpe.errors import TrialError
-from erpe.search.depot import Depot
 from erpe.search.packs import Packs
 from erpe.search.play import Event, Start, Together
 from erpe.search.progress import Moment, Progress, Silent

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from erpe.checkpoints.filesystem import Remote
 from erpe.errors import ErpeError, StoreError
 from erpe.search.cluster import start
-from erpe.search.remote import Remote
 
 import erpe.search.ray_environment  # isort: skip  # noqa: F401  before Ray
 import ray  # isort: skip

@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 import optuna
 
+from erpe.checkpoints.remote import find_depot
 from erpe.errors import BusyError, ConfigError, StudyError, nearest
 from erpe.io import is_own, remove_folder, size_mib
-from erpe.search.depot import find_depot
 from erpe.search.policy import Policy, decide
 from erpe.search.strays import Stray, sweep_strays
 from erpe.store import Store

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from erpe.checkpoints.filesystem import Remote
+from erpe.checkpoints.remote import find_depot, lent
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError
 from erpe.search.abroad import abroad
 from erpe.search.conductor import Conductor, Drains
-from erpe.search.depot import find_depot, lent
 from erpe.search.progress import Progress, Silent
 from erpe.search.reconcile import rebuild
-from erpe.search.remote import Remote
 from erpe.search.telling import end_study, folder_of, study_tags
 from erpe.search.work import Work, vision
 from erpe.search.workers import Asked, Workers, in_process, on_ray

@@ -12,12 +12,12 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple, Protocol
 
+from erpe.checkpoints.filesystem import Remote
 from erpe.errors import ConfigError, StudyError
 from erpe.imports import keeping_all
 from erpe.search.cluster import knock, minding, start
 from erpe.search.conductor import Conducts, run_inline
 from erpe.search.play import Start
-from erpe.search.remote import Remote
 from erpe.search.sooner import taking_those_that_wait
 
 

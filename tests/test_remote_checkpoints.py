@@ -15,9 +15,9 @@ from object_store import BUCKET, ObjectStore
 from s3fs import S3FileSystem
 from trials import curve, small_study, tiny
 
+from erpe.checkpoints.remote import LISTING, OUTCOME, Depot, find_depot, lent, name_of
 from erpe.errors import ConfigError, StoreError
 from erpe.search.abroad import LOCK, PREFIX, Abroad, Displaced, Scratch, abroad
-from erpe.search.depot import LISTING, OUTCOME, Depot, find_depot, lent, name_of
 from erpe.search.play import play
 from erpe.search.policy import Policy
 from erpe.search.retention import gc
@@ -179,7 +179,7 @@ def test_what_comes_from_elsewhere_is_looked_at(shared, tmp_path, name, damage, 
 def test_a_wrong_place_is_one_line(monkeypatch, url, error, line):
     monkeypatch.setenv("ERPE_CHECKPOINTS", url)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("erpe.search.depot.OPENING_SECONDS", 0.1)
+    monkeypatch.setattr("erpe.checkpoints.remote.OPENING_SECONDS", 0.1)
     S3FileSystem.clear_instance_cache()  # it has read its environment
     with pytest.raises(error, match=line) as said:
         find_depot()

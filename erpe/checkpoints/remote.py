@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from erpe.checkpoints.filesystem import Remote, sha256_of
 from erpe.errors import StoreError
 from erpe.io import parse_json
-from erpe.search.remote import Remote, sha256_of
 from erpe.store import FILES, OWNER, STATE, let_go
 from erpe.text import redact
 

@@ -1,0 +1,1 @@
+"""Keep the files of trials where hosts share no folder."""
