@@ -72,11 +72,11 @@ def devices() -> Iterator[Finding]:
 
 def data(data_dir: Path | None) -> Iterator[Finding]:
     """Files of the data sets, checked by MD5; nothing is downloaded."""
-    from erpe.training import files
+    from erpe.training import download
 
-    root = files.find_data_dir(data_dir)
+    root = download.find_data_dir(data_dir)
     for dataset in DATASETS:
-        missing = files.missing_files(dataset, root)
+        missing = download.missing_files(dataset, root)
         if missing:
             text = (
                 f"{len(missing)} files not in {root}; they are downloaded when needed, --data-dir names another folder"
@@ -84,7 +84,7 @@ def data(data_dir: Path | None) -> Iterator[Finding]:
             yield Finding(dataset, "note", text)
             continue
         try:
-            files.prepare(dataset, root)
+            download.prepare(dataset, root)
             yield Finding(dataset, "well", "scikit-learn's" if dataset == "digits" else f"verified in {root}")
         except ErpeError as error:
             yield Finding(dataset, "wrong", str(error))

@@ -226,7 +226,7 @@ def result_json(result: TuneResult) -> dict[str, Any]:
 def variants_rows(dataset: str) -> list[dict[str, Any]]:
     """Each variant's parts, parameters and FLOPs at the default configuration of a data set."""
     from erpe.model.vit import parameter_count
-    from erpe.training.objective import cost
+    from erpe.training.trial import cost
 
     rows = []
     for variant in VARIANTS:

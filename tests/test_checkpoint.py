@@ -20,7 +20,7 @@ from erpe.model import build
 from erpe.store import OWNER, STATE
 from erpe.training.checkpoint import MODEL, load_model, load_tensors, save_model, save_tensors
 from erpe.training.data import load_training, normalise
-from erpe.training.objective import Trial, final_evaluation
+from erpe.training.trial import Trial, final_evaluation
 
 
 def refusal(make, *args) -> str:
@@ -208,7 +208,7 @@ def test_a_full_disk_leaves_the_old_file_whole(small_disk):
     assert {file.name for file in folder.iterdir()} <= {STATE, "filler"}
 
 
-@pytest.mark.parametrize("place", ["erpe.training.checkpoint.write_atomic", "erpe.training.objective.write_atomic"])
+@pytest.mark.parametrize("place", ["erpe.training.checkpoint.write_atomic", "erpe.training.trial.write_atomic"])
 def test_results_that_do_not_fit_are_one_line_and_the_trial_can_finish_later(tmp_path, monkeypatch, place):
     trial = Trial(tiny(settings={"train.epochs": 1}), tmp_path)
     trial.epoch()

@@ -22,10 +22,10 @@ from trials import TINY
 
 from erpe.config import DATASETS, DataConfig, defaults
 from erpe.errors import DataError
-from erpe.training import files
+from erpe.training import download
 from erpe.training.data import batches, load_test, load_training, normalise
-from erpe.training.files import find_data_dir, missing_files, prepare
-from erpe.training.objective import Trial
+from erpe.training.download import find_data_dir, missing_files, prepare
+from erpe.training.trial import Trial
 from erpe.training.vision import torchvision
 
 REAL = os.environ.get("ERPE_DATA")
@@ -74,7 +74,7 @@ def write_mnist(folder, part, count):
 def publish(monkeypatch, folder):
     """Let the files in a folder be the published ones."""
     sums = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-    monkeypatch.setitem(files.MD5, "cifar10" if "batches.meta" in sums else "mnist", sums)
+    monkeypatch.setitem(download.MD5, "cifar10" if "batches.meta" in sums else "mnist", sums)
     monkeypatch.setattr(torchvision().datasets.MNIST, "resources", list(sums.items()))  # for downloads
 
 
@@ -374,7 +374,7 @@ def test_digits_need_no_file_and_no_network(offline, tmp_path):
 
 
 def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch, tmp_path):
-    monkeypatch.setattr(files, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(download, "PATIENCE_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         monkeypatch.setattr(torchvision().datasets.MNIST, "mirrors", [address])
@@ -397,9 +397,9 @@ def mirror(tmp_path, monkeypatch):
 
 def test_what_is_verified_is_what_torchvision_downloads():
     known = torchvision().datasets
-    assert files.MD5["mnist"] == dict(known.MNIST.resources)
+    assert download.MD5["mnist"] == dict(known.MNIST.resources)
     parts = dict([*known.CIFAR10.train_list, *known.CIFAR10.test_list])
-    assert files.MD5["cifar10"] == parts | {known.CIFAR10.meta["filename"]: known.CIFAR10.meta["md5"]}
+    assert download.MD5["cifar10"] == parts | {known.CIFAR10.meta["filename"]: known.CIFAR10.meta["md5"]}
 
 
 def test_missing_files_are_downloaded_and_verified(mirror, monkeypatch, tmp_path):
@@ -430,10 +430,10 @@ def test_a_folder_that_cannot_be_made_is_one_line(offline, tmp_path):
 def test_a_worker_has_its_images_without_imports_that_take_seconds(dataset):
     script = f"""
 import sys
-from erpe.training.files import prepare
+from erpe.training.download import prepare
 prepare({dataset!r})
 print("torch" in sys.modules)
-import erpe.training.objective
+import erpe.training.trial
 from erpe.config import DataConfig
 from erpe.training.data import load_training
 load_training(DataConfig(dataset={dataset!r}))

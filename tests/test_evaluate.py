@@ -12,7 +12,8 @@ from trials import tiny
 
 from erpe.errors import StoreError
 from erpe.model import build
-from erpe.training import evaluate, objective
+from erpe.training import evaluate
+from erpe.training import trial as objective
 from erpe.training.checkpoint import load_model
 from erpe.training.data import Images, load_test, load_training, normalise
 from erpe.training.evaluate import (
@@ -26,7 +27,7 @@ from erpe.training.evaluate import (
     save_attention_example,
     scores,
 )
-from erpe.training.objective import Trial, final_evaluation, seconds_per_epoch
+from erpe.training.trial import Trial, final_evaluation, seconds_per_epoch
 
 CPU = torch.device("cpu")
 

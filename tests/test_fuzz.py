@@ -26,7 +26,6 @@ from erpe.io import read_arrays
 from erpe.model import build
 from erpe.options import parse_settings
 from erpe.report.chart_curves import _read as read_example
-from erpe.search.play import read_outcome
 from erpe.search.tune import tune
 from erpe.show import status_rows, status_table
 from erpe.store import Store
@@ -37,7 +36,8 @@ from erpe.study.spec import define
 from erpe.tracking import artifacts
 from erpe.tracking.spool import Ack, Event, Spool
 from erpe.training.checkpoint import load_model, load_tensors, save_tensors
-from erpe.training.objective import Trial
+from erpe.training.outcome import read_outcome
+from erpe.training.trial import Trial
 
 CONFIG = tiny("favor_rope", {"model.width": 8, "model.depth": 1, "train.epochs": 2, "data.train_limit": 20})
 few = settings(max_examples=40, deadline=30_000, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,8 +12,8 @@ from erpe.config import VARIANTS, defaults
 from erpe.model import build
 from erpe.store import STATE
 from erpe.training.checkpoint import MODEL, load_tensors, save_tensors
-from erpe.training.objective import Trial
 from erpe.training.precision import LEAST, autocast, pick_precision
+from erpe.training.trial import Trial
 
 CPU = torch.device("cpu")
 HALF = {"train.precision": "bfloat16", "train.epochs": 2, "data.augment": "standard", "model.dropout": 0.1}

@@ -24,7 +24,7 @@ from erpe.search.retention import gc
 from erpe.search.work import vision
 from erpe.store import OWNER, STATE
 from erpe.study.records import read_studies
-from erpe.training.objective import Trial
+from erpe.training.trial import Trial
 
 WORK = vision("digits", None, "cpu")
 

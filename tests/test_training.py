@@ -20,12 +20,12 @@ from erpe.config import VARIANTS, TrainConfig
 from erpe.errors import ConfigError, StoreError, TrialError
 from erpe.model import ViT
 from erpe.store import STATE
-from erpe.training import objective as trials
+from erpe.training import trial as trials
 from erpe.training.checkpoint import MODEL, load_model, save_tensors
 from erpe.training.data import load_training, normalise
 from erpe.training.loop import compiled, derive, learning_rate, pick_device
-from erpe.training.objective import TakenOver, Trial, objective
 from erpe.training.optimiser import AdamW
+from erpe.training.trial import TakenOver, Trial, objective
 
 CPU = torch.device("cpu")
 EVERYTHING = {
@@ -588,7 +588,7 @@ COMPILE = """
 import sys, torch
 from pathlib import Path
 from trials import curve, tiny
-from erpe.training.objective import Trial
+from erpe.training.trial import Trial
 torch.set_num_threads(1)
 histories = []
 for wanted in ("off", "on"):
@@ -662,7 +662,7 @@ def test_a_finished_trial_leaves_its_results_and_no_checkpoint(tmp_path):
 
 HEAP = """
 import torch
-from erpe.training.heap import keep_heap
+from erpe.training.malloc import keep_heap
 
 def heap_after_a_big_tensor():
     torch.ones(64 * 2**20, dtype=torch.uint8)
@@ -694,7 +694,7 @@ SOON = """
 import sys
 from pathlib import Path
 from trials import tiny
-from erpe.training.objective import Trial
+from erpe.training.trial import Trial
 trial = Trial(tiny(), Path("trial"), device="cpu")
 trial.epoch()
 assert "torch._dynamo" not in sys.modules

@@ -11,9 +11,9 @@ from erpe.bench.rounds import compete, machine
 from erpe.config import DATASETS, TrialConfig, defaults
 from erpe.errors import ConfigError
 from erpe.model import build
+from erpe.training.batched import Pack
 from erpe.training.data import Images
 from erpe.training.loop import Trainer, pick_device
-from erpe.training.pack import Pack
 
 STEPS = 4
 """Steps of each trial a round."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from erpe.tracking.provenance import cpu_name
-from erpe.training.heap import keep_heap
+from erpe.training.malloc import keep_heap
 
 LEAST_SECONDS = 0.01
 """A contender is called as often a round as this takes: shorter times are noise."""

@@ -16,8 +16,9 @@ from typing import Any
 from erpe.checkpoints.remote import OUTCOME, Depot, name_of
 from erpe.config import TrialConfig
 from erpe.io import open_plain
-from erpe.search.play import Start, Training, read_outcome
+from erpe.search.play import Start, Training
 from erpe.search.work import Work
+from erpe.training.outcome import read_outcome
 
 PREFIX, LOCK = "erpe-trial-", "held"
 """Of scratch folders, and the file in each that its process has locked."""

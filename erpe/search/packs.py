@@ -11,7 +11,7 @@ OWN = (
     "seed", "model.dropout", "model.drop_path", "train.epochs", "train.lr", "train.weight_decay", "train.warmup",
     "train.label_smoothing", "train.clip_norm", "train.ema", "train.redraw",
 )  # fmt: skip
-"""Settings that trials of one shape may each have for themselves; see `erpe.training.pack`."""
+"""Settings that trials of one shape may each have for themselves; see `erpe.training.batched`."""
 
 
 def shape(config: TrialConfig) -> dict[str, Any]:

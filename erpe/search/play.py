@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from erpe.config import TrialConfig, is_history, is_measures
+from erpe.config import TrialConfig
 from erpe.errors import ErpeError, StoreError, TrialError
-from erpe.io import parse_json, read_json
 from erpe.store import let_go
+from erpe.training.outcome import read_outcome
 
 
 class Training(Protocol):
-    """A trial in training, as `erpe.training.objective.Trial` is: made on its folder, it goes on where it stopped."""
+    """A trial in training, as `erpe.training.trial.Trial` is: made on its folder, it goes on where it stopped."""
 
     @property
     def config(self) -> TrialConfig:
@@ -115,14 +115,3 @@ class Together:
             training[0].ahead(training)
         for uid in building or list(self._plays):
             yield uid, next(self._plays[uid])
-
-
-def read_outcome(config: TrialConfig, folder: Path) -> dict[str, Any] | None:
-    """`outcome.json`, if this very trial was finished before the driver could write it down."""
-    try:
-        found = read_json(folder / "outcome.json")
-        same = TrialConfig(**parse_json(found["config"])) == config
-        whole = is_history(found["history"], config) and is_measures(found["metrics"])
-        return found if same and whole else None
-    except (StoreError, ValueError, KeyError, TypeError):
-        return None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from erpe.config import TrialConfig
 from erpe.imports import keeping_all
 from erpe.search.play import Start, Training
-from erpe.training.files import prepare
+from erpe.training.download import prepare
 
 OnStep = Callable[[int, int], None]
 
@@ -52,7 +52,7 @@ def _start(
     kind: str, config: TrialConfig, folder: Path, *, data_dir: Path | None, device: str, on_step: OnStep | None
 ) -> Training:
     with keeping_all():
-        from erpe.training.objective import Confirmation, Trial
+        from erpe.training.trial import Confirmation, Trial
 
     made = {"Trial": Trial, "Confirmation": Confirmation}[kind]
     return made(config, folder, data_dir=data_dir, device=device, on_step=on_step)
@@ -60,7 +60,7 @@ def _start(
 
 def _evaluate(folder: Path, *, data_dir: Path | None, device: str) -> dict[str, float]:
     with keeping_all():
-        from erpe.training.objective import final_evaluation
+        from erpe.training.trial import final_evaluation
 
     return final_evaluation(folder, data_dir=data_dir, device=device)
 

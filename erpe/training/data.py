@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from erpe.config import DATASETS, DataConfig
-from erpe.training.files import MD5, find_data_dir, folder_of, prepare
+from erpe.training.download import MD5, find_data_dir, folder_of, prepare
 from erpe.training.split import stratified
 
 Part = Literal["train", "test"]

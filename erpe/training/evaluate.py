@@ -21,7 +21,7 @@ from erpe.config import DATASETS
 from erpe.io import write_atomic
 from erpe.model import ViT
 from erpe.training.data import Images, normalise
-from erpe.training.heap import empty_heap
+from erpe.training.malloc import empty_heap
 
 FULL_BATCH = 256
 """Images of a full batch in evaluation and timing."""

@@ -24,8 +24,8 @@ POINTS = {
     "before tell": "erpe.study.session:Ledger.tell:before:2",
     "after tell": "erpe.study.session:Ledger.tell:after:2",
     "during a checkpoint write": "erpe.training.checkpoint:write_atomic:half:3",
-    "between a checkpoint and its report": "erpe.training.objective:save_tensors:after:5",
-    "between a result and its report": "erpe.training.objective:Trial.finish:after:1",
+    "between a checkpoint and its report": "erpe.training.trial:save_tensors:after:5",
+    "between a result and its report": "erpe.training.trial:Trial.finish:after:1",
     "between the test and its record": "erpe.study.session:Ledger.record_final:before:1",
 }
 """Named points of a kill; in the driver, or in the worker where there is one."""

@@ -9,7 +9,7 @@ from pathlib import Path
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
-        "erpe.search.tune", "erpe.training.objective", "erpe.tracking.projection", "torch._dynamo", "mlflow.tracking",
+        "erpe.search.tune", "erpe.training.trial", "erpe.tracking.projection", "torch._dynamo", "mlflow.tracking",
         "mlflow.store.tracking.sqlalchemy_store", "optuna.storages", "optuna.visualization", "matplotlib.pyplot",
         "optuna.importance", "plotly", "psycopg",
     ]

@@ -20,7 +20,7 @@ from erpe.store import Store
 from erpe.study.session import Ledger
 from erpe.study.spec import define
 from erpe.tracking.tracker import Tracker
-from erpe.training.objective import Trial
+from erpe.training.trial import Trial
 
 BLOCK = 8
 """Epochs told to one server before it is another's turn."""

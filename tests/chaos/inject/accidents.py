@@ -111,7 +111,7 @@ def arm():
     """What the environment asks for, in modules that are there and in those to come."""
     changes = defaultdict(list)
     if "ERPE_CHAOS_JOURNAL" in os.environ:
-        changes["erpe.training.objective"].append(keep_journal)
+        changes["erpe.training.trial"].append(keep_journal)
     if "ERPE_CHAOS_POINT" in os.environ:
         changes[os.environ["ERPE_CHAOS_POINT"].partition(":")[0]].append(set_trap)
     for name in changes.keys() & sys.modules.keys():

@@ -9,9 +9,9 @@ from trials import curve, tiny
 from erpe.config import VARIANTS
 from erpe.errors import TrialError
 from erpe.model import build
-from erpe.training import objective
-from erpe.training.objective import Trial
-from erpe.training.pack import Pack
+from erpe.training import trial as objective
+from erpe.training.batched import Pack
+from erpe.training.trial import Trial
 
 OWN = (
     {"model.drop_path": 0.2, "train.redraw": 3},

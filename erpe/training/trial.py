@@ -20,6 +20,7 @@ from erpe.io import read_json, read_plain, write_atomic
 from erpe.model import ViT, build
 from erpe.model.flops import forward_flops, train_step_flops
 from erpe.store import OWNER, STATE, let_go, tidy
+from erpe.training.batched import Pack
 from erpe.training.checkpoint import load_model, load_tensors, save_model, save_tensors, writing
 from erpe.training.data import load_test, load_training
 from erpe.training.evaluate import (
@@ -34,9 +35,8 @@ from erpe.training.evaluate import (
     save_predictions,
     scores,
 )
-from erpe.training.heap import keep_heap
 from erpe.training.loop import OnStep, Trainer, pick_device
-from erpe.training.pack import Pack
+from erpe.training.malloc import keep_heap
 from erpe.training.precision import Precision
 
 Report = Callable[[int, dict[str, float]], bool]
@@ -102,7 +102,7 @@ class Trial:
         """Train the next epoch of several trials of one shape as one program; `epoch` of each then goes on from there.
 
         Where the device has no memory for that, or some began elsewhere in another precision, nothing is done ahead.
-        See `erpe.training.pack`.
+        See `erpe.training.batched`.
         """
         if not all(trial._fits for trial in trials) or len({trial.trainer.precision for trial in trials}) > 1:
             return

@@ -33,9 +33,9 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from erpe.errors import TrialError
 from erpe.model.vit import Drop
-from erpe.training.fold import Fold
 from erpe.training.loop import CHECK_EVERY, OnStep, Trainer, check_finite
 from erpe.training.precision import autocast
+from erpe.training.vmap_attention import Fold
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 """Of torch.optim.AdamW."""
