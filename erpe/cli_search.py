@@ -161,7 +161,7 @@ def check_tracking(store: Any) -> None:
     """
     from erpe.errors import TrackingError
     from erpe.text import line
-    from erpe.tracking.server import examine
+    from erpe.tracking.connection import examine
 
     health = examine(store.tracking_uri)
     if health.state == "refuses":

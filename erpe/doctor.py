@@ -151,7 +151,7 @@ def _studies(store: Store) -> str:
 
 
 def _tracking(store: Store) -> str:
-    from erpe.tracking.server import examine as examine_tracking
+    from erpe.tracking.connection import examine as examine_tracking
 
     health = examine_tracking(store.tracking_uri)
     if health.state != "well":

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from erpe.errors import ErpeError
-from erpe.search.reconcile import Rebuilt, reconcile
 from erpe.store import Store, sqlite_path
 from erpe.study.backup import damage_of
-from erpe.tracking.sender import Mended
+from erpe.tracking.backfill import Rebuilt, reconcile
+from erpe.tracking.publisher import Mended
 from erpe.tracking.tracker import sync
 
 

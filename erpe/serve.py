@@ -9,8 +9,8 @@ import sys
 from erpe.errors import ConfigError, TrackingError
 from erpe.store import Store
 from erpe.text import printable, redact
-from erpe.tracking.server import examine
-from erpe.tracking.view import CONFIRMED_VIEW, confirmed_page, runs_page
+from erpe.tracking.connection import examine
+from erpe.tracking.ui_views import CONFIRMED_VIEW, confirmed_page, runs_page
 
 HOSTS = ("127.0.0.1", "localhost")
 """Under which names a browser on this machine may ask."""
@@ -67,7 +67,7 @@ def server(store: Store, port: int) -> tuple[list[str], dict[str, str]]:
 
 def pages(store: Store) -> dict[str, str]:
     """What there is to see -> its page in the UI: the runs of a study, and the confirmed ones, arm by arm."""
-    from erpe.tracking.server import connect
+    from erpe.tracking.connection import connect
 
     found: dict[str, str] = {}
     for experiment in connect(store.tracking_uri).search_experiments():

@@ -54,7 +54,7 @@ def postgres(postgres_server):
 def empty_database(tmp_path_factory):
     """MLflow's tables take seconds to make: make them once."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    from erpe.tracking.server import connect
+    from erpe.tracking.connection import connect
 
     connect(f"sqlite:///{path}").search_experiments(max_results=1)
     return path

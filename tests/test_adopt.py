@@ -34,9 +34,9 @@ from erpe.store import Store
 from erpe.study.records import EPOCH
 from erpe.study.session import Ledger
 from erpe.study.storage import Database
-from erpe.tracking import artifacts, spool
-from erpe.tracking.sender import Mended
-from erpe.tracking.spool import Event, Spool, encode
+from erpe.tracking import artifacts, outbox
+from erpe.tracking.outbox import Event, Spool, encode
+from erpe.tracking.publisher import Mended
 from erpe.training import checkpoint
 
 NAME = "digits-nine"
@@ -208,7 +208,7 @@ def test_killed_at_any_write_the_same_call_finishes_it(there, here, monkeypatch,
 
     monkeypatch.setattr(adopting, "write_atomic", mortal(adopting.write_atomic))
     monkeypatch.setattr(transplant, "_Transplant", Mortal)
-    monkeypatch.setattr(spool, "os", Os())
+    monkeypatch.setattr(outbox, "os", Os())
     for kill in range(1, 200):
         shutil.rmtree(here.root)
         shutil.copytree(template, here.root)

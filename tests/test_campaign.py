@@ -23,7 +23,7 @@ from erpe.store import Store
 from erpe.study.plan import load_plan
 from erpe.study.records import read_studies
 from erpe.study.spec import StudySpec
-from erpe.tracking.spool import Spool
+from erpe.tracking.outbox import Spool
 from erpe.watch import result_lines, statuses
 from erpe.watch import status_table as study_table
 

@@ -11,7 +11,7 @@ from erpe import cli
 from erpe.credentials import NAMES, read_secret_files
 from erpe.errors import ConfigError
 from erpe.store import Store
-from erpe.tracking.server import Health, _judge
+from erpe.tracking.connection import Health, _judge
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erpe.errors import ShapeError
-from erpe.report.figures import _by_offset, attention_maps, confusion, learning_curves, save
+from erpe.tracking.figures import _by_offset, attention_maps, confusion, learning_curves, save
 
 HISTORY = [
     {"epoch": n, "train/loss": 2 / n, "val/loss": 2.1 / n, "val/accuracy": 1 - 1 / n, "lr": 1e-3 / n, "time/s": 3.0}

@@ -34,7 +34,7 @@ from erpe.study.records import read_studies
 from erpe.study.search_space import load_space
 from erpe.study.spec import define
 from erpe.tracking import artifacts
-from erpe.tracking.spool import Ack, Event, Spool
+from erpe.tracking.outbox import Ack, Event, Spool
 from erpe.training.checkpoint import load_model, load_tensors, save_tensors
 from erpe.training.outcome import read_outcome
 from erpe.training.trial import Trial

@@ -35,8 +35,8 @@ from erpe.study.records import REMOVED, read_studies
 from erpe.study.session import Ledger
 from erpe.study.spec import define
 from erpe.study.storage import Database
-from erpe.tracking import removal
-from erpe.tracking.spool import Spool
+from erpe.tracking import deletion
+from erpe.tracking.outbox import Spool
 from erpe.tracking.tracker import Tracker, sync
 
 SPEC = define("relu", "digits", epochs=2, sampler="random", pruner="none")
@@ -563,7 +563,7 @@ def test_killed_while_mlflow_is_told_the_same_call_finishes(store, empty_databas
     mortal = Mortal(monkeypatch)
     for owner, name in ((SqlAlchemyStore, "delete_run"), (SqlAlchemyStore, "_hard_delete_run"), (Spool, "acknowledge")):
         mortal.make(owner, name)
-    mortal.make(removal, "remove_folder", tear)
+    mortal.make(deletion, "remove_folder", tear)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)  # a sender that is killed says nothing
     for kill in range(1, 50):
         copy = moved(store, f"killed-{kill}")

@@ -20,7 +20,7 @@ from erpe.study.lock import take
 from erpe.study.records import read_studies
 from erpe.study.spec import define
 from erpe.study.storage import parse
-from erpe.tracking.server import probe
+from erpe.tracking.connection import probe
 
 SPEC = define("relu_general", "digits", epochs=1, sampler="random", pruner="none")
 

@@ -24,7 +24,7 @@ from erpe.serve import server
 from erpe.store import Store
 from erpe.study.spec import define
 from erpe.text import line, printable
-from erpe.tracking.spool import Event, Spool
+from erpe.tracking.outbox import Event, Spool
 from erpe.tracking.tracker import Tracker, lags
 
 EVIL = "[/nothing]\x1b]0;owned\x07[red]x\u202e\x9b2J"
@@ -162,8 +162,8 @@ def test_a_uid_cannot_be_a_query(uid):
 
 
 def test_artifacts_are_fetched_by_name_and_size_and_from_no_other_server(tmp_path, empty_database):
+    from erpe.tracking.connection import connect
     from erpe.tracking.reading import fetch, read
-    from erpe.tracking.server import connect
 
     uri = f"sqlite:///{shutil.copy(empty_database, tmp_path)}"
     client, run = connect(uri), {}

@@ -144,7 +144,7 @@ def test_json_that_cannot_be_read_is_one_line_with_its_name(tmp_path, content):
 @pytest.mark.parametrize("name", ["job x", "job%20x", "a?b=c", "a#;&'\"", "new\nline", "é", "100%", "-x", "a@b:c"])
 def test_the_databases_lie_in_the_store_whatever_it_is_called(name, tmp_path, monkeypatch, empty_database):
     from erpe.study.storage import Database
-    from erpe.tracking.server import connect, examine
+    from erpe.tracking.connection import connect, examine
 
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

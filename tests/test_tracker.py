@@ -21,10 +21,10 @@ from erpe.errors import StoreError, StudyError, TrackingError
 from erpe.store import Store
 from erpe.text import redact
 from erpe.tracking.artifacts import draw
+from erpe.tracking.connection import probe
+from erpe.tracking.outbox import Spool
 from erpe.tracking.provenance import collect
-from erpe.tracking.sender import Sender
-from erpe.tracking.server import probe
-from erpe.tracking.spool import Spool
+from erpe.tracking.publisher import Sender
 from erpe.tracking.tracker import Tracker, lags, sync
 
 STUDY = "relu_general-digits"
@@ -390,12 +390,12 @@ def test_a_database_whose_making_was_killed_is_made_again(store):
     """What is there under its name is whole: another process never meets half of the tables."""
     import sqlite3
 
-    from erpe.tracking import server as module
+    from erpe.tracking import connection as module
 
     draft = store.root / "mlflow.draft"
     killed = (
         "import os, pathlib; pathlib.Path.rename = lambda *_: os._exit(9)\n"
-        f"from erpe.tracking.server import connect; connect({store.tracking_uri!r})"
+        f"from erpe.tracking.connection import connect; connect({store.tracking_uri!r})"
     )
     assert subprocess.run([sys.executable, "-c", killed]).returncode == 9
     assert draft.exists() and not (store.root / "mlflow.db").exists()
@@ -476,7 +476,7 @@ def test_what_was_told_while_the_server_was_down_arrives_when_it_is_up(store, em
     database, port = tmp_path / "server.db", free_port()
     shutil.copy(empty_database, database)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    monkeypatch.setattr("erpe.tracking.sender.LONGEST_PAUSE", 1.0)
+    monkeypatch.setattr("erpe.tracking.publisher.LONGEST_PAUSE", 1.0)
     tracker = Tracker(store, STUDY)
     play(store, tracker, files=True)
     time.sleep(3)
@@ -498,8 +498,8 @@ def test_who_syncs_with_a_server_that_is_down_is_not_told_to_sync(store, monkeyp
 HELD = """
 import tracemalloc
 from erpe.store import Store
-from erpe.tracking import spool
-from erpe.tracking.server import probe
+from erpe.tracking import outbox as spool
+from erpe.tracking.connection import probe
 from erpe.tracking.tracker import Tracker
 spool.BATCH_BYTES = 10_000
 store = Store.open({store!r})

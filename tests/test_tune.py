@@ -30,7 +30,7 @@ from erpe.study.records import read_studies
 from erpe.study.session import MAX_ATTEMPTS, Ledger
 from erpe.study.spec import define
 from erpe.study.storage import Database
-from erpe.tracking.spool import Spool
+from erpe.tracking.outbox import Spool
 from erpe.tracking.tracker import Tracker
 
 EPOCHS = 4

@@ -17,7 +17,7 @@ from test_tracker import results
 from erpe.config import defaults
 from erpe.store import Store
 from erpe.tracking.tracker import Tracker
-from erpe.tracking.view import MEASURES, runs_page
+from erpe.tracking.ui_views import MEASURES, runs_page
 
 pytestmark = pytest.mark.slow
 

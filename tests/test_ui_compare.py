@@ -20,7 +20,7 @@ from erpe.serve import pages
 from erpe.store import Store
 from erpe.tracking import artifacts
 from erpe.tracking.tracker import sync
-from erpe.tracking.view import CONFIRMED_MEASURES, confirmed_page
+from erpe.tracking.ui_views import CONFIRMED_MEASURES, confirmed_page
 
 pytestmark = pytest.mark.slow
 

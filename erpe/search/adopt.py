@@ -31,7 +31,7 @@ from erpe.study import storage
 from erpe.study.backup import backed_up
 from erpe.study.lock import take
 from erpe.study.records import EPOCH, REMOVED, mark, read_about, read_studies
-from erpe.tracking.spool import Event, Spool
+from erpe.tracking.outbox import Event, Spool
 
 
 class Adopted(NamedTuple):

@@ -23,9 +23,7 @@ from erpe.errors import StudyError
 from erpe.search.abroad import abroad
 from erpe.search.conductor import Conductor
 from erpe.search.progress import Progress, Silent
-from erpe.search.reconcile import rebuild
 from erpe.search.relay import Budget, Relay
-from erpe.search.telling import end_study, end_trial, study_tags
 from erpe.search.tune import interruptible
 from erpe.search.work import Work, vision
 from erpe.search.workers import Asked, Workers, in_process, on_ray
@@ -37,6 +35,8 @@ from erpe.study.plan import Arm, Plan
 from erpe.study.records import Group, Record, StudyRecord, read_studies
 from erpe.study.session import Ledger
 from erpe.study.spec import StudySpec
+from erpe.tracking.backfill import rebuild
+from erpe.tracking.study_logger import end_study, end_trial, study_tags
 
 MADE_WITH = ("cpu", "cores", "threads", "version.erpe", "version.torch", "version.python", "git_sha", "platform")
 """Tags that a published table names."""

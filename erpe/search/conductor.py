@@ -19,11 +19,11 @@ from erpe.errors import TrialError
 from erpe.search.packs import Packs
 from erpe.search.play import Event, Start, Together
 from erpe.search.progress import Moment, Progress, Silent
-from erpe.search.telling import end_trial, folder_of, start_trial
 from erpe.store import Store
 from erpe.study.records import Record, StudyRecord
 from erpe.study.session import Ledger
 from erpe.study.spec import StudySpec
+from erpe.tracking.study_logger import end_trial, folder_of, start_trial
 
 
 @dataclass

@@ -23,7 +23,7 @@ from erpe.study.plan import Plan
 from erpe.study.records import REMOVED, Record, StudyRecord, irreplaceable, read_study
 from erpe.study.spec import check_name
 from erpe.study.storage import Database, first_line
-from erpe.tracking.spool import Event, Spool
+from erpe.tracking.outbox import Event, Spool
 
 _DATABASE, _SPOOL = 1024 * MIB, 1024 * MIB
 _RECORD, _NUMBERS = TypeAdapter(StudyRecord), TypeAdapter(list[StrictInt])

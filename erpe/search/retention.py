@@ -32,7 +32,7 @@ from erpe.study import storage
 from erpe.study.backup import keeping
 from erpe.study.lock import take
 from erpe.study.records import Record, StudyRecord, mark, read_studies, read_study
-from erpe.tracking.removal import Logged, LoggedStudy, is_server
+from erpe.tracking.deletion import Logged, LoggedStudy, is_server
 from erpe.tracking.tracker import Tracker
 
 SECONDS = 600.0

@@ -22,8 +22,8 @@ from erpe.store import Store
 from erpe.study import storage
 from erpe.study.lock import take
 from erpe.study.records import read_studies
-from erpe.tracking.removal import Logged, stray_artifacts
-from erpe.tracking.spool import Spool
+from erpe.tracking.deletion import Logged, stray_artifacts
+from erpe.tracking.outbox import Spool
 
 _TRIAL = re.compile(r"\d{4,}-\d+")
 _DRAFT = re.compile(rf"\.({'|'.join(map(re.escape, FILES))})\.\w{{8}}")  # see `erpe.io.write_atomic`

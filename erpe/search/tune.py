@@ -24,14 +24,14 @@ from erpe.errors import ConfigError
 from erpe.search.abroad import abroad
 from erpe.search.conductor import Conductor, Drains
 from erpe.search.progress import Progress, Silent
-from erpe.search.reconcile import rebuild
-from erpe.search.telling import end_study, folder_of, study_tags
 from erpe.search.work import Work, vision
 from erpe.search.workers import Asked, Workers, in_process, on_ray
 from erpe.store import Store
 from erpe.study.backup import backed_up
 from erpe.study.session import Ledger
 from erpe.study.spec import StudySpec
+from erpe.tracking.backfill import rebuild
+from erpe.tracking.study_logger import end_study, folder_of, study_tags
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import erpe
 from erpe.errors import ErpeError, StoreError
 from erpe.io import read_arrays, read_json, read_plain
-from erpe.report import figures
 from erpe.store import FILES
-from erpe.tracking.server import files_of
+from erpe.tracking import figures
+from erpe.tracking.connection import files_of
 
 if TYPE_CHECKING:
     import optuna

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from erpe.config import flatten
 from erpe.errors import TrackingError
 from erpe.store import Store
-from erpe.tracking import artifacts, removal
-from erpe.tracking.points import Points
-from erpe.tracking.server import connect
-from erpe.tracking.spool import Event
-from erpe.tracking.view import CONFIRMED_VIEW, EXPERIMENT_TAGS
+from erpe.tracking import artifacts, deletion
+from erpe.tracking.connection import connect
+from erpe.tracking.logged_metrics import Points
+from erpe.tracking.outbox import Event
+from erpe.tracking.ui_views import CONFIRMED_VIEW, EXPERIMENT_TAGS
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -70,7 +70,7 @@ class Projection:
 
         from erpe.tracking.plugin import StoreArtifactRepository
 
-        if removal.is_server(self.store) or not location.startswith("file:"):
+        if deletion.is_server(self.store) or not location.startswith("file:"):
             return
         files = get_artifact_repository(f"{location}/{'0' * 32}/artifacts", tracking_uri=self.store.tracking_uri)
         if isinstance(files, StoreArtifactRepository):
@@ -195,11 +195,11 @@ class Projection:
     def _remove_trial(self, event: Event) -> None:
         """The trial's runs go, also those that were deleted; their number is a tag of the study's run."""
         self._removed.add(event.uid)
-        for run in removal.find_runs(self.client, self.experiment, f"tags.`{TRIAL}` = '{event.uid}'"):
-            removal.remove_run(self.client, self.store, self.study, run)
+        for run in deletion.find_runs(self.client, self.experiment, f"tags.`{TRIAL}` = '{event.uid}'"):
+            deletion.remove_run(self.client, self.store, self.study, run)
         if event.parent and (parent := self._find(STUDY, event.parent)):
             gone = sum(uid.startswith(f"{event.parent}-") for uid in tuple(self._removed))
-            self._tag(parent, {removal.REMOVED: str(gone)})
+            self._tag(parent, {deletion.REMOVED: str(gone)})
 
     def _log_results(self, event: Event, run: str) -> None:
         """What a trial's folder holds; a damaged file is named in a tag, and the others go their way."""

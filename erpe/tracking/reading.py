@@ -19,8 +19,8 @@ from erpe.study.openings import Openings
 from erpe.study.search_space import NO_AXES
 from erpe.study.spec import check_name
 from erpe.tracking.artifacts import CHECKPOINT
-from erpe.tracking.removal import REMOVED
-from erpe.tracking.server import connect, examine, files_of, runs_of
+from erpe.tracking.connection import connect, examine, files_of, runs_of
+from erpe.tracking.deletion import REMOVED
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

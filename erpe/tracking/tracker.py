@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from erpe.config import TrialConfig
 from erpe.errors import ErpeError, StoreError, StudyError, TrackingError, nearest
 from erpe.store import Store
-from erpe.tracking.known import Known
-from erpe.tracking.sender import Mended, Sender
-from erpe.tracking.server import examine
-from erpe.tracking.spool import Event, Spool
+from erpe.tracking.connection import examine
+from erpe.tracking.outbox import Event, Spool
+from erpe.tracking.publisher import Mended, Sender
+from erpe.tracking.run_state import Known
 
 BEGIN_SECONDS = 30.0
 """A study that has only started is sent so much later, or when there is more to tell: MLflow takes seconds to import,

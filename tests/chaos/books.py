@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from safetensors import safe_open
 
 from erpe.study.records import read_studies
-from erpe.tracking.server import connect
-from erpe.tracking.spool import Spool
+from erpe.tracking.connection import connect
+from erpe.tracking.outbox import Spool
 
 MEASURE = "val/accuracy"
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}

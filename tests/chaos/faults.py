@@ -15,11 +15,11 @@ from case import Result
 
 POINTS = {
     "between create_run and save": "mlflow.tracking.client:MlflowClient.create_run:after:2",
-    "between a batch and its acknowledgement": "erpe.tracking.spool:Spool.acknowledge:before:1",
+    "between a batch and its acknowledgement": "erpe.tracking.outbox:Spool.acknowledge:before:1",
     "between ask and write": "optuna.study:Study.ask:after:3",
     "between write and the worker": "erpe.study.session:Ledger.ask:after:4",
     "between an epoch in Optuna and in the spool": "erpe.study.session:Ledger.report:after:5",
-    "during a spool write": "erpe.tracking.spool:Spool._append:half:6",
+    "during a spool write": "erpe.tracking.outbox:Spool._append:half:6",
     "between a decision and its spooling": "erpe.study.session:Ledger.decide:after:2",
     "before tell": "erpe.study.session:Ledger.tell:before:2",
     "after tell": "erpe.study.session:Ledger.tell:after:2",

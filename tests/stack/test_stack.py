@@ -22,7 +22,7 @@ from readme import commands
 
 from erpe.jobs import JobError, Jobs
 from erpe.store import Store
-from erpe.tracking.server import connect
+from erpe.tracking.connection import connect
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # minutes on two cores, more where others work, too
 

@@ -52,7 +52,7 @@ def half_of(call):
 
     def killed(target, content):
         if hasattr(target, "_fd"):  # a spool and its events
-            lines = b"".join(sys.modules["erpe.tracking.spool"].encode(event) for event in content)
+            lines = b"".join(sys.modules["erpe.tracking.outbox"].encode(event) for event in content)
             os.write(target._fd, lines[: len(lines) // 2])
         else:
             path = Path(target)

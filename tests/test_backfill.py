@@ -21,9 +21,7 @@ from toys import number_of, work
 
 from erpe.errors import StoreError, TrialError
 from erpe.mend import mend
-from erpe.search import reconcile as module
 from erpe.search.campaign import run
-from erpe.search.reconcile import reconcile
 from erpe.search.tune import tune
 from erpe.show import lag_words, status_rows
 from erpe.store import STATE, Store
@@ -32,7 +30,9 @@ from erpe.study.records import mark, read_studies
 from erpe.study.session import Ledger
 from erpe.study.spec import define
 from erpe.study.storage import Database
-from erpe.tracking.spool import Spool
+from erpe.tracking import backfill as module
+from erpe.tracking.backfill import reconcile
+from erpe.tracking.outbox import Spool
 from erpe.tracking.tracker import Tracker, lags, sync
 from erpe.training.checkpoint import save_tensors
 from erpe.watch import statuses
@@ -297,7 +297,7 @@ def _tells_what_the_ledger_knows(store, name):
 
 def test_nothing_heavy_is_imported(store):
     script = (
-        f"import sys; from erpe.store import Store; from erpe.search.reconcile import reconcile;"
+        f"import sys; from erpe.store import Store; from erpe.tracking.backfill import reconcile;"
         f"reconcile(Store.open({str(store.root)!r}));"
         "print([name for name in ('torch', 'ray', 'mlflow', 'matplotlib') if name in sys.modules])"
     )

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from erpe.errors import ConfigError, StoreError, StudyError
-from erpe.search.telling import end_study, end_trial, folder_of, start_trial, study_tags
 from erpe.store import STATE, Store
 from erpe.study import storage
 from erpe.study.lock import take
 from erpe.study.records import Record, StudyRecord, arm_of, read_studies
 from erpe.study.spec import StudySpec
+from erpe.tracking.study_logger import end_study, end_trial, folder_of, start_trial, study_tags
 from erpe.tracking.tracker import Tracker
 from erpe.training.outcome import read_outcome
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from erpe.tracking.known import same
-from erpe.tracking.spool import Event
+from erpe.tracking.outbox import Event
+from erpe.tracking.run_state import same
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

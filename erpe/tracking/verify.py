@@ -10,9 +10,9 @@ import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from erpe.tracking.known import Known, Point, same
+from erpe.tracking.connection import runs_of
 from erpe.tracking.projection import STATUS, STUDY, TRIAL
-from erpe.tracking.server import runs_of
+from erpe.tracking.run_state import Known, Point, same
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

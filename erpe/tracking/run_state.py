@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from erpe.config import flatten
-from erpe.tracking.spool import Event
+from erpe.tracking.outbox import Event
 
 
 class Point(NamedTuple):

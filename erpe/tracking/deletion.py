@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from erpe.errors import TrackingError
 from erpe.io import is_own, remove_folder, size_mib
 from erpe.store import Store, sqlite_path
-from erpe.tracking.server import connect, examine, files_of
+from erpe.tracking.connection import connect, examine, files_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

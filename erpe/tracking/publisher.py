@@ -15,9 +15,9 @@ from erpe.errors import ErpeError
 from erpe.io import open_plain
 from erpe.store import Store
 from erpe.text import redact
-from erpe.tracking.known import Known
-from erpe.tracking.server import Health, examine
-from erpe.tracking.spool import Ack, Event, Spool
+from erpe.tracking.connection import Health, examine
+from erpe.tracking.outbox import Ack, Event, Spool
+from erpe.tracking.run_state import Known
 
 if TYPE_CHECKING:
     from erpe.tracking.projection import Projection
@@ -149,7 +149,7 @@ class Sender:
         if projection is None:
             self.mended = Mended(missing=len(expected))
             return
-        from erpe.tracking.audit import audit
+        from erpe.tracking.verify import audit
 
         missing, short = audit(projection.client, projection.experiment, expected)
         self._whole, self._until = expected.keys() - missing - short, seq

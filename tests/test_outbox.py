@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from erpe.errors import ConfigError, StoreError
-from erpe.tracking.spool import Ack, Event, Spool, decode, encode
+from erpe.tracking.outbox import Ack, Event, Spool, decode, encode
 
 
 def epoch(step, value=0.5):
@@ -198,7 +198,7 @@ def test_what_is_acknowledged_is_on_the_disk_before(tmp_path, monkeypatch):
 
 def test_reading_goes_on_where_it_stopped_and_in_bounded_steps(tmp_path, monkeypatch):
     spool = fill(tmp_path, 50)
-    monkeypatch.setattr("erpe.tracking.spool.BATCH_BYTES", 1000)
+    monkeypatch.setattr("erpe.tracking.outbox.BATCH_BYTES", 1000)
     offset, found = 0, []
     while batch := spool.read(offset):
         assert len(batch) < 20
