@@ -14,7 +14,7 @@ from erpe.errors import ErpeError, nearest
 from erpe.options import AsJson
 
 if TYPE_CHECKING:
-    from erpe.jobs import Job, Jobs
+    from erpe.execution.ray_tune.jobs import Job, Jobs
 
 HERE = "http://127.0.0.1:8265"
 NOT_THERE = ("ui", "submit", "jobs", "restore")
@@ -28,7 +28,7 @@ JobId = Annotated[str | None, typer.Argument(help="As `erpe submit` printed it; 
 
 def jobs_at(address: str | None) -> Jobs:
     """Where jobs are taken."""
-    from erpe.jobs import Jobs
+    from erpe.execution.ray_tune.jobs import Jobs
 
     return Jobs(address or os.environ.get("ERPE_RAY_JOBS") or HERE)
 
@@ -94,7 +94,7 @@ def end_as(job: Job) -> None:
     Raises:
         JobError: it never ran.
     """
-    from erpe.jobs import JobError
+    from erpe.execution.ray_tune.jobs import JobError
 
     if job.state == "STOPPED":
         raise typer.Exit(130)
@@ -105,7 +105,7 @@ def end_as(job: Job) -> None:
 
 def chosen(jobs: Jobs, name: str | None) -> str:
     """This job, or the newest."""
-    from erpe.jobs import JobError
+    from erpe.execution.ray_tune.jobs import JobError
 
     if name is not None:
         return name

@@ -160,14 +160,14 @@ def _tracking(store: Store) -> str:
 
 
 def _cluster(address: str) -> str:
-    from erpe.search.cluster import look
+    from erpe.execution.ray_tune.cluster import look
 
     room = look(address)
     return f"{room.nodes} nodes, {room.cpus:g} CPUs, {room.gpus:g} GPUs at {address}"
 
 
 def _jobs(address: str) -> str:
-    from erpe.jobs import Jobs
+    from erpe.execution.ray_tune.jobs import Jobs
 
     jobs = Jobs(address)
     return f"{len(jobs.all())} at {redact(jobs.address)}"
@@ -177,7 +177,7 @@ def _checkpoints(store: Store, address: str | None) -> Iterator[Finding]:
     """What each node that runs trials says of the place for checkpoints; without a cluster, this machine alone."""
     from erpe.checkpoints.filesystem import Remote
     from erpe.checkpoints.remote import find_depot
-    from erpe.search.preflight import preflight, visit
+    from erpe.execution.ray_tune.storage_check import preflight, visit
 
     what = "checkpoints"
     try:

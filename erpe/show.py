@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from erpe.config import VARIANTS, defaults, split_variant
-from erpe.search.progress import Moment
+from erpe.execution.callbacks import Moment
 from erpe.search.tune import TuneResult
 from erpe.store import Store
 from erpe.study.records import StudyRecord

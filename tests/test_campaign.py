@@ -14,10 +14,10 @@ from trials import TINY
 
 from erpe.config import flatten
 from erpe.errors import StudyError
+from erpe.execution.callbacks import Silent
+from erpe.execution.fair_share import Budget
 from erpe.report.load import load
 from erpe.search.campaign import run
-from erpe.search.progress import Silent
-from erpe.search.relay import Budget
 from erpe.show import status_rows, status_table
 from erpe.store import Store
 from erpe.study.plan import load_plan

@@ -11,7 +11,7 @@ from threading import Thread
 
 import pytest
 
-from erpe.jobs import JobError, Jobs
+from erpe.execution.ray_tune.jobs import JobError, Jobs
 
 TOKEN = "0123456789abcdef"
 

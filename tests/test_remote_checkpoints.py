@@ -17,11 +17,11 @@ from trials import curve, small_study, tiny
 
 from erpe.checkpoints.remote import LISTING, OUTCOME, Depot, find_depot, lent, name_of
 from erpe.errors import ConfigError, StoreError
-from erpe.search.abroad import LOCK, PREFIX, Abroad, Displaced, Scratch, abroad
-from erpe.search.play import play
+from erpe.execution.objective import vision
+from erpe.execution.staging import LOCK, PREFIX, Abroad, Displaced, Scratch, abroad
+from erpe.execution.trial_loop import play
 from erpe.search.policy import Policy
 from erpe.search.retention import gc
-from erpe.search.work import vision
 from erpe.store import OWNER, STATE
 from erpe.study.records import read_studies
 from erpe.training.trial import Trial
@@ -245,7 +245,7 @@ def test_gc_removes_what_lies_there_too(monkeypatch, tmp_path):
 
 def test_scratch_folders_go_with_their_process_even_if_it_was_killed(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    make = f"import tempfile, time; tempfile.tempdir = {str(tmp_path)!r}; from erpe.search.abroad import Scratch; "
+    make = f"import tempfile, time; tempfile.tempdir = {str(tmp_path)!r}; from erpe.execution.staging import Scratch; "
     make += "kept = Scratch(); print(kept.folder, flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", make], stdout=subprocess.PIPE, text=True)
     folder = Path(process.stdout.readline().strip())

@@ -12,8 +12,8 @@ from mlflow_server import mlflow_server
 from toys import work
 
 from erpe import cli
+from erpe.execution.executors import Asked, on_ray
 from erpe.search.tune import tune
-from erpe.search.workers import Asked, on_ray
 from erpe.store import Store
 from erpe.study.spec import define
 from erpe.text import redact, secrets

@@ -19,11 +19,11 @@ import pytest
 from toys import Toy, number_of, once, toy, work
 
 from erpe.errors import ConfigError, DataError, StoreError, StudyError, TrialError
-from erpe.search.cluster import require_token
-from erpe.search.progress import Silent
+from erpe.execution.callbacks import Silent
+from erpe.execution.executors import Asked, on_ray, share
+from erpe.execution.objective import Work
+from erpe.execution.ray_tune.cluster import require_token
 from erpe.search.tune import tune
-from erpe.search.work import Work
-from erpe.search.workers import Asked, on_ray, share
 from erpe.store import Store
 from erpe.study.distributions import Floats, Space
 from erpe.study.records import read_studies
@@ -303,7 +303,7 @@ def test_a_gpu_that_is_not_there_is_refused_at_once(store):
 
 HEADLESS = """
 import socket, time
-from erpe.search.cluster import minding
+from erpe.execution.ray_tune.cluster import minding
 head = socket.create_server(("127.0.0.1", 0))
 address = f"127.0.0.1:{head.getsockname()[1]}"
 with minding(address, 0.2):
@@ -357,7 +357,7 @@ PATHS = {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2]))}
 @pytest.fixture(scope="module")
 def ray():
     """One Ray for all tests in this process; `tune` joins what is running."""
-    import erpe.search.worker  # noqa: F401  Ray's environment
+    import erpe.execution.ray_tune.trainable  # noqa: F401  Ray's environment
 
     import ray  # isort: skip
 
@@ -427,7 +427,7 @@ def test_ray_leaves_our_answer_to_sigterm_alone(tmp_path):
 
 
 def test_a_worker_lets_go_of_each_trial_and_never_looks_at_what_was_imported_again():
-    from erpe.search.worker import Worker
+    from erpe.execution.ray_tune.trainable import Worker
 
     worker = Worker.__new__(Worker)
     try:
@@ -500,7 +500,7 @@ import json, sys
 from pathlib import Path
 import test_tune
 from erpe.search.tune import tune
-from erpe.search.work import Work
+from erpe.execution.objective import Work
 from erpe.store import Store
 from erpe.tracking import tracker
 from functools import partial

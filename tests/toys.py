@@ -4,8 +4,8 @@ import json
 import time
 from functools import partial
 
+from erpe.execution.objective import Work
 from erpe.io import write_atomic
-from erpe.search.work import Work
 
 
 class Toy:

@@ -19,10 +19,10 @@ import torch
 
 from erpe.bench.rounds import machine
 from erpe.config import TrialConfig
-from erpe.search.conductor import Conductor
-from erpe.search.play import play
-from erpe.search.progress import Moment, Silent
-from erpe.search.workers import Asked, Workers, in_process, on_ray
+from erpe.execution.callbacks import Moment, Silent
+from erpe.execution.controller import Conductor
+from erpe.execution.executors import Asked, Workers, in_process, on_ray
+from erpe.execution.trial_loop import play
 from erpe.store import Store, sqlite_url
 from erpe.study.session import Ledger
 from erpe.study.spec import define

@@ -20,13 +20,13 @@ from typing import Any, Literal
 from erpe.checkpoints.filesystem import Remote
 from erpe.checkpoints.remote import Depot, find_depot, lent
 from erpe.errors import StudyError
-from erpe.search.abroad import abroad
-from erpe.search.conductor import Conductor
-from erpe.search.progress import Progress, Silent
-from erpe.search.relay import Budget, Relay
-from erpe.search.tune import interruptible
-from erpe.search.work import Work, vision
-from erpe.search.workers import Asked, Workers, in_process, on_ray
+from erpe.execution.callbacks import Progress, Silent
+from erpe.execution.controller import Conductor
+from erpe.execution.executors import Asked, Workers, in_process, on_ray
+from erpe.execution.fair_share import Budget, Relay
+from erpe.execution.objective import Work, vision
+from erpe.execution.signals import interruptible
+from erpe.execution.staging import abroad
 from erpe.store import Store
 from erpe.study.backup import backed_up
 from erpe.study.naming import identified

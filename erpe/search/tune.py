@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from erpe.checkpoints.filesystem import Remote
 from erpe.checkpoints.remote import find_depot, lent
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError
-from erpe.search.abroad import abroad
-from erpe.search.conductor import Conductor, Drains
-from erpe.search.progress import Progress, Silent
-from erpe.search.work import Work, vision
-from erpe.search.workers import Asked, Workers, in_process, on_ray
+from erpe.execution.callbacks import Progress, Silent
+from erpe.execution.controller import Conductor
+from erpe.execution.executors import Asked, Workers, in_process, on_ray
+from erpe.execution.objective import Work, vision
+from erpe.execution.signals import interruptible
+from erpe.execution.staging import abroad
 from erpe.store import Store
 from erpe.study.backup import backed_up
 from erpe.study.session import Ledger
@@ -190,24 +188,3 @@ def _close(conductor: Conductor, began: float) -> TuneResult:
         problem=tracker.problem,
         seconds=time.monotonic() - began,
     )
-
-
-@contextlib.contextmanager
-def interruptible(conductor: Drains) -> Iterator[None]:
-    """SIGINT or SIGTERM once: trials finish their epoch, and the search ends. Twice: KeyboardInterrupt."""
-
-    def on_signal(number: int, frame: Any) -> None:
-        if conductor.draining:
-            raise KeyboardInterrupt
-        conductor.draining = True
-        conductor.progress.on_phase("stopping")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -20,7 +20,7 @@ from browsing import chromium, programs, visit, wait
 from engine import ROOT, SPACE, command_line, send
 from readme import commands
 
-from erpe.jobs import JobError, Jobs
+from erpe.execution.ray_tune.jobs import JobError, Jobs
 from erpe.store import Store
 from erpe.tracking.connection import connect
 

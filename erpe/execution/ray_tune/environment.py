@@ -11,7 +11,8 @@ for _name, _value in {
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what Ray says of dead workers goes to stdout; the ledger has it
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # prints a box even when told to be silent
-    "RAY_TUNE_CALLBACKS": "erpe.search.scheduling.Quiet",  # to count one that is passed, Tune would import MLflow first
+    # to count one that is passed, Tune would import MLflow first
+    "RAY_TUNE_CALLBACKS": "erpe.execution.ray_tune.scheduler.Quiet",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours lets trials finish their epoch
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the ledger keeps them

@@ -9,9 +9,9 @@ from typing import Any
 
 from erpe.checkpoints.filesystem import Remote
 from erpe.errors import ErpeError, StoreError
-from erpe.search.cluster import start
+from erpe.execution.ray_tune.cluster import start
 
-import erpe.search.ray_environment  # isort: skip  # noqa: F401  before Ray
+import erpe.execution.ray_tune.environment  # isort: skip  # noqa: F401  before Ray
 import ray  # isort: skip
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # isort: skip
 
@@ -67,7 +67,7 @@ def visit(address: str, place: Remote) -> dict[str, str]:
     """As `preflight`, in a cluster that is joined for it.
 
     Raises:
-        ConfigError, StudyError: see `erpe.search.cluster.start`.
+        ConfigError, StudyError: see `erpe.execution.ray_tune.cluster.start`.
     """
     start(address, 0)
     try:

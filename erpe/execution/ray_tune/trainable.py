@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from erpe.config import TrialConfig
-from erpe.imports import keeping_all
-from erpe.search.play import Together
+from erpe.execution.trial_loop import Together
 
-import erpe.search.ray_environment  # isort: skip  # noqa: F401  before Ray
+import erpe.execution.ray_tune.environment  # isort: skip  # noqa: F401  before Ray
 
-with keeping_all():
-    from ray import tune
+from ray import tune  # isort: skip
 
 LAST_WORDS = "crash.txt"
 """In the folder of a pack's first trial: the traceback of a signal such as SIGSEGV, which no exception handler sees."""

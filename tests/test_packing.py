@@ -17,9 +17,9 @@ from trials import curve, tiny
 
 from erpe.config import defaults
 from erpe.errors import ConfigError, TrialError
+from erpe.execution.callbacks import Silent
+from erpe.execution.packing import OWN, Packs, shape
 from erpe.io import read_json
-from erpe.search.packs import OWN, Packs, shape
-from erpe.search.progress import Silent
 from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study.distributions import Choices, Floats, Space

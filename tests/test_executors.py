@@ -10,7 +10,7 @@ import psutil
 import pytest
 from toys import work
 
-from erpe.search.progress import Silent
+from erpe.execution.callbacks import Silent
 from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study.spec import define

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from erpe.search.conductor import Conductor
-from erpe.search.play import Event
-from erpe.search.progress import Progress
+from erpe.execution.callbacks import Progress
+from erpe.execution.controller import Conductor
+from erpe.execution.trial_loop import Event
 from erpe.study.records import Record, StudyRecord
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from erpe.checkpoints.remote import OUTCOME, Depot, name_of
 from erpe.config import TrialConfig
+from erpe.execution.objective import Work
+from erpe.execution.trial_loop import Start, Training
 from erpe.io import open_plain
-from erpe.search.play import Start, Training
-from erpe.search.work import Work
 from erpe.training.outcome import read_outcome
 
 PREFIX, LOCK = "erpe-trial-", "held"

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from erpe.errors import StudyError
-from erpe.search.conductor import Conducts
-from erpe.search.packs import Packs
-from erpe.search.play import Start
-from erpe.search.worker import LAST_WORDS, Worker  # before Ray: sets its environment
+from erpe.execution.controller import Conducts
+from erpe.execution.packing import Packs
+from erpe.execution.ray_tune.trainable import LAST_WORDS, Worker  # before Ray: sets its environment
+from erpe.execution.trial_loop import Start
 from erpe.study.records import Record
 
 import ray  # isort: skip

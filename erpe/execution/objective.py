@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from erpe.config import TrialConfig
-from erpe.imports import keeping_all
-from erpe.search.play import Start, Training
+from erpe.execution.trial_loop import Start, Training
 from erpe.training.download import prepare
 
 OnStep = Callable[[int, int], None]
@@ -51,22 +50,19 @@ def vision(dataset: str, data_dir: Path | None, device: str, on_step: OnStep | N
 def _start(
     kind: str, config: TrialConfig, folder: Path, *, data_dir: Path | None, device: str, on_step: OnStep | None
 ) -> Training:
-    with keeping_all():
-        from erpe.training.trial import Confirmation, Trial
+    from erpe.training.trial import Confirmation, Trial
 
     made = {"Trial": Trial, "Confirmation": Confirmation}[kind]
     return made(config, folder, data_dir=data_dir, device=device, on_step=on_step)
 
 
 def _evaluate(folder: Path, *, data_dir: Path | None, device: str) -> dict[str, float]:
-    with keeping_all():
-        from erpe.training.trial import final_evaluation
+    from erpe.training.trial import final_evaluation
 
     return final_evaluation(folder, data_dir=data_dir, device=device)
 
 
 def _time(folders: list[Path], *, data_dir: Path | None, device: str) -> list[dict[str, float]]:
-    with keeping_all():
-        from erpe.training.timing import time_runs
+    from erpe.training.timing import time_runs
 
     return time_runs(folders, data_dir=data_dir, device=device)

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, Protocol
 
 from erpe.checkpoints.filesystem import Remote
 from erpe.errors import ConfigError, StudyError
-from erpe.imports import keeping_all
-from erpe.search.cluster import knock, minding, start
-from erpe.search.conductor import Conducts, run_inline
-from erpe.search.play import Start
-from erpe.search.sooner import taking_those_that_wait
+from erpe.execution.controller import Conducts
+from erpe.execution.inline import run_inline
+from erpe.execution.ray_tune.cluster import knock, minding, start
+from erpe.execution.ray_tune.sooner import taking_those_that_wait
+from erpe.execution.trial_loop import Start
 
 
 class Asked(NamedTuple):
@@ -151,7 +151,7 @@ class OnRay:
 
     def search(self, conductor: Conducts, start: Start) -> None:
         """See `run_ray`."""
-        from erpe.search.scheduling import run_ray
+        from erpe.execution.ray_tune.scheduler import run_ray
 
         run_ray(conductor, start, **self._shares._asdict(), scratch=self._scratch, pack=self._pack)
 
@@ -176,7 +176,7 @@ def import_meanwhile(module: str) -> None:
     """Begin to import a module; whoever imports it later waits for it, and gets what is wrong with it."""
 
     def load() -> None:
-        with suppress(Exception), keeping_all():
+        with suppress(Exception):
             import_module(module)
 
     Thread(target=load, name=f"import {module}", daemon=True).start()
@@ -192,13 +192,13 @@ def on_ray(asked: Asked, trials: int, scratch: Path, place: Remote | None = None
         ConfigError: no cluster answers, or it has not what is asked for.
         StoreError: a node cannot write where checkpoints go, or does not see what others wrote.
     """
-    from erpe.search.preflight import require_shared  # sets Ray's environment
+    from erpe.execution.ray_tune.storage_check import require_shared  # sets Ray's environment
 
     import ray  # isort: skip
 
     ours = not ray.is_initialized()
     if ours:
-        import_meanwhile("erpe.search.scheduling")
+        import_meanwhile("erpe.execution.ray_tune.scheduler")
         start(asked.address, asked.cpus * (asked.concurrency or max(1, min(trials, cores() // asked.cpus))))
     shutil.rmtree(scratch, ignore_errors=True)
     try:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 from erpe.errors import ConfigError, StudyError
-from erpe.search.sooner import starting_sooner
+from erpe.execution.ray_tune.sooner import starting_sooner
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Trials exchange a few numbers; Ray's default is 30 % of the memory."""
@@ -46,7 +46,7 @@ def start(address: str | None, cpus: int) -> None:
         ConfigError: no cluster answers, or this machine cannot run one.
         StudyError: Ray did not start; another try may help.
     """
-    from erpe.search.ray_environment import WORKER_ENV  # before Ray is imported
+    from erpe.execution.ray_tune.environment import WORKER_ENV  # before Ray is imported
 
     import ray  # isort: skip
 
@@ -169,7 +169,7 @@ def look(address: str) -> Room:
     Raises:
         ConfigError: nobody answers, it wants another token, this machine is no node of it, or it cannot run a trial.
     """
-    import erpe.search.ray_environment  # noqa: F401  before Ray
+    import erpe.execution.ray_tune.environment  # noqa: F401  before Ray
 
     import ray  # isort: skip
     from ray._raylet import GcsClient  # type: ignore[attr-defined]

@@ -9,16 +9,14 @@ an ending it missed is in the ledger, as a decision that was not told.
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from erpe.checkpoints.remote import Depot
 from erpe.errors import TrialError
-from erpe.search.packs import Packs
-from erpe.search.play import Event, Start, Together
-from erpe.search.progress import Moment, Progress, Silent
+from erpe.execution.callbacks import Moment, Progress, Silent
+from erpe.execution.trial_loop import Event
 from erpe.store import Store
 from erpe.study.records import Record, StudyRecord
 from erpe.study.session import Ledger
@@ -177,41 +175,3 @@ class Conducts(Protocol):
 
     def folder(self, ticket: Record) -> Path:
         """A trial's own."""
-
-
-def run_inline(conductor: Conducts, start: Start, pack: int = 1) -> None:
-    """The search in this process, one pack of trials after the other: for a machine without Ray.
-
-    Args:
-        pack: trials of one shape that train as one program; one that ends makes room for another.
-    Raises:
-        ErpeError: see `Conductor.hear`.
-    """
-    packs, together = Packs(conductor, pack), Together(start)
-    tickets: dict[str, Record] = {}
-    while True:
-        for ticket in packs.join(list(tickets.values())):
-            tickets[ticket.uid] = ticket
-            together.add(ticket.uid, ticket.config, conductor.folder(ticket))
-        if not tickets:
-            return
-        packs.apart(_round(conductor, together, tickets))
-
-
-def _round(conductor: Conducts, together: Together, tickets: dict[str, Record]) -> list[Record]:
-    """Hear an event of each trial, and forget those that end; the trials to run again after a crash."""
-    events = together.round()
-    while True:
-        try:
-            uid, event = next(events)
-        except StopIteration:
-            return []
-        except Exception:
-            reason, crashed = traceback.format_exc(), list(tickets.values())
-            for ticket in crashed:
-                together.drop(ticket.uid)
-            tickets.clear()
-            return [ticket for ticket in crashed if conductor.crashed(ticket, reason)]
-        if not conductor.hear(tickets[uid], event):
-            together.drop(uid)
-            del tickets[uid]

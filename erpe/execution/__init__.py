@@ -1,0 +1,1 @@
+"""Run trials: the controller of a study, fair shares between arms, executors."""

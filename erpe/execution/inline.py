@@ -1,0 +1,48 @@
+"""Run a search in this process, for a machine without Ray."""
+
+from __future__ import annotations
+
+import traceback
+
+from erpe.execution.controller import Conducts
+from erpe.execution.packing import Packs
+from erpe.execution.trial_loop import Start, Together
+from erpe.study.records import Record
+
+
+def run_inline(conductor: Conducts, start: Start, pack: int = 1) -> None:
+    """The search in this process, one pack of trials after the other: for a machine without Ray.
+
+    Args:
+        pack: trials of one shape that train as one program; one that ends makes room for another.
+    Raises:
+        ErpeError: see `Conductor.hear`.
+    """
+    packs, together = Packs(conductor, pack), Together(start)
+    tickets: dict[str, Record] = {}
+    while True:
+        for ticket in packs.join(list(tickets.values())):
+            tickets[ticket.uid] = ticket
+            together.add(ticket.uid, ticket.config, conductor.folder(ticket))
+        if not tickets:
+            return
+        packs.apart(_round(conductor, together, tickets))
+
+
+def _round(conductor: Conducts, together: Together, tickets: dict[str, Record]) -> list[Record]:
+    """Hear an event of each trial, and forget those that end; the trials to run again after a crash."""
+    events = together.round()
+    while True:
+        try:
+            uid, event = next(events)
+        except StopIteration:
+            return []
+        except Exception:
+            reason, crashed = traceback.format_exc(), list(tickets.values())
+            for ticket in crashed:
+                together.drop(ticket.uid)
+            tickets.clear()
+            return [ticket for ticket in crashed if conductor.crashed(ticket, reason)]
+        if not conductor.hear(tickets[uid], event):
+            together.drop(uid)
+            del tickets[uid]

@@ -1,0 +1,1 @@
+"""Run trials on Ray Tune. The only package that knows Ray."""
