@@ -71,10 +71,10 @@ def outcomes_of(studies: list[str] | None, against: str | None, store: Path, ser
     if studies and against:
         studies = [*studies, against]
     if server:
-        from erpe.tracking.reading import read
+        from erpe.report.sources.mlflow import read
 
         return read(server, studies or [])
-    from erpe.report.load import load
+    from erpe.report.sources.store import load
 
     return load(existing(store), studies or [])
 

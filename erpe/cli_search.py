@@ -219,7 +219,7 @@ def study_run(
     as_json: AsJson = False,
 ) -> None:
     """Search, confirm and test every variant of a study file. The same command continues."""
-    from erpe.publish import publish
+    from erpe.report.publish import publish
     from erpe.search.campaign import run
     from erpe.store import Store
     from erpe.study.plan import load_plan

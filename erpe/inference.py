@@ -54,8 +54,8 @@ def download(run: str, store: Store) -> Path:
     """
     from mlflow.exceptions import MlflowException
 
+    from erpe.report.sources.mlflow import fetch_checkpoint
     from erpe.tracking.connection import connect
-    from erpe.tracking.reading import fetch_checkpoint
 
     client = connect(store.tracking_uri)
     try:

@@ -131,7 +131,7 @@ def load_study(name: str, store: str | Path = "runs", server: str | None = None)
     """
     if server:
         return _on_server(name, server)
-    from erpe.report.load import load
+    from erpe.report.sources.store import load
     from erpe.study.records import grouped, read_studies
 
     opened = Store.existing(store)
@@ -149,7 +149,7 @@ def load_study(name: str, store: str | Path = "runs", server: str | None = None)
 
 
 def _on_server(name: str, server: str) -> Study:
-    from erpe.tracking.reading import download_checkpoint, read
+    from erpe.report.sources.mlflow import download_checkpoint, read
     from erpe.training.checkpoint import load_config
 
     def config(uid: str) -> TrialConfig:

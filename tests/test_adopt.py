@@ -25,7 +25,7 @@ from toys import work
 
 from erpe import cli
 from erpe.errors import ErpeError, StoreError, StudyError
-from erpe.report.load import load
+from erpe.report.sources.store import load
 from erpe.search import adopt as adopting
 from erpe.search import foreign, transplant
 from erpe.search.adopt import adopt

@@ -16,7 +16,7 @@ from erpe.config import flatten
 from erpe.errors import StudyError
 from erpe.execution.callbacks import Silent
 from erpe.execution.fair_share import Budget
-from erpe.report.load import load
+from erpe.report.sources.store import load
 from erpe.search.campaign import run
 from erpe.show import status_rows, status_table
 from erpe.store import Store

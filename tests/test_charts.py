@@ -8,12 +8,12 @@ from matplotlib.text import Annotation
 from outcomes import made_up
 
 from erpe.config import VARIANTS, defaults
-from erpe.report.captions import CAPTIONS, told
-from erpe.report.chart_costs import COSTS, break_even, layer_flops, method_told, tradeoffs
-from erpe.report.chart_curves import attention_examples, attention_maps, best_trials, brightest_patch, confirmed_losses
-from erpe.report.chart_intervals import accuracy, gap_closed
-from erpe.report.chart_marks import COLOURS, marks
 from erpe.report.charts import CHARTS, parts, save_all
+from erpe.report.charts.captions import CAPTIONS, told
+from erpe.report.charts.costs import COSTS, break_even, layer_flops, method_told, tradeoffs
+from erpe.report.charts.curves import attention_examples, attention_maps, best_trials, brightest_patch, confirmed_losses
+from erpe.report.charts.intervals import accuracy, gap_closed
+from erpe.report.charts.style import COLOURS, marks
 from erpe.report.comparison import compare
 from erpe.report.gaps import gap_closed as gaps_of
 from erpe.report.statistics import summary

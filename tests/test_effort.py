@@ -9,8 +9,8 @@ from outcomes import made_up
 
 from erpe.model.flops import train_step_flops
 from erpe.report.effort import compute, expected_best, expected_best_curves
-from erpe.report.load import load
 from erpe.report.outcomes import default_wins
+from erpe.report.sources.store import load
 from erpe.study.records import read_studies
 
 

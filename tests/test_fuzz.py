@@ -25,7 +25,7 @@ from erpe.inference import predict
 from erpe.io import read_arrays
 from erpe.model import build
 from erpe.options import parse_settings
-from erpe.report.chart_curves import _read as read_example
+from erpe.report.charts.curves import _read as read_example
 from erpe.search.tune import tune
 from erpe.show import status_rows, status_table
 from erpe.store import Store

@@ -23,7 +23,7 @@ from trials import TINY
 from erpe import cli
 from erpe.errors import BusyError, StoreError, StudyError, TrackingError, TrialError
 from erpe.inference import find_folder
-from erpe.report.load import load
+from erpe.report.sources.store import load
 from erpe.results import load_study
 from erpe.search.adopt import adopt
 from erpe.search.policy import Policy, decide
@@ -645,7 +645,7 @@ def test_while_mlflow_cannot_be_asked_nothing_is_removed(store, monkeypatch):
 @few
 @pytest.mark.slow
 def test_with_a_tracking_server_and_postgresql(empty, postgres, empty_database, tmp_path, monkeypatch):
-    from erpe.tracking.reading import read
+    from erpe.report.sources.mlflow import read
 
     store = empty
     shutil.copy(empty_database, tmp_path / "server.db")

@@ -18,8 +18,8 @@ from erpe.cli_report import outcomes_of
 from erpe.errors import StoreError, StudyError, TrackingError
 from erpe.io import MOST_BYTES, read_arrays
 from erpe.report.comparison import compare
-from erpe.report.load import load
 from erpe.report.outcomes import describe
+from erpe.report.sources.store import load
 from erpe.store import Store
 from erpe.study.records import read_studies
 
@@ -99,7 +99,7 @@ def test_curves_have_every_epoch(digits_study):
 
 @pytest.mark.slow
 def test_a_tracking_server_tells_the_same_as_the_store(synced):
-    from erpe.tracking.reading import read
+    from erpe.report.sources.mlflow import read
 
     here, there = load(synced), read(synced.tracking_uri)
     for name in ("arms", "runs", "trials", "epochs"):
@@ -117,7 +117,7 @@ def test_a_tracking_server_tells_the_same_as_the_store(synced):
 
 @pytest.mark.slow
 def test_unknown_studies_and_servers_are_one_line(synced):
-    from erpe.tracking.reading import read
+    from erpe.report.sources.mlflow import read
 
     with pytest.raises(StudyError, match="did you mean digits-nine"):
         read(synced.tracking_uri, ["digits-nin"])
@@ -133,7 +133,7 @@ def test_unknown_studies_and_servers_are_one_line(synced):
 
 @pytest.mark.slow
 def test_the_commands_end_with_tables_figures_and_a_page_that_is_in_mlflow(synced, monkeypatch, capsys, tmp_path):
-    from erpe.publish import publish
+    from erpe.report.publish import publish
     from erpe.study.plan import Plan
     from erpe.tracking.connection import connect
 

@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 from outcomes import made_up
 
-from erpe.report.answer import answer, protocol, search_table
-from erpe.report.blocks import blocks
-from erpe.report.captions import seeds_told
 from erpe.report.charts import CHARTS
+from erpe.report.charts.captions import seeds_told
 from erpe.report.comparison import compare
 from erpe.report.outcomes import TIMED
 from erpe.report.page import page, write_report
+from erpe.report.summary import answer, protocol, search_table
+from erpe.report.table_blocks import blocks
 
 FEW = ("softmax", "relu", "relu_general")
 HOSTILE = """<script>alert('1')</script><img src="http://example.org/x.png">"""

@@ -15,7 +15,7 @@ from trials import ARMS, STUDIES
 
 import erpe
 from erpe.errors import StoreError, StudyError
-from erpe.report.load import load
+from erpe.report.sources.store import load
 from erpe.store import Store
 from erpe.study.records import read_studies
 

@@ -162,8 +162,8 @@ def test_a_uid_cannot_be_a_query(uid):
 
 
 def test_artifacts_are_fetched_by_name_and_size_and_from_no_other_server(tmp_path, empty_database):
+    from erpe.report.sources.mlflow import fetch, read
     from erpe.tracking.connection import connect
-    from erpe.tracking.reading import fetch, read
 
     uri = f"sqlite:///{shutil.copy(empty_database, tmp_path)}"
     client, run = connect(uri), {}

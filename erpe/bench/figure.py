@@ -16,9 +16,9 @@ from matplotlib.ticker import NullLocator
 from erpe.bench.layers import SDPA, THEIRS
 from erpe.config import ATTENTIONS, VARIANTS, split_variant
 from erpe.errors import StoreError
-from erpe.report.chart_costs import break_even
-from erpe.report.chart_marks import INK, PALE, SMALL, blank, dress, marks
 from erpe.report.charts import write
+from erpe.report.charts.costs import break_even
+from erpe.report.charts.style import INK, PALE, SMALL, blank, dress, marks
 
 PANELS = {
     ("forward", "ms"): "forward, µs a token",

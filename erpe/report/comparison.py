@@ -14,8 +14,8 @@ from erpe.report.gaps import gap_closed
 from erpe.report.outcomes import TIMED, Outcomes
 from erpe.report.pairing import KEY, arm_keys, by_arm, partner, reference_version, sound_runs
 from erpe.report.ranks import friedman, nemenyi, ranks
+from erpe.report.significance import verdicts
 from erpe.report.statistics import HIGHER_IS_BETTER, differences, mcnemar, summary
-from erpe.report.verdicts import verdicts
 
 WIDEST = 0.2
 """Half of the 95 % interval of a time, as a part of its mean, beyond which something is amiss with it."""

@@ -12,14 +12,14 @@ from markupsafe import Markup
 
 from erpe import __version__
 from erpe.io import write_atomic
-from erpe.report.answer import answer, protocol, search_table
-from erpe.report.blocks import KINDS, Block, blocks
-from erpe.report.captions import CAPTIONS, told
 from erpe.report.charts import CHARTS, parts
+from erpe.report.charts.captions import CAPTIONS, told
 from erpe.report.comparison import Comparison
-from erpe.report.inline import inline_svg
 from erpe.report.outcomes import Outcomes
-from erpe.report.verdicts import VERDICTS
+from erpe.report.significance import VERDICTS
+from erpe.report.summary import answer, protocol, search_table
+from erpe.report.svg import inline_svg
+from erpe.report.table_blocks import KINDS, Block, blocks
 
 SECTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "Accuracy": (("accuracy",), ("quality on the test set",)),

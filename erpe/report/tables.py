@@ -18,9 +18,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from erpe.errors import ConfigError, nearest
-from erpe.report.blocks import Block, blocks
 from erpe.report.comparison import Comparison, compare
 from erpe.report.pairing import arm_keys
+from erpe.report.table_blocks import Block, blocks
 from erpe.text import Terminal, printable
 
 __all__ = ["FORMATS", "TIDY", "Comparison", "compare", "render", "tidy"]

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from erpe.errors import StoreError
 from erpe.io import read_arrays
-from erpe.report.chart_marks import INK, PALE, SMALL, Mark, blank, dress, legend_height, legend_of, marks
+from erpe.report.charts.style import INK, PALE, SMALL, Mark, blank, dress, legend_height, legend_of, marks
 from erpe.report.outcomes import Outcomes
 
 ROW = 6

@@ -13,8 +13,8 @@ from erpe.report.comparison import Comparison
 from erpe.report.outcomes import TIMED, Outcomes
 from erpe.report.pairing import switches
 from erpe.report.ranks import pareto, surely_unbeaten
+from erpe.report.significance import MEASURE, of_pair
 from erpe.report.statistics import HIGHER_IS_BETTER
-from erpe.report.verdicts import MEASURE, of_pair
 
 KNOWN = {"study", "dataset", "arm", "variant", "attention", "encoding", "seed", "uid", *HIGHER_IS_BETTER}
 """Columns of runs that are no facts about machine or version."""

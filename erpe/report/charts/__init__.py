@@ -17,8 +17,8 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from erpe.report import chart_costs, chart_curves, chart_intervals
-from erpe.report.chart_marks import INK, SMALL, blank, dress, marks
+from erpe.report.charts import costs, curves, intervals
+from erpe.report.charts.style import INK, SMALL, blank, dress, marks
 from erpe.report.comparison import Comparison
 from erpe.report.outcomes import Outcomes
 from erpe.report.ranks import nemenyi_matrix
@@ -73,14 +73,14 @@ def critical_difference(outcomes: Outcomes, comparison: Comparison) -> Figure | 
 
 
 CHARTS: dict[str, Chart] = {
-    "accuracy": chart_intervals.accuracy,
-    "tradeoffs": chart_costs.tradeoffs,
-    "gap_closed": chart_intervals.gap_closed,
+    "accuracy": intervals.accuracy,
+    "tradeoffs": costs.tradeoffs,
+    "gap_closed": intervals.gap_closed,
     "critical_difference": critical_difference,
-    "learning_curves": lambda outcomes, comparison: chart_curves.learning_curves(outcomes),
-    "criteria": chart_intervals.criteria,
-    "attention_maps": lambda outcomes, comparison: chart_curves.attention_maps(outcomes),
-    "cost_against_tokens": chart_costs.cost_against_tokens,
+    "learning_curves": lambda outcomes, comparison: curves.learning_curves(outcomes),
+    "criteria": intervals.criteria,
+    "attention_maps": lambda outcomes, comparison: curves.attention_maps(outcomes),
+    "cost_against_tokens": costs.cost_against_tokens,
 }
 """In the order of the page."""
 

@@ -18,8 +18,8 @@ def publish(plan: Plan, store: Store) -> tuple[Path, int]:
         StoreError: it cannot be written.
     """
     from erpe.report.comparison import compare
-    from erpe.report.load import load
     from erpe.report.page import write_report
+    from erpe.report.sources.store import load
     from erpe.tracking.tracker import Tracker
 
     outcomes = load(store, [plan.name])

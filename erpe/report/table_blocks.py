@@ -11,7 +11,7 @@ import pandas as pd
 
 from erpe.report.comparison import Comparison
 from erpe.report.gaps import coverage_told
-from erpe.report.verdicts import MEASURE, of_pair, point_digits, signed
+from erpe.report.significance import MEASURE, of_pair, point_digits, signed
 
 PLUS_MINUS = "mean ± half-width of the 95 % interval over n seeds (no ±: one seed, or all are equal)"
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from erpe.report.comparison import Comparison
 from erpe.report.gaps import coverage_told
-from erpe.report.verdicts import GAPS, MEASURE
+from erpe.report.significance import GAPS, MEASURE
 
 
 class Caption(NamedTuple):

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from erpe.report.chart_marks import INK, SMALL, Mark, blank, dress, marks
+from erpe.report.charts.style import INK, SMALL, Mark, blank, dress, marks
 from erpe.report.comparison import Comparison
 from erpe.report.outcomes import Outcomes
 from erpe.report.pairing import sound_runs

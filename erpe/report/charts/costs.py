@@ -15,8 +15,8 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from erpe.config import DATASETS, ModelConfig, defaults
 from erpe.model.attention import faster_method
 from erpe.model.flops import attention_cost
-from erpe.report.chart_intervals import interval
-from erpe.report.chart_marks import (
+from erpe.report.charts.intervals import interval
+from erpe.report.charts.style import (
     COLOURS,
     INK,
     PALE,

@@ -2,7 +2,7 @@
 
     outcomes = load(Store.open("runs"), ["mnist-nine"])
 
-`erpe.tracking.reading` gives the same from a tracking server.
+`erpe.report.sources.mlflow` gives the same from a tracking server.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Read outcomes of studies: from a store, or from a tracking server."""
