@@ -87,11 +87,11 @@ def take_over(folder: Path, store: Path) -> tuple[Any, list[str | None]]:
     """Bring what a store has into ours; ours and the studies that have a spool.
 
     Raises:
-        StoreError: there is no store in the folder, or see `erpe.search.adopt.adopt`.
+        StoreError: there is no store in the folder, or see `erpe.transfer.importer.adopt`.
     """
     from erpe.errors import StoreError
-    from erpe.search.adopt import adopt
     from erpe.store import Store
+    from erpe.transfer.importer import adopt
 
     if not (folder / "erpe.json").exists():
         raise StoreError(f"{folder}: a folder, but not a store; one that `erpe study run --store` filled would do")
@@ -117,8 +117,8 @@ def gc(
 
     With several conditions a trial goes if all of them name it. What was measured stays in the database.
     """
-    from erpe.search.policy import Policy
-    from erpe.search.retention import gc as collect
+    from erpe.retention.gc import gc as collect
+    from erpe.retention.policy import Policy
     from erpe.sweep import sweep_json, sweep_table
 
     opened = existing(store)

@@ -8,7 +8,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from erpe.search.retention import Sweep, Swept
+from erpe.retention.gc import Sweep, Swept
 from erpe.store import Store
 
 

@@ -14,8 +14,8 @@ from functools import partial
 import pytest
 import torch
 from mlflow_server import rows
-from test_adopt import erpe
 from test_campaign import FILE, SMALL
+from test_transfer import erpe
 from test_tune import Doom, Killed, check_books
 from toys import number_of, work
 

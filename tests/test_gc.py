@@ -25,10 +25,8 @@ from erpe.errors import BusyError, StoreError, StudyError, TrackingError, TrialE
 from erpe.inference import find_folder
 from erpe.report.sources.store import load
 from erpe.results import load_study
-from erpe.search.adopt import adopt
-from erpe.search.policy import Policy, decide
-from erpe.search.retention import gc
-from erpe.search.transplant import facts
+from erpe.retention.gc import gc
+from erpe.retention.policy import Policy, decide
 from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study.records import REMOVED, read_studies
@@ -38,6 +36,8 @@ from erpe.study.storage import Database
 from erpe.tracking import deletion
 from erpe.tracking.outbox import Spool
 from erpe.tracking.tracker import Tracker, sync
+from erpe.transfer.importer import adopt
+from erpe.transfer.optuna_copy import facts
 
 SPEC = define("relu", "digits", epochs=2, sampler="random", pruner="none")
 NAME = SPEC.name

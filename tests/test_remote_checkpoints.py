@@ -20,8 +20,8 @@ from erpe.errors import ConfigError, StoreError
 from erpe.execution.objective import vision
 from erpe.execution.staging import LOCK, PREFIX, Abroad, Displaced, Scratch, abroad
 from erpe.execution.trial_loop import play
-from erpe.search.policy import Policy
-from erpe.search.retention import gc
+from erpe.retention.gc import gc
+from erpe.retention.policy import Policy
 from erpe.store import OWNER, STATE
 from erpe.study.records import read_studies
 from erpe.training.trial import Trial

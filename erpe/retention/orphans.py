@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 from erpe.errors import BusyError
 from erpe.io import is_own, remove_folder, size_mib
-from erpe.search.foreign import FILES
-from erpe.store import Store
+from erpe.store import FILES, Store
 from erpe.study import storage
 from erpe.study.lock import take
 from erpe.study.records import read_studies

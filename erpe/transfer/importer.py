@@ -24,14 +24,14 @@ import optuna
 
 from erpe.errors import StoreError, StudyError
 from erpe.io import remove_folder, write_atomic
-from erpe.search.foreign import Foreign, Member
-from erpe.search.transplant import continues, facts, transplant
 from erpe.store import STATE, Store
 from erpe.study import storage
 from erpe.study.backup import backed_up
 from erpe.study.lock import take
 from erpe.study.records import EPOCH, REMOVED, mark, read_about, read_studies
 from erpe.tracking.outbox import Event, Spool
+from erpe.transfer.optuna_copy import continues, facts, transplant
+from erpe.transfer.source import Foreign, Member
 
 
 class Adopted(NamedTuple):

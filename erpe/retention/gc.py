@@ -25,8 +25,8 @@ import optuna
 from erpe.checkpoints.remote import find_depot
 from erpe.errors import BusyError, ConfigError, StudyError, nearest
 from erpe.io import is_own, remove_folder, size_mib
-from erpe.search.policy import Policy, decide
-from erpe.search.strays import Stray, sweep_strays
+from erpe.retention.orphans import Stray, sweep_strays
+from erpe.retention.policy import Policy, decide
 from erpe.store import Store
 from erpe.study import storage
 from erpe.study.backup import keeping
@@ -48,7 +48,7 @@ class Swept(NamedTuple):
     checkpoints_mib: float
     artifacts_mib: float
     staying: dict[str, list[int]]
-    """Why (see `erpe.search.policy`) -> numbers."""
+    """Why (see `erpe.retention.policy`) -> numbers."""
     removed: list[int]
     """Numbers of trials that went before."""
 
@@ -82,8 +82,8 @@ def gc(
     Args:
         study: one of `erpe tune`, one of `erpe study run` with all its parts, or one such part; none: all that were
             run from this store, but for those that run now.
-        dangling: also remove what belongs to no trial and no run, see `erpe.search.strays`; in the store alone, since
-            a depot may be that of other stores, too.
+        dangling: also remove what belongs to no trial and no run, see `erpe.retention.orphans`; in the store alone,
+            since a depot may be that of other stores, too.
         dry_run: change nothing, and say what would go.
     Raises:
         ConfigError: nothing is asked for, or numbers that make no sense.

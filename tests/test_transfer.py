@@ -26,10 +26,6 @@ from toys import work
 from erpe import cli
 from erpe.errors import ErpeError, StoreError, StudyError
 from erpe.report.sources.store import load
-from erpe.search import adopt as adopting
-from erpe.search import foreign, transplant
-from erpe.search.adopt import adopt
-from erpe.search.transplant import OF_STUDY, OF_TRIAL, _Transplant, facts
 from erpe.store import Store
 from erpe.study.records import EPOCH
 from erpe.study.session import Ledger
@@ -38,6 +34,10 @@ from erpe.tracking import artifacts, outbox
 from erpe.tracking.outbox import Event, Spool, encode
 from erpe.tracking.publisher import Mended
 from erpe.training import checkpoint
+from erpe.transfer import importer as adopting
+from erpe.transfer import optuna_copy, source
+from erpe.transfer.importer import adopt
+from erpe.transfer.optuna_copy import OF_STUDY, OF_TRIAL, _Transplant, facts
 
 NAME = "digits-nine"
 ARMS = ("softmax", "relu")
@@ -72,7 +72,7 @@ def contents(store):
     files = {
         str(path.relative_to(store.root)): path.read_bytes()
         for path in sorted(store.checkpoints.rglob("*"))
-        if path.name in foreign.FILES and path.is_file()
+        if path.name in source.FILES and path.is_file()
     }
     lines = {path.stem: Spool(store.spool, path.stem).read(0) for path in store.spool.glob("*.jsonl")}
     return (
@@ -207,7 +207,7 @@ def test_killed_at_any_write_the_same_call_finishes_it(there, here, monkeypatch,
             super().__init__(there, Doomed(here), tables)
 
     monkeypatch.setattr(adopting, "write_atomic", mortal(adopting.write_atomic))
-    monkeypatch.setattr(transplant, "_Transplant", Mortal)
+    monkeypatch.setattr(optuna_copy, "_Transplant", Mortal)
     monkeypatch.setattr(outbox, "os", Os())
     for kill in range(1, 200):
         shutil.rmtree(here.root)
@@ -453,8 +453,8 @@ def test_a_checkpoint_of_a_trial_that_ended_does_not_stay_behind(original, here,
 
 
 def test_every_file_of_a_trial_and_every_table_of_optuna_is_known(tmp_path):
-    assert set(foreign.FILES) >= {checkpoint.STATE, checkpoint.MODEL, *artifacts.CHECKPOINT}
-    assert set(foreign.FILES) >= set(artifacts.RESULTS) - {"report.html"}
+    assert set(source.FILES) >= {checkpoint.STATE, checkpoint.MODEL, *artifacts.CHECKPOINT}
+    assert set(source.FILES) >= set(artifacts.RESULTS) - {"report.html"}
     with closing(Database(f"sqlite:///{tmp_path / 'optuna.db'}")) as database:
         tables = sqlalchemy.MetaData()
         tables.reflect(database.engine)

@@ -1,0 +1,1 @@
+"""Remove trials that are no longer needed (`erpe gc`)."""

@@ -1,0 +1,1 @@
+"""Import the studies of another store."""
