@@ -220,7 +220,7 @@ def study_run(
 ) -> None:
     """Search, confirm and test every variant of a study file. The same command continues."""
     from erpe.report.publish import publish
-    from erpe.search.campaign import run
+    from erpe.search.run_study import run
     from erpe.store import Store
     from erpe.study.plan import load_plan
     from erpe.watch import StudyProgress, result_lines

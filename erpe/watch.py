@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.table import Table
 
 from erpe.execution.callbacks import Moment
-from erpe.search.campaign import CampaignResult
+from erpe.search.run_study import CampaignResult
 from erpe.show import clock, lag_of, lag_words, percent, where_to_look
 from erpe.store import Store
 from erpe.study.openings import Openings, openings

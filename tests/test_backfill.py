@@ -14,14 +14,14 @@ from functools import partial
 import pytest
 import torch
 from mlflow_server import rows
-from test_campaign import FILE, SMALL
+from test_run_study import FILE, SMALL
 from test_transfer import erpe
 from test_tune import Doom, Killed, check_books
 from toys import number_of, work
 
 from erpe.errors import StoreError, TrialError
 from erpe.mend import mend
-from erpe.search.campaign import run
+from erpe.search.run_study import run
 from erpe.search.tune import tune
 from erpe.show import lag_words, status_rows
 from erpe.store import STATE, Store

@@ -15,7 +15,7 @@ import numpy as np
 import optuna
 import pytest
 from mlflow_server import mlflow_server, rows
-from test_campaign import play
+from test_run_study import play
 from test_tune import logs
 from toys import number_of, work
 from trials import TINY

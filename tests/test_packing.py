@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_campaign import ARMS, is_confirmation
-from test_campaign import play as study
+from test_run_study import ARMS, is_confirmation
+from test_run_study import play as study
 from test_tune import EPOCHS, check_books, logs
 from toys import number_of, work
 from trials import curve, tiny

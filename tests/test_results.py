@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_campaign import play
+from test_run_study import play
 from trials import ARMS, STUDIES
 
 import erpe

@@ -19,8 +19,8 @@ import optuna
 import pytest
 import sqlalchemy
 from mlflow_server import rows
-from test_campaign import calls, is_confirmation
-from test_campaign import play as play_three
+from test_run_study import calls, is_confirmation
+from test_run_study import play as play_three
 from toys import work
 
 from erpe import cli

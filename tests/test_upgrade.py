@@ -13,7 +13,7 @@ from mlflow_server import rows
 
 import erpe
 from erpe import cli
-from erpe.search.campaign import run
+from erpe.search.run_study import run
 from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study.plan import Plan

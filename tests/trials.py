@@ -40,7 +40,7 @@ def small_study(root, *changes, arms=ARMS):
     Returns:
         its store; nothing is sent to MLflow.
     """
-    from erpe.search.campaign import run
+    from erpe.search.run_study import run
     from erpe.store import Store
     from erpe.study.plan import load_plan
 

@@ -17,7 +17,7 @@ from erpe.errors import StudyError
 from erpe.execution.callbacks import Silent
 from erpe.execution.fair_share import Budget
 from erpe.report.sources.store import load
-from erpe.search.campaign import run
+from erpe.search.run_study import run
 from erpe.show import status_rows, status_table
 from erpe.store import Store
 from erpe.study.plan import load_plan
@@ -202,7 +202,7 @@ def test_a_budget_of_epochs_or_flops_is_spent_by_every_arm_to_within_a_trial(sto
             if budget == "epochs":
                 assert 8 <= sum(spent) < 8 + 2
             else:
-                from erpe.search.campaign import flops_per_image
+                from erpe.search.run_study import flops_per_image
 
                 spent = [flops_per_image(trial, len(trial.epochs)) for trial in study.trials]
                 assert plan.flops_per_image() <= sum(spent) < plan.flops_per_image() + max(spent)
@@ -242,7 +242,7 @@ def test_status_tells_of_every_arm_and_of_the_time_left(store):
 
 
 def test_a_study_is_done_when_its_times_were_taken(store, monkeypatch):
-    monkeypatch.setattr("erpe.search.campaign._Campaign._time", lambda *_: None)  # stopped just before
+    monkeypatch.setattr("erpe.search.run_study._Campaign._time", lambda *_: None)  # stopped just before
     play(store)
     (found,) = statuses(store)
     assert not found.done and found.stage == "all confirmed, times not taken yet"
