@@ -7,7 +7,7 @@ import threading
 
 gc.set_threshold(50_000)  # what imports make stays: to look through it again and again took .3 s of 1.8
 
-from erpe import cli  # noqa: E402
+from erpe.cli import app  # noqa: E402
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     aborts the process. All that counts is on disk before it is sent.
     """
     try:
-        cli.main()
+        app.main()
     except SystemExit as end:
         if threading.active_count() == 1 or not isinstance(end.code, int | None):
             raise

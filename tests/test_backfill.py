@@ -19,11 +19,12 @@ from test_transfer import erpe
 from test_tune import Doom, Killed, check_books
 from toys import number_of, work
 
+from erpe.cli.status import statuses
+from erpe.cli.sync import mend
+from erpe.cli.tables import lag_words, status_rows
 from erpe.errors import StoreError, TrialError
-from erpe.mend import mend
 from erpe.search.run_study import run
 from erpe.search.tune import tune
-from erpe.show import lag_words, status_rows
 from erpe.store import STATE, Store
 from erpe.study.plan import load_plan
 from erpe.study.records import mark, read_studies
@@ -35,7 +36,6 @@ from erpe.tracking.backfill import reconcile
 from erpe.tracking.outbox import Spool
 from erpe.tracking.tracker import Tracker, lags, sync
 from erpe.training.checkpoint import save_tensors
-from erpe.watch import statuses
 
 slow = pytest.mark.slow
 SPEC = define("relu_general", "digits", epochs=3, sampler="random", pruner="none")

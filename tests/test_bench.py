@@ -97,14 +97,14 @@ SIZES = {
 
 @pytest.mark.parametrize("what", SIZES)
 def test_the_table_has_every_name(what, monkeypatch, capsys, tmp_path):
-    from erpe import cli
+    from erpe.cli import app
 
     monkeypatch.chdir(tmp_path)
     names = ("relu_general", "favor_general") if what == "series" else ("relu", "favor_rope")
     words = [what, *SIZES[what], *(word for name in names for word in ("-v", name)), "--rounds", "2"]
     monkeypatch.setattr(sys, "argv", ["erpe", "bench", *words])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     said = capsys.readouterr().out
     assert not ended.value.code and all(name in said for name in names) and "threads 1" in " ".join(said.split())
     assert [path.name for path in tmp_path.iterdir()] == (["x.svg"] if what == "layer" else [])

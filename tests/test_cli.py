@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from erpe import cli
+from erpe.cli import app
+from erpe.cli.options import parse_settings
 from erpe.config import VARIANTS
 from erpe.errors import ConfigError
 from erpe.inference import predict
-from erpe.options import parse_settings
 from erpe.training.checkpoint import load_model
 from erpe.training.data import normalise
 
@@ -34,7 +34,7 @@ def erpe(monkeypatch, capsys, tmp_path):
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["erpe", *words])
         try:
-            cli.main()
+            app.main()
             code = 0
         except SystemExit as end:
             code = end.code or 0
@@ -131,7 +131,8 @@ def test_missing_data_without_network_names_folder_files_and_digits(erpe, tmp_pa
 
 ENDING = """
 import sys, threading, time
-from erpe import __main__, cli
+from erpe import __main__
+from erpe.cli import app as cli
 def main():
     threading.Thread(target=time.sleep, args=(60,)).start()  # as one that talks to a server which never answers
     print("said")
@@ -149,7 +150,7 @@ def test_a_command_ends_with_its_code_while_something_still_talks_to_a_server():
 def test_help_is_quick_because_nothing_heavy_is_imported():
     script = (
         "import sys; sys.argv = ['erpe', '--help']\n"
-        "from erpe.cli import main\n"
+        "from erpe.cli.app import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'torchvision', 'ray', 'mlflow', 'optuna', 'sklearn', 'pandas', 'numpy'} & set(sys.modules)\n"

@@ -276,7 +276,7 @@ def test_the_names_that_clients_use_are_services_that_lead_to_pods():
 def test_jobs_run_commands_that_exist_on_the_cluster_that_is_there():
     from typer.testing import CliRunner
 
-    from erpe.cli import app
+    from erpe.cli.app import app
 
     job = RESOURCES["RayJob", "rayjob"]["spec"]
     assert job["clusterSelector"] == {"ray.io/cluster": "erpe"} and RESOURCES["RayCluster", "erpe"]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from erpe import cli
+from erpe.cli import app
 from erpe.credentials import NAMES, read_secret_files
 from erpe.errors import ConfigError
 from erpe.store import Store
@@ -68,7 +68,7 @@ def test_the_doctor_asks_every_service_though_others_are_away(closed_port, monke
     monkeypatch.setenv("ERPE_RAY_ADDRESS", f"127.0.0.1:{closed_port}")
     monkeypatch.setattr(sys, "argv", ["erpe", "doctor", "--json", "--store", str(tmp_path / "store")])
     with pytest.raises(SystemExit, match="1"):
-        cli.main()
+        app.main()
     found = {each["what"]: each for each in json.loads(capfd.readouterr().out)}
     wrong = {what: each["text"] for what, each in found.items() if each["state"] == "wrong"}
     assert wrong.keys() == {"studies", "tracking", "ray cluster"}

@@ -19,15 +19,15 @@ from PIL import Image
 from toys import work
 from trials import STUDIES, tiny
 
-from erpe import cli
+from erpe.cli import app
+from erpe.cli.options import parse_settings
+from erpe.cli.tables import status_rows, status_table
 from erpe.errors import ErpeError
 from erpe.inference import predict
 from erpe.io import read_arrays
 from erpe.model import build
-from erpe.options import parse_settings
 from erpe.report.charts.curves import _read as read_example
 from erpe.search.tune import tune
-from erpe.show import status_rows, status_table
 from erpe.store import Store
 from erpe.study.plan import load_plan
 from erpe.study.records import read_studies
@@ -289,7 +289,7 @@ def call(words):
         strict = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # as a terminal: no lone surrogates
         with contextlib.redirect_stdout(strict), contextlib.redirect_stderr(io.StringIO()) as told:
             try:
-                cli.main()
+                app.main()
             except SystemExit as end:
                 assert "Traceback" not in told.getvalue()
                 return end.code or 0

@@ -20,7 +20,7 @@ from test_tune import logs
 from toys import number_of, work
 from trials import TINY
 
-from erpe import cli
+from erpe.cli import app
 from erpe.errors import BusyError, StoreError, StudyError, TrackingError, TrialError
 from erpe.inference import find_folder
 from erpe.report.sources.store import load
@@ -466,7 +466,7 @@ def erpe(monkeypatch, capsys, *words):
     monkeypatch.setattr(sys, "argv", ["erpe", *map(str, words)])
     code = 0
     try:
-        cli.main()
+        app.main()
     except SystemExit as end:
         code = end.code
     return code, "".join(capsys.readouterr())

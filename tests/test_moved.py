@@ -17,10 +17,10 @@ from mlflow_server import await_server, free_port, rows
 from sqlalchemy.engine import make_url
 from trials import TINY
 
-from erpe import cli
+from erpe.cli import app
+from erpe.cli.ui import server
 from erpe.errors import TrackingError
 from erpe.search.tune import tune
-from erpe.serve import server
 from erpe.store import Store, sqlite_path, sqlite_url
 from erpe.study.spec import define
 from erpe.tracking.relocation import relocate
@@ -106,7 +106,7 @@ def command(*words):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["erpe", *words])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         return ended.value.code
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from erpe import cli
-from erpe.cli_report import outcomes_of
+from erpe.cli import app
+from erpe.cli.report import outcomes_of
 from erpe.errors import StoreError, StudyError, TrackingError
 from erpe.io import MOST_BYTES, read_arrays
 from erpe.report.comparison import compare
@@ -139,7 +139,7 @@ def test_the_commands_end_with_tables_figures_and_a_page_that_is_in_mlflow(synce
 
     def erpe(*words):
         monkeypatch.setattr(sys, "argv", ["erpe", *words, "--store", str(synced.root)])
-        cli.main() if words[0] != "compare" else _quietly(cli.main)
+        app.main() if words[0] != "compare" else _quietly(app.main)
         return capsys.readouterr().out
 
     monkeypatch.chdir(tmp_path)

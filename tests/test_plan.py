@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from erpe.bench.probe import probe
+from erpe.cli.plan import families, plan_notes, plan_rows, plan_table, time_notes
 from erpe.config import NINE, VARIANTS, defaults
 from erpe.errors import ConfigError
 from erpe.model.flops import train_step_flops
 from erpe.report.power import detectable_difference
-from erpe.show_plan import families, plan_notes, plan_rows, plan_table, time_notes
 from erpe.study.plan import check_agreement, load_plan, schema
 
 STUDIES = Path(__file__).parent.parent / "studies"

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from erpe.bench.readme import rewritten
-from erpe.cli import app
+from erpe.cli.app import app
 from erpe.config import VARIANTS
 from erpe.study.search_space import load_space
 
@@ -93,7 +93,7 @@ def test_scripts_are_valid_bash_and_can_be_run(script):
 
 def test_configuration_and_command_line_know_nothing_of_torch_ray_or_mlflow():
     heavy = r"^(?:import|from) (torch|ray|mlflow|optuna|numpy|pandas|sklearn|matplotlib)\b"
-    for name in ("config", "errors", "store", "cli", "cli_bench", "options"):
+    for name in ("config", "errors", "io", "store", "cli/app", "cli/bench", "cli/options"):
         assert not re.search(heavy, (ROOT / f"erpe/{name}.py").read_text(), re.MULTILINE), name
 
 

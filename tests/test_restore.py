@@ -11,7 +11,7 @@ import pytest
 from test_tracker import metrics, send
 from toys import work
 
-from erpe import cli
+from erpe.cli import app
 from erpe.errors import BusyError, StoreError, StudyError
 from erpe.search.tune import tune
 from erpe.store import Store
@@ -55,7 +55,7 @@ def command(store, monkeypatch, capsys):
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["erpe", *words, "--store", str(store.root)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         said = capsys.readouterr()
         return ended.value.code, said.out, said.err
 

@@ -12,20 +12,20 @@ import pytest
 from toys import work
 from trials import TINY
 
+from erpe.cli.status import result_lines, statuses
+from erpe.cli.status import status_table as study_table
+from erpe.cli.tables import status_rows, status_table
 from erpe.config import flatten
 from erpe.errors import StudyError
 from erpe.execution.callbacks import Silent
 from erpe.execution.fair_share import Budget
 from erpe.report.sources.store import load
 from erpe.search.run_study import run
-from erpe.show import status_rows, status_table
 from erpe.store import Store
 from erpe.study.plan import load_plan
 from erpe.study.records import read_studies
 from erpe.study.spec import StudySpec
 from erpe.tracking.outbox import Spool
-from erpe.watch import result_lines, statuses
-from erpe.watch import status_table as study_table
 
 FILE = Path(__file__).parent.parent / "studies/digits_nine.toml"
 ARMS = ("softmax", "relu", "relu_rope")
@@ -234,7 +234,7 @@ def test_status_tells_of_every_arm_and_of_the_time_left(store):
     (found,) = statuses(store)
     assert found.done and [arm.arm for arm in found.arms] == list(ARMS)
     play_more = load_plan(FILE, [*SMALL, "confirm.seeds=3"])
-    from erpe.watch import status
+    from erpe.cli.status import status
 
     more = status(play_more, read_studies(store))
     assert not more.done and all(arm.confirmed == 1 and arm.seeds == 3 for arm in more.arms)

@@ -11,7 +11,7 @@ import pytest
 from mlflow_server import mlflow_server
 from toys import work
 
-from erpe import cli
+from erpe.cli import app
 from erpe.execution.executors import Asked, on_ray
 from erpe.search.tune import tune
 from erpe.store import Store
@@ -38,7 +38,7 @@ def erpe(monkeypatch, capfd, tmp_path):
         monkeypatch.setattr(sys, "argv", ["erpe", *words])
         code = 0
         try:
-            cli.main()
+            app.main()
         except SystemExit as end:
             code = end.code or 0
         return code, "".join(capfd.readouterr())

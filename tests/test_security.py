@@ -15,12 +15,12 @@ from outcomes import made_up
 from toys import work
 from trials import tiny
 
+from erpe.cli.ui import server
 from erpe.errors import DataError, ErpeError, StoreError, StudyError
 from erpe.io import MOST_JSON, read_arrays, read_json
 from erpe.report.comparison import compare
 from erpe.report.tables import render
 from erpe.search.tune import tune
-from erpe.serve import server
 from erpe.store import Store
 from erpe.study.spec import define
 from erpe.text import line, printable
@@ -207,7 +207,7 @@ def test_hostile_names_are_text_in_every_table(style):
 
 
 def test_a_reason_that_looks_like_markup_is_shown_as_it_is(store, capsys):
-    from erpe.show import status_rows, status_table
+    from erpe.cli.tables import status_rows, status_table
 
     def accident(folder, number):
         raise RuntimeError(EVIL)

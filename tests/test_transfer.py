@@ -23,7 +23,7 @@ from test_run_study import calls, is_confirmation
 from test_run_study import play as play_three
 from toys import work
 
-from erpe import cli
+from erpe.cli import app
 from erpe.errors import ErpeError, StoreError, StudyError
 from erpe.report.sources.store import load
 from erpe.store import Store
@@ -468,7 +468,7 @@ def erpe(monkeypatch, capsys, *words):
     monkeypatch.setattr(sys, "argv", ["erpe", *map(str, words)])
     code = 0
     try:
-        cli.main()
+        app.main()
     except SystemExit as end:
         code = end.code
     return code, "".join(capsys.readouterr())
@@ -482,7 +482,7 @@ def test_the_command_takes_over_a_folder_and_sends_a_study(original, tmp_path, m
         tell(study, 0, Mended())
         return {study: 0}
 
-    monkeypatch.setattr("erpe.mend.sync", send)
+    monkeypatch.setattr("erpe.cli.sync.sync", send)
     code, said = erpe(monkeypatch, capsys, "sync", original, "--store", store)
     assert code == 0 and said.startswith(f"{NAME}: 2 trials and ") and "everything arrived" in said
     code, said = erpe(monkeypatch, capsys, "sync", original, "--store", store)

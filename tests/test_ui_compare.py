@@ -16,7 +16,7 @@ import pytest
 from browsing import choose, pick, press, table, tidy, visit, wait
 from mlflow_server import newest_study, rows
 
-from erpe.serve import pages
+from erpe.cli.ui import pages
 from erpe.store import Store
 from erpe.tracking import artifacts
 from erpe.tracking.tracker import sync

@@ -12,7 +12,7 @@ from fixtures.make import FIXTURES, TRIALS, logits, trials
 from mlflow_server import rows
 
 import erpe
-from erpe import cli
+from erpe.cli import app
 from erpe.search.run_study import run
 from erpe.search.tune import tune
 from erpe.store import Store
@@ -58,7 +58,7 @@ def test_the_commands_show_it(store, expected, monkeypatch, capsys, tmp_path):
     def command(*words):
         monkeypatch.setattr(sys, "argv", ["erpe", *words, "--store", str(store.root)])
         with contextlib.suppress(SystemExit):
-            cli.main()
+            app.main()
         return capsys.readouterr().out
 
     monkeypatch.chdir(tmp_path)

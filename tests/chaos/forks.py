@@ -28,7 +28,7 @@ def run(arguments, changes, log):
 
     accidents.arm()
     sys.argv = ["erpe", *arguments]
-    from erpe.cli import main
+    from erpe.cli.app import main
 
     main()
 

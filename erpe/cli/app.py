@@ -15,13 +15,13 @@ from typing import Annotated, Any
 import typer
 
 from erpe import __version__
-from erpe.cli_bench import bench_app
-from erpe.cli_jobs import jobs_app, submit
-from erpe.cli_report import compare, report
-from erpe.cli_restore import restore
-from erpe.cli_search import study_app, train, tune
+from erpe.cli.bench import bench_app
+from erpe.cli.jobs import jobs_app, submit
+from erpe.cli.options import STORE, AsJson, DataDir, DatasetOption, StoreOption, existing
+from erpe.cli.report import compare, report
+from erpe.cli.restore import restore
+from erpe.cli.search import study_app, train, tune
 from erpe.errors import UNSENT, ConfigError, ErpeError
-from erpe.options import STORE, AsJson, DataDir, DatasetOption, StoreOption, existing
 
 app = typer.Typer(
     name="erpe",
@@ -37,7 +37,7 @@ for each in (tune, train, compare, report, restore):
 @app.command()
 def variants(dataset: DatasetOption = "mnist", as_json: AsJson = False) -> None:
     """List the twelve variants with their size and cost at the default configuration."""
-    from erpe.show import variants_rows, variants_table
+    from erpe.cli.tables import variants_rows, variants_table
 
     rows = variants_rows(dataset)
     print(json.dumps(rows)) if as_json else variants_table(rows, dataset)
@@ -50,7 +50,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show studies and their trials, finished or running."""
-    from erpe.show import status_rows, status_table
+    from erpe.cli.tables import status_rows, status_table
 
     rows = status_rows(existing(store), study)
     print(json.dumps(rows)) if as_json else status_table(rows)
@@ -64,7 +64,7 @@ def sync(
     store: StoreOption = STORE,
 ) -> None:
     """Bring MLflow up to date: what waits, and what it has lost. A store filled elsewhere is taken over first."""
-    from erpe.mend import mend
+    from erpe.cli.sync import mend
 
     if source and "/" in source and not os.path.isdir(source):
         raise ConfigError(f"{source}: no such folder; one that `erpe study run --store` filled would do")
@@ -117,9 +117,9 @@ def gc(
 
     With several conditions a trial goes if all of them name it. What was measured stays in the database.
     """
+    from erpe.cli.gc import sweep_json, sweep_table
     from erpe.retention.gc import gc as collect
     from erpe.retention.policy import Policy
-    from erpe.sweep import sweep_json, sweep_table
 
     opened = existing(store)
     found = collect(opened, Policy(keep_best, older_than, failed), study=study, dangling=dangling, dry_run=dry_run)
@@ -134,7 +134,7 @@ def ui(
     port: Annotated[int, typer.Option(help="On 127.0.0.1.")] = 5000,
 ) -> None:
     """Open the MLflow UI on the store, on this machine only."""
-    from erpe.serve import serve
+    from erpe.cli.ui import serve
 
     serve(existing(store), port)
 
@@ -149,9 +149,9 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Say what a trained model sees in a picture."""
+    from erpe.cli.tables import prediction_table
     from erpe.inference import find_folder
     from erpe.inference import predict as see
-    from erpe.show import prediction_table
 
     shares = see(find_folder(run, existing(store)), image)
     print(json.dumps(shares)) if as_json else prediction_table(shares)
@@ -160,8 +160,8 @@ def predict(
 @app.command()
 def doctor(data_dir: DataDir = None, store: StoreOption = STORE, as_json: AsJson = False) -> None:
     """Check versions, devices, data, store and tracking; say what is wrong and what would do."""
-    from erpe.doctor import examine
-    from erpe.show import doctor_table
+    from erpe.cli.doctor import examine
+    from erpe.cli.tables import doctor_table
 
     findings = examine(data_dir, store)
     print(json.dumps([finding._asdict() for finding in findings])) if as_json else doctor_table(findings)

@@ -12,8 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from erpe.errors import INTERRUPTED, UNSENT, ErpeError
-from erpe.options import (
+from erpe.cli.options import (
     STORE,
     AsJson,
     DataDir,
@@ -30,6 +29,7 @@ from erpe.options import (
     one_of,
     parse_settings,
 )
+from erpe.errors import INTERRUPTED, UNSENT, ErpeError
 
 Concurrency = Annotated[int | None, typer.Option(help="Trials at a time; default: what the machine allows.")]
 CpusPerTrial = Annotated[int, typer.Option(help="CPUs, and threads, of a trial.")]
@@ -118,8 +118,8 @@ DEFAULT_TRIALS = {"digits": 6, "mnist": 20, "cifar10": 20}
 
 def run_study(spec: Any, store: Path, as_json: bool, **how: Any) -> None:
     """Tune, show it while it goes on, and end with a table or a JSON object."""
+    from erpe.cli.tables import LiveProgress, result_json, result_table
     from erpe.search.tune import tune as run
-    from erpe.show import LiveProgress, result_json, result_table
     from erpe.store import Store
 
     opened = Store.open(store)
@@ -139,7 +139,7 @@ def run_study(spec: Any, store: Path, as_json: bool, **how: Any) -> None:
 @contextlib.contextmanager
 def interruptible_command() -> Iterator[None]:
     """After Ctrl-C, say how to continue."""
-    from erpe.show import continuation
+    from erpe.cli.tables import continuation
 
     try:
         yield
@@ -219,11 +219,11 @@ def study_run(
     as_json: AsJson = False,
 ) -> None:
     """Search, confirm and test every variant of a study file. The same command continues."""
+    from erpe.cli.status import StudyProgress, result_lines
     from erpe.report.publish import publish
     from erpe.search.run_study import run
     from erpe.store import Store
     from erpe.study.plan import load_plan
-    from erpe.watch import StudyProgress, result_lines
 
     plan = load_plan(file, changes_of(settings, budget))
     chosen, opened = one_of("executor", executor, ("ray", "inline")), Store.open(store)
@@ -269,7 +269,7 @@ def study_show(
 
     What it prints is a study file again; with --probe it tells how long the study takes here.
     """
-    from erpe.show_plan import plan_notes, plan_rows, plan_table, time_notes
+    from erpe.cli.plan import plan_notes, plan_rows, plan_table, time_notes
     from erpe.study.plan import load_plan
 
     plan = load_plan(file, changes_of(settings, budget))
@@ -293,8 +293,8 @@ def study_status(
     as_json: AsJson = False,
 ) -> None:
     """Show each variant: trials by state, best, confirmed runs, seconds left."""
-    from erpe.show import print_tables
-    from erpe.watch import status_table, statuses, watch
+    from erpe.cli.status import status_table, statuses, watch
+    from erpe.cli.tables import print_tables
 
     if live:
         watch(existing(store), study)

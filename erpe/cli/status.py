@@ -17,9 +17,9 @@ from rich.box import SIMPLE
 from rich.live import Live
 from rich.table import Table
 
+from erpe.cli.tables import clock, lag_of, lag_words, percent, where_to_look
 from erpe.execution.callbacks import Moment
 from erpe.search.run_study import CampaignResult
-from erpe.show import clock, lag_of, lag_words, percent, where_to_look
 from erpe.store import Store
 from erpe.study.openings import Openings, openings
 from erpe.study.plan import Plan

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from erpe.cli.options import STORE, StoreOption, existing, one_of
 from erpe.errors import ConfigError, StoreError
-from erpe.options import STORE, StoreOption, existing, one_of
 
 Studies = Annotated[list[str] | None, typer.Argument(help="Names of studies; default: all.")]
 Against = Annotated[

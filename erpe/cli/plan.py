@@ -6,7 +6,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from erpe.show import clock
+from erpe.cli.tables import clock
 from erpe.study.plan import Plan
 
 if TYPE_CHECKING:

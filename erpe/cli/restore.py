@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from erpe.options import STORE, AsJson, StoreOption, existing
+from erpe.cli.options import STORE, AsJson, StoreOption, existing
 
 if TYPE_CHECKING:
     from erpe.store import Store

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from erpe.options import AsJson, DatasetOption, Device, Settings, one_of, parse_settings
+from erpe.cli.options import AsJson, DatasetOption, Device, Settings, one_of, parse_settings
 
 bench_app = typer.Typer(no_args_is_help=True, help="Time layers, models, training and overhead, in interleaved rounds.")
 BenchVariants = Annotated[list[str] | None, typer.Option("--variant", "-v", help="May be repeated; default: all.")]

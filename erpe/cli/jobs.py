@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from erpe.cli.options import AsJson
 from erpe.errors import ErpeError, nearest
-from erpe.options import AsJson
 
 if TYPE_CHECKING:
     from erpe.execution.ray_tune.jobs import Job, Jobs
@@ -124,7 +124,7 @@ def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
     from rich.box import SIMPLE
     from rich.table import Table
 
-    from erpe.show import moment, print_tables
+    from erpe.cli.tables import moment, print_tables
 
     table = Table(box=SIMPLE)
     for column in ("job", "state", "started", "command"):
