@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from counters import count_with_torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from erpe.bench.figure import draw
@@ -18,8 +19,7 @@ from erpe.bench.series import bench_series
 from erpe.bench.tables import models_table, overhead_table
 from erpe.bench.train import bench_training
 from erpe.errors import ConfigError, StoreError
-from erpe.model import compiled
-from erpe.model.counters import count_with_torch
+from erpe.model import cpu_kernels
 
 CPU = torch.device("cpu")
 SMALL = LayerShape(heads=2, head_dim=8, features=8, batch_tokens=32)
@@ -185,10 +185,10 @@ def test_linear_attention_grows_linearly_and_makes_no_tensor_of_tokens_squared(v
 def test_a_general_encoding_that_is_dense_grows_quadratically_in_time_and_linearly_in_memory(variant, monkeypatch):
     small, great = cost_at(variant, 1024), cost_at(variant, 4096)
     assert great[0] > 12 * small[0]
-    if compiled.LIBRARY and variant != "softmax_general":
+    if cpu_kernels.LIBRARY and variant != "softmax_general":
         assert great[1] < 4.5 * small[1]
     # Without the kernels, what torch keeps of the pairs is the memory of few tokens.
-    monkeypatch.setattr(compiled, "LIBRARY", None)
+    monkeypatch.setattr(cpu_kernels, "LIBRARY", None)
     small, great = cost_at(variant, 64), cost_at(variant, 256)
     assert great[1] > 8 * small[1] and great[2] >= 256**2
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from counters import count_with_fvcore, count_with_torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from erpe.config import VARIANTS, ModelConfig
 from erpe.errors import ErpeError
 from erpe.model import build
-from erpe.model.counters import count_with_fvcore, count_with_torch
 from erpe.model.flops import forward_flops, train_step_flops
 
 # fvcore builds on torch.jit, which is deprecated.

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from erpe.model import VARIANTS, compiled
+from erpe.model import VARIANTS, cpu_kernels
 from erpe.model.attention import build_attention
 
 OPTIONS = [
@@ -19,7 +19,7 @@ OPTIONS = [
 def answers(layer, q, k, v):
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         found = {"kernels": layer(q, k, v), "dense": layer.weights(q, k) @ v}
-        patch.setattr(compiled, "LIBRARY", None)
+        patch.setattr(cpu_kernels, "LIBRARY", None)
         return found | {"torch": layer(q, k, v)}
 
 

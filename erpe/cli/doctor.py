@@ -48,7 +48,7 @@ def devices() -> Iterator[Finding]:
     """Processors, and what torch can use."""
     import torch
 
-    from erpe.model.compiled import LIBRARY
+    from erpe.model.cpu_kernels import LIBRARY
     from erpe.training.vision import torchvision
 
     yield Finding("cpu", "well", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")

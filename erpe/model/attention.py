@@ -14,7 +14,7 @@ from torch.nn.functional import normalize, pad, scaled_dot_product_attention
 
 from erpe.config import AttentionConfig
 from erpe.errors import ConfigError, ShapeError
-from erpe.model import compiled
+from erpe.model import cpu_kernels
 from erpe.model.encoding import Encoding, GeneralRPE, Shape, full_precision
 from erpe.model.features import FavorFeatures, Features, ReluFeatures
 from erpe.model.linear import linear_product
@@ -119,7 +119,7 @@ class Linear(Attention):
         encoding = self.encoding
         if isinstance(encoding, GeneralRPE):
             return self.masked(q, k, v, encoding)
-        if compiled.serves(q, k, v) and not self.rotates_features:
+        if cpu_kernels.serves(q, k, v) and not self.rotates_features:
             q, k, w = self.features.prepare(q, k, encoding.frame(q) if self.config.projected else None)
             return linear_product(q, k, v, w, self.features.maps, *encoding.rotation(q))
         num, den = self.sums(*self.phi(q, k), v)

@@ -13,10 +13,10 @@ from torch import Generator, Tensor, nn
 
 from erpe.config import AttentionConfig
 from erpe.model.features import Maps
-from erpe.model.fourier import fourier_product, series
+from erpe.model.general_attention import masked_product
 from erpe.model.grid import keep_grid
-from erpe.model.masked import masked_product
-from erpe.model.structures import Rotation
+from erpe.model.kernel_abi import Rotation
+from erpe.model.low_rank import fourier_product, series
 from erpe.model.tiles import window_top
 from erpe.model.toeplitz import toeplitz_dense, toeplitz_matmul
 

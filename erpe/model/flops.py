@@ -2,7 +2,7 @@
 
 Counted are matrix products (multiply and add are two) and FFTs (2.5 L log2 L for a real one of length L), for a
 batch of one image. Work on single entries (norms, activations, exponentials, divisions, rotations of planes, the
-mask times the scores) is not, as usual: `erpe.model.counters` lists those operators by name.
+mask times the scores) is not, as usual: `tests/counters.py` lists those operators by name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from erpe.config import ModelConfig
 from erpe.model.attention import faster_method
-from erpe.model.fourier import terms_used
+from erpe.model.low_rank import terms_used
 from erpe.model.tiles import product_flops
 
 

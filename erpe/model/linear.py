@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from erpe.model import compiled
+from erpe.model import cpu_kernels
 from erpe.model.features import Maps
-from erpe.model.structures import Rotation
+from erpe.model.kernel_abi import Rotation
 
 
 def linear_product(
@@ -51,7 +51,7 @@ class _LinearProduct(torch.autograd.Function):
     @staticmethod
     def forward(*inputs: Any) -> Any:  # names would cost a tenth of a millisecond a call: torch binds them
         q, k, v, w, maps, _, *rotation = inputs
-        y, made = compiled.linear_forward(q, k, v, w, maps, _rotation(rotation))
+        y, made = cpu_kernels.linear_forward(q, k, v, w, maps, _rotation(rotation))
         return y, *made
 
     @staticmethod
@@ -84,7 +84,7 @@ class _LinearSlopes(torch.autograd.Function):
     @staticmethod
     def forward(*inputs: Any) -> Any:
         q, k, v, w, maps, _, *rotation, y, sums, z, den, d_y = inputs
-        return compiled.linear_backward(q, k, v, w, maps, _rotation(rotation), y, (sums, z, den), d_y)
+        return cpu_kernels.linear_backward(q, k, v, w, maps, _rotation(rotation), y, (sums, z, den), d_y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -144,7 +144,7 @@ def _turned(x: Tensor, w: Tensor | None, planes: Tensor, rotation: Rotation) -> 
 
 def slopes(function: type[torch.autograd.Function], inputs: Any, *tensors: Tensor) -> Any:
     """`function.apply`; where nobody will ask for gradients of gradients, without what that costs."""
-    plain = not torch.is_grad_enabled() and compiled.in_memory(*tensors)
+    plain = not torch.is_grad_enabled() and cpu_kernels.in_memory(*tensors)
     return (function.forward if plain else function.apply)(*inputs)
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from erpe.config import AttentionConfig
 from erpe.model.encoding import Encoding, Shape, full_precision, zeros
-from erpe.model.structures import Rotation
+from erpe.model.kernel_abi import Rotation
 
 
 def rotate_planes(x: Tensor, phase: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from erpe.model.features import Maps
-from erpe.model.structures import (
+from erpe.model.kernel_abi import (
     CLinear,
     CMasked,
     CView,

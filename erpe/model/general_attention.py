@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erpe.model import compiled
+from erpe.model import cpu_kernels
 from erpe.model.features import AS_THEY_ARE, Maps
 from erpe.model.linear import again, more_heads, slopes
 from erpe.model.tiles import dense_product, layers_apart, layers_as_heads, tiled_product, window_top
@@ -42,7 +42,7 @@ def masked_product(
     Returns:
         y (B, H, N, Dv), den (B, H, N).
     """
-    if compiled.serves(q, k, v, bias):
+    if cpu_kernels.serves(q, k, v, bias):
         y, den, _ = _Compiled.apply(q, k, v, bias, top, w, maps)
         return y, den
     return _by_torch(q, k, v, bias, top, w, maps)
@@ -83,7 +83,7 @@ class _Compiled(torch.autograd.Function):
         if not _one_factor_serves(bias, top):
             return *_by_torch(q, k, v, bias, top, w, maps), bias.new_empty(0)
         c = (bias - bias.amax((1, 2), keepdim=True)).exp()
-        return *compiled.masked_forward(q, k, v, c, _factor(bias, top), w, maps), c
+        return *cpu_kernels.masked_forward(q, k, v, c, _factor(bias, top), w, maps), c
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -114,7 +114,7 @@ class _CompiledSlopes(torch.autograd.Function):
     def forward(*inputs: Any) -> Any:
         q, k, v, bias, top, w, maps, y, den, d_y, d_den, c = inputs
         if len(c):
-            return compiled.masked_backward(q, k, v, c, _factor(bias, top), w, maps, (y, den), d_y, d_den)
+            return cpu_kernels.masked_backward(q, k, v, c, _factor(bias, top), w, maps, (y, den), d_y, d_den)
         with torch.enable_grad():
             learn = [x.detach().requires_grad_() for x in (q, k, v, bias)]
             d_den = torch.zeros_like(den) if d_den is None else d_den
