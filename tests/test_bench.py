@@ -8,15 +8,15 @@ import torch
 from counters import count_with_torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from erpe.bench.figure import draw
 from erpe.bench.layers import SDPA, LayerShape, bench_layers, contenders, grid_of, measured, step
 from erpe.bench.memory import bounded, peak_bytes
 from erpe.bench.models import bench_models
 from erpe.bench.overhead import bench_overhead
 from erpe.bench.packing import bench_packs
-from erpe.bench.rounds import compete
+from erpe.bench.plot import draw
 from erpe.bench.series import bench_series
 from erpe.bench.tables import models_table, overhead_table
+from erpe.bench.timing import compete
 from erpe.bench.train import bench_training
 from erpe.errors import ConfigError, StoreError
 from erpe.model import cpu_kernels
@@ -27,7 +27,7 @@ SMALL = LayerShape(heads=2, head_dim=8, features=8, batch_tokens=32)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("erpe.bench.rounds.LEAST_SECONDS", 0.0)
+    monkeypatch.setattr("erpe.bench.timing.LEAST_SECONDS", 0.0)
 
 
 def test_rounds_are_interleaved_and_the_first_is_the_reference():

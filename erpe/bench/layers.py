@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from erpe.bench.memory import bounded, no_room, peak_bytes
-from erpe.bench.rounds import compete, machine
+from erpe.bench.timing import compete, machine
 from erpe.errors import ConfigError
 from erpe.model.attention import build_attention
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from erpe.bench.rounds import compete, machine
+from erpe.bench.timing import compete, machine
 from erpe.config import TrialConfig, defaults
 from erpe.model import ViT, build
 from erpe.training.loop import compiled, pick_device

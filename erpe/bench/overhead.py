@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from erpe.bench.rounds import machine
+from erpe.bench.timing import machine
 from erpe.config import TrialConfig
 from erpe.execution.callbacks import Moment, Silent
 from erpe.execution.controller import Conductor

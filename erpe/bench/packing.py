@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from erpe.bench.rounds import compete, machine
+from erpe.bench.timing import compete, machine
 from erpe.config import DATASETS, TrialConfig, defaults
 from erpe.errors import ConfigError
 from erpe.model import build

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from erpe.bench.rounds import machine
+from erpe.bench.timing import machine
 from erpe.bench.train import epochs_of
 from erpe.config import DATASETS, TrialConfig
 from erpe.errors import ConfigError

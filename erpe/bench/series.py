@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from erpe.bench.layers import SDPA, LayerShape, forward, grid_of, plain, step
-from erpe.bench.rounds import compete, machine
+from erpe.bench.timing import compete, machine
 from erpe.errors import ConfigError
 from erpe.model.attention import Attention, build_attention
 from erpe.model.encoding import GeneralRPE

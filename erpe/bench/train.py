@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from erpe.bench.rounds import compete, machine
+from erpe.bench.timing import compete, machine
 from erpe.config import ModelConfig, TrialConfig, defaults
 from erpe.model import build
 from erpe.training.data import Images, batches, normalise

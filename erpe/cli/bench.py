@@ -53,7 +53,7 @@ def bench_layer(
     )  # fmt: skip
     _show(found, layers_table, as_json)
     if figure:
-        from erpe.bench.figure import draw
+        from erpe.bench.plot import draw
 
         draw(found, figure)
 

@@ -1,4 +1,4 @@
-"""README's table of performance, from `studies/results/bench/*.json`: `python -m erpe.bench.readme`."""
+"""README's table of performance, from `studies/results/bench/*.json`: `python infra/bench_table.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from erpe.bench.tables import conditions
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- bench -->\n", "<!-- /bench -->\n"
 TOKENS = (64, 256, 1024, 4096, 16384)
 
