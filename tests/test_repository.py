@@ -96,13 +96,3 @@ def test_configuration_and_command_line_know_nothing_of_torch_ray_or_mlflow():
     heavy = r"^(?:import|from) (torch|ray|mlflow|optuna|numpy|pandas|sklearn|matplotlib)\b"
     for name in ("config", "errors", "io", "store", "cli/app", "cli/bench", "cli/options"):
         assert not re.search(heavy, (ROOT / f"erpe/{name}.py").read_text(), re.MULTILINE), name
-
-
-def test_only_its_room_knows_a_service():
-    """Imports go one way: model and training know nothing of ray, optuna or mlflow, and so on."""
-    allowed = {"ray": {"search"}, "optuna": {"search", "tracking"}, "mlflow": {"tracking"}, "fvcore": {"model"}}
-    exceptions = {("mlflow", "predict.py")}
-    for path in (ROOT / "erpe").rglob("*.py"):
-        room = path.relative_to(ROOT / "erpe").parts[0]
-        for service in re.findall(r"^\s*(?:import|from) (ray|optuna|mlflow|fvcore)\b", path.read_text(), re.MULTILINE):
-            assert room in allowed[service] or (service, room) in exceptions, f"{path.name} imports {service}"
