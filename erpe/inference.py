@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import os
-import struct
 from pathlib import Path
 
 from erpe.config import DATASETS
-from erpe.errors import DataError, StoreError, StudyError, nearest
-from erpe.io import open_plain
+from erpe.errors import StoreError, StudyError, nearest
 from erpe.store import Store
-
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
-"""Of pictures; Pillow would give a PostScript file to another program, which runs it."""
-
-MOST_PIXELS = 50_000_000
 
 
 def find_folder(run: str, store: Store) -> Path:
@@ -65,50 +58,28 @@ def download(run: str, store: Store) -> Path:
     return fetch_checkpoint(client, store.tracking_uri, found)
 
 
-def predict(folder: Path, picture: str | os.PathLike[str]) -> dict[str, float]:
+def predict(folder: Path, picture: str | os.PathLike[str], raw: bool = False) -> dict[str, float]:
     """The probability of each class, highest first.
 
-    The picture is made grey or coloured and scaled as the training images were. Digits are white on black: a
-    picture with bright corners is inverted for them.
-
+    Args:
+        picture: see `erpe.pictures.read_picture`.
+        raw: leave position, contrast and polarity of a digit alone.
     Raises:
         StoreError: the model is missing or damaged.
-        DataError: the picture cannot be read.
+        DataError: the picture cannot be read, or shows nothing.
     """
     import torch
-    from PIL import Image, ImageOps
 
+    from erpe.pictures import read_picture
     from erpe.training.checkpoint import load_model
     from erpe.training.data import normalise
 
     if not folder.is_dir():
         raise StoreError(f"{folder}: no such folder; was the checkpoint removed?")
     model, config = load_model(folder)
-    channels, height, width = config.model.image
-    try:
-        os.close(open_plain(Path(picture), os.O_RDONLY))
-        with Image.open(picture, formats=FORMATS) as opened:
-            if opened.width * opened.height > MOST_PIXELS:
-                raise ValueError(f"{opened.width} x {opened.height} pixels are too many")
-            image = opened.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BOX)
-    except OSError as error:
-        raise DataError(f"{picture}: cannot be read as a picture ({error.strerror or error})") from None
-    except (
-        ValueError,
-        SyntaxError,
-        LookupError,
-        EOFError,
-        struct.error,
-        Image.DecompressionBombError,
-        Warning,
-    ) as error:
-        raise DataError(f"{picture}: cannot be read as a picture ({error})") from None
-    if channels == 1:
-        grey = image.tobytes()
-        if grey[0] + grey[width - 1] + grey[-width] + grey[-1] > 2 * 255:
-            image = ImageOps.invert(image)
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, channels)
+    dataset = config.data.dataset
+    pixels = torch.from_numpy(read_picture(picture, dataset, raw))
     with torch.no_grad():
-        logits = model(normalise(pixels.permute(2, 0, 1)[None], config.data.dataset))[0]
-    shares = zip(DATASETS[config.data.dataset].names, logits.softmax(dim=0).tolist(), strict=True)
+        logits = model(normalise(pixels[None], dataset))[0]
+    shares = zip(DATASETS[dataset].names, logits.softmax(dim=0).tolist(), strict=True)
     return dict(sorted(shares, key=lambda share: -share[1]))

@@ -144,7 +144,10 @@ def predict(
     run: Annotated[
         str, typer.Argument(help="A study (its best trial), STUDY/NUMBER, a trial's folder, or an MLflow run.")
     ],
-    image: Annotated[Path, typer.Argument(help="A picture; it is scaled to the size the model knows.")],
+    image: Annotated[
+        Path, typer.Argument(help="A picture; a digit is centred and sized as those the model knows. /dev/stdin: a pipe.")
+    ],
+    raw: Annotated[bool, typer.Option("--raw", help="Only scale it: leave place, contrast and polarity alone.")] = False,
     store: StoreOption = STORE,
     as_json: AsJson = False,
 ) -> None:
@@ -153,7 +156,7 @@ def predict(
     from erpe.inference import find_folder
     from erpe.inference import predict as see
 
-    shares = see(find_folder(run, existing(store)), image)
+    shares = see(find_folder(run, existing(store)), image, raw)
     print(json.dumps(shares)) if as_json else prediction_table(shares)
 
 

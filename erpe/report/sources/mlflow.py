@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -72,8 +74,11 @@ def _distrust(study: str) -> Iterator[None]:
         raise StudyError(f"study {study}: its runs on the server are not as erpe logs them ({said})") from None
 
 
-def download_checkpoint(uri: str, study: str, uid: str) -> Path:
-    """Weights and configuration of a complete trial, in a temporary folder.
+def download_checkpoint(uri: str, study: str, uid: str, names: Sequence[str] = CHECKPOINT) -> Path:
+    """Weights and configuration of a complete trial, in a folder that this process removes when it ends.
+
+    Args:
+        names: which files of it.
 
     Raises:
         StudyError: the server has no such trial, or no checkpoint of it.
@@ -88,23 +93,23 @@ def download_checkpoint(uri: str, study: str, uid: str) -> Path:
         raise StudyError(f"{study}: no checkpoint of {uid} to be had ({str(error).partition(chr(10))[0]})") from None
     if not runs:
         raise StudyError(f"{study}: no run {uid} on the server")
-    return fetch_checkpoint(client, uri, runs[0])
+    return fetch_checkpoint(client, uri, runs[0], names)
 
 
-def fetch_checkpoint(client: MlflowClient, uri: str, run: Run) -> Path:
+def fetch_checkpoint(client: MlflowClient, uri: str, run: Run, names: Sequence[str] = CHECKPOINT) -> Path:
     """Weights and configuration of a run, in a temporary folder.
 
     Raises:
         StudyError: it has none, or see `fetch`.
     """
-    folder = fetch(client, uri, run, [f"checkpoint/{name}" for name in CHECKPOINT]) / "checkpoint"
+    folder = fetch(client, uri, run, [f"checkpoint/{name}" for name in names]) / "checkpoint"
     if not any(folder.iterdir()):
         raise StudyError(f"run {run.info.run_id}: it has no checkpoint in MLflow")
     return folder
 
 
 def fetch(client: MlflowClient, uri: str, run: Run, names: Sequence[str]) -> Path:
-    """The artifacts of these names, as far as a run has them, in a temporary folder; others stay where they are.
+    """The artifacts of these names, as far as a run has them, in a folder that this process removes when it ends.
 
     Raises:
         StudyError: they lie on another server, which would be sent our credentials, are larger than they may be, or
@@ -116,6 +121,7 @@ def fetch(client: MlflowClient, uri: str, run: Run, names: Sequence[str]) -> Pat
     if place.scheme not in _PLACES and (place.scheme not in _SERVED or place.netloc not in ("", urlsplit(uri).netloc)):
         raise StudyError(f"{who}: its artifacts lie elsewhere ({place.scheme}://{place.netloc})")
     folder = Path(tempfile.mkdtemp(prefix="erpe-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
         files = files_of(client, run.info.run_id)
         for above in {name.rpartition("/")[0] for name in names}:
