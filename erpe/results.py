@@ -153,7 +153,7 @@ def _on_server(name: str, server: str) -> Study:
     from erpe.training.checkpoint import load_config
 
     def config(uid: str) -> TrialConfig:
-        return load_config(folder(uid))
+        return load_config(download_checkpoint(server, name, uid, ["config.json"]))
 
     def folder(uid: str) -> Path:
         return download_checkpoint(server, name, uid)

@@ -145,9 +145,9 @@ def predict(
         str, typer.Argument(help="A study (its best trial), STUDY/NUMBER, a trial's folder, or an MLflow run.")
     ],
     image: Annotated[
-        Path, typer.Argument(help="A picture; a digit is centred and sized as those the model knows. /dev/stdin: a pipe.")
+        Path, typer.Argument(help="A picture, or /dev/stdin; a digit is centred and sized as the model knows them.")
     ],
-    raw: Annotated[bool, typer.Option("--raw", help="Only scale it: leave place, contrast and polarity alone.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Only scale it: keep place, contrast and polarity.")] = False,
     store: StoreOption = STORE,
     as_json: AsJson = False,
 ) -> None:
