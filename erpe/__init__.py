@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from erpe.openmp import wait_asleep
+
 if TYPE_CHECKING:
     from erpe.results import Study, load_study
 
 __all__ = ["Study", "__version__", "load_study"]
 __version__ = "0.1.0"
+wait_asleep()  # here, for whatever imports torch afterwards
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ import erpe
 
 ROOT = Path(erpe.__file__).parent
 ORDER = """
+    openmp
     errors
     explain
     text

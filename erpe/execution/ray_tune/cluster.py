@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from erpe.errors import ConfigError, StudyError
 from erpe.execution.ray_tune.sooner import starting_sooner
+from erpe.openmp import WAITING
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Trials exchange a few numbers; Ray's default is 30 % of the memory."""
@@ -46,16 +47,15 @@ def start(address: str | None, cpus: int) -> None:
         ConfigError: no cluster answers, or this machine cannot run one.
         StudyError: Ray did not start; another try may help.
     """
-    from erpe.execution.ray_tune.environment import WORKER_ENV  # before Ray is imported
-
-    import ray  # isort: skip
+    import erpe.execution.ray_tune.environment  # isort: skip  # noqa: F401  before Ray
+    import ray
 
     if address:
         look(address)
     else:
         require_token()
-        os.environ.update(WORKER_ENV)  # inherited: for a runtime_env Ray would leave the workers it starts first idle
-    there: dict[str, Any] = {"runtime_env": {"env_vars": WORKER_ENV}}
+        os.environ.update(WAITING)  # inherited: for a runtime_env Ray would leave the workers it starts first idle
+    there: dict[str, Any] = {"runtime_env": {"env_vars": WAITING}}
     here: dict[str, Any] = {
         "num_cpus": cpus,
         "include_dashboard": False,

@@ -1,4 +1,4 @@
-"""What Ray and its workers read from their environment: to be imported before Ray. What the user set stays."""
+"""What Ray reads from its environment: to be imported before Ray. What the user set stays."""
 
 import os
 
@@ -20,9 +20,3 @@ for _name, _value in {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }.items():
     os.environ.setdefault(_name, _value)
-
-WORKER_ENV = {
-    # Spinning threads collapse as soon as two processes share a core: 54-137 against 670 images/s.
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-"""Environment of every worker, from before its start."""
