@@ -6,13 +6,16 @@ from types import MappingProxyType
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_forward_hook
 from trials import curve, tiny
 
 from erpe.config import VARIANTS, defaults
+from erpe.errors import StoreError
 from erpe.model import build
 from erpe.store import STATE
 from erpe.training.checkpoint import MODEL, load_tensors, save_tensors
-from erpe.training.precision import LEAST, autocast, pick_precision
+from erpe.training.precision import LEAST, autocast, explain_auto, pick_precision
+from erpe.training.timing import time_runs
 from erpe.training.trial import Trial
 
 CPU = torch.device("cpu")
@@ -59,6 +62,19 @@ def test_auto_is_float32_for_a_model_too_small_to_gain(cpu):
     assert pick_precision(tiny("relu", ENOUGH), CPU) == "bfloat16"
     assert pick_precision(tiny("relu", ENOUGH | {"train.batch": ENOUGH["train.batch"] - 1}), CPU) == "float32"
     assert pick_precision(defaults("relu", "digits"), CPU) == "float32"
+
+
+def test_what_auto_comes_to_is_told_with_its_reason(cpu, monkeypatch):
+    cpu("amx_bf16", "avx512_bf16")
+    told = explain_auto(CPU)
+    assert told.startswith("bfloat16, by AMX") and f"{LEAST:,}" in told
+    assert "mnist, cifar10;" in told and "digits" not in told
+    cpu()
+    assert explain_auto(CPU) == "float32: this CPU has neither AMX nor AVX-512 for bfloat16"
+    assert explain_auto(torch.device("mps")) == "float32: bfloat16 is not taken on mps"
+    for has, told in ((True, "bfloat16: this GPU computes in it"), (False, "float32: this GPU has no bfloat16")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
+        assert explain_auto(torch.device("cuda")) == told
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -134,6 +150,43 @@ def test_a_checkpoint_of_an_unknown_precision_is_set_aside(tmp_path):
     save_tensors(tmp_path / STATE, tensors, facts | {"precision": "float8"})
     again = Trial(tiny(), tmp_path)
     assert again.history == [] and "precision is unknown" in again.warning
+
+
+@pytest.fixture
+def seen():
+    """Types in which linear layers compute while they train."""
+    found = set()
+
+    def note(module, given, out):
+        if module.training and isinstance(module, torch.nn.Linear):
+            found.add(out.dtype)
+
+    with register_module_forward_hook(note):
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("units", "elsewhere", "dtype"), [(("amx_bf16",), (), torch.bfloat16), ((), ("amx_bf16",), torch.float32)]
+)
+def test_a_run_is_timed_in_the_precision_in_which_it_was_trained(cpu, tmp_path, seen, units, elsewhere, dtype):
+    cpu(*units)
+    trial = Trial(tiny("relu", ENOUGH), tmp_path)
+    train(trial)
+    trial.finish()
+    cpu(*elsewhere)
+    seen.clear()
+    time_runs([tmp_path])
+    assert seen == {dtype}
+
+
+@pytest.mark.parametrize("outcome", ['{"precision": "float8"}', '{"precision": []}', "[]"])
+def test_an_outcome_of_an_unknown_precision_is_not_timed(tmp_path, outcome):
+    trial = Trial(tiny(), tmp_path)
+    train(trial)
+    trial.finish()
+    (tmp_path / "outcome.json").write_text(outcome)
+    with pytest.raises(StoreError, match="precision is unknown"):
+        time_runs([tmp_path])
 
 
 @pytest.mark.parametrize("position", ["learned", "sincos2d", "none"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
 
 import torch
 
-from erpe.config import TrialConfig
+from erpe.config import DATASETS, TrialConfig, defaults
+from erpe.errors import StoreError
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -34,21 +36,45 @@ def pick_precision(config: TrialConfig, device: torch.device) -> Precision:
     """
     if config.train.precision != "auto":
         return config.train.precision
-    if device.type == "cuda":
-        gains = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        size = config.train.batch * math.prod(config.model.grid) * config.model.width
-        gains = device.type == "cpu" and bfloat16_unit() is not None and size >= LEAST
+    size = config.train.batch * math.prod(config.model.grid) * config.model.width
+    gains = bfloat16_unit(device) is not None and (device.type == "cuda" or size >= LEAST)
     return "bfloat16" if gains else "float32"
 
 
-def bfloat16_unit() -> str | None:
-    """The part of this CPU that multiplies in bfloat16, the fastest there is: `AMX`, `AVX-512`, or none."""
-    has = torch.cpu.get_capabilities()
+def explain_auto(device: torch.device) -> str:
+    """What `train.precision=auto` comes to on a device, and why."""
+    unit = bfloat16_unit(device)
+    if unit is None:
+        lacks = {"cpu": "this CPU has neither AMX nor AVX-512 for bfloat16", "cuda": "this GPU has no bfloat16"}
+        return f"float32: {lacks.get(device.type, f'bfloat16 is not taken on {device.type}')}"
+    if device.type == "cuda":
+        return "bfloat16: this GPU computes in it"
+    large = [name for name in DATASETS if pick_precision(defaults("softmax", name), device) == "bfloat16"]
+    where = f"where batch * tokens * width is {LEAST:,} or more, so by default for {', '.join(large)}"
+    return f"bfloat16, by {unit}, {where}; float32 below, where it does not pay"
+
+
+def bfloat16_unit(device: torch.device) -> str | None:
+    """What multiplies in bfloat16 on a device, the fastest there is: `AMX` or `AVX-512` of a CPU, `GPU`, or none."""
+    if device.type == "cuda":
+        return "GPU" if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     for flag, name in {"amx_bf16": "AMX", "avx512_bf16": "AVX-512"}.items():
         if has.get(flag, False):
             return name
     return None
+
+
+def recorded_precision(facts: Any, path: Path, default: Precision) -> Precision:
+    """The precision that a file of a trial records; `default` where it is older than such records.
+
+    Raises:
+        StoreError: there is no such precision.
+    """
+    found: Any = facts.get("precision", default) if isinstance(facts, dict) else None
+    if found not in get_args(Precision):
+        raise StoreError(f"{path}: its precision is unknown")
+    return cast(Precision, found)
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:

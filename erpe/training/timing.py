@@ -14,10 +14,12 @@ from pathlib import Path
 
 import torch
 
+from erpe.io import read_json
 from erpe.training.checkpoint import load_model
 from erpe.training.data import load_training
 from erpe.training.evaluate import inference_time, wait_for
 from erpe.training.loop import Trainer, pick_device
+from erpe.training.precision import recorded_precision
 
 WARM_UP, STEPS = 3, 20
 """Training steps before the clock starts, and steps that are timed."""
@@ -30,7 +32,7 @@ def time_runs(
     device: str = "auto",
     on_run: Callable[[int, int], None] = lambda done, runs: None,
 ) -> list[dict[str, float]]:
-    """Time inference and training of finished runs.
+    """Time inference and training of finished runs, each in the precision in which it was trained.
 
     Args:
         folders: a run each.
@@ -39,7 +41,7 @@ def time_runs(
         for each run: `time/inference_*` (see `inference_time`) and `time/train_seconds_per_epoch`: the median of
         some training steps, times the steps of an epoch.
     Raises:
-        StoreError: a run's model is missing or damaged.
+        StoreError: a run's model or outcome is missing or damaged.
     """
     found = []
     for done, folder in enumerate(folders, 1):
@@ -54,6 +56,8 @@ def _time_run(folder: Path, data_dir: str | Path | None, device: torch.device) -
     images = load_training(config.data, data_dir).train.to(device)
     found = inference_time(model, images, config.data.dataset)
     trainer = Trainer(config, model, images, device)
+    path = folder / "outcome.json"
+    trainer.precision = recorded_precision(read_json(path), path, trainer.precision)
     return found | {"time/train_seconds_per_epoch": seconds_per_step(trainer) * trainer.steps}
 
 

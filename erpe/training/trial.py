@@ -10,7 +10,7 @@ import statistics
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -37,7 +37,7 @@ from erpe.training.evaluate import (
 )
 from erpe.training.loop import OnStep, Trainer, pick_device
 from erpe.training.malloc import keep_heap
-from erpe.training.precision import Precision
+from erpe.training.precision import recorded_precision
 
 Report = Callable[[int, dict[str, float]], bool]
 """Called after each epoch with its number (from 1) and measures; True asks to stop."""
@@ -248,9 +248,7 @@ class Trial:
                 raise StoreError(f"{path}: belongs to another configuration")
             if not is_history(facts["history"], self.config):
                 raise StoreError(f"{path}: its history is not that of a trial")
-            precision = facts.get("precision", self.trainer.precision)
-            if precision not in get_args(Precision):
-                raise StoreError(f"{path}: its precision is unknown")
+            precision = recorded_precision(facts, path, self.trainer.precision)
             self.trainer.load_state(tensors)
             self.trainer.precision = precision  # as it began, whatever this machine would choose
             self.history = facts["history"]
