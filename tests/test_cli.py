@@ -21,6 +21,8 @@ from erpe.errors import ConfigError
 from erpe.inference import predict
 from erpe.training.checkpoint import load_model
 from erpe.training.data import normalise
+from erpe.training.loop import pick_device
+from erpe.training.precision import explain_auto
 
 NINE = str(Path(__file__).parent.parent / "studies/digits_nine.toml")
 TINY = ("--epochs", "2", "--set", "model.width=32", "--set", "model.depth=1", "--set", "data.train_limit=100")
@@ -275,6 +277,7 @@ def test_doctor_finds_nothing_wrong_here_and_says_what_is_missing(erpe, tmp_path
     code, out, _ = erpe("doctor", "--data-dir", str(tmp_path), "--json")
     findings = {finding["what"]: finding for finding in json.loads(out)}
     assert code == 0 and findings["torch"]["state"] == "well" and findings["digits"]["state"] == "well"
+    assert findings["precision"]["text"] == f"auto is {explain_auto(pick_device())}"
     assert findings["mnist"]["state"] == "note" and str(tmp_path) in findings["mnist"]["text"]
     (tmp_path / "MNIST" / "raw").mkdir(parents=True)
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):

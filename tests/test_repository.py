@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import runpy
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 import typer
 
 from erpe.cli.app import app
+from erpe.cli.doctor import PACKAGES
 from erpe.config import VARIANTS
 from erpe.study.search_space import load_space
 
@@ -57,6 +59,11 @@ def test_each_dependency_names_the_file_that_needs_it_and_is_locked():
         name, files = re.match(r'"([\w.-]+)', line)[1], re.findall(r"erpe/[\w/.]+", line)
         assert files and all((ROOT / file.rstrip(".:")).exists() for file in files), line
         assert name.lower().replace("_", "-") in locked, f"{name} is not locked"
+
+
+def test_the_doctor_asks_for_nothing_that_the_product_does_not_need():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(PACKAGES) <= {re.match(r"[\w.-]+", line)[0] for line in project["dependencies"]}
 
 
 def test_the_lock_names_no_host_and_no_folder():

@@ -16,7 +16,7 @@ from erpe.errors import ErpeError, TrackingError
 from erpe.store import Store
 from erpe.text import redact
 
-PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "fvcore", "scikit-learn", "sqlalchemy")
+PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "scikit-learn", "sqlalchemy")
 NEEDED_MIB = 500
 """Free space a study of small models wants."""
 
@@ -49,6 +49,8 @@ def devices() -> Iterator[Finding]:
     import torch
 
     from erpe.model.cpu_kernels import LIBRARY
+    from erpe.training.loop import pick_device
+    from erpe.training.precision import explain_auto
     from erpe.training.vision import torchvision
 
     yield Finding("cpu", "well", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
@@ -65,6 +67,7 @@ def devices() -> Iterator[Finding]:
         yield Finding("mps", "well", "Apple GPU")
     else:
         yield Finding("gpu", "note", "none; trials run on the CPU")
+    yield Finding("precision", "well", f"auto is {explain_auto(pick_device())}")
     patched = hasattr(torchvision(), "erpe_operators")
     text = "compiled part does not fit this torch; data sets and transforms work" if patched else "complete"
     yield Finding("torchvision", "note" if patched else "well", text)
