@@ -19,6 +19,7 @@ ORDER = """
     config
     io
     store
+    pictures
     model
     training
     study
