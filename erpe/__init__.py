@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+import sys
 
-from erpe.openmp import wait_asleep
+# `python -m erpe` puts the working directory first. It is the user's: a statistics.py there is not Python's own.
+_ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and os.path.abspath(sys.path[0]) != _ours:
+    del sys.path[0]
+
+from typing import TYPE_CHECKING, Any  # noqa: E402
+
+from erpe.openmp import wait_asleep  # noqa: E402
 
 if TYPE_CHECKING:
     from erpe.results import Study, load_study

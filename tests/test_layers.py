@@ -15,6 +15,7 @@ ORDER = """
     errors
     explain
     text
+    surroundings
     credentials
     config
     io

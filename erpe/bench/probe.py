@@ -7,7 +7,6 @@ found.total_seconds, found.threads, found.concurrency
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from erpe.errors import ConfigError
 from erpe.model import build
 from erpe.study.distributions import typical
 from erpe.study.plan import Arm, Plan
+from erpe.surroundings import cores
 from erpe.training.data import Images
 from erpe.training.loop import Trainer, pick_device
 
@@ -59,7 +59,7 @@ def probe(
         if given is not None and given < 1:
             raise ConfigError(f"{name}: {given} given; 1 or more would do")
     where, arms = pick_device(device), plan.arms()
-    most = torch.cuda.device_count() if where.type == "cuda" else (os.cpu_count() or 1) // threads
+    most = torch.cuda.device_count() if where.type == "cuda" else cores() // threads
     at_once = concurrency or max(1, most)
     speeds, total = {}, 0.0
     with _threads(threads):

@@ -14,6 +14,7 @@ from erpe.config import DATASETS
 from erpe.credentials import read_secret_files
 from erpe.errors import ErpeError, TrackingError
 from erpe.store import Store
+from erpe.surroundings import cores, require_loopback
 from erpe.text import redact
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "scikit-learn", "sqlalchemy")
@@ -45,7 +46,7 @@ def packages() -> Iterator[Finding]:
 
 
 def devices() -> Iterator[Finding]:
-    """Processors, and what torch can use."""
+    """Processors, what torch can use, and the network within this machine."""
     import torch
 
     from erpe.model.cpu_kernels import LIBRARY
@@ -53,7 +54,7 @@ def devices() -> Iterator[Finding]:
     from erpe.training.precision import explain_auto
     from erpe.training.vision import torchvision
 
-    yield Finding("cpu", "well", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
+    yield Finding("cpu", "well", f"{cores()} cores for this process, torch uses {torch.get_num_threads()} threads")
     if LIBRARY:
         yield Finding("kernels", "well", "compiled: linear attention of CPUs in C")
     else:
@@ -70,6 +71,7 @@ def devices() -> Iterator[Finding]:
     yield Finding("precision", "well", f"auto is {explain_auto(pick_device())}")
     patched = hasattr(torchvision(), "erpe_operators")
     text = "compiled part does not fit this torch; data sets and transforms work" if patched else "complete"
+    yield _asked("loopback", _loopback)
     yield Finding("torchvision", "note" if patched else "well", text)
 
 
@@ -145,6 +147,11 @@ def _asked(what: str, ask: Callable[[], str]) -> Finding:
         return Finding(what, "well", ask())
     except ErpeError as error:
         return Finding(what, "wrong", str(error))
+
+
+def _loopback() -> str:
+    require_loopback()
+    return "127.0.0.1 works"
 
 
 def _studies(store: Store) -> str:

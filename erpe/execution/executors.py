@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -19,6 +18,7 @@ from erpe.execution.inline import run_inline
 from erpe.execution.ray_tune.cluster import knock, minding, start
 from erpe.execution.ray_tune.sooner import taking_those_that_wait
 from erpe.execution.trial_loop import Start
+from erpe.surroundings import cores, short_folder
 
 
 class Asked(NamedTuple):
@@ -68,11 +68,6 @@ class Asked(NamedTuple):
             from erpe.training.loop import pick_device
 
             pick_device(device)
-
-
-def cores() -> int:
-    """CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Shares(NamedTuple):
@@ -197,22 +192,25 @@ def on_ray(asked: Asked, trials: int, scratch: Path, place: Remote | None = None
     import ray  # isort: skip
 
     ours = not ray.is_initialized()
-    if ours:
-        import_meanwhile("erpe.execution.ray_tune.scheduler")
-        start(asked.address, asked.cpus * (asked.concurrency or max(1, min(trials, cores() // asked.cpus))))
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
+    with ExitStack() as opened:
+        if ours:
+            import_meanwhile("erpe.execution.ray_tune.scheduler")
+            folder = opened.enter_context(short_folder())
+            start(asked.address, asked.cpus * (asked.concurrency or max(1, min(trials, cores() // asked.cpus))), folder)
+            opened.callback(ray.shutdown)
+        shutil.rmtree(scratch, ignore_errors=True)
+        opened.callback(_remove, scratch)
         if asked.address and place:
             require_shared(place)
         found = ray.cluster_resources()
         with minding(asked.address), taking_those_that_wait() if ours and not asked.address else nullcontext():
             yield OnRay(share(asked, trials, found.get("CPU", 0), found.get("GPU", 0)), scratch, asked.pack)
-    finally:
-        if ours:
-            ray.shutdown()
-        with suppress(OSError):
-            shutil.rmtree(scratch)
-            scratch.parent.rmdir()  # unless another study of this store is running
+
+
+def _remove(scratch: Path) -> None:
+    with suppress(OSError):
+        shutil.rmtree(scratch)
+        scratch.parent.rmdir()  # unless another study of this store is running
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import NamedTuple
 
 from erpe.config import TrialConfig
 from erpe.execution.trial_loop import Start, Training
-from erpe.training.download import prepare
+from erpe.training.download import find_data_dir, prepare
 
 OnStep = Callable[[int, int], None]
 
@@ -36,8 +35,7 @@ def vision(dataset: str, data_dir: Path | None, device: str, on_step: OnStep | N
     Args:
         on_step: called in the worker with the steps done and all steps of an epoch; for trials in this process.
     """
-    given = data_dir or os.environ.get("ERPE_DATA")
-    data = Path(given).expanduser().resolve() if given else None  # a worker may run in another folder
+    data = find_data_dir(data_dir).resolve()  # a worker runs in another folder
     return Work(
         prepare=partial(prepare, dataset, data),
         start=partial(_start, "Trial", data_dir=data, device=device, on_step=on_step),
@@ -48,7 +46,7 @@ def vision(dataset: str, data_dir: Path | None, device: str, on_step: OnStep | N
 
 
 def _start(
-    kind: str, config: TrialConfig, folder: Path, *, data_dir: Path | None, device: str, on_step: OnStep | None
+    kind: str, config: TrialConfig, folder: Path, *, data_dir: Path, device: str, on_step: OnStep | None
 ) -> Training:
     from erpe.training.trial import Confirmation, Trial
 
@@ -56,13 +54,13 @@ def _start(
     return made(config, folder, data_dir=data_dir, device=device, on_step=on_step)
 
 
-def _evaluate(folder: Path, *, data_dir: Path | None, device: str) -> dict[str, float]:
+def _evaluate(folder: Path, *, data_dir: Path, device: str) -> dict[str, float]:
     from erpe.training.trial import final_evaluation
 
     return final_evaluation(folder, data_dir=data_dir, device=device)
 
 
-def _time(folders: list[Path], *, data_dir: Path | None, device: str) -> list[dict[str, float]]:
+def _time(folders: list[Path], *, data_dir: Path, device: str) -> list[dict[str, float]]:
     from erpe.training.timing import time_runs
 
     return time_runs(folders, data_dir=data_dir, device=device)

@@ -9,11 +9,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
 from erpe.credentials import read_secret_files
 from erpe.store import sqlite_path, sqlite_url
+from erpe.surroundings import bypass_proxies, proxy_of
 from erpe.text import redact
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ def connect(uri: str) -> MlflowClient:
         ConfigError: the environment names a file with a password that is not there.
     """
     read_secret_files()
+    bypass_proxies()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -129,7 +132,8 @@ def _examine_server(uri: str) -> Health:
     connect(uri)
     from mlflow.tracking._tracking_service.utils import get_default_host_creds
 
-    name = f"tracking server {redact(uri)}"
+    proxy = proxy_of(uri)
+    name = f"tracking server {redact(uri)}" + (f" through the proxy {proxy}" if proxy else "")
     creds: MlflowHostCreds = get_default_host_creds(uri)
     try:
         answer = http_request(
@@ -139,10 +143,16 @@ def _examine_server(uri: str) -> Health:
         said = str(error)
         if "Invalid url" in said:
             return Health("refuses", f"{name}: not a URL; MLFLOW_TRACKING_URI=http://HOST:PORT would do")
+        if "SOCKS" in said:
+            return Health("refuses", f"{name}: this Python knows no SOCKS; use NO_PROXY=HOST, or pysocks, instead")
         if "SSLError" in said or "CERTIFICATE" in said:
             return Health("refuses", f"{name}: certificate not trusted; MLFLOW_TRACKING_SERVER_CERT_PATH would do")
-        why = re.search(r"Connection refused|timed out|timeout|Name or service not known|resolve", said)
-        return Health("down", f"{name}: no answer ({why[0] if why else 'connection broken'})", WAITING)
+        why = re.search(
+            r"Tunnel connection failed: [^'\"]+|Connection refused|timed out|timeout|Name or service not known|resolve",
+            said,
+        )
+        hint = f"NO_PROXY={urlsplit(uri).hostname} goes past the proxy; " if proxy else ""
+        return Health("down", f"{name}: no answer ({why[0] if why else 'connection broken'})", hint + WAITING)
     known = creds.username or ("this token" if creds.token else "")
     return _judge(name, answer.status_code, answer.text, known)
 

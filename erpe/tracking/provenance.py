@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
 import erpe
+from erpe.surroundings import cores
 
 _NAMED = ("torch", "ray", "optuna", "mlflow")
 
@@ -22,7 +23,6 @@ def collect(command: str, threads: int | None = None) -> dict[str, str]:
         threads: CPU threads a trial computes with; none: the cores this process may use.
     """
     commit, dirty = _commit(Path(erpe.__file__).parent)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "mlflow.source.name": command,
         "mlflow.source.type": "LOCAL",
@@ -35,8 +35,8 @@ def collect(command: str, threads: int | None = None) -> dict[str, str]:
         "version.python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
-        "cores": str(cores),
-        "threads": str(threads or cores),
+        "cores": str(cores()),
+        "threads": str(threads or cores()),
     }
 
 

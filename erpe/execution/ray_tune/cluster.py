@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import chdir, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from erpe.errors import ConfigError, StudyError
 from erpe.execution.ray_tune.sooner import starting_sooner
 from erpe.openmp import WAITING
+from erpe.surroundings import bypass_proxies, require_loopback
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Trials exchange a few numbers; Ray's default is 30 % of the memory."""
@@ -40,9 +42,11 @@ def knock(address: str) -> None:
         raise ConfigError(f"ray address {address}: nobody answers ({error}); is the cluster up?") from None
 
 
-def start(address: str | None, cpus: int) -> None:
+def start(address: str | None, cpus: int, folder: str) -> None:
     """Start Ray with so many CPUs, or join the cluster at an address.
 
+    Args:
+        folder: an empty folder of this run alone, where a Ray that starts here keeps its sockets and logs.
     Raises:
         ConfigError: no cluster answers, or this machine cannot run one.
         StudyError: Ray did not start; another try may help.
@@ -53,6 +57,8 @@ def start(address: str | None, cpus: int) -> None:
     if address:
         look(address)
     else:
+        require_loopback()
+        bypass_proxies()
         require_token()
         os.environ.update(WAITING)  # inherited: for a runtime_env Ray would leave the workers it starts first idle
     there: dict[str, Any] = {"runtime_env": {"env_vars": WAITING}}
@@ -60,9 +66,10 @@ def start(address: str | None, cpus: int) -> None:
         "num_cpus": cpus,
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
+        "_temp_dir": folder,
     }
     try:
-        with ending_at_once(), nullcontext() if address else starting_sooner():
+        with ending_at_once(), leaving_the_users_folder(folder), nullcontext() if address else starting_sooner():
             ray.init(
                 address=address or "local",
                 logging_level=logging.ERROR,
@@ -76,9 +83,9 @@ def start(address: str | None, cpus: int) -> None:
             raise
         raise ConfigError(f"ray address {address}: no cluster answers ({error})") from None
     except OSError as error:
+        why = f"cannot write {error.filename} ({error.strerror})" if error.filename else str(error)
         raise ConfigError(
-            f"ray: cannot write {error.filename} ({error.strerror}); "
-            "a HOME that can be written would do, or --executor inline"
+            f"ray: {why}; use a HOME and a TMPDIR that can be written, or --executor inline instead"
         ) from None
     except Exception as error:  # Ray's own, of no class, where a machine is too busy for its patience
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -86,6 +93,18 @@ def start(address: str | None, cpus: int) -> None:
             f"ray: did not start ({said}); nothing is lost, the same command tries again, "
             "and --executor inline needs no Ray"
         ) from error
+
+
+@contextmanager
+def leaving_the_users_folder(folder: str) -> Iterator[None]:
+    """While the block runs, be in another folder: Ray has its workers import from the one in which it is started.
+
+    There, a `statistics.py` of the user's would take the place of Python's own. A folder from which this process
+    imports, too, is left to Ray: a notebook's, or that of a source tree.
+    """
+    here = Path.cwd()
+    with nullcontext() if any(Path(each or ".").resolve() == here for each in sys.path) else chdir(folder):
+        yield
 
 
 def _wants_token(address: str | None) -> ConfigError:

@@ -20,3 +20,7 @@ for _name, _value in {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }.items():
     os.environ.setdefault(_name, _value)
+
+# Tune refuses these with a traceback; where it writes, `run_ray` says.
+for _name in ("RAY_AIR_LOCAL_CACHE_DIR", "TUNE_RESULT_DIR"):
+    os.environ.pop(_name, None)

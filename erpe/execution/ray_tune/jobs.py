@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from erpe.errors import ErpeError
+from erpe.surroundings import bypass_proxies
 from erpe.text import redact
 
 PATIENCE = 20
@@ -66,6 +67,7 @@ class Jobs:
             raise JobError(f"ray jobs {redact(address)!r}: http://HOST:PORT of the head would do, the port mostly 8265")
         self.address = address.rstrip("/")
         self.name = f"ray jobs {redact(self.address)}"
+        bypass_proxies()
         token = _token()
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 

@@ -10,6 +10,7 @@ from typing import Any
 from erpe.checkpoints.filesystem import Remote
 from erpe.errors import ErpeError, StoreError
 from erpe.execution.ray_tune.cluster import start
+from erpe.surroundings import short_folder
 
 import erpe.execution.ray_tune.environment  # isort: skip  # noqa: F401  before Ray
 import ray  # isort: skip
@@ -69,11 +70,12 @@ def visit(address: str, place: Remote) -> dict[str, str]:
     Raises:
         ConfigError, StudyError: see `erpe.execution.ray_tune.cluster.start`.
     """
-    start(address, 0)
-    try:
-        return preflight(place)
-    finally:
-        ray.shutdown()
+    with short_folder() as folder:
+        start(address, 0, folder)
+        try:
+            return preflight(place)
+        finally:
+            ray.shutdown()
 
 
 def write(place: Remote, name: str) -> None:
