@@ -55,6 +55,7 @@ def server(store: Store, port: int) -> tuple[list[str], dict[str, str]]:
     environment = kept | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PYTHONSAFEPATH": "1",  # the working directory is the user's: nothing is imported from it
         "MLFLOW_BACKEND_STORE_URI": store.tracking_uri,  # its password is not for the list of processes
     }
     command = [
