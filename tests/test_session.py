@@ -315,6 +315,16 @@ def test_a_poisonous_configuration_ends_after_a_bounded_number_of_tries(store):
         assert again == [True] * (ledger_module.MAX_ATTEMPTS - 1) + [False]
         verdict = ledger.trial(ticket.number).verdict
         assert verdict.state == "FAIL" and "Segmentation fault" in verdict.reason
+        assert verdict.reason.endswith("(crashed 3 times without finishing an epoch)")
+
+
+def test_a_crash_in_the_final_measures_is_told_with_the_last_epoch(store):
+    with Ledger.open(store, SPEC) as ledger:
+        ticket = ledger.ask(1)
+        ledger.report(ticket.number, 1, 0.5)
+        while ledger.crashed(ticket.number, "killed"):
+            pass
+        assert ledger.trial(ticket.number).verdict.reason == "killed (crashed 3 times after epoch 1)"
 
 
 def test_a_worker_that_dies_between_epochs_never_uses_up_its_tries(store):

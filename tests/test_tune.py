@@ -450,6 +450,40 @@ def test_on_ray_a_worker_that_dies_between_two_trials_loses_none(store, spool_on
     check_books(store, 2, repeated=0)
 
 
+def _unimportable(config, folder):
+    raise ImportError("No module named 'torch'")
+
+
+def test_a_worker_that_cannot_import_what_trials_need_stops_the_search_and_fails_no_trial(store, spool_only):
+    with pytest.raises(StudyError, match="cannot import what trials need"):
+        inline(store, work=work()._replace(start=_unimportable))
+    assert inline(store).counts == {"COMPLETE": 3}
+
+
+class _OnlyHere:
+    """What no other process can unpickle, as a function of a module that is not there."""
+
+    def __call__(self, config, folder):
+        raise AssertionError("never called")
+
+    def __reduce__(self):
+        return _only_in, (os.getpid(),)
+
+
+def _only_in(process):
+    if os.getpid() != process:
+        raise ModuleNotFoundError("No module named 'erpe'")
+    return _OnlyHere()
+
+
+@pytest.mark.slow
+def test_on_ray_a_worker_that_cannot_begin_stops_the_search_and_fails_no_trial(store, spool_only, ray):
+    with pytest.raises(StudyError, match=r"a worker cannot begin \(.*No module named 'erpe'.*same command"):
+        tune(SPEC, store, trials=2, concurrency=1, work=work()._replace(start=_OnlyHere()))
+    assert inline(store, trials=2).counts == {"COMPLETE": 2}
+    check_books(store, 2)
+
+
 @pytest.mark.slow
 def test_on_ray_a_broken_machine_stops_the_search(store, spool_only, ray):
     with pytest.raises(StoreError, match="No space left on device"):

@@ -48,7 +48,10 @@ def vision(dataset: str, data_dir: Path | None, device: str, on_step: OnStep | N
 def _start(
     kind: str, config: TrialConfig, folder: Path, *, data_dir: Path, device: str, on_step: OnStep | None
 ) -> Training:
-    from erpe.training.trial import Confirmation, Trial
+    try:
+        from erpe.training.trial import Confirmation, Trial
+    except Exception as error:  # a module in the place of another has what it wants
+        raise ImportError(f"{type(error).__name__}: {error}") from error
 
     made = {"Trial": Trial, "Confirmation": Confirmation}[kind]
     return made(config, folder, data_dir=data_dir, device=device, on_step=on_step)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from erpe.config import TrialConfig
-from erpe.errors import ErpeError, StoreError, TrialError
+from erpe.errors import ErpeError, StoreError, StudyError, TrialError
 from erpe.store import let_go
 from erpe.training.outcome import read_outcome
 
@@ -78,6 +78,8 @@ def play(config: TrialConfig, folder: Path, start: Start) -> Iterator[Event]:
         yield Event(failure=str(error))
     except ErpeError as error:
         yield Event(broken=error)
+    except ImportError as error:
+        yield Event(broken=StudyError(f"this Python cannot import what trials need ({error}); nothing is lost"))
     except OSError as error:
         yield Event(broken=StoreError(f"{error.filename or folder}: {error.strerror or error}; nothing is lost"))
 

@@ -255,7 +255,8 @@ class Ledger:
         self._note(number, _ATTEMPTS, attempts)
         if attempts < MAX_ATTEMPTS:
             return True
-        self.decide(number, "FAIL", {}, f"{reason.rstrip()} (crashed {attempts} times without finishing an epoch)")
+        since = f"after epoch {trial.last_step}" if trial.last_step else "without finishing an epoch"
+        self.decide(number, "FAIL", {}, f"{reason.rstrip()} (crashed {attempts} times {since})")
         return False
 
     @_fenced

@@ -32,6 +32,7 @@ MOST = 8_000
 
 KILLED = "the worker was killed, perhaps for want of memory"
 
+RAISED = re.compile(r"Traceback|ray::")  # what Ray says of an exception, and not of a process that was killed
 LOOK_SECONDS = 5.0
 """How often the driver looks whether Ray is alive."""
 
@@ -45,6 +46,7 @@ class Link:
         self.tickets: dict[str, list[Record]] = {}
         self.running: set[str] = set()
         """Trials of Tune that have not ended."""
+        self.heard: set[str] = set()  # which a worker has begun
         self.error: BaseException | None = None
 
     def crashed(self, tickets: list[Record], reason: str) -> list[Record]:
@@ -113,6 +115,7 @@ class LedgerScheduler(FIFOScheduler):
         """Record what the worker says."""
         link = self._link
         tickets = link.tickets[trial.trial_id]
+        link.heard.add(trial.trial_id)
         heard = [(tickets[place], event) for place, event in result["events"]]
         ended = link.guarded(lambda: [each for each, event in heard if not link.conductor.hear(each, event)], tickets)
         if not ended:
@@ -126,7 +129,11 @@ class LedgerScheduler(FIFOScheduler):
             return
         link = self._link
         tickets = link.tickets[trial.trial_id]
-        again = link.crashed(tickets, last_error(trial, link.conductor.folder(tickets[0])))
+        reason = last_error(trial, link.conductor.folder(tickets[0]))
+        if trial.trial_id not in link.heard and RAISED.search(reason):  # no fault of the trial, which never began
+            why = reason.splitlines()[-1].strip()
+            link.error = link.error or StudyError(f"ray: a worker cannot begin ({why}); the same command continues")
+        again = link.crashed(tickets, reason)  # after an error of ours, nothing is recorded
         if len(tickets) > 1:
             link.packs.apart(again)
         if len(tickets) > 1 or not again:
@@ -182,7 +189,7 @@ def last_error(trial: Any, folder: Path) -> str:
         text = Path(trial.error_file).read_text(errors="replace").rpartition("Failure # ")[2]
     except (OSError, TypeError):
         text = ""
-    if "Traceback" in text or "ray::" in text:
+    if RAISED.search(text):
         plain = re.sub(r"\x1b\[\d+m", "", text.partition("\n")[2])
         return "\n".join(line for line in plain.splitlines() if line.strip(" ^"))[-MOST:]
     with suppress(OSError):
