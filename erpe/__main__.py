@@ -7,8 +7,6 @@ import threading
 
 gc.set_threshold(50_000)  # what imports make stays: to look through it again and again took .3 s of 1.8
 
-from erpe.cli import app  # noqa: E402
-
 
 def main() -> None:
     """Run the command line, and end at once.
@@ -17,7 +15,15 @@ def main() -> None:
     aborts the process. All that counts is on disk before it is sent.
     """
     try:
+        from erpe.cli import app
+        from erpe.cli.output import open_streams
+        from erpe.execution import COMMAND
+
+        COMMAND.set()
+        open_streams()
         app.main()
+    except KeyboardInterrupt:  # while modules were imported
+        sys.exit(130)
     except SystemExit as end:
         if threading.active_count() == 1 or not isinstance(end.code, int | None):
             raise

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-UNSENT, INTERRUPTED = 3, 130
-"""Exit codes: done, but MLflow has not got everything yet; stopped by Ctrl-C, to be continued."""
+UNSENT, INTERRUPTED, UNREAD = 3, 130, 141
+"""Exit codes: done, but MLflow has not got everything yet; stopped by Ctrl-C, to be continued; nobody reads on."""
 
 MOST_MISTAKES = 8
 """That one line tells of."""
@@ -51,6 +51,10 @@ class BusyError(StudyError):
 
 class TrackingError(ErpeError):
     """The tracking server is down, refuses us, or is not MLflow."""
+
+
+class OutputError(ErpeError):
+    """What a command prints cannot be written: the disk is full, or who read it has gone."""
 
 
 class TrialError(ErpeError):

@@ -8,6 +8,7 @@ from pathlib import Path
 from erpe.config import DATASETS
 from erpe.errors import StoreError, StudyError, nearest
 from erpe.store import Store
+from erpe.text import first_line
 
 
 def find_folder(run: str, store: Store) -> Path:
@@ -54,7 +55,7 @@ def download(run: str, store: Store) -> Path:
     try:
         found = client.get_run(run)
     except (MlflowException, OSError) as error:
-        raise StudyError(f"run {run}: not in MLflow ({str(error).partition(chr(10))[0]})") from None
+        raise StudyError(f"run {run}: not in MLflow ({first_line(error)})") from None
     return fetch_checkpoint(client, store.tracking_uri, found)
 
 

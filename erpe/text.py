@@ -59,6 +59,21 @@ def line(text: str) -> str:
     return printable(" ".join(redact(text).splitlines()))
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, in a line; its kind, if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def last_line(text: str) -> str:
+    """The end of a traceback, or of a message: its cause."""
+    return next(reversed(text.strip().splitlines()), "")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that there is no memory for something: Python's own word, or torch's."""
+    return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
+
+
 class Terminal(Console):
     """Shows text as it is: what looks like markup, emoji codes or commands to a terminal is text, too."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from erpe.cli.options import parse_settings
 from erpe.config import VARIANTS
 from erpe.errors import ConfigError
 from erpe.inference import predict
+from erpe.text import first_line
 from erpe.training.checkpoint import load_model
 from erpe.training.data import normalise
 from erpe.training.loop import pick_device
@@ -285,3 +287,54 @@ def test_doctor_finds_nothing_wrong_here_and_says_what_is_missing(erpe, tmp_path
     code, out, _ = erpe("doctor", "--data-dir", str(tmp_path), "--json")
     findings = {finding["what"]: finding for finding in json.loads(out)}
     assert code == 1 and findings["mnist"]["state"] == "wrong" and "MD5" in findings["mnist"]["text"]
+
+
+STREAMS = {
+    "full": (">/dev/full", 1, "erpe: standard output: cannot be written (No space left on device)\n"),
+    "unread": ("| true", 141, ""),
+    "closed": (">&-", 0, ""),
+    "errors unread": ("2>/dev/full", 0, ""),
+}
+
+
+@pytest.mark.parametrize("command", ["--help", "variants"])
+@pytest.mark.parametrize("stream", STREAMS)
+def test_output_that_cannot_be_written_is_one_line_at_most(command, stream):
+    where, code, said = STREAMS[stream]
+    line = f"sleep .1 | {sys.executable} -m erpe {command} {where}; exit ${{PIPESTATUS[1]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_a_terminal_without_a_character_gets_a_stand_in(trained):
+    command = [sys.executable, "-m", "erpe", "status", "--store", str(trained[0])]
+    done = subprocess.run(command, capture_output=True, timeout=100, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and not done.stderr
+    assert b"1 complete | best" in done.stdout
+
+
+SERVER = """
+import os, subprocess, sys
+from erpe.cli.ui import run_server
+run_server([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(50)"], dict(os.environ))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_ui_with_a_line(number):
+    with subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None and running.stdout.readline() == b"up\n"
+        running.send_signal(number)
+        assert running.communicate(timeout=20) == (b"the server has ended\n", b"")
+    assert running.returncode == 0
+
+
+def test_more_tokens_than_the_memory_holds_are_one_line(erpe):
+    code, _, said = erpe("bench", "layer", "--tokens", "100000000000", "-v", "relu", "--rounds", "2")
+    assert code == 1
+    assert said.startswith("erpe: no room in memory (") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(("error", "line"), [(ValueError(" \n"), "ValueError"), (OSError("a\nb"), "a")])
+def test_an_exception_without_words_is_told_by_its_kind(error, line):
+    assert first_line(error) == line

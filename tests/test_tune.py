@@ -303,21 +303,47 @@ def test_a_gpu_that_is_not_there_is_refused_at_once(store):
 
 HEADLESS = """
 import socket, time
+from erpe.errors import StudyError
 from erpe.execution.ray_tune.cluster import minding
 head = socket.create_server(("127.0.0.1", 0))
 address = f"127.0.0.1:{head.getsockname()[1]}"
 with minding(address, 0.2):
     time.sleep(0.5)
     print("heard", flush=True)
-with minding(None, 0.2), minding(address, 0.2):
-    head.close()
+try:
+    with minding(None, 0.2), minding(address, 0.2):
+        head.close()
+        time.sleep(50)
+except StudyError as error:
+    print(error)
+time.sleep(1)
+print("goes on")
+"""
+
+
+def test_a_program_whose_head_is_gone_gets_an_error_that_says_so_and_goes_on():
+    done = subprocess.run([sys.executable, "-c", HEADLESS], capture_output=True, text=True, timeout=40)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = r"heard\nray address 127.0.0.1:\d+: the cluster's head is gone, .*continues\ngoes on\n"
+    assert re.fullmatch(said, done.stdout)
+
+
+STUCK = """
+import signal, socket, time
+from erpe.execution import COMMAND
+from erpe.execution.ray_tune.cluster import minding
+COMMAND.set()
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a thread that waits in C++
+with socket.create_server(("127.0.0.1", 0)) as head:
+    address = f"127.0.0.1:{head.getsockname()[1]}"
+with minding(address, 0.2):
     time.sleep(50)
 """
 
 
-def test_a_search_whose_head_is_gone_ends_with_one_line_that_says_so():
-    done = subprocess.run([sys.executable, "-c", HEADLESS], capture_output=True, text=True, timeout=40)
-    assert (done.returncode, done.stdout) == (1, "heard\n")
+def test_a_command_that_does_not_wake_when_its_head_is_gone_ends_with_one_line():
+    done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=40)
+    assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"erpe: ray address 127.0.0.1:\d+: the cluster's head is gone, .*continues\n", done.stderr)
 
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from erpe.bench.memory import bounded, no_room, peak_bytes
+from erpe.bench.memory import bounded, peak_bytes
 from erpe.bench.timing import compete, machine
 from erpe.errors import ConfigError
 from erpe.model.attention import build_attention
+from erpe.text import out_of_memory
 
 SDPA = "torch SDPA"
 THEIRS = "performer-pytorch"
@@ -141,7 +142,7 @@ def measured(
             call()  # the first builds what stays
             calls[name], peaks[name] = call, peak_bytes(call, device)
         except (RuntimeError, MemoryError) as error:
-            if not no_room(error):
+            if not out_of_memory(error):
                 raise
     timed = {row["name"]: row | {"peak_mib": peaks[row["name"]] / MIB} for row in compete(calls, rounds, device)}
     nothing = dict.fromkeys(("ms", "low", "high", "ratio", "peak_mib")) | {"n": 0}

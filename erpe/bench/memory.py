@@ -59,7 +59,7 @@ def _without_chatter() -> Iterator[None]:
 
 @contextlib.contextmanager
 def bounded(device: torch.device) -> Iterator[None]:
-    """Inside, a tensor that the memory has no room for is an exception on a CPU, too: see `no_room`."""
+    """Inside, a tensor that the memory has no room for is an exception on a CPU, too: see `erpe.text.out_of_memory`."""
     before = resource.getrlimit(resource.RLIMIT_DATA)
     if device.type == "cpu":
         most = int(PART * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -69,8 +69,3 @@ def bounded(device: torch.device) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-def no_room(error: BaseException) -> bool:
-    """Whether it says that there is no memory for a tensor."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)

@@ -70,6 +70,9 @@ def layers_table(found: dict[str, Any]) -> None:
         _by_tokens(f"{title}: ms, median, and ratio to the first", rows, _time)
     _by_tokens("forward and backward: MiB at the peak", rows, lambda row: f"{row['peak_mib']:.1f}")
     timed = [row for row in found["rows"] if row["n"]]
+    if not timed:
+        print(f"no layer had room in the memory; {conditions(found)}")
+        return
     most = max((row["high"] - row["low"]) / row["ms"] for row in timed)
     print(f"n={timed[0]['n']} rounds, spread (highest less lowest over median) at most {most:.0%}; {conditions(found)}")
 

@@ -1,7 +1,7 @@
 """The command line: parse, call, print. Whatever is heavy is imported inside its command.
 
 Exit codes: 0 done; 1 a mistake, told in one line; 2 a command line that makes no sense; 3 done, but MLflow has not
-got everything yet; 130 interrupted, to be continued by the same command.
+got everything yet; 130 interrupted, to be continued by the same command; 141 who read the output has gone.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from erpe import __version__
 from erpe.cli.bench import bench_app
 from erpe.cli.jobs import jobs_app, submit
 from erpe.cli.options import STORE, AsJson, DataDir, DatasetOption, StoreOption, existing
+from erpe.cli.output import close_output
 from erpe.cli.report import compare, report
 from erpe.cli.restore import restore
 from erpe.cli.search import study_app, train, tune
-from erpe.errors import UNSENT, ConfigError, ErpeError
+from erpe.errors import UNREAD, UNSENT, ConfigError, ErpeError, OutputError
 
 app = typer.Typer(
     name="erpe",
@@ -188,10 +189,22 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def main() -> None:
     """Run the command line; a mistake of the user's is one line on stderr."""
-    try:
-        app(prog_name="erpe")
-    except ErpeError as error:
-        from erpe.text import line
+    from erpe.text import first_line, line, out_of_memory
 
+    try:
+        try:
+            app(prog_name="erpe")
+        finally:
+            sys.stdout.flush()
+    except ErpeError as error:
+        if isinstance(error, OutputError):
+            close_output()
+        if isinstance(error.__cause__, BrokenPipeError):
+            sys.exit(UNREAD)
         print(f"erpe: {line(str(error))}", file=sys.stderr)
+        sys.exit(1)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        print(f"erpe: no room in memory ({line(first_line(error))}); use smaller sizes instead", file=sys.stderr)
         sys.exit(1)

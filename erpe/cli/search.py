@@ -150,7 +150,9 @@ def interruptible_command() -> Iterator[None]:
 
 def first_reason(reasons: dict[int, str]) -> str:
     """Why the first failed trial failed, in a line."""
-    return next((f"trial {n}: {why.strip().splitlines()[-1]}" for n, why in sorted(reasons.items())), "see erpe status")
+    from erpe.text import last_line
+
+    return next((f"trial {n}: {last_line(why)}" for n, why in sorted(reasons.items())), "see erpe status")
 
 
 def check_tracking(store: Any) -> None:

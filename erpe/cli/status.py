@@ -24,7 +24,7 @@ from erpe.store import Store
 from erpe.study.openings import Openings, openings
 from erpe.study.plan import Plan
 from erpe.study.records import Record, StudyRecord, read_studies
-from erpe.text import Terminal, line
+from erpe.text import Terminal, last_line, line
 from erpe.tracking.tracker import waiting
 
 PHASES = {
@@ -220,7 +220,7 @@ class StudyProgress:
         self.moments[moment.arm] = moment
         what = "seed" if moment.phase == "confirm" else "trial"
         value = f"  {percent(moment.value)}" if moment.phase == "search" else ""
-        why = f"  {moment.reason.strip().splitlines()[-1]}" if moment.reason else ""
+        why = f"  {last_line(moment.reason)}" if moment.reason else ""
         self.say(f"{moment.arm}  {what} {moment.number}  {moment.state.lower()}{value}{why}")
 
     def say(self, text: str) -> None:

@@ -22,7 +22,7 @@ from erpe.search.tune import TuneResult
 from erpe.store import Store
 from erpe.study.records import StudyRecord
 from erpe.study.spec import StudySpec
-from erpe.text import Terminal, line, printable, redact
+from erpe.text import Terminal, last_line, line, printable, redact
 from erpe.tracking.tracker import Waiting, waiting
 
 PHASES = {
@@ -100,7 +100,7 @@ class LiveProgress:
         """A trial has ended."""
         self.moments[moment.number] = moment
         if not self.console.is_terminal:
-            why = f"  {moment.reason.strip().splitlines()[-1]}" if moment.reason else ""
+            why = f"  {last_line(moment.reason)}" if moment.reason else ""
             self.say(f"trial {moment.number:>3}  {moment.state.lower()}  {percent(moment.value)}{why}")
 
     def say(self, text: str) -> None:
@@ -324,12 +324,13 @@ def status_table(rows: list[dict[str, Any]]) -> None:
         for name in ("trial", "state", "epoch", accuracy, "started", "why"):
             table.add_column(name, justify="right" if name in ("trial", "epoch", accuracy) else "left")
         for trial in row["trials"]:
-            reason = (trial["reason"] or "").strip().splitlines() or [""]
             style = "bold" if trial["number"] == row["best"] else STYLES[trial["state"]]
             epochs = f"{trial['epochs']}/{trial['of']}"
             state = state_word(trial["state"]) + (", removed" if trial["removed"] else "")
             cells = (str(trial["number"]), state, epochs, percent(trial["value"]))
-            table.add_row(*cells, (trial["started"] or "")[:19].replace("T", " "), reason[-1], style=style)
+            table.add_row(
+                *cells, (trial["started"] or "")[:19].replace("T", " "), last_line(trial["reason"] or ""), style=style
+            )
         console.print(table)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
+import subprocess
 import sys
 
 from erpe.errors import ConfigError, TrackingError
@@ -17,11 +20,11 @@ HOSTS = ("127.0.0.1", "localhost")
 
 
 def serve(store: Store, port: int) -> None:
-    """Become the MLflow server, on 127.0.0.1 alone; with a tracking server elsewhere, say where to look.
+    """Serve the store with MLflow on 127.0.0.1 until Ctrl-C; with a tracking server elsewhere, say where to look.
 
     Raises:
         ConfigError: the port is taken.
-        TrackingError: the database is damaged, or of another version.
+        TrackingError: the database is damaged, or of another version; or the server ended by itself.
     """
     uri = store.tracking_uri
     if uri.startswith("http"):
@@ -40,7 +43,33 @@ def serve(store: Store, port: int) -> None:
         print(f"{printable(name)}: http://127.0.0.1:{port}{page}")
     print("Ctrl-C ends the server.", flush=True)
     command, environment = server(store, port)
-    os.execve(sys.executable, command, environment)
+    run_server(command, environment)
+
+
+def run_server(command: list[str], environment: dict[str, str]) -> None:
+    """Run a server and all its processes until it ends, or until SIGINT, SIGTERM or SIGHUP.
+
+    It has a session of its own: Ctrl-C in the terminal would have each of its processes show where it was.
+
+    Raises:
+        TrackingError: it ended by itself.
+    """
+
+    def end(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    with subprocess.Popen(command, env=environment, start_new_session=True) as running:
+        try:
+            code = running.wait()
+        except KeyboardInterrupt:
+            print("the server has ended", flush=True)
+            return
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)  # it holds nothing: the database takes whole transactions
+    raise TrackingError(f"the MLflow server ended (exit code {code}); its lines above say why")
 
 
 def server(store: Store, port: int) -> tuple[list[str], dict[str, str]]:

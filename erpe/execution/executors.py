@@ -19,6 +19,7 @@ from erpe.execution.ray_tune.cluster import knock, minding, start
 from erpe.execution.ray_tune.sooner import taking_those_that_wait
 from erpe.execution.trial_loop import Start
 from erpe.surroundings import cores, short_folder
+from erpe.text import first_line
 
 
 class Asked(NamedTuple):
@@ -163,7 +164,7 @@ class OnRay:
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except ray.exceptions.RayError as error:
-            said = str(error).splitlines()[0]
+            said = first_line(error)
             raise StudyError(f"ray: {said}; trials stay as they are, the same command continues") from error
 
 

@@ -35,6 +35,7 @@ from erpe.study.plan import Arm, Plan
 from erpe.study.records import Group, Record, StudyRecord, read_studies
 from erpe.study.session import Ledger
 from erpe.study.spec import StudySpec
+from erpe.text import last_line
 from erpe.tracking.backfill import rebuild
 from erpe.tracking.study_logger import end_study, end_trial, study_tags
 
@@ -265,4 +266,4 @@ def _why(search: Conductor) -> str:
     reasons = [t.verdict.reason for t in search.study().trials if t.verdict and t.verdict.reason]
     if not reasons:
         raise StudyError(f"study {search.ledger.name}: no trial was completed")
-    return str(reasons[0]).strip().splitlines()[-1]
+    return last_line(str(reasons[0]))

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from erpe.errors import BusyError, StoreError, StudyError, nearest
 from erpe.store import Store, sqlite_path
+from erpe.text import last_line
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -109,7 +110,7 @@ def damage_of(path: Path) -> str:
     try:
         with contextlib.closing(_open(path)) as database:
             said = str(database.execute("PRAGMA quick_check").fetchone()[0])
-        return "" if said == "ok" else said.splitlines()[-1]
+        return "" if said == "ok" else last_line(said)
     except sqlite3.OperationalError as error:
         return str(error) if "disk image" in str(error) else ""
     except sqlite3.DatabaseError as error:

@@ -16,7 +16,7 @@ from filelock import FileLock
 from erpe.credentials import read_secret_files
 from erpe.store import sqlite_path, sqlite_url
 from erpe.surroundings import bypass_proxies, proxy_of
-from erpe.text import redact
+from erpe.text import first_line, redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -190,7 +190,7 @@ def _examine_database(uri: str) -> Health:
             found = connection.execute(text("SELECT version_num FROM alembic_version")) if tables else ()
             versions = {version for (version,) in found}
     except (SQLAlchemyError, ImportError, ValueError) as error:
-        said = redact(str(getattr(error, "orig", error)).strip().splitlines()[0])
+        said = redact(first_line(getattr(error, "orig", None) or error))
         if "locked" in said or re.search(r"connect(?!.*(authentication|denied|does not exist))", said):
             return Health("down", f"{name}: no answer ({said})", WAITING)
         lost = "malformed" in said or "not a database" in said

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from erpe.errors import ErpeError
 from erpe.io import open_plain
 from erpe.store import Store
-from erpe.text import redact
+from erpe.text import first_line, redact
 from erpe.tracking.connection import Health, examine
 from erpe.tracking.outbox import Ack, Event, Spool
 from erpe.tracking.run_state import Known
@@ -195,7 +195,7 @@ class Sender:
                 self._set_apart(events[0], error)
                 return True
         elif self._failures >= _ATTEMPTS:
-            self.problem = f"{self._uri}: {redact(str(error).strip().splitlines()[0])}"
+            self.problem = f"{self._uri}: {redact(first_line(error))}"
         return False
 
     def _unwell(self, health: Health) -> bool:

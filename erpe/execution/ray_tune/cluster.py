@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from erpe.errors import ConfigError, StudyError
+from erpe.execution import COMMAND
 from erpe.execution.ray_tune.sooner import starting_sooner
 from erpe.openmp import WAITING
 from erpe.surroundings import bypass_proxies, require_loopback
+from erpe.text import first_line
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Trials exchange a few numbers; Ray's default is 30 % of the memory."""
@@ -88,7 +90,7 @@ def start(address: str | None, cpus: int, folder: str) -> None:
             f"ray: {why}; use a HOME and a TMPDIR that can be written, or --executor inline instead"
         ) from None
     except Exception as error:  # Ray's own, of no class, where a machine is too busy for its patience
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         raise StudyError(
             f"ray: did not start ({said}); nothing is lost, the same command tries again, "
             "and --executor inline needs no Ray"
@@ -149,28 +151,46 @@ def _without_its_warnings() -> Iterator[None]:
 
 @contextmanager
 def minding(address: str | None, seconds: float = HEAD_SECONDS) -> Iterator[None]:
-    """While the block runs: if the cluster's head is silent for so long, the process ends with a line that says so.
+    """While the block runs: if the cluster's head is silent for so long, SIGINT ends what the main thread waits for.
 
-    Ray would end it a little later, in its own words, wherever its threads wait; nothing could be caught.
+    Ray would end the process a little later, in its own words: a command whose main thread does not wake ends itself
+    before. A block outside of the main thread cannot be woken.
+
+    Raises:
+        StudyError: the head was silent, and the block ended for that.
     """
-    over = threading.Event()
+    over, gone = threading.Event(), threading.Event()
+    wakes = threading.current_thread() is threading.main_thread()
     if address:
-        threading.Thread(target=_mind, args=(address, seconds, over), daemon=True).start()
+        threading.Thread(target=_mind, args=(address, seconds, over, gone, wakes), daemon=True).start()
     try:
         yield
+    except BaseException as error:
+        if not gone.is_set():
+            raise
+        raise StudyError(_away(address, seconds)) from error
     finally:
         over.set()
 
 
-def _mind(address: str, seconds: float, over: threading.Event) -> None:
+def _away(address: str | None, seconds: float) -> str:
+    gone = f"ray address {address}: the cluster's head is gone, no answer for {seconds:g} s"
+    return f"{gone}; trials stay as they are, the same command continues"
+
+
+def _mind(address: str, seconds: float, over: threading.Event, gone: threading.Event, wakes: bool) -> None:
     heard = time.monotonic()
     while not over.wait(seconds / 10):
         with suppress(ConfigError):
             knock(address)
             heard = time.monotonic()
         if time.monotonic() - heard > seconds:
-            away = f"ray address {address}: the cluster's head is gone, nobody has answered for {seconds:g} s"
-            print(f"erpe: {away}; trials stay as they are, the same command continues", file=sys.stderr, flush=True)
+            gone.set()
+        main = threading.main_thread().ident
+        if gone.is_set() and wakes and main:  # twice: the first asks a search to finish its epochs, the second ends it
+            signal.pthread_kill(main, signal.SIGINT)
+        if gone.is_set() and COMMAND.is_set() and time.monotonic() - heard > 1.3 * seconds:
+            print(f"erpe: {_away(address, seconds)}", file=sys.stderr, flush=True)
             os._exit(1)
 
 

@@ -13,6 +13,8 @@ from erpe.execution.ray_tune.cluster import start
 from erpe.surroundings import short_folder
 
 import erpe.execution.ray_tune.environment  # isort: skip  # noqa: F401  before Ray
+from erpe.text import first_line
+
 import ray  # isort: skip
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # isort: skip
 
@@ -117,4 +119,4 @@ def _answer(reference: Any) -> str | None:
         cause = error.cause
         return str(cause) if isinstance(cause, ErpeError) else f"{type(cause).__name__}: {cause}"
     except ray.exceptions.RayError as error:
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
