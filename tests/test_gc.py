@@ -262,7 +262,7 @@ def test_a_removed_trial_does_not_return_from_where_it_came(nine, empty):
     (found,) = adopt(nine.root, empty)
     assert found[1:] == (0, 0)
     check_nothing_dangles(empty, "digits-nine")
-    play(nine, "search.trials=4")
+    play(nine, "search.trials=4", replace=True)
     (found,) = adopt(nine.root, empty)
     assert found.trials
     check_nothing_dangles(empty, "digits-nine")
@@ -273,7 +273,7 @@ def test_a_removed_trial_does_not_return_from_where_it_came(nine, empty):
 def test_what_was_removed_there_is_removed_here_too(nine, empty, tmp_path, ahead):
     adopt(nine.root, empty)
     if ahead:
-        play(empty, "search.trials=4")
+        play(empty, "search.trials=4", replace=True)
     gc(nine, ALL)
     for _ in range(2):
         adopt(nine.root, empty)

@@ -367,7 +367,7 @@ def test_a_gpu_where_there_is_none_is_refused_in_one_line(tmp_path, device):
 
 @pytest.mark.parametrize("device", ["gpu", "", "meta", "CPU", "cuda:x", "hpu", "vulkan", "cpu ", "privateuseone", "-1"])
 def test_a_device_that_is_none_is_refused_in_one_line(device):
-    with pytest.raises(ConfigError, match="use (auto, cpu|cpu instead)") as refused:
+    with pytest.raises(ConfigError, match=r"use (auto, cpu|cpu instead)") as refused:
         pick_device(device)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 250
 

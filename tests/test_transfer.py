@@ -131,7 +131,7 @@ def test_what_went_on_there_arrives_later_and_nothing_is_doubled(there, here, af
     play(there)
     (found,) = adopt(there.root, here)
     assert 0 < found.trials < 9 and contents(here) == contents(there)
-    play(there, "search.trials=3", "confirm.seeds=3")
+    play(there, "search.trials=3", "confirm.seeds=3", replace=True)
     adopt(there.root, here)
     assert contents(here) == contents(there)
     uids = [(event.uid, event.step) for event, _ in Spool(here.spool, NAME).read(0) if event.kind == "epoch"]
@@ -247,8 +247,8 @@ def test_other_arms_under_the_same_name_are_refused(there, here):
 def test_what_went_on_in_both_places_is_refused(there, here):
     play(there, *ONE)
     adopt(there.root, here)
-    play(there, *ONE, "search.trials=2")
-    play(here, *ONE, "search.trials=3")
+    play(there, *ONE, "search.trials=2", replace=True)
+    play(here, *ONE, "search.trials=3", replace=True)
     refused(there, here, r"digits-nine\.relu: it went on here and there", StudyError)
 
 
