@@ -117,13 +117,10 @@ def test_optunas_plots_open_in_the_ui_without_any_network(browser, ui, store, st
     query = "SELECT run_uuid, artifact_uri FROM runs WHERE experiment_id = ? AND name NOT LIKE 'trial %'"
     run, uri = rows(store.root / "mlflow.db", query, study[0])[0]
     plots = sorted(path.name for path in Path(uri.removeprefix("file://"), "optuna").iterdir())
-    assert plots == ["history.html", "importances.html", "parallel_coordinates.html"]
+    assert plots == ["history.png", "importances.png", "parallel_coordinates.png"]
     page = f"{ui}/#/experiments/{study[0]}/runs/{run}/artifacts/optuna/{plots[-1]}"
     visit(browser, f"{page}?workflowType=machine_learning")
-    frame = wait(browser, lambda: next(iter(browser.find_elements("tag name", "iframe")), None))
-    browser.switch_to.frame(frame)
-    wait(browser, lambda: browser.find_elements("css selector", "svg.main-svg"))
-    browser.switch_to.default_content()
+    wait(browser, lambda: browser.execute_script("return [...document.images].some(i => i.naturalWidth > 500)"))
     photograph("mlflow-optuna")
 
 

@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import erpe
 from erpe.errors import ErpeError, StoreError
@@ -111,7 +111,7 @@ def _is_plain(path: Path) -> bool:
 
 
 def log_plots(client: MlflowClient, run: str, storage_url: str, study: str) -> None:
-    """Optuna's plots of a study as HTML. Each holds all of plotly (5 MB): MLflow shows it in a frame, offline.
+    """Pictures of a search, see `erpe.tracking.search_plots`.
 
     There are none of what is not in the database, a page for one, nor where the database cannot be read.
     """
@@ -129,24 +129,13 @@ def log_plots(client: MlflowClient, run: str, storage_url: str, study: str) -> N
 
 
 def _log_plots(client: MlflowClient, run: str, found: optuna.Study) -> None:
-    import optuna
-    from optuna import visualization
+    from erpe.tracking.search_plots import draw_search
 
-    plots: dict[str, Callable[..., Any]] = {
-        "history": visualization.plot_optimization_history,
-        "importances": visualization.plot_param_importances,
-        "parallel_coordinates": visualization.plot_parallel_coordinate,
-    }
-    complete = found.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
-    if not complete:
-        return
     # Few trials make the importances equal; the plot shows that.
     warnings.filterwarnings("ignore", "Target and region quantiles", UserWarning)
     with tempfile.TemporaryDirectory() as drawn:
-        for name, plot in plots.items():
-            if len(complete) < 2 and name != "history":
-                continue  # nothing to compare
-            plot(found).write_html(Path(drawn) / f"{name}.html", include_plotlyjs=True)
+        for name, figure in draw_search(found).items():
+            figures.save(figure, Path(drawn) / f"{name}.png")
         files_of(client, run).log_artifacts(drawn, "optuna")
 
 

@@ -1,0 +1,84 @@
+"""A search in three pictures, for the MLflow UI: its history, what mattered, and which settings went with which value.
+
+Optuna's own come with all of plotly in each (5 MB), or draw by pyplot, whose style and figures are of the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optuna
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import FrozenTrial
+
+MARK = "tab:blue"
+
+
+def draw_search(study: optuna.Study) -> dict[str, Figure]:
+    """Name -> figure; those that compare trials only where there are two or more, none where there is none."""
+    complete = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+    compares: dict[str, Callable[[], Figure]] = {
+        "importances": lambda: importances(study),
+        "parallel_coordinates": lambda: parallel_coordinates(complete),
+    }
+    found = {"history": history(complete)} if complete else {}
+    if len(complete) > 1 and any(trial.params for trial in complete):
+        found |= {name: picture() for name, picture in compares.items()}
+    return found
+
+
+def history(trials: list[FrozenTrial]) -> Figure:
+    """The value of each complete trial, and the best so far."""
+    numbers, values = [trial.number for trial in trials], [float(trial.value or 0) for trial in trials]
+    figure, axes = _figure(6, 3.5)
+    axes.plot(numbers, values, "o", color=MARK, label="trial")
+    axes.step(numbers, np.maximum.accumulate(values), where="post", color="tab:red", label="best so far")
+    axes.set(xlabel="trial", ylabel="objective value", title="history")
+    axes.legend()
+    return figure
+
+
+def importances(study: optuna.Study) -> Figure:
+    """How much of the variance of the values each setting explains (fANOVA); few trials make them equal."""
+    found = optuna.importance.get_param_importances(study)
+    figure, axes = _figure(6, 1.5 + 0.3 * len(found))
+    axes.barh(list(found)[::-1], list(found.values())[::-1], color=MARK)
+    axes.set(xlabel="importance", title="importances")
+    return figure
+
+
+def parallel_coordinates(trials: list[FrozenTrial]) -> Figure:
+    """A line a trial through its settings, each scaled to its range; the colour is the value."""
+    names = sorted({name for trial in trials for name in trial.params})
+    values = [float(trial.value or 0) for trial in trials]
+    low, high = min(values), max(values)
+    figure, axes = _figure(1.5 + 1.2 * len(names), 4.5)
+    colours = axes.scatter([], [], c=[], vmin=low, vmax=high if high > low else low + 1e-9, cmap="viridis")
+    for trial, value in zip(trials, values, strict=True):
+        heights = [_height(trial, name) for name in names]
+        axes.plot(names, heights, color=colours.to_rgba(np.array(value)), linewidth=1)  # a gap where it is not set
+    axes.set(ylim=(-0.03, 1.03), yticks=(0, 1), yticklabels=("low", "high"), title="parallel coordinates")
+    axes.tick_params(axis="x", labelrotation=45, labelsize=8)
+    figure.colorbar(colours, ax=axes, label="objective value")
+    return figure
+
+
+def _height(trial: FrozenTrial, name: str) -> float:
+    """Where a setting lies in its range, in [0, 1], on the scale it is sampled on."""
+    if name not in trial.params:
+        return float("nan")
+    where: Any = trial.distributions[name]
+    if isinstance(where, CategoricalDistribution):
+        return where.choices.index(trial.params[name]) / max(1, len(where.choices) - 1)
+    low, here, high = (np.log(x) if where.log else float(x) for x in (where.low, trial.params[name], where.high))
+    return float((here - low) / (high - low)) if high > low else 0.5
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
