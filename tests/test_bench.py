@@ -2,10 +2,12 @@
 
 import json
 import sys
+from itertools import product
 
 import pytest
 import torch
 from counters import count_with_torch
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from erpe.bench.layers import SDPA, LayerShape, bench_layers, contenders, grid_of, measured, step
@@ -14,12 +16,15 @@ from erpe.bench.models import bench_models
 from erpe.bench.overhead import bench_overhead
 from erpe.bench.packing import bench_packs
 from erpe.bench.plot import draw
+from erpe.bench.precision import bench_precision
 from erpe.bench.series import bench_series
 from erpe.bench.tables import models_table, overhead_table
 from erpe.bench.timing import compete
 from erpe.bench.train import bench_training
+from erpe.config import VARIANTS
 from erpe.errors import ConfigError, StoreError
 from erpe.model import cpu_kernels
+from erpe.training.precision import bfloat16_unit
 
 CPU = torch.device("cpu")
 SMALL = LayerShape(heads=2, head_dim=8, features=8, batch_tokens=32)
@@ -90,6 +95,7 @@ SIZES = {
     "layer": ("--tokens", "16", "--batch", "2", "--figure", "x.svg"),
     "train": ("-d", "digits"),
     "model": ("-d", "digits"),
+    "precision": ("-d", "digits", "--set", "model.width=16", "--set", "train.batch=8"),
     "pack": ("--pack", "1", "--pack", "2"),
     "series": ("--tokens", "16", "--rank", "3", "--batch-tokens", "16"),
 }
@@ -204,6 +210,34 @@ def test_models_are_timed_against_softmax_attention():
     assert found["rows"][0]["ratio"] == 1 and found["machine"]["width"] == 16
     models_table(found)
     json.dumps(found)
+
+
+def test_both_precisions_of_every_variant_are_timed_in_the_same_rounds():
+    small = {"model.width": 16, "model.depth": 1, "train.batch": 8}
+    found = bench_precision([*VARIANTS], ["digits", "mnist"], rounds=2, settings=small, device="cpu")
+    keys = [(row["dataset"], row["variant"], row["precision"]) for row in found["rows"]]
+    assert keys == [*product(("digits", "mnist"), VARIANTS, ("float32", "bfloat16"))]
+    for row, other in zip(found["rows"][::2], found["rows"][1::2], strict=True):
+        assert row["ratio"] == 1 and other["ratio"] == pytest.approx(other["ms"] / row["ms"])
+        assert row["images_per_second"] * row["ms"] == pytest.approx(8000)
+        assert 0 < other["low"] <= other["ms"] <= other["high"] and other["n"] == 2
+    assert found["machine"].items() >= {"threads": 1, "bfloat16": bfloat16_unit(CPU) or "none", **small}.items()
+    json.dumps(found)
+
+
+def test_each_precision_is_trained_in():
+    seen = []
+
+    def note(module, given, out):
+        if isinstance(module, torch.nn.Linear):
+            seen.append(out.dtype)
+
+    with register_module_forward_hook(note):
+        bench_precision(["relu"], ["digits"], rounds=1, settings={"model.depth": 1, "train.batch": 8}, device="cpu")
+    counts = [seen.count(dtype) for dtype in (torch.float32, torch.bfloat16)]
+    assert counts[0] == counts[1] == len(seen) / 2 > 0
+    with pytest.raises(ConfigError, match=r"train.precision is what is compared"):
+        bench_precision(["relu"], ["digits"], settings={"train.precision": "float32"})
 
 
 def row(name, tokens, what, ms, mib):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from erpe.bench.timing import compete, machine
+from erpe.bench.train import imagined
 from erpe.config import DATASETS, TrialConfig, defaults
 from erpe.errors import ConfigError
 from erpe.model import build
@@ -40,7 +41,7 @@ def bench_packs(
         raise ConfigError(f"pack: {min(sizes)} given; 1 or more would do")
     where, rows = pick_device(device), []
     base = defaults("softmax", dataset).replace(settings or {})
-    images = imagined(base).to(where)
+    images = imagined(base, STEPS).to(where)
     for variant in variants:
         config = base.replace({"model.variant": variant, "train.epochs": 10_000})
         calls = {
@@ -53,15 +54,6 @@ def bench_packs(
         rows += found
     shown = {"batch": base.train.batch, "dataset": dataset} | (settings or {})
     return {"machine": machine(where) | shown, "rows": rows}
-
-
-def imagined(config: TrialConfig) -> Images:
-    """Noise of the data set's form, for so many steps."""
-    generator, count = torch.Generator().manual_seed(0), STEPS * config.train.batch
-    shape = (count, *config.model.image)
-    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator, device="cpu")
-    labels = torch.randint(0, config.model.classes, (count,), dtype=torch.int64, generator=generator, device="cpu")
-    return Images(pixels, labels)
 
 
 def steps_of_trial(config: TrialConfig) -> int:

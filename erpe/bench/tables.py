@@ -37,6 +37,19 @@ def models_table(found: dict[str, Any]) -> None:
         Terminal().print(table)
 
 
+def precision_table(found: dict[str, Any]) -> None:
+    """Images a second of each variant in both precisions, a table a data set."""
+    datasets = [*dict.fromkeys(row["dataset"] for row in found["rows"])]
+    for dataset in datasets:
+        table = _table(f"training, images of {dataset}", conditions(found) if dataset == datasets[-1] else None)
+        _columns(table, "variant", "images/s", "ms a step, median", "low to high", "of float32's")
+        for row in found["rows"]:
+            if row["dataset"] == dataset:
+                cells = (f"{row['images_per_second']:,.0f}", f"{row['ms']:.1f}", spread(row), f"{1 / row['ratio']:.2f}")
+                table.add_row(row["name"], *cells)
+        Terminal().print(table)
+
+
 def overhead_table(found: dict[str, Any]) -> None:
     """What each stack takes for a trial and for an epoch that train nothing."""
     table = _table("beside the training, ms; processor time of this process, a trial and an epoch", conditions(found))

@@ -82,12 +82,7 @@ def bench_training(
     """
     where = pick_device(device)
     base = defaults("softmax", dataset).replace(settings or {})
-    generator = torch.Generator().manual_seed(0)
-    count = STEPS * base.train.batch
-    shape, drawn = (count, *base.model.image), dict[str, Any](generator=generator, device="cpu")
-    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, **drawn)
-    labels = torch.randint(0, base.model.classes, (count,), dtype=torch.int64, **drawn)
-    images = Images(pixels, labels).to(where)
+    images = imagined(base, STEPS).to(where)
     loops = {"nn.TransformerEncoder, bare loop": bare_epoch(Bare(base.model).to(where), base, images, where)}
     for variant in variants:
         config = base.replace({"model.variant": variant, "train.epochs": 10_000})
@@ -96,6 +91,15 @@ def bench_training(
     for row in rows:
         row |= {key: row[key] / STEPS for key in ("ms", "low", "high")}
     return {"machine": machine(where) | {"batch": base.train.batch, "dataset": dataset}, "rows": rows}
+
+
+def imagined(config: TrialConfig, steps: int) -> Images:
+    """Noise of the data set's form, for so many steps an epoch."""
+    generator, count = torch.Generator().manual_seed(0), steps * config.train.batch
+    shape = (count, *config.model.image)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator, device="cpu")
+    labels = torch.randint(0, config.model.classes, (count,), dtype=torch.int64, generator=generator, device="cpu")
+    return Images(pixels, labels)
 
 
 def epochs_of(trainer: Trainer) -> Callable[[], None]:

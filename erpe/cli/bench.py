@@ -128,6 +128,31 @@ def bench_train(
     _show(found, training_table, as_json)
 
 
+@bench_app.command("precision")
+def bench_precision(
+    variant: BenchVariants = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option("--dataset", "-d", help="May be repeated; default: cifar10, mnist.")
+    ] = None,
+    rounds: Rounds = 7,
+    threads: Threads = 1,
+    settings: Settings = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Time training in float32 and in bfloat16: images a second. --set gives the size."""
+    _torch(variant, threads)
+    from erpe.bench.precision import bench_precision as run
+    from erpe.bench.tables import precision_table
+    from erpe.config import VARIANTS
+
+    found = run(
+        variant or list(VARIANTS), dataset or ["cifar10", "mnist"],
+        rounds=rounds, settings=parse_settings(settings), device=device,
+    )  # fmt: skip
+    _show(found, precision_table, as_json)
+
+
 @bench_app.command("pack")
 def bench_pack(
     variant: BenchVariants = None,
