@@ -282,6 +282,42 @@ def test_both_layouts_are_found(dataset, nested, request):
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+@pytest.mark.parametrize("up", [0, 1])
+def test_the_files_own_folder_is_found(dataset, up, request):
+    _, folder = request.getfixturevalue(dataset)
+    root = [folder, folder.parent][up]
+    prepare(dataset, root)
+    assert len(load_training(DataConfig(dataset=dataset), root).train.labels) == {"mnist": 360, "cifar10": 180}[dataset]
+
+
+@pytest.mark.parametrize("dot", [".", "-"])
+@pytest.mark.parametrize("own", [True, False])
+def test_unpacked_files_of_mnist_are_checked_and_read(mnist, monkeypatch, own, dot):
+    root, folder = mnist
+    packed = load_training(DataConfig(dataset="mnist"), root)
+    sums = {}
+    for path in sorted(folder.iterdir()):
+        content = gzip.decompress(path.read_bytes())
+        sums[path.stem] = hashlib.md5(content).hexdigest()
+        path.with_name(path.stem.replace("-idx", f"{dot}idx")).write_bytes(content)
+        path.unlink()
+    monkeypatch.setattr(download, "UNPACKED", sums)
+    given = folder if own else root / "mnist"
+    found = load_training(DataConfig(dataset="mnist"), given)
+    assert found.digest == packed.digest and torch.equal(found.train.pixels, packed.train.pixels)
+    victim = max(folder.iterdir())
+    victim.write_bytes(b"other")
+    assert str(victim) in refusal(prepare, "mnist", given)
+
+
+@real
+def test_the_sums_of_unpacked_files_are_those_of_the_published_ones():
+    folder = Path(REAL) / "mnist/MNIST/raw"
+    for name, expected in download.UNPACKED.items():
+        assert hashlib.md5(gzip.decompress((folder / f"{name}.gz").read_bytes())).hexdigest() == expected
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
 def test_reading_leaves_the_folder_as_it_is(dataset, request):
     root, _ = request.getfixturevalue(dataset)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
@@ -359,6 +395,7 @@ def test_missing_files_without_network_are_one_line_that_says_what_would_do(data
     assert len(names) == {"mnist": 4, "cifar10": 7}[dataset]
     assert all(name in text for name in [*names, str(tmp_path / "nowhere"), "--data-dir", "--dataset digits"])
     assert not re.search(r"Traceback|File \"", text)
+    assert not (tmp_path / "nowhere").exists(), "nothing is made but what is downloaded"
 
 
 def test_one_missing_file_is_named_alone(mnist, offline):

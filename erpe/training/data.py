@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from erpe.config import DATASETS, DataConfig
-from erpe.training.download import MD5, find_data_dir, folder_of, prepare
+from erpe.training.download import MD5, find_data_dir, find_file, folder_of, prepare
 from erpe.training.split import stratified
 
 Part = Literal["train", "test"]
@@ -140,12 +140,17 @@ def _digits(_: Path, part: Part) -> Images:
 
 
 def _mnist(folder: Path, part: Part) -> Images:
-    """The gzipped idx files, read where they are: big-endian header of 16 and 8 bytes, then uint8 values."""
+    """The idx files, read where they are: big-endian header of 16 and 8 bytes, then uint8 values."""
     name = "train" if part == "train" else "t10k"
-    pixels = gzip.decompress((folder / f"{name}-images-idx3-ubyte.gz").read_bytes())
-    labels = gzip.decompress((folder / f"{name}-labels-idx1-ubyte.gz").read_bytes())
+    pixels, labels = (
+        _unpacked(find_file(folder, f"{name}-{kind}-ubyte.gz")) for kind in ("images-idx3", "labels-idx1")
+    )
     images = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 1, 28, 28)
     return Images(torch.from_numpy(images.copy()), _labels(np.frombuffer(labels, np.uint8, offset=8)))
+
+
+def _unpacked(path: Path) -> bytes:
+    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
 
 
 def _cifar10(folder: Path, part: Part) -> Images:

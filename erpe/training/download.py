@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from textwrap import shorten
 
@@ -36,6 +37,17 @@ MD5 = {
 }
 """Of each data set's files, as torchvision knows them; digits have none, for scikit-learn brings them."""
 
+UNPACKED = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+"""MD5 of MNIST's files without their gzip."""
+
+LAYOUT = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py", "digits": ""}
+"""Where torchvision puts the files, below what it calls root."""
+
 
 def find_data_dir(data_dir: str | Path | None) -> Path:
     """The folder given, else `ERPE_DATA`, else `data` here.
@@ -60,39 +72,62 @@ def prepare(dataset: str, data_dir: str | Path | None = None) -> None:
     if missing_files(dataset, root):
         _download(dataset, root)
     folder = folder_of(dataset, root)
-    for name, expected in MD5[dataset].items():
+    for name, packed in MD5[dataset].items():
+        path = find_file(folder, name)
+        expected = packed if path.name == name else UNPACKED[name.removesuffix(".gz")]
         try:
-            found = hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
+            found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
         except OSError as error:
-            raise DataError(f"{folder / name}: cannot be read ({error.strerror}), expected MD5 {expected}") from None
+            raise DataError(f"{path}: cannot be read ({error.strerror}), expected MD5 {expected}") from None
         if found != expected:
-            raise DataError(f"{folder / name}: MD5 is {found}, expected {expected}; delete it to download it again")
+            raise DataError(f"{path}: MD5 is {found}, expected {expected}; delete it to download it again")
 
 
 def missing_files(dataset: str, root: Path) -> list[str]:
     """Names of the data set's files that are not below `root`; none for digits."""
     folder = folder_of(dataset, root)
-    return sorted(name for name in MD5[dataset] if not (folder / name).exists())
+    return sorted(name for name in MD5[dataset] if not find_file(folder, name).exists())
 
 
 def folder_of(dataset: str, root: Path) -> Path:
-    """torchvision's layout below `root`, or below `root/mnist` and `root/cifar10`."""
-    layout = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py", "digits": ""}[dataset]
-    nested = root / dataset / layout
-    return nested if nested.exists() else root / layout
+    """Find the folder with most of the data set's files; without any, the one they are downloaded to.
+
+    It is `root` itself, a part of torchvision's layout below `root`, or the same below `root/mnist`, `root/cifar10`.
+    """
+    layout = LAYOUT[dataset]
+    below = [layout, Path(layout).name, ""]
+    folders = [base / part for base in (root / dataset, root) for part in below]
+    there = [sum(find_file(folder, name).exists() for name in MD5[dataset]) for folder in folders]
+    if any(there):
+        return folders[there.index(max(there))]
+    return folders[0] if folders[0].exists() else root / layout
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """Find a file as it was published; or, of MNIST, without its gzip, `.idx3` or `-idx3` in its name."""
+    plain = name.removesuffix(".gz")
+    names = [name, plain, plain.replace("-idx", ".idx")]
+    return next((folder / each for each in names if (folder / each).exists()), folder / name)
 
 
 def _download(dataset: str, root: Path) -> None:
     from erpe.training.vision import torchvision
 
+    folder = folder_of(dataset, root)
+    if not folder.match(LAYOUT[dataset]):
+        folder = root / LAYOUT[dataset]  # torchvision knows no other
+    home = folder.parents[1] if dataset == "mnist" else folder.parent  # what torchvision calls root
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE_S)  # torchvision would wait for a silent server for ever
     try:
-        known, folder = torchvision().datasets, folder_of(dataset, root)
-        home = folder.parents[1] if dataset == "mnist" else folder.parent  # what torchvision calls root
+        known = torchvision().datasets
         home.mkdir(parents=True, exist_ok=True)
         (known.MNIST if dataset == "mnist" else known.CIFAR10)(home, download=True)
     except (OSError, RuntimeError) as error:
+        for each in made:
+            with suppress(OSError):
+                each.rmdir()  # if nothing has come
         names = ", ".join(missing_files(dataset, root))
         raise DataError(
             f"{dataset}: {names} not in {folder_of(dataset, root)}, and no download ({_reason(error)}); "
