@@ -39,15 +39,20 @@ def models_table(found: dict[str, Any]) -> None:
 
 def precision_table(found: dict[str, Any]) -> None:
     """Images a second of each variant in both precisions, a table a data set."""
-    datasets = [*dict.fromkeys(row["dataset"] for row in found["rows"])]
-    for dataset in datasets:
-        table = _table(f"training, images of {dataset}", conditions(found) if dataset == datasets[-1] else None)
-        _columns(table, "variant", "images/s", "ms a step, median", "low to high", "of float32's")
-        for row in found["rows"]:
-            if row["dataset"] == dataset:
-                cells = (f"{row['images_per_second']:,.0f}", f"{row['ms']:.1f}", spread(row), f"{1 / row['ratio']:.2f}")
-                table.add_row(row["name"], *cells)
+    rows = {(row["dataset"], row["variant"], row["precision"]): row for row in found["rows"]}
+    for dataset in dict.fromkeys(row["dataset"] for row in found["rows"]):
+        table = _table(f"training, images of {dataset}: images/s, median (low to high)")
+        _columns(table, "variant", "float32", "bfloat16", "ratio")
+        for variant in dict.fromkeys(row["variant"] for row in found["rows"]):
+            single, half = (rows[dataset, variant, precision] for precision in ("float32", "bfloat16"))
+            table.add_row(variant, _images(single), _images(half), f"{1 / half['ratio']:.2f}")
         Terminal().print(table)
+    print(f"n={found['rows'][0]['n']} rounds; {conditions(found)}")
+
+
+def _images(row: dict[str, Any]) -> str:
+    low, high = (row["images_per_second"] * row["ms"] / row[end] for end in ("high", "low"))
+    return f"{row['images_per_second']:,.0f} ({low:,.0f} to {high:,.0f})"
 
 
 def overhead_table(found: dict[str, Any]) -> None:
