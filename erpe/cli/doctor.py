@@ -54,7 +54,7 @@ def devices() -> Iterator[Finding]:
     from erpe.training.precision import explain_auto
     from erpe.training.vision import torchvision
 
-    yield Finding("cpu", "well", f"{cores()} cores for this process, torch uses {torch.get_num_threads()} threads")
+    yield Finding("cpu", "well", f"{cores()} cores, torch uses {torch.get_num_threads()} threads")
     if LIBRARY:
         yield Finding("kernels", "well", "compiled: linear attention of CPUs in C")
     else:
