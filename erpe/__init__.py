@@ -29,3 +29,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(results, name)
     raise AttributeError(f"module 'erpe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Name what is imported when it is used, too."""
+    return sorted({*globals(), *__all__})

@@ -10,11 +10,16 @@ import re
 from typing import Any
 from urllib.parse import unquote
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 SHORTEST = 6
 """Characters of a secret that is looked for by its value: a shorter one would be found in ordinary words."""
+
+LONGEST_WORD = 20
+"""Characters of a word that a table keeps in one line."""
 
 _SECRET_NAME = re.compile(r"PASSWORD|PASSWD|TOKEN|SECRET|CREDENTIAL|(^|_)(API|ACCESS|ACCOUNT|PRIVATE)?_?KEY(_|$)", re.I)
 _NOT_SECRET = re.compile(r"PATH$|FILE$|_ID$", re.I)
@@ -80,3 +85,36 @@ class Terminal(Console):
     def render_str(self, text: str, **how: Any) -> Text:
         """See `rich.console.Console`; every string passes here, those in tables and titles, too."""
         return super().render_str(printable(text), **how | {"markup": False, "emoji": False, "highlight": False})
+
+    def print_table(self, table: Table) -> None:
+        """Show a table whole: without its last columns, and a line that names them, where the terminal is too narrow.
+
+        In a file there is room for all, unless COLUMNS is set, and no line ends with blanks.
+        """
+        bounded = self.is_terminal or "COLUMNS" in os.environ
+        if not bounded:
+            self.width = 10_000
+        left_out: list[str] = []
+        while bounded and len(table.columns) > 2 and _width(table) > self.width:
+            left_out.insert(0, str(table.columns.pop().header))
+        with self.capture() as shown:
+            self.print(table)
+        for each in shown.get().splitlines():
+            print(each.rstrip(), file=self.file)
+        if left_out:
+            print(f"left out: {', '.join(left_out)}; use a wider terminal or --json to see them", file=self.file)
+
+
+def _width(table: Table) -> int:
+    """Characters that a table takes at least: words are not cut, and numbers, which stand at the right, not wrapped."""
+    total = 1
+    for column in table.columns:
+        if column.justify == "right":
+            column.no_wrap = True
+        cells = list(map(str, column.cells))
+        if not column.no_wrap:
+            column.overflow = "fold"  # a path, say, may go on in the next line
+            cells = [word[:LONGEST_WORD] for cell in cells for word in cell.split()]
+        words = [*str(column.header).split(), *cells]
+        total += max(map(cell_len, words), default=0) + 3
+    return total

@@ -22,7 +22,7 @@ def training_table(found: dict[str, Any]) -> None:
     _columns(table, "loop", "ms, median", "low to high", "ratio of medians")
     for row in found["rows"]:
         table.add_row(row["name"], f"{row['ms']:.1f}", spread(row), f"{row['ratio']:.2f}")
-    Terminal().print(table)
+    Terminal().print_table(table)
 
 
 def models_table(found: dict[str, Any]) -> None:
@@ -34,7 +34,7 @@ def models_table(found: dict[str, Any]) -> None:
             if row["pass"] == what:
                 cells = (f"{row['images_per_second']:,.0f}", f"{row['ms']:.1f}", spread(row), f"{1 / row['ratio']:.2f}")
                 table.add_row(row["name"], *cells)
-        Terminal().print(table)
+        Terminal().print_table(table)
 
 
 def precision_table(found: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ def overhead_table(found: dict[str, Any]) -> None:
         table.add_row(
             row["name"], f"{row['trial_ms']:.2f}", reach[0], f"{row['epoch_ms']:.2f}", reach[1], processor
         )  # fmt: skip
-    Terminal().print(table)
+    Terminal().print_table(table)
 
 
 def series_table(found: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ def series_table(found: dict[str, Any]) -> None:
             step = steps[row["tokens"], row["name"]]["ratio"]
             cells = (f"{row['tokens']}", f"{row['error']:.1e}", f"{row['ratio']:.3f}", f"{step:.3f}")
             table.add_row(row["name"], *cells)
-    Terminal().print(table)
+    Terminal().print_table(table)
 
 
 def layers_table(found: dict[str, Any]) -> None:
@@ -104,7 +104,7 @@ def _by_tokens(title: str, rows: list[dict[str, Any]], cell: Callable[[dict[str,
     _columns(table, "layer", *dict.fromkeys(f"N={row['tokens']}, B={row['batch']}" for row in rows))
     for name in dict.fromkeys(row["name"] for row in rows):
         table.add_row(name, *(cell(row) if row["n"] else "no room" for row in rows if row["name"] == name))
-    Terminal().print(table)
+    Terminal().print_table(table)
 
 
 def spread(row: dict[str, Any]) -> str:

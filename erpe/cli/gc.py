@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from erpe.retention.gc import Sweep, Swept
 from erpe.store import Store
+from erpe.text import Terminal, printable
 
 
 def sweep_table(found: Sweep, store: Store, dry_run: bool) -> None:
     """For people."""
-    console = Console()
+    console = Terminal()
     if found.studies:
         table = Table(box=SIMPLE, title="what goes, and what stays and why", title_justify="left")
         table.add_column("study", overflow="fold")
@@ -23,14 +23,14 @@ def sweep_table(found: Sweep, store: Store, dry_run: bool) -> None:
         table.add_column("stays")
         for swept in found.studies:
             table.add_row(*_cells(swept), style="" if swept.going else "dim")
-        console.print(table)
+        console.print_table(table)
     for family in found.running:
-        print(f"{family}: another erpe is running it, so it was left alone")
+        print(f"{printable(family)}: another erpe is running it, so it was left alone")
     words = "belongs to nothing" if dry_run else "belonged to nothing, removed"
     for path, mib in found.strays:
-        print(f"{path.relative_to(store.root)}: {words}, {_mib(mib)}")
+        print(f"{printable(str(path.relative_to(store.root)))}: {words}, {_mib(mib)}")
     for line in _end(found, dry_run):
-        print(line)
+        print(printable(line))
 
 
 def _cells(swept: Swept) -> list[str]:

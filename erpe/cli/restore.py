@@ -41,7 +41,7 @@ def _rows(store: Store, now: Copy, backups: dict[str, Copy]) -> dict[str, Any]:
 
 
 def _row(found: Copy) -> dict[str, Any]:
-    time = datetime.fromtimestamp(found.modified).isoformat(" ", "seconds") if found.modified else None
+    time = datetime.fromtimestamp(found.modified).astimezone().isoformat(" ", "seconds") if found.modified else None
     return {"time": time, "studies": found.studies, "trials": found.trials, "damage": found.damage or None}
 
 

@@ -5,6 +5,7 @@ Both `erpe study run` and `erpe study status` read the database, so that they sh
 
 from __future__ import annotations
 
+import shlex
 import statistics
 import sys
 import time
@@ -232,7 +233,12 @@ class StudyProgress:
         """The study as it stands, and what runs."""
         table = Table(box=SIMPLE, title_justify="left", caption_justify="left")
         table.title = f"{self.plan.name}: {self.phase}{self.step} ({clock(time.monotonic() - self.began)})"
-        for name in ("arm", "phase", "trial", "state", "epoch", "value", "done"):
+        measure = "val accuracy"
+        if any(moment.phase == "confirm" for moment in self.moments.values()):
+            measure = "train loss"
+            if any(moment.phase == "search" for moment in self.moments.values()):
+                measure = "val accuracy or train loss"
+        for name in ("arm", "phase", "trial", "state", "epoch", measure, "done"):
             table.add_column(name, justify="left" if name in ("arm", "phase", "state") else "right")
         for arm in self.plan.arms():
             moment = self.moments.get(arm.name)
@@ -265,7 +271,7 @@ def watch(store: Store, study: str | None) -> None:
 
 def result_lines(result: CampaignResult, lag: int, page: Path | None, store: Path) -> list[str]:
     """The end of `erpe study run`: what to look at."""
-    where = "" if store == Path("runs") else f" --store {store}"
+    where = "" if store == Path("runs") else f" --store {shlex.quote(str(store))}"
     lines = [f"{arm}: no trial was completed, so nothing is confirmed; {why}" for arm, why in result.failed.items()]
     lines.append(f"{sum(result.confirmed.values())} confirmed runs, {clock(result.seconds)}; {result.openings.told()}")
     lines.append(

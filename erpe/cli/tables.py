@@ -153,8 +153,8 @@ def state_word(state: str) -> str:
 
 
 def moment(seconds: float | None) -> str:
-    """Seconds since 1970 as a date and a time here."""
-    return "" if seconds is None else f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
+    """Seconds since 1970 as a date and a time here, with the offset from UTC."""
+    return "" if seconds is None else f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S%z}"
 
 
 def percent(value: float | None) -> str:
@@ -187,7 +187,7 @@ def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
         for name in sorted(name for name in spec.space.axes if name in spec.space.active(flat)):
             value = flat[name]
             table.add_row(name, f"{value:.3g}" if isinstance(value, float) else str(value))
-        console.print(table)
+        console.print_table(table)
     console.print(f"{tally(result.counts)}, {result.seconds:.0f} s")
     where = "" if store == Path("runs") else f" --store {shlex.quote(str(store))}"
     use = f"    use: erpe predict {result.study} IMAGE{where}" if result.best is not None else ""
@@ -247,7 +247,7 @@ def variants_table(rows: list[dict[str, Any]], dataset: str) -> None:
     for row in rows:
         costs = (f"{row[name] / 1e6:.2f}" for name in ("flops/forward", "flops/train_step"))
         table.add_row(row["variant"], row["attention"], row["encoding"], f"{row['params']:,}", *costs)
-    Terminal().print(table)
+    Terminal().print_table(table)
 
 
 def status_rows(store: Store, study: str | None) -> list[dict[str, Any]]:
@@ -329,9 +329,9 @@ def status_table(rows: list[dict[str, Any]]) -> None:
             state = state_word(trial["state"]) + (", removed" if trial["removed"] else "")
             cells = (str(trial["number"]), state, epochs, percent(trial["value"]))
             table.add_row(
-                *cells, (trial["started"] or "")[:19].replace("T", " "), last_line(trial["reason"] or ""), style=style
+                *cells, (trial["started"] or "").replace("T", " "), last_line(trial["reason"] or ""), style=style
             )
-        console.print(table)
+        console.print_table(table)
 
 
 def prediction_table(shares: dict[str, float]) -> None:
@@ -353,6 +353,6 @@ def print_tables(tables: list[Table], otherwise: str) -> None:
     """Tables for people, or a line if there is none."""
     console = Terminal()
     for table in tables:
-        console.print(table)
+        console.print_table(table)
     if not tables:
         print(otherwise)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from erpe.config import flatten
 from erpe.errors import TrackingError
 from erpe.store import Store
+from erpe.text import redact
 from erpe.tracking import artifacts, deletion
 from erpe.tracking.connection import connect
 from erpe.tracking.logged_metrics import Points
@@ -53,7 +55,8 @@ class Projection:
         if found and found.lifecycle_stage == "deleted":
             raise TrackingError(
                 f"experiment {self.study} was deleted in MLflow; "
-                f"`mlflow experiments restore -x {found.experiment_id}` would do"
+                f"use `MLFLOW_TRACKING_URI={shlex.quote(redact(self.store.tracking_uri))} "
+                f"mlflow experiments restore -x {found.experiment_id}` to bring it back"
             )
         if found:
             self._check_place(found.artifact_location)
