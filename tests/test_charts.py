@@ -95,9 +95,13 @@ def test_every_chart_is_drawn_for_the_nine(nine):
 @pytest.mark.parametrize(
     ("variants", "seeds", "missing"),
     [
-        (("relu",), 3, {"gap_closed", "critical_difference", "attention_maps"}),
-        (("softmax",), 3, {"gap_closed", "critical_difference", "attention_maps", "cost_against_tokens"}),
-        (FEW, 1, {"critical_difference", "attention_maps"}),
+        (("relu",), 3, {"differences", "gap_closed", "critical_difference", "attention_maps"}),
+        (
+            ("softmax",),
+            3,
+            {"differences", "gap_closed", "critical_difference", "attention_maps", "cost_against_tokens"},
+        ),
+        (FEW, 1, {"gap_closed", "critical_difference", "attention_maps"}),
     ],
 )
 def test_a_chart_whose_data_are_missing_is_none(variants, seeds, missing):
@@ -107,7 +111,7 @@ def test_a_chart_whose_data_are_missing_is_none(variants, seeds, missing):
 
 
 def test_a_study_without_epochs_and_times_is_drawn_without_them():
-    outcomes = made_up(FEW, images=50)
+    outcomes = made_up(FEW, images=2000)
     bare = dataclasses.replace(
         outcomes,
         runs=outcomes.runs.drop(columns=[*COSTS, "aic", "bic"]),
@@ -116,7 +120,7 @@ def test_a_study_without_epochs_and_times_is_drawn_without_them():
     )
     comparison = compare(bare)
     found = {name for name, chart in CHARTS.items() if chart(bare, comparison)}
-    assert found == {"accuracy", "gap_closed", "critical_difference", "cost_against_tokens"}
+    assert found == {"differences", "accuracy", "gap_closed", "critical_difference", "cost_against_tokens"}
 
 
 def spans(axes):
@@ -138,24 +142,19 @@ def test_the_intervals_drawn_are_those_of_the_tables(nine):
 def test_a_caption_tells_of_intervals_only_where_they_are_drawn():
     for seeds, words in {1: "No intervals", 3: "Bar: 95 %"}.items():
         comparison = compare(made_up(FEW, seeds=seeds, images=50))
-        assert all(words in told(name, comparison) for name in ("accuracy", "criteria", "gap_closed"))
+        assert all(words in told(name, comparison) for name in ("accuracy", "criteria"))
         assert ("Thin lines" in told("tradeoffs", comparison)) == (seeds == 3)
-        assert ("75 % (n = 3)" in told("gap_closed", comparison)) == (seeds == 3)
 
 
-@pytest.mark.parametrize(
-    ("state", "words"),
-    [
-        ("noise", "is not told apart from 0"),
-        ("reversed", "is reversed"),
-        ("untested", "could not be tested"),
-        ("real", ""),
-    ],
-)
-def test_a_caption_says_why_a_gap_is_hollow(nine, state, words):
-    text = told("gap_closed", dataclasses.replace(nine[1], gaps=nine[1].gaps.assign(gap_is=state)))
-    assert (f"Hollow: the gap from favor and from relu {words}" in text) == bool(words)
-    assert ("Hollow" in text) == bool(words)
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_caption_names_the_attentions_without_a_gap_and_the_figure_has_no_bar_for_them(nine, shown):
+    outcomes, comparison = nine
+    gaps = comparison.gaps.assign(shown=comparison.gaps["shown"] & (shown | (comparison.gaps["baseline"] != "favor")))
+    changed = dataclasses.replace(comparison, gaps=gaps)
+    assert ("From favor: no gap shown." in told("gap_closed", changed)) == (not shown)
+    assert len(spans(gap_closed(outcomes, changed).axes[0])) >= (6 if shown else 3)
+    names = [text.get_text() for text in gap_closed(outcomes, changed).axes[0].get_yticklabels()]
+    assert any(name.startswith("favor") for name in names) == shown
 
 
 def test_nothing_is_drawn_beyond_the_possible():
@@ -200,7 +199,7 @@ def test_an_unfinished_arm_says_how_many_seeds_it_has(twelve):
 
 def test_an_endless_interval_leaves_the_figure_with_an_arrow(nine):
     outcomes, comparison = nine
-    gaps = comparison.gaps.assign(high=[1e6, *comparison.gaps["high"][1:]], gap_is="noise")
+    gaps = comparison.gaps.assign(high=[1e6, *comparison.gaps["high"][1:]])
     axes = gap_closed(outcomes, dataclasses.replace(comparison, gaps=gaps)).axes[0]
     assert axes.get_xlim()[1] < 20
     assert [line.get_marker() for line in axes.lines].count(">") == 1

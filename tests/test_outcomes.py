@@ -143,7 +143,7 @@ def test_the_commands_end_with_tables_figures_and_a_page_that_is_in_mlflow(synce
         return capsys.readouterr().out
 
     monkeypatch.chdir(tmp_path)
-    assert "relu_rope" in erpe("compare") and "not told apart" in erpe("compare", "--format", "markdown")
+    assert "relu_rope" in erpe("compare") and "undecided" in erpe("compare", "--format", "markdown")
     erpe("compare", "--format", "parquet", "--output", "table.parquet")
     assert set(pd.read_parquet("table.parquet")["arm"].dropna()) >= {"softmax", "relu", "relu_rope"}
     plan = Plan(**read_studies(synced)[0].group.plan)

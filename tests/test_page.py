@@ -12,7 +12,8 @@ from erpe.report.charts.captions import seeds_told
 from erpe.report.comparison import compare
 from erpe.report.outcomes import TIMED
 from erpe.report.page import page, write_report
-from erpe.report.summary import answer, protocol, search_table
+from erpe.report.protocol import protocol, search_table
+from erpe.report.summary import sentences
 from erpe.report.table_blocks import blocks
 
 FEW = ("softmax", "relu", "relu_general")
@@ -109,12 +110,13 @@ def test_each_caption_says_over_how_many_seeds(seen):
 
 
 def test_a_caption_counts_the_seeds_that_its_figure_is_over():
-    found = made_up(("softmax", "relu", "relu_general", "relu_rope"), seeds=4, images=50)
+    found = made_up(("softmax", "relu", "relu_general", "relu_rope"), seeds=6, images=500)
     arms = found.arms.assign(finished=[True, True, True, False])
     gone = found.runs.index[found.runs["arm"] == "relu_rope"][2:]
     comparison = compare(dataclasses.replace(found, arms=arms, runs=found.runs.drop(gone)))
-    assert seeds_told(comparison, "accuracy") == seeds_told(comparison, "gap_closed") == "n = 2 to 4 seeds"
-    assert seeds_told(comparison, "critical_difference") == "n = 4 seeds"  # of the finished arms
+    for chart in ("accuracy", "differences"):
+        assert seeds_told(comparison, chart) == "n = 2 to 6 seeds"
+    assert seeds_told(comparison, "critical_difference") == "n = 6 seeds"  # of the finished arms
 
 
 def test_the_page_has_every_number_of_the_tables_and_every_verdict(outcomes, seen):
@@ -122,7 +124,7 @@ def test_the_page_has_every_number_of_the_tables_and_every_verdict(outcomes, see
     text = set(seen.text)
     for block in blocks(comparison):
         for row in block.rows:
-            assert set(filter(str.strip, row)) <= text
+            assert {cell.strip() for cell in row if cell.strip()} <= text
         assert set(block.remarks) <= text
     assert set(comparison.verdicts["text"]) <= text and set(comparison.notes) <= text
 
@@ -138,24 +140,26 @@ def test_equal_outcomes_give_the_same_page_written_whole(outcomes, html, tmp_pat
 
 def test_the_answer_finds_what_is_true():
     outcomes = made_up(images=20_000, noise=0.001)
-    first, second, gap, cost = answer(compare(outcomes))
-    encoded = ["favor_general", "favor_circulant", "favor_rope", "relu_general", "relu_circulant", "relu_rope"]
-    better, _, _ = first.partition("; ")
-    assert better.startswith("Against the same attention without an encoding, more accurate: softmax_general")
-    assert [arm for arm in encoded if arm in better] == encoded and "less accurate" not in first
-    assert second.startswith("Against softmax, less accurate: favor, ")
-    found = re.match(r"relu_general closes the largest part of the gap: (\d+) %", gap)  # 0.03 of 0.04
-    assert abs(int(found[1]) - 75) < 12
-    assert cost.endswith("more accurate than softmax or softmax_general.")
+    said = sentences(compare(outcomes))
+    assert said[0].startswith("favor is ") and " points below softmax (95 % " in said[0]
+    assert [sentence.split()[0] for sentence in said[:8]] == [
+        "favor", "favor_general", "favor_circulant", "favor_rope",
+        "relu", "relu_general", "relu_circulant", "relu_rope",
+    ]  # fmt: skip
+    found = re.match(r"relu_general removes (\d+) % of it \(95 % (\d+) to (\d+), 5 seeds\)", said[5])  # 0.03 of 0.04
+    share, low, high = map(int, found.groups())
+    assert low < 75 < high and abs(share - 75) < 12
+    assert all("better" in sentence and "worse" in sentence for sentence in said[1:4])
+    assert said[-1].endswith("more accurate than softmax or softmax_general.")
 
 
 def test_nothing_is_concluded_of_times_that_intervals_do_not_tell_apart():
     outcomes = made_up(FEW, images=100)
     outcomes.runs[TIMED] *= np.tile([1.0, 2.0, 0.5, 3.0, 1.5], len(FEW))
     comparison = compare(outcomes)
-    assert answer(comparison)[-1].endswith("accuracies bear that out, so it stays open.")
+    assert sentences(comparison)[-1].endswith("accuracies bear that out, so it stays open.")
     assert any("the machine was busy" in note and "relu_general" in note for note in comparison.notes)
-    assert answer(compare(made_up(FEW, seeds=1)))[-1].endswith("so it stays open.")
+    assert sentences(compare(made_up(FEW, seeds=1)))[-1].endswith("so it stays open.")
 
 
 def test_switches_are_told_by_their_two_values():
@@ -169,26 +173,23 @@ def test_switches_are_told_by_their_two_values():
         )
     noise = np.random.default_rng(0).normal(0, 0.001, len(copies["runs"]))
     copies["runs"]["test/accuracy"] = 0.9 + copies["runs"]["gain"] + noise
-    first, second, *_ = answer(compare(dataclasses.replace(outcomes, predictions={}, **copies)))
+    first, second, *_ = sentences(compare(dataclasses.replace(outcomes, predictions={}, **copies)))
     assert first == (
-        "With position_none instead of learned, less accurate: relu_rope-axial-position_none and "
-        "relu_rope-mixed-position_none."
+        "With position_none instead of learned, worse: relu_rope-axial-position_none and relu_rope-mixed-position_none."
     )
-    assert second == (
-        "With mixed instead of axial, more accurate: relu_rope-mixed-learned and relu_rope-mixed-position_none."
-    )
+    assert second == ("With mixed instead of axial, better: relu_rope-mixed-learned and relu_rope-mixed-position_none.")
 
 
 def test_one_arm_has_no_answer_yet():
     outcomes = made_up(("relu",), seeds=2, images=20)
     bare = outcomes.runs.drop(columns="time/inference_ms_per_image")
-    assert answer(compare(dataclasses.replace(outcomes, runs=bare))) == ["There are no two arms to compare yet."]
+    assert sentences(compare(dataclasses.replace(outcomes, runs=bare))) == ["There are no two arms to compare yet."]
 
 
 def test_the_protocol_names_data_budget_device_and_versions():
     outcomes = made_up(FEW, seeds=2, images=20)
     outcomes = dataclasses.replace(outcomes, runs=outcomes.runs.assign(torch="2.13.0"))
-    steps = protocol(outcomes, compare(outcomes))
+    steps = protocol(outcomes)
     assert steps["Data"] == "digits: 1,437 training images (1,437 of them for the confirmation), 360 test images"
     assert steps["Budget"] == "4 trials an arm of 5 epochs, fewer where pruned; equal for all: trials"
     assert steps["Confirmation"].endswith("on the whole training set, for 5 epochs")

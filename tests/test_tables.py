@@ -61,36 +61,55 @@ def test_parquet_and_csv_and_json_come_back_as_they_went(which, request):
     assert [row["text"] for row in read["verdicts"]] == comparison.verdicts["text"].tolist()
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
 @pytest.mark.parametrize("which", ["whole", "half", "several"])
-def test_the_terminal_needs_no_more_than_80_columns(which, request, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
+def test_the_terminal_needs_no_more_columns_than_it_has(which, width, request, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
     shown = render(request.getfixturevalue(which), "terminal")
-    assert max(cell_len(line) for line in shown.splitlines()) <= 80
+    assert max(cell_len(line) for line in shown.splitlines()) <= width
     assert "softmax_circulant  " in shown or which == "several"  # no name is broken
+    assert ("not shown in this width: F1 %" in " ".join(shown.split())) == (width == 60)
+    for words in ("verdict", "points", "95 % interval"):  # no narrow terminal does without these
+        assert words in shown
+
+
+def test_a_comparison_begins_with_the_answer_then_the_grid_then_tables(whole):
+    titles = [line.removeprefix("### made-up on digits: ") for line in render(whole, "markdown").splitlines()
+              if line.startswith("### ")]  # fmt: skip
+    assert titles == [
+        "the answer", "attention x encoding", "test accuracy, linear attention against softmax",
+        "test accuracy, each encoding against none", "test accuracy, linear attention with an encoding against softmax",
+        "gap closed", "quality on the test set", "fit", "size", "time and memory", "ranks by accuracy",
+    ]  # fmt: skip
 
 
 def test_cells_have_mean_half_width_and_n_by_hand():
     outcomes = made_up(("softmax", "relu"), seeds=3)
     outcomes.runs["test/accuracy"] = [0.95, 0.96, 0.97, 0.90, 0.92, 0.94]
     # softmax 96 +- 4.30265 x 1 / sqrt(3) = 2.48; relu 92 +- 4.97; two digits of the usual half-width 3.7: one place
-    lines = render(compare(outcomes), "markdown").splitlines()
+    text = render(compare(replace(outcomes, predictions={})), "markdown")
+    lines = text.splitlines()
     assert any(line.startswith("| softmax | 3 | 96.0 ± 2.5 |") for line in lines)
     assert any(line.startswith("| relu | 3 | 92.0 ± 5.0 |") for line in lines)
-    # differences 5, 4, 3 points: 4 +- 2.48
-    assert any(line.startswith("| relu | softmax | -4.0 | -6.5 to -1.5 | 0.020 | 3 | real |") for line in lines)
+    # differences -5, -4, -3 points: -4 +- 2.48; no predictions, so nothing on new images
+    assert any(line.startswith("| relu | softmax | -4.0 | -6.5 to -1.5 | - | 0.020 | 3 | worse |") for line in lines)
 
 
-def test_no_part_of_a_gap_that_is_not_real_is_shown():
+def test_no_part_of_a_gap_that_is_not_shown_has_a_number():
     outcomes = made_up(("softmax", "relu", "relu_rope"), seeds=3)
     outcomes.runs["test/accuracy"] = [0.94, 0.95, 0.96, 0.95, 0.95, 0.949, 0.97, 0.97, 0.98]
-    text = render(compare(outcomes), "markdown")
-    assert re.search(r"\| relu\\_rope \| relu \| 0.0[^|]* \| no \| - \| - \| 3 \|", text)
+    comparison = compare(outcomes)
+    assert re.search(
+        r"\| relu\\_rope \| relu \| 0.0 \| [^|]* \| no gap shown \| - \| 3 \|", render(comparison, "markdown")
+    )
+    table = tidy(comparison)
+    assert table.loc[table["measure"] == "gap/closed", ["mean", "low", "high"]].isna().all(axis=None)
 
 
 def test_one_seed_is_shown_without_an_interval():
     found = compare(made_up(("softmax", "relu", "relu_rope"), seeds=1))
     text = render(found, "markdown")
-    assert not re.search(r"\d ± \d", text) and "one seed tells nothing" in text and "| untested |" in text
+    assert not re.search(r"\d ± \d", text) and "one seed tells nothing" in text and "| undecided |" in text
 
 
 def test_unfinished_arms_and_other_versions_are_marked_wherever_they_stand(half, monkeypatch):
@@ -100,7 +119,7 @@ def test_unfinished_arms_and_other_versions_are_marked_wherever_they_stand(half,
     for line in text.splitlines():
         if re.match(r" (relu_rope|favor_rope) ", line):
             assert " * " in line
-    assert re.search(r"relu_rope \* +2 ", text) and "preliminary" in text
+    assert re.search(r"relu_rope \* +2 ", text) and "undecided (so far)" in text
     assert re.search(r"softmax +5 .*\(n=4\)", text)  # not timed on one seed
     table = tidy(half)
     assert set(table.loc[table["arm"] == "relu_rope", "mark"]) == {"2 of 5 seeds"}
@@ -152,8 +171,8 @@ def test_data_sets_stand_in_blocks_of_their_own(several):
 def test_markdown_is_read_as_tables_with_every_cell(half):
     tokens = MarkdownIt("commonmark").enable("table").parse(render(half, "markdown"))
     kinds = [token.type for token in tokens]
-    assert kinds.count("table_open") == 4 + 2 + 1 + 1 + 1  # means, differences, McNemar, gaps, ranks
-    assert kinds.count("bullet_list_open") == 2  # verdicts and notes
+    assert kinds.count("table_open") == 1 + 3 + 1 + 4 + 1  # grid, differences, gaps, means, ranks
+    assert kinds.count("bullet_list_open") == 2  # the answer and notes
     columns = row = None
     for token in tokens:
         if token.type == "thead_open":

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
 
 from erpe import __version__
-from erpe.errors import StudyError
+from erpe.errors import ConfigError, StudyError
 from erpe.report.gaps import gap_closed
 from erpe.report.outcomes import TIMED, Outcomes
 from erpe.report.pairing import KEY, arm_keys, by_arm, partner, reference_version, sound_runs
 from erpe.report.ranks import friedman, nemenyi, ranks
 from erpe.report.significance import verdicts
-from erpe.report.statistics import HIGHER_IS_BETTER, differences, mcnemar, summary
+from erpe.report.statistics import HIGHER_IS_BETTER, differences, summary
 
 WIDEST = 0.2
 """Half of the 95 % interval of a time, as a part of its mean, beyond which something is amiss with it."""
@@ -30,9 +30,7 @@ class Comparison:
     summary: pd.DataFrame
     """Means with intervals; see `statistics.summary`."""
     differences: pd.DataFrame
-    """Paired t-tests; see `statistics.differences`."""
-    mcnemar: pd.DataFrame
-    """See `statistics.mcnemar`."""
+    """Paired comparisons and their verdicts; see `statistics.differences`."""
     gaps: pd.DataFrame
     """The gap closed; see `gaps.gap_closed`."""
     ranks: pd.DataFrame
@@ -46,24 +44,34 @@ class Comparison:
     notes: tuple[str, ...]
     """What a reader should know: missing seeds, other versions, other devices; a line each."""
 
+    def only(self, study: str, dataset: str) -> Comparison:
+        """The part that is about one study on one data set; the notes stay."""
+        tables = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "notes"}
+        own = {name: t[(t["study"] == study) & (t["dataset"] == dataset)] for name, t in tables.items()}
+        return replace(self, **own)
 
-def compare(outcomes: Outcomes, against: str | None = None) -> Comparison:
+
+def compare(outcomes: Outcomes, against: str | None = None, margin: float | None = None) -> Comparison:
     """Compare all arms of one or more studies, each data set by itself.
 
     Args:
         against: a study whose arms those of the other studies are compared with, too.
+        margin: points of accuracy that are too few to matter; default: what each study says.
     Raises:
+        ConfigError: the margin is below 0, or no number.
         StudyError: there is no confirmed run, a study's arms share no data set, or the study `against` shares none
             with the others.
     """
+    if margin is not None and not 0 <= margin <= 100:
+        raise ConfigError(f"margin {margin:g}: points of accuracy; use 0 to 100 instead")
     _check(outcomes)
-    pairs = differences(outcomes, against=against)
+    pairs = differences(outcomes, against=against, margin=margin)
     gaps = gap_closed(outcomes, pairs)
     means = summary(outcomes)
     return Comparison(
         arms=outcomes.arms.assign(mark=_marks(outcomes)), summary=means, differences=pairs,
-        mcnemar=mcnemar(outcomes, against), gaps=gaps, ranks=ranks(outcomes), friedman=friedman(outcomes),
-        nemenyi=nemenyi(outcomes), verdicts=verdicts(outcomes.arms, pairs, gaps), notes=tuple(_notes(outcomes, means)),
+        gaps=gaps, ranks=ranks(outcomes), friedman=friedman(outcomes), nemenyi=nemenyi(outcomes),
+        verdicts=verdicts(outcomes.arms, pairs, gaps), notes=tuple(_notes(outcomes, means)),
     )  # fmt: skip
 
 
@@ -93,7 +101,8 @@ def _marks(outcomes: Outcomes) -> list[str]:
 
 def _notes(outcomes: Outcomes, means: pd.DataFrame) -> list[str]:
     lines = [
-        *outcomes.notes, *_other_versions(outcomes.runs), *_twice(outcomes.runs), *_missing_seeds(outcomes),
+        *outcomes.notes, *_other_versions(outcomes.runs), *_twice(outcomes.runs), *_one_seed(outcomes),
+        *_missing_seeds(outcomes),
         *_without_partner(outcomes.arms), *_budgets(outcomes.arms), *_devices(outcomes), *_untimed(outcomes),
         *_busy(means), *_missing_measures(outcomes), *_no_predictions(outcomes),
     ]  # fmt: skip
@@ -113,6 +122,12 @@ def _twice(runs: pd.DataFrame) -> Iterator[str]:
     for (study, _, arm, _, seed), group in runs.groupby([*KEY, "version", "seed"], sort=False):
         if len(group) > 1:
             yield f"{study}: {arm} was confirmed {len(group)} times with seed {seed}; the first run counts"
+
+
+def _one_seed(outcomes: Outcomes) -> Iterator[str]:
+    for study, runs in sound_runs(outcomes).groupby("study", sort=False):
+        if runs.groupby(KEY)["seed"].nunique().max() == 1:
+            yield f"{study}: one seed an arm, so nothing can be tested; use confirm.seeds=8 instead"
 
 
 def _missing_seeds(outcomes: Outcomes) -> Iterator[str]:
@@ -195,7 +210,7 @@ def _no_predictions(outcomes: Outcomes) -> Iterator[str]:
         without = int(np.sum([length != images or not length for length in lengths]))
         if without:
             runs = f"{without} of {_count(len(group), 'run')}"
-            yield f"{study} on {dataset}: {runs} have no predictions of the test set; McNemar's test is without them"
+            yield f"{study} on {dataset}: {runs} have no predictions of the test set, nor intervals for new images"
 
 
 def _count(number: int, thing: str) -> str:

@@ -59,6 +59,8 @@ class Outcomes:
     """uid of a confirmed run -> its folder, where this machine has it (`attention.npz` and more lie there)."""
     made_with: dict[str, str] = field(default_factory=dict)
     """Study -> hardware, threads, versions and commit, in a line."""
+    margins: dict[str, float] = field(default_factory=dict)
+    """Study -> points of accuracy that it says are too few to matter."""
     notes: tuple[str, ...] = ()
     """What a reader should know: unfinished arms, runs of another version; a line each."""
 
@@ -72,6 +74,7 @@ class Rows:
         self.labels: dict[str, np.ndarray] = {}
         self.folders: dict[str, Path] = {}
         self.made_with: dict[str, str] = {}
+        self.margins: dict[str, float] = {}
         self.notes: list[str] = []
 
     def add_run(self, row: dict[str, Any]) -> None:
@@ -112,7 +115,8 @@ class Rows:
             frames[name] = frame.reindex(columns=[*columns.split(), *frame.columns.difference(columns.split())])
         return Outcomes(
             **frames, predictions=self.predictions, labels=self.labels, folders=self.folders,
-            made_with=self.made_with, notes=(*self.notes, *default_wins(self.tables["arms"])),
+            made_with=self.made_with, margins=self.margins,
+            notes=(*self.notes, *default_wins(self.tables["arms"])),
         )  # fmt: skip
 
 

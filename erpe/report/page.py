@@ -15,30 +15,28 @@ from erpe.io import write_atomic
 from erpe.report.charts import CHARTS, parts
 from erpe.report.charts.captions import CAPTIONS, told
 from erpe.report.comparison import Comparison
+from erpe.report.decisions import VERDICTS
 from erpe.report.outcomes import Outcomes
-from erpe.report.significance import VERDICTS
-from erpe.report.summary import answer, protocol, search_table
+from erpe.report.protocol import protocol, search_table
+from erpe.report.summary import sentences
 from erpe.report.svg import inline_svg
-from erpe.report.table_blocks import KINDS, Block, blocks
+from erpe.report.table_blocks import FAMILIES, Block, blocks
 
 SECTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "Accuracy": (("accuracy",), ("quality on the test set",)),
+    "Differences": (("differences",), ("attention x encoding", *FAMILIES.values())),
     "How much of the gap is closed": (("gap_closed",), ("gap closed",)),
+    "Accuracy": (("accuracy", "critical_difference"), ("quality on the test set", "ranks by accuracy")),
     "What it costs": (("tradeoffs", "cost_against_tokens"), ("size", "time and memory")),
-    "Which differences are real": (
-        ("critical_difference",),
-        (*KINDS.values(), "McNemar's test on the same images", "ranks"),
-    ),
     "Fit": (("criteria",), ("fit",)),
     "Training": (("learning_curves",), ()),
     "Where the models look": (("attention_maps",), ()),
 }
 """Heading -> its charts and its tables, in the order of the page."""
 MEANING = {
-    "real": "Real: the corrected p-value is below 0.05",
-    "noise": "Not told apart from noise",
-    "preliminary": "Preliminary: an arm is unfinished",
-    "untested": "Not tested",
+    "better": "Better",
+    "worse": "Worse",
+    "equivalent": "Equivalent within the margin",
+    "undecided": "Undecided",
 }
 
 
@@ -101,11 +99,11 @@ def _study(place: int, outcomes: Outcomes, comparison: Comparison) -> Study:
     told = comparison.verdicts
     return Study(
         title,
-        answer(comparison),
+        sentences(comparison),
         list(_sections(f"f{place}", tables, outcomes, comparison)),
         {MEANING[name]: list(told.loc[told["verdict"] == name, "text"]) for name in VERDICTS},
         Block("Search and best configurations", columns, rows, [place > 0 for place in range(len(columns))], [], []),
-        protocol(outcomes, comparison),
+        protocol(outcomes),
     )
 
 

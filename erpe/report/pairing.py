@@ -12,8 +12,24 @@ from erpe.report.outcomes import Outcomes
 
 KEY = ["study", "dataset", "arm"]
 """What names an arm."""
-PAIR = [*KEY, "against_study", "against", "kind", "preliminary"]
+PAIR = [*KEY, "against_study", "against", "kind", "family", "preliminary"]
 """What names a comparison; see `pairs`."""
+KINDS = {
+    "gap": "linear attention against softmax",
+    "encoding": "each encoding against none",
+    "softmax": "linear attention with an encoding against softmax",
+    "replacement": "an encoding instead of learned positions",
+    "switch": "one switch changed",
+    "study": "against the same arm of another study",
+}
+"""What is compared, the question first: `gap`, a linear attention without encoding against softmax; `encoding`, an
+encoding against the same attention without one; `softmax`, a linear attention with an encoding against plain softmax;
+`replacement`, an encoding without absolute positions against learned positions without an encoding; in all four the
+other switches are equal. `switch`, two arms of one variant that differ in a single switch; `study`, an arm against the
+arm of its name in another study."""
+NO_POSITIONS = frozenset({"position_none", "positionnone"})
+LEARNED_POSITIONS = frozenset({"learned", "position_learned", "positionlearned"})
+"""How arms' names tell of `model.position`."""
 
 
 def reference_version(runs: pd.DataFrame) -> str:
@@ -50,44 +66,78 @@ def partner(arms: pd.DataFrame, arm: Any, variant: str) -> str | None:
 
     `relu_rope-post-patch2` has `relu-patch2`, since only rotations have a placement. None: there is none.
     """
-    here = arms[(arms["study"] == arm.study) & (arms["dataset"] == arm.dataset) & (arms["variant"] == variant)]
+    return _fitting(arms, arm, variant, switches(arm.arm, arm.variant))
+
+
+def with_learned_positions(arms: pd.DataFrame, arm: Any) -> str | None:
+    """Of an encoding without absolute positions: the same attention with learned positions and without the encoding.
+
+    `relu_rope-position_none` has `relu-learned`. None: there is none, or the arm is none of these.
+    """
     own = switches(arm.arm, arm.variant)
+    without, learned = own & NO_POSITIONS, LEARNED_POSITIONS
+    if arm.encoding == "none" or not without:
+        return None
+    found = _fitting(arms, arm, arm.attention, own - without | learned)
+    return found if found is not None and switches(found, arm.attention) & learned else None
+
+
+def _fitting(arms: pd.DataFrame, arm: Any, variant: str, own: frozenset[str]) -> str | None:
+    """The arm of a variant that has most of these switches, and no other."""
+    here = arms[(arms["study"] == arm.study) & (arms["dataset"] == arm.dataset) & (arms["variant"] == variant)]
     fitting = [name for name in here["arm"] if switches(name, variant) <= own]
     return max(fitting, key=lambda name: len(switches(name, variant)), default=None)
 
 
 def pairs(arms: pd.DataFrame, against: str | None = None) -> pd.DataFrame:
-    """Which arm is compared with which: always of one study and data set, unless another study is named.
+    """Which arm is compared with which, and in which family: always of one study and data set, unless another study is
+    named. See `KINDS`.
 
-    Kinds: `baseline`, an encoding against its own attention without one, the switches being equal; `softmax`, a linear
-    attention against plain softmax, the switches being equal; `switch`, two arms of one variant that differ in a
-    single switch; `study`, an arm against the arm of its name in the study `against`.
+    A family is one kind and one combination of switches, so the question fixes it and not the command.
 
     Returns:
-        `study`, `dataset`, `arm`, `against_study`, `against`, `kind`, and `preliminary`: one of both is unfinished.
+        `study`, `dataset`, `arm`, `against_study`, `against`, `kind`, `family`, and `preliminary`: one of both is
+        unfinished.
     Raises:
         StudyError: `against` is no study here, or shares no data set or no arm with the others.
     """
     finished = dict(zip(arm_keys(arms), arms["finished"].astype(bool), strict=True))
+    variants = dict(zip(arm_keys(arms), arms["variant"], strict=True))
     rows = []
     for arm in arms.itertuples(index=False):
         here = (arm.study, arm.dataset)
-        wanted: list[tuple[str, str, str | None, str]] = []
-        if arm.encoding != "none":
-            wanted.append((*here, partner(arms, arm, arm.attention), "baseline"))
-        if arm.attention != "softmax":
-            wanted.append((*here, partner(arms, arm, "softmax"), "softmax"))
-        wanted += [(*here, other, "switch") for other in _neighbours(arms, arm)]
-        if against not in (None, arm.study):
-            wanted.append((against, arm.dataset, arm.arm, "study"))
-        for study, dataset, other, kind in wanted:
-            if other is not None and (study, dataset, other) in finished:
-                whole = finished[(*here, arm.arm)] and finished[(study, dataset, other)]
-                rows.append((*here, arm.arm, study, other, kind, not whole))
+        for kind, study, other in _wanted(arms, arm, against):
+            key = (study, arm.dataset, other)
+            if other is not None and key in finished:
+                whole = finished[(*here, arm.arm)] and finished[key]
+                family = _family(kind, switches(arm.arm, arm.variant), switches(other, variants[key]))
+                rows.append((*here, arm.arm, study, other, kind, family, not whole))
     found = pd.DataFrame(rows, columns=PAIR)
     if against is not None and not (found["kind"] == "study").any():
         raise StudyError(_why_apart(arms, against))
     return found
+
+
+def _wanted(arms: pd.DataFrame, arm: Any, against: str | None) -> Iterator[tuple[str, str, str | None]]:
+    """Kind, study and name of every arm that one is compared with."""
+    if arm.encoding != "none":
+        yield "encoding", arm.study, partner(arms, arm, arm.attention)
+        yield "replacement", arm.study, with_learned_positions(arms, arm)
+    if arm.attention != "softmax":
+        yield "gap" if arm.encoding == "none" else "softmax", arm.study, partner(arms, arm, "softmax")
+    for other in _neighbours(arms, arm):
+        yield "switch", arm.study, other
+    if against not in (None, arm.study):
+        yield "study", str(against), arm.arm
+
+
+def _family(kind: str, own: frozenset[str], other: frozenset[str]) -> str:
+    """`gap`, `encoding of patch2`, `switch position_none for learned`."""
+    if kind == "switch":
+        new, old = (", ".join(sorted(names)) or "the default" for names in (own - other, other - own))
+        return f"{kind} {new} for {old}"
+    of = "" if kind == "study" else ", ".join(sorted(other))
+    return f"{kind} of {of}" if of else kind
 
 
 def _neighbours(arms: pd.DataFrame, arm: Any) -> list[str]:

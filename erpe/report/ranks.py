@@ -12,19 +12,17 @@ from erpe.report.outcomes import Outcomes
 from erpe.report.pairing import KEY, sound_runs
 from erpe.report.statistics import HIGHER_IS_BETTER
 
-RANKED = ("test/accuracy", "aic", "bic")
-"""The measures that arms are ranked by; lowest AIC and BIC, highest accuracy come first."""
-FEWEST_ARMS, FEWEST_SEEDS = 3, 2
-"""Below so many there is no test of ranks."""
-FEWEST_FRIEDMAN = 5
-"""Seeds from which on Friedman's chi-squared gives a p; see `friedman`."""
+RANKED = ("test/accuracy",)
+"""The measures that arms are ranked by. AIC and BIC would rank counts of parameters."""
+FEWEST_ARMS, FEWEST_BLOCKS = 3, 5
+"""Below so many arms or blocks (a block is a seed) there are no ranks, no test of them and no diagram."""
 
 
 def ranking_table(outcomes: Outcomes, study: str, dataset: str, measure: str) -> tuple[pd.DataFrame, bool]:
     """The complete blocks of one study: (seeds, arms) values of a measure, and whether they are preliminary.
 
-    Finished arms are ranked; while fewer than two are, all arms with at least two seeds. Seeds that one of these arms
-    lacks are left out.
+    Finished arms are ranked; while fewer than two are, all arms with enough seeds. Seeds that one of these arms lacks
+    are left out.
     """
     arms = outcomes.arms[(outcomes.arms["study"] == study) & (outcomes.arms["dataset"] == dataset)]
     runs = sound_runs(outcomes)
@@ -32,7 +30,7 @@ def ranking_table(outcomes: Outcomes, study: str, dataset: str, measure: str) ->
         return pd.DataFrame(), False
     runs = runs[(runs["study"] == study) & (runs["dataset"] == dataset)]
     blocks = runs.pivot(index="seed", columns="arm", values=measure).sort_index()
-    enough = blocks.columns[blocks.notna().sum() >= FEWEST_SEEDS]
+    enough = blocks.columns[blocks.notna().sum() >= FEWEST_BLOCKS]
     finished = [arm for arm in arms.loc[arms["finished"].astype(bool), "arm"] if arm in enough]
     preliminary = len(finished) < 2
     ranked = [arm for arm in arms["arm"] if arm in enough] if preliminary else finished
@@ -40,7 +38,7 @@ def ranking_table(outcomes: Outcomes, study: str, dataset: str, measure: str) ->
 
 
 def ranks(outcomes: Outcomes, measures: Sequence[str] = RANKED) -> pd.DataFrame:
-    """Average rank of each arm over seeds, 1 the best; equal values share the mean of their ranks.
+    """Average rank of each arm over blocks (a block is a seed), 1 the best; equal values share their mean rank.
 
     Returns:
         A row an arm and measure: `study`, `dataset`, `arm`, `measure`, `rank`, `arms` (ranked together), `n` (seeds),
@@ -48,7 +46,7 @@ def ranks(outcomes: Outcomes, measures: Sequence[str] = RANKED) -> pd.DataFrame:
     """
     rows = []
     for study, dataset, measure, blocks, preliminary in _tables(outcomes, measures):
-        if len(blocks) and blocks.shape[1] > 1:
+        if len(blocks) >= FEWEST_BLOCKS and blocks.shape[1] > 1:
             means = stats.rankdata(_best_lowest(blocks, measure), axis=1).mean(axis=0)
             counts = (blocks.shape[1], len(blocks), preliminary)
             rows += [(study, dataset, arm, measure, rank, *counts) for arm, rank in zip(blocks, means, strict=True)]
@@ -56,14 +54,13 @@ def ranks(outcomes: Outcomes, measures: Sequence[str] = RANKED) -> pd.DataFrame:
 
 
 def friedman(outcomes: Outcomes, measures: Sequence[str] = RANKED) -> pd.DataFrame:
-    """Friedman's test: do the arms' ranks differ at all? Needs three arms and two seeds.
+    """Friedman's test: do the arms' ranks differ at all? Needs `FEWEST_ARMS` and `FEWEST_BLOCKS`.
 
     Returns:
-        A row a study and measure: `study`, `dataset`, `measure`, `statistic` (chi-squared), `p`, `arms`, `n` (seeds),
-        `preliminary`. Where all arms are equal on every seed, statistic 0 and p 1. Below `FEWEST_FRIEDMAN` seeds p is
-        NaN: chi-squared is the limit of many seeds. Of 40,000 simulated studies with 3 to 12 arms that were all alike,
-        a test at 5 % calls 0.0 to 0.2 % different at two seeds, 1.6 to 2.8 % at three, 2.6 to 7.1 % at four and 3.2 to
-        3.8 % at five: cautious, but of use.
+        A row a study and measure: `study`, `dataset`, `measure`, `statistic` (chi-squared), `p`, `arms`, `n` (blocks),
+        `preliminary`. Where all arms are equal on every seed, statistic 0 and p 1. Chi-squared is the limit of many
+        blocks: of 40,000 simulated studies with 3 to 12 arms that were all alike, a test at 5 % calls 3.2 to 3.8 %
+        different at five seeds: cautious, but of use; at four it is not (2.6 to 7.1 %).
     Source: Iman and Davenport 1980, Communications in Statistics A9(6), on how good the approximation is.
     """
     rows = []
@@ -71,7 +68,6 @@ def friedman(outcomes: Outcomes, measures: Sequence[str] = RANKED) -> pd.DataFra
         if _testable(blocks):
             equal = (blocks.max(axis=1) == blocks.min(axis=1)).all()  # scipy would divide by zero
             statistic, p = (0.0, 1.0) if equal else stats.friedmanchisquare(*blocks.to_numpy().T)
-            p = p if equal or len(blocks) >= FEWEST_FRIEDMAN else np.nan
             rows.append((study, dataset, measure, float(statistic), float(p), *blocks.shape[::-1], preliminary))
     return pd.DataFrame(rows, columns=[*KEY[:2], "measure", "statistic", "p", "arms", "n", "preliminary"])
 
@@ -113,7 +109,7 @@ def _tables(outcomes: Outcomes, measures: Sequence[str]) -> list[tuple[str, str,
 
 
 def _testable(blocks: pd.DataFrame) -> bool:
-    return blocks.shape[1] >= FEWEST_ARMS and len(blocks) >= FEWEST_SEEDS
+    return blocks.shape[1] >= FEWEST_ARMS and len(blocks) >= FEWEST_BLOCKS
 
 
 def _best_lowest(blocks: pd.DataFrame, measure: str) -> pd.DataFrame:

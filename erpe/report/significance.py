@@ -1,4 +1,4 @@
-"""Which differences are real and which are noise, a plain sentence each."""
+"""What each comparison says, a plain sentence each."""
 
 from __future__ import annotations
 
@@ -7,131 +7,146 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from erpe.report.gaps import FEWEST_RESAMPLED
+from erpe.report.decisions import ALPHA, VERDICTS
+from erpe.report.gaps import NOT_SHOWN
 from erpe.report.pairing import KEY
-from erpe.report.statistics import ALPHA
+from erpe.report.statistics import ACCURACY
 
-MEASURE = "test/accuracy"
+MEASURE = ACCURACY
 """What verdicts are about."""
-COLUMNS = [*KEY, "against", "kind", "measure", "verdict", "text"]
-VERDICTS = ("real", "noise", "preliminary", "untested")
-"""Real: p below 0.05 after Holm's correction. Noise: not told apart from it. Preliminary: tested, but an arm is
-unfinished. Untested: fewer than two common seeds, or nothing to test against, as a gap that is reversed."""
-
-
-GAPS = {
-    "noise": "is not told apart from 0", "reversed": "is reversed",
-    "untested": "could not be tested, being the same on every seed or of one seed",
-}  # fmt: skip
-"""What is the matter with a gap that is not real."""
+COLUMNS = [*KEY, "against", "kind", "measure", "verdict", "preliminary", "text"]
+BETTER, WORSE, EQUIVALENT, UNDECIDED = VERDICTS
 
 
 def verdicts(arms: pd.DataFrame, differences: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
-    """A sentence for every unfinished arm, every pair and every gap.
+    """A sentence for every pair, every gap closed, and every unfinished arm.
 
     Args:
         arms: of `Outcomes`.
         differences: of `statistics.differences`.
         gaps: of `gaps.gap_closed`.
     Returns:
-        `study`, `dataset`, `arm`, `against`, `kind` (that of the pair, `gap` or `unfinished`), `measure`, `verdict`
-        (one of `VERDICTS`), `text`.
+        `study`, `dataset`, `arm`, `against`, `kind` (that of the pair, `closed` or `unfinished`), `measure`, `verdict`
+        (one of `VERDICTS`; of a gap closed that on the arm against its baseline), `preliminary`, `text`.
     """
-    rows = []
-    for arm in arms[~arms["finished"].astype(bool)].to_dict("records"):
-        rows.append(_row(arm, "", "unfinished", "untested", _unfinished(arm)))
+    rows = [
+        _row(arm, "", "unfinished", UNDECIDED, True, _unfinished(arm))
+        for arm in arms[~arms["finished"].astype(bool)].to_dict("records")
+    ]
+    known = {}
     for pair in differences[differences["measure"] == MEASURE].to_dict("records"):
-        rows.append(_row(pair, pair["against"], pair["kind"], of_pair(pair), f"{_pair(pair)}: {_judged(pair)}"))
-    gains = {(*(row[name] for name in KEY), row["against"]): row["verdict"] for row in rows}
+        text = f"{told(pair)}: {judged(pair)}" if pair["n"] else told(pair)
+        rows.append(_row(pair, pair["against"], pair["kind"], pair["verdict"], pair["preliminary"], text))
+        known[pair["study"], pair["dataset"], pair["arm"], pair["kind"]] = pair
     for gap in gaps.to_dict("records"):
-        gain = gains[*(gap[name] for name in KEY), gap["baseline"]]
-        rows.append(_row(gap, gap["baseline"], "gap", of_gap(gap, gain), _gap(gap, gain)))
+        gain, left = (known.get((*(gap[name] for name in KEY), kind)) for kind in ("encoding", "softmax"))
+        verdict = gain["verdict"] if gain else UNDECIDED
+        rows.append(_row(gap, gap["baseline"], "closed", verdict, gap["preliminary"], _closed(gap, gain, left)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _row(of: dict[Any, Any], against: str, kind: str, verdict: str, text: str) -> dict[str, str]:
-    where = {name: of[name] for name in KEY}
-    return where | {"against": against, "kind": kind, "measure": MEASURE, "verdict": verdict, "text": text}
-
-
-def of_pair(pair: dict[Any, Any]) -> str:
-    """The verdict on a row of `differences`."""
-    if np.isnan(pair["p_holm"]):
-        return "untested"
-    if pair["preliminary"]:
-        return "preliminary"
-    return "real" if pair["p_holm"] < ALPHA else "noise"
-
-
-def of_gap(gap: dict[Any, Any], gain: str) -> str:
-    """The verdict on a row of `gap_closed`; `gain` is that on the arm against its baseline. Both p are corrected."""
-    if gap["n"] < 2 or gap["gap_is"] in ("untested", "reversed"):
-        return "untested"
-    if gap["preliminary"]:
-        return "preliminary"
-    return gain if gap["gap_is"] == "real" else "noise"
+def _row(of: dict[Any, Any], against: str, kind: str, verdict: str, preliminary: bool, text: str) -> dict[str, Any]:
+    where = {name: of[name] for name in KEY} | {"against": against, "kind": kind, "measure": MEASURE}
+    return where | {"verdict": verdict, "preliminary": bool(preliminary), "text": text}
 
 
 def _unfinished(arm: dict[Any, Any]) -> str:
     return f"{arm['arm']} is unfinished: {int(arm['seeds'])} of {int(arm['seeds_planned'])} seeds are confirmed"
 
 
-def _pair(pair: dict[Any, Any]) -> str:
-    """`relu_general is 2.9 points above relu (95 % 2.1 to 3.7, p = 0.002 after Holm, n = 5)`."""
+def told(pair: dict[Any, Any]) -> str:
+    """`relu_general is 2.9 points above relu (95 % 2.1 to 3.7, 8 seeds)`; the interval is simultaneous."""
     against = pair["against"]
     if pair["against_study"] != pair["study"]:
         against = f"{against} of {pair['against_study']}"
     if not pair["n"]:
         return f"{pair['arm']} and {against} have no seed in common"
-    digits = point_digits(pair["low"], pair["high"])
+    return f"{pair['arm']} is {distance(pair)} {against} ({facts(pair)})"
+
+
+def distance(pair: dict[Any, Any]) -> str:
+    """`2.9 points above`, or `level with`."""
+    digits = digits_of(pair)
     size, place = abs(100 * pair["difference"]), "above" if pair["difference"] > 0 else "below"
-    found = f"{size:.{digits}f} points {place}" if pair["difference"] else "level with"
-    facts = [_interval(pair["low"], pair["high"], digits), _p(pair["p_holm"]), f"n = {pair['n']}"]
-    return f"{pair['arm']} is {found} {against} ({', '.join(fact for fact in facts if fact)})"
+    return f"{size:.{digits}f} points {place}" if round(size, digits) else "level with"
 
 
-def _judged(pair: dict[Any, Any]) -> str:
-    verdict, so_far = of_pair(pair), "real" if pair["p_holm"] < ALPHA else "not told apart from noise"
-    if verdict == "preliminary":
-        return f"preliminary, an arm is unfinished; so far {so_far}"
-    if verdict != "untested":
-        return so_far
-    return (
-        "one seed tells nothing"
-        if pair["n"] == 1
-        else "nothing to test" + (", the difference is the same on every seed" if pair["n"] else "")
-    )
+def facts(pair: dict[Any, Any]) -> str:
+    """`95 % 2.1 to 3.7, 8 seeds`: without signs where the interval is on one side of 0, as the words have the side."""
+    seeds = f"{int(pair['n'])} seed{'s' * (pair['n'] != 1)}"
+    interval = ends(pair)
+    return f"95 % {interval}, {seeds}" if interval else seeds
 
 
-def _gap(gap: dict[Any, Any], gain: str) -> str:
-    """`relu_general closes 76 % of the gap from relu to softmax (95 % 36 to 110, n = 5)`, or why it means little."""
-    arm, between = gap["arm"], f"the gap from {gap['baseline']} to {gap['softmax']}"
-    if gap["n"] < 2:
-        return f"the part of {between} that {arm} closes needs at least two seeds that all three have"
-    after = "; preliminary, an arm is unfinished" if gap["preliminary"] else ""
-    if gap["gap_is"] != "real":
-        digits = point_digits(gap["gap_low"], gap["gap_high"])
-        size = f"{100 * gap['gap']:.{digits}f} points"
-        interval = _interval(gap["gap_low"], gap["gap_high"], digits)
-        facts = ", ".join(fact for fact in (size, interval, _p(gap["gap_p"]), f"n = {gap['gap_n']}") if fact)
-        return f"{between} ({facts}) {GAPS[gap['gap_is']]}, so the part of it that {arm} closes means little{after}"
-    if np.isnan(gap["low"]):
-        interval = f"no interval below {FEWEST_RESAMPLED} seeds, " if gap["n"] < FEWEST_RESAMPLED else "no interval, "
+def ends(pair: dict[Any, Any]) -> str:
+    """`0.7 to 3.1` of the simultaneous interval, or nothing."""
+    low, high = 100 * pair["all_low"], 100 * pair["all_high"]
+    if np.isnan(low):
+        return ""
+    if high <= 0:
+        low, high = -high, -low
+    digits = digits_of(pair)
+    return f"{signed(low, digits)} to {signed(high, digits)}"
+
+
+def judged(pair: dict[Any, Any]) -> str:
+    """The verdict in words."""
+    margin, verdict = f"{100 * pair['margin']:g} point{'s' * (pair['margin'] != 0.01)}", pair["verdict"]
+    if np.isnan(pair["all_low"]):
+        why = "one seed tells nothing" if pair["n"] == 1 else "the difference is the same on every seed"
+        return f"{UNDECIDED}, {why}"
+    if verdict == EQUIVALENT:
+        words = f"{EQUIVALENT} within {margin}"
+    elif verdict == UNDECIDED:
+        words = f"{UNDECIDED}, {not_excluded(pair)}"
     else:
-        interval = f"95 % {100 * gap['low']:.0f} to {100 * gap['high']:.0f}, "
-    unsure = {"noise": "may be noise", "untested": "could not be tested"}.get(gain)
-    told = f", but its gain over {gap['baseline']} {unsure}" if unsure else ""
-    return f"{arm} closes {100 * gap['closed']:.0f} % of {between} ({interval}n = {gap['n']}){told}{after}"
+        words = verdict + (f", by less than {margin}" if pair["p_equivalent"] < ALPHA else "")
+    return f"so far {words}; preliminary, an arm is unfinished" if pair["preliminary"] else words
+
+
+def not_excluded(pair: dict[Any, Any]) -> str:
+    """The largest differences that an undecided comparison leaves open, on both sides of 0."""
+    digits = digits_of(pair)
+    low, high = (f"{100 * abs(pair[end]):.{digits}f}" for end in ("all_low", "all_high"))
+    return f"up to {low} points below and {high} above are not excluded"
+
+
+def _closed(gap: dict[Any, Any], gain: dict[Any, Any] | None, left: dict[Any, Any] | None) -> str:
+    """`relu_general closes 76 % of the gap from relu to softmax (95 % 36 to 110, 8 seeds)`, or that there is none."""
+    arm, between = gap["arm"], f"from {gap['baseline']} to {gap['softmax']}"
+    if gap["shown"]:
+        after = "" if gain and gain["verdict"] == BETTER else "; but it is not shown to be better than no encoding"
+        after += "; preliminary, an arm is unfinished" * bool(gap["preliminary"])
+        return f"{arm} closes {share(gap)} of the gap {between} ({share_facts(gap)}){after}"
+    both = [f"{signed_distance(pair)} {pair['against']}" for pair in (gain, left) if pair and pair["n"]]
+    return f"{arm}: {NOT_SHOWN} {between}" + (f"; it is {' and '.join(both)}" if both else "")
+
+
+def share(gap: dict[Any, Any]) -> str:
+    """`76 %`."""
+    return f"{signed(100 * gap['closed'], 0)} %"
+
+
+def share_facts(gap: dict[Any, Any]) -> str:
+    """`95 % 36 to 110, 8 seeds`: Fieller's interval."""
+    return f"95 % {signed(100 * gap['low'], 0)} to {signed(100 * gap['high'], 0)}, {int(gap['n'])} seeds"
+
+
+def signed_distance(pair: dict[Any, Any]) -> str:
+    """`0.12 points below (95 % -0.43 to 0.20)`."""
+    interval = ends(pair)
+    return distance(pair) + (f" (95 % {interval})" if interval else "")
+
+
+def digits_of(pair: dict[Any, Any]) -> int:
+    """Digits after the point of a difference in points: those of its own interval."""
+    return point_digits(pair["low"], pair["high"])
 
 
 def point_digits(low: float, high: float) -> int:
-    """Digits after the point of accuracies in per cent: two of the half-width of the interval count, 1 to 3."""
+    """Digits after the point of accuracies in per cent: two of the half-width of the interval count, 1 to 2."""
     half = 50 * (high - low)
-    return int(np.clip(1 - np.floor(np.log10(half)), 1, 3)) if half > 0 else 2
-
-
-def _interval(low: float, high: float, digits: int) -> str:
-    return "" if np.isnan(low) else f"95 % {signed(100 * low, digits)} to {signed(100 * high, digits)}"
+    return int(np.clip(1 - np.floor(np.log10(half)), 1, 2)) if half > 0 else 2
 
 
 def signed(value: float, digits: int) -> str:
@@ -139,12 +154,6 @@ def signed(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:,.{digits}f}"
 
 
-def _p(p: float) -> str:
-    return "" if np.isnan(p) else f"{p_value(p)} after Holm"
-
-
 def p_value(p: float) -> str:
-    """`p = 0.002`, `p < 0.001`: two digits that count, never 0."""
-    if p < 0.001:
-        return "p < 0.001"
-    return f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"
+    """`0.002`, `< 0.001`: never 0; a dash where nothing was tested."""
+    return "-" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,4 +1,4 @@
-"""What the seeds allow us to say: means with intervals, paired differences, McNemar's test.
+"""What the seeds allow us to say: means with intervals, and paired differences with their verdicts.
 
 Every function takes `Outcomes` and returns a tidy table; none changes what it is given. An arm is known by its study,
 its data set and its name. Only runs of one version of erpe are compared, seed by seed, over the seeds both arms have.
@@ -6,23 +6,24 @@ its data set and its name. Only runs of one version of erpe are compared, seed b
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar as mcnemar_test
-from statsmodels.stats.multitest import multipletests
 
+from erpe.report.decisions import ALPHA, LEVEL, MARGIN, VERDICTS, Decided, decide
+from erpe.report.images import image_intervals
 from erpe.report.outcomes import Outcomes
 from erpe.report.pairing import KEY, PAIR, arm_keys, by_arm, common, pairs, reference_version, sound_runs
 
-LEVEL = 0.95
-"""Of every interval."""
-ALPHA = 1 - LEVEL
-"""A difference is real where its p-value after Holm's correction is below this."""
+ACCURACY = "test/accuracy"
+PARTS = (ACCURACY, "test/precision", "test/recall", "test/f1")
+"""Measures in [0, 1], which a margin in points is for."""
+TESTED = (*PARTS, "test/log_likelihood")
+"""Measures whose differences are tested. AIC and BIC are none: these models are no maximum-likelihood fits, and have
+more parameters than images."""
 HIGHER_IS_BETTER = {
     "test/accuracy": True, "test/precision": True, "test/recall": True, "test/f1": True, "test/log_likelihood": True,
     "train/log_likelihood": True, "aic": False, "bic": False, "params": False, "flops/forward": False,
@@ -30,8 +31,6 @@ HIGHER_IS_BETTER = {
     "time/train_seconds_per_epoch": False, "memory/peak_mib": False,
 }  # fmt: skip
 """The measures of the table, in the order of the question, and which end of each is the good one."""
-FEW_DISCORDANT = 25
-"""Below so many discordant images McNemar's test is exact (binomial), above chi-squared with continuity correction."""
 _SPREAD = 1e-12  # relative; differences of 0.91 - 0.90 are equal up to rounding
 
 
@@ -94,19 +93,6 @@ def _flat(values: np.ndarray, scale: np.ndarray) -> bool:
     return float(np.ptp(values)) <= _SPREAD * float(np.abs(scale).max())
 
 
-def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's correction of one family of (tests,) p-values; NaN stays NaN and is no member of the family."""
-    p = np.asarray(p, float)
-    corrected, tested = np.full(len(p), np.nan), ~np.isnan(p)
-    if tested.any():
-        gc.freeze()  # multipletests collects garbage on every call: half a second each where torch is loaded
-        try:
-            corrected[tested] = multipletests(p[tested], alpha=ALPHA, method="holm")[1]
-        finally:
-            gc.unfreeze()
-    return corrected
-
-
 def summary(outcomes: Outcomes) -> pd.DataFrame:
     """Mean over seeds of every measure.
 
@@ -127,62 +113,49 @@ def summary(outcomes: Outcomes) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*KEY, "measure", *Interval._fields])
 
 
-def differences(outcomes: Outcomes, measures: Sequence[str] | None = None, against: str | None = None) -> pd.DataFrame:
-    """Paired t-tests by seed of every pair, corrected by Holm; a family is one measure of one study and data set.
+def differences(
+    outcomes: Outcomes,
+    measures: Sequence[str] | None = None,
+    against: str | None = None,
+    margin: float | None = None,
+) -> pd.DataFrame:
+    """Paired comparisons by seed of every pair, decided a family at a time; each measure has its own.
 
     Args:
-        measures: those of `HIGHER_IS_BETTER` unless others are named.
+        measures: `TESTED` unless others are named.
         against: a study to compare the others with; see `pairs`.
+        margin: points of accuracy that are too few to matter; default: what each study says, see `Outcomes.margins`.
     Returns:
-        A row a pair and measure: `PAIR`, `measure`, `difference` (arm minus against), `low`, `high`, `p`, `n`
-        (common seeds), `p_holm`. Below two common seeds nothing is tested: NaN.
+        A row a pair and measure: `PAIR`, `measure`, `margin` (in the unit of the measure; NaN where it has none),
+        `difference` (arm minus against), `low`, `high` (95 % interval of this one alone), `p`, `n` (common seeds), and
+        the family's `p_holm`, `p_equivalent`, `all_low`, `all_high`, `verdict`; see `decisions.Decided`.
+        `images_low`, `images_high`: of accuracy, for new images too; see `images.image_intervals`.
     """
     runs, rows = by_arm(sound_runs(outcomes)), []
     for pair in pairs(outcomes.arms, against).to_dict("records"):
         first, second = common(runs, pair)
-        for measure in measures or HIGHER_IS_BETTER:
+        points = outcomes.margins.get(pair["study"], MARGIN) if margin is None else margin
+        for measure in measures or TESTED:
             if measure in outcomes.runs:
                 found = paired_test(first.get(measure, np.array([])), second.get(measure, np.array([])))
-                rows.append(pair | {"measure": measure} | found._asdict())
-    table = pd.DataFrame(rows, columns=[*PAIR, "measure", *Paired._fields])
-    return _corrected(table, "p", [*KEY[:2], "measure"])
+                close = points / 100 if measure in PARTS else np.nan
+                rows.append(pair | {"measure": measure, "margin": close} | found._asdict())
+    table = pd.DataFrame(rows, columns=[*PAIR, "measure", "margin", *Paired._fields])
+    return _decided(table, outcomes)
 
 
-def _corrected(table: pd.DataFrame, p: str, family: list[str]) -> pd.DataFrame:
-    table["p_holm"] = np.nan
-    for _, rows in table.groupby(family, sort=False):
-        table.loc[rows.index, "p_holm"] = holm(rows[p].to_numpy())
-    return table
-
-
-def mcnemar(outcomes: Outcomes, against: str | None = None) -> pd.DataFrame:
-    """McNemar's test of each pair and seed on the same test images: do both models err on different images?
-
-    Corrected by Holm; a family is all pairs of one study, data set and seed.
-    Returns:
-        A row a pair: `PAIR`, `only_arm`, `only_against` (images only one of both has right, summed over seeds),
-        `p_median` over seeds, `n` (seeds), `seeds_significant` (with a corrected p below 0.05).
-    Source: McNemar 1947; statsmodels.
-    """
-    runs, rows = by_arm(sound_runs(outcomes)), []
-    for pair in pairs(outcomes.arms, against).to_dict("records"):
-        first, second = common(runs, pair)
-        labels = outcomes.labels.get(pair["dataset"], np.array([]))
-        for seed in first.index:
-            one, two = (outcomes.predictions.get(frame.loc[seed, "uid"]) for frame in (first, second))
-            if one is not None and two is not None and len(one) == len(two) == len(labels) > 0:
-                rows.append(pair | {"seed": seed} | _discordant(one == labels, two == labels))
-    table = pd.DataFrame(rows, columns=[*PAIR, "seed", "only_arm", "only_against", "p"])
-    table = _corrected(table, "p", [*KEY[:2], "seed"])
-    table["significant"] = table["p_holm"] < ALPHA
-    return table.groupby(PAIR, sort=False, as_index=False).agg(
-        only_arm=("only_arm", "sum"), only_against=("only_against", "sum"), p_median=("p", "median"),
-        n=("seed", "size"), seeds_significant=("significant", "sum"),
-    )  # fmt: skip
-
-
-def _discordant(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    table = [[int((first & second).sum()), only_first], [only_second, int((~first & ~second).sum())]]
-    p = mcnemar_test(table, exact=only_first + only_second < FEW_DISCORDANT).pvalue
-    return {"only_arm": only_first, "only_against": only_second, "p": float(p)}
+def _decided(table: pd.DataFrame, outcomes: Outcomes) -> pd.DataFrame:
+    table = table.assign(**dict.fromkeys(Decided._fields[:-1], np.nan), verdict=VERDICTS[-1])
+    families = [rows.index for _, rows in table.groupby([*KEY[:2], "family", "measure"], sort=False)]
+    for rows in families:
+        own = table.loc[rows]
+        freedom = (own["n"] - 1).clip(lower=1)
+        error = (own["high"] - own["low"]) / 2 / stats.t.isf(ALPHA / 2, freedom)
+        found = decide(own["difference"], error, freedom, own["margin"].iloc[0])
+        for name, values in found._asdict().items():
+            table.loc[rows, name] = values
+    same = table["p"].eq(1) & table["low"].isna()  # equal on every seed: p is 1, and there is no interval
+    table.loc[same, "p_holm"] = 1.0
+    of_accuracy = table["measure"] == ACCURACY
+    accurate = [rows for rows in families if of_accuracy[rows[0]]]
+    return table.join(image_intervals(outcomes, table[of_accuracy], accurate))

@@ -1,188 +1,157 @@
-"""The answer of a study in a few sentences, and the protocol behind it."""
+"""The answer of a study in a few sentences with numbers, the grid, and what a forest plot shows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from erpe.config import DATASETS
 from erpe.report.comparison import Comparison
-from erpe.report.outcomes import TIMED, Outcomes
-from erpe.report.pairing import switches
+from erpe.report.forest import forest
+from erpe.report.gaps import NOT_SHOWN
+from erpe.report.grid import Row, grid
+from erpe.report.outcomes import TIMED
+from erpe.report.pairing import KEY
 from erpe.report.ranks import pareto, surely_unbeaten
-from erpe.report.significance import MEASURE, of_pair
-from erpe.report.statistics import HIGHER_IS_BETTER
+from erpe.report.significance import (
+    BETTER,
+    EQUIVALENT,
+    MEASURE,
+    VERDICTS,
+    WORSE,
+    judged,
+    share,
+    share_facts,
+    signed_distance,
+    told,
+)  # fmt: skip
 
-KNOWN = {"study", "dataset", "arm", "variant", "attention", "encoding", "seed", "uid", *HIGHER_IS_BETTER}
-"""Columns of runs that are no facts about machine or version."""
 MOST_NAMED = 12
 """Of more arms than this an answer tells the number only; the tables have them all."""
-Rows = list[list[str]]
+Pair = dict[Any, Any]
 
 
-def answer(comparison: Comparison) -> list[str]:
-    """What the seeds show of one study, each sentence over all arms; the verdicts one by one are `comparison.verdicts`.
+class Answer(NamedTuple):
+    """What a first look at a study needs."""
 
-    Only finished arms make a statement; preliminary and untested ones are named as such.
-    """
-    pairs = comparison.differences[comparison.differences["measure"] == MEASURE]
-    said = [
-        _told("Against the same attention without an encoding", pairs[pairs["kind"] == "baseline"]),
-        _told("Against softmax", pairs[pairs["kind"] == "softmax"]),
-        *_switched(pairs[pairs["kind"] == "switch"], comparison.arms),
-        _gaps(comparison),
-        _cheap(comparison),
-    ]
-    return [sentence for sentence in said if sentence] or ["There are no two arms to compare yet."]
+    sentences: list[str]
+    grid: list[Row]
+    """Attention x encoding."""
+    forest: pd.DataFrame
+    """Paired differences in points; see `forest.forest`."""
 
 
-def _told(lead: str, pairs: pd.DataFrame) -> str:
-    groups: dict[str, list[str]] = {}
-    for pair in pairs.to_dict("records"):
-        verdict = of_pair(pair)
-        if verdict == "real":
-            verdict = "more accurate" if pair["difference"] > 0 else "less accurate"
-        groups.setdefault(verdict, []).append(pair["arm"])
-    words = {"noise": "not told apart", "preliminary": "preliminary, an arm being unfinished", "untested": "not tested"}
-    parts = [
-        f"{words.get(verdict, verdict)}: {_list(found) if len(found) <= MOST_NAMED else f'{len(found)} arms'}"
-        for verdict in ("more accurate", "less accurate", "noise", "preliminary", "untested")
-        if (found := groups.get(verdict))
-    ]
-    return f"{lead}, {'; '.join(parts)}." if parts else ""
+def answer(comparison: Comparison) -> Answer:
+    """The answer of one study on one data set; see `Comparison.only`."""
+    arms, pairs = comparison.arms, comparison.differences
+    return Answer(sentences(comparison), grid(arms, comparison.summary, pairs), forest(arms, pairs))
 
 
-def _switched(pairs: pd.DataFrame, arms: pd.DataFrame) -> list[str]:
+def sentences(comparison: Comparison) -> list[str]:
+    """What the seeds show of one study: each gap, each encoding, then positions, switches and costs."""
+    table = comparison.differences[comparison.differences["measure"] == MEASURE]
+    pairs = {(pair["kind"], pair["arm"]): pair for pair in table.to_dict("records") if pair["kind"] != "switch"}
+    found = [*_gaps(pairs, comparison.gaps), *_others(pairs)]
+    found += [*_replaced(pairs), *_switched(table[table["kind"] == "switch"])]
+    found += [sentence for kind, arm in pairs if kind == "study" for sentence in [f"{_full(pairs[kind, arm])}."]]
+    return [*found, *_cheap(comparison)] or ["There are no two arms to compare yet."]
+
+
+def _gaps(pairs: dict[tuple[str, str], Pair], gaps: pd.DataFrame) -> Iterator[str]:
+    """A sentence a gap, and one for every encoding that could close it."""
+    closed = gaps.to_dict("records")
+    for (kind, baseline), gap in pairs.items():
+        if kind != "gap":
+            continue
+        shown = gap["verdict"] == WORSE
+        yield f"{_full(gap)}." if shown else f"{_full(gap)}; {NOT_SHOWN}."
+        for row in closed:
+            if row["baseline"] == baseline:
+                gain, left = pairs.get(("encoding", row["arm"])), pairs.get(("softmax", row["arm"]))
+                if gain and left:
+                    yield _encoding(row, gain, left)
+
+
+def _full(pair: Pair) -> str:
+    """`favor is 1.9 points below softmax (95 % 0.7 to 3.1, 8 seeds)`, and what else than worse or better it is."""
+    if not pair["n"]:
+        return told(pair)
+    plain = pair["verdict"] in (BETTER, WORSE) and judged(pair) == pair["verdict"]
+    return told(pair) if plain else f"{told(pair)}: {judged(pair)}"
+
+
+def _encoding(row: Pair, gain: Pair, left: Pair) -> str:
+    """What an encoding does to a gap; without one, only how it stands to both its ends."""
+    arm, away = row["arm"], f"{_stands(left)}"
+    if not row["shown"]:
+        return f"{arm} is {_stands(gain)}; it is {away}."
+    if gain["verdict"] == BETTER and left["verdict"] in (BETTER, EQUIVALENT):
+        return f"{arm} removes all of it: {away}."
+    if gain["verdict"] == BETTER:
+        return f"{arm} removes {share(row)} of it ({share_facts(row)}): {_stands(gain)}; {away}."
+    if gain["verdict"] == WORSE:
+        return f"{arm} makes it larger: {_stands(gain)}; {away}."
+    verb = "does not remove it" if gain["verdict"] == EQUIVALENT else "is not shown to remove any of it"
+    return f"{arm} {verb}: {_stands(gain)}; {away}."
+
+
+def _stands(pair: Pair) -> str:
+    """`0.2 points above softmax (95 % -0.6 to 1.0), equivalent within 1 point`."""
+    if not pair["n"]:
+        return f"not compared with {pair['against']} (no common seed)"
+    close, _, distance = signed_distance(pair).partition(" (")
+    interval = f" ({distance}" if distance else ""
+    return f"{close} {pair['against']}{interval}, {judged(pair).partition(', up to')[0]}"
+
+
+def _others(pairs: dict[tuple[str, str], Pair]) -> Iterator[str]:
+    """Encodings of softmax, and those without a gap to close."""
+    for (kind, arm), pair in pairs.items():
+        if kind == "encoding" and ("softmax", arm) not in pairs:
+            yield f"{_full(pair)}."
+        if kind == "softmax" and ("encoding", arm) not in pairs:
+            yield f"{_full(pair)}."
+
+
+def _replaced(pairs: dict[tuple[str, str], Pair]) -> Iterator[str]:
+    """Whether an encoding does without absolute positions what learned ones do without it."""
+    ends = {BETTER: "so it replaces them", EQUIVALENT: "so it replaces them", WORSE: "so it does not replace them"}
+    for (kind, _), pair in pairs.items():
+        if kind == "replacement" and pair["n"]:
+            after = ends.get(pair["verdict"], "so whether it replaces them is open")
+            yield f"Instead of learned positions: {told(pair)}, {judged(pair)}, {after}."
+
+
+def _switched(pairs: pd.DataFrame) -> Iterator[str]:
     """A sentence for each two values of a switch: neither of them needs be the absence of the other."""
-    variants = dict(zip(arms["arm"], arms["variant"], strict=True))
-    leads = []
-    for arm, against in pairs[["arm", "against"]].itertuples(index=False, name=None):
-        own, other = switches(arm, variants[arm]), switches(against, variants[against])
-        new, old = (", ".join(sorted(names)) or "the default" for names in (own - other, other - own))
-        leads.append(f"With {new} instead of {old}")
-    return [_told(lead, pairs[[other == lead for other in leads]]) for lead in dict.fromkeys(leads)]
+    for family, rows in pairs.groupby("family", sort=False):
+        new, _, old = str(family).removeprefix("switch ").partition(" for ")
+        parts = [
+            f"{verdict}: {_list(found) if len(found) <= MOST_NAMED else f'{len(found)} arms'}"
+            for verdict in VERDICTS
+            if (found := list(rows.loc[rows["verdict"] == verdict, "arm"]))
+        ]
+        yield f"With {new} instead of {old}, {'; '.join(parts)}."
 
 
-def _gaps(comparison: Comparison) -> str:
-    told = comparison.verdicts[comparison.verdicts["kind"] == "gap"]
-    if told.empty:
-        return ""
-    gaps = comparison.gaps.set_index("arm")
-    if not (gaps["gap_is"] == "real").any():
-        return "No gap from a linear attention to softmax is shown, so nothing can be said of closing it."
-    real = [arm for arm in told.loc[told["verdict"] == "real", "arm"] if gaps.loc[arm, "closed"] > 0]
-    if not real:
-        return "Of no encoding is it shown that it closes a part of the gap to softmax."
-    gap = gaps.loc[max(real, key=lambda arm: gaps.loc[arm, "closed"])]
-    unsure = np.isnan(gap["low"])
-    interval = "no interval" if unsure else f"95 % interval {100 * gap['low']:.0f} to {100 * gap['high']:.0f}"
-    part = f"{100 * gap['closed']:.0f} % ({interval})"
-    others = [arm for arm in real if arm != gap.name]
-    also = f"; {_list(others)} close{'s' * (len(others) == 1)} a part of it, too" if others else ""
-    found = f"{gap.name} closes the largest part of the gap: {part} of that from {gap['baseline']} to {gap['softmax']}"
-    return f"{found}{also}."
-
-
-def _cheap(comparison: Comparison) -> str:
+def _cheap(comparison: Comparison) -> Iterator[str]:
     """Which arms none beats in both time and accuracy: only what the intervals of both bear out is concluded."""
     table = pareto(comparison.summary, TIMED)
     if len(table) < 2:
-        return ""
-    ends = comparison.summary.pivot(index="arm", columns="measure", values=["low", "high"]).loc[table["arm"]]
+        return
+    ends = comparison.summary.pivot(index=KEY[-1], columns="measure", values=["low", "high"]).loc[table["arm"]]
     cost, quality = (ends.xs(name, axis=1, level="measure").to_numpy() for name in (TIMED, MEASURE))
     table = table.assign(sure=surely_unbeaten(cost, quality)).sort_values("cost")
     front, sure = list(table.loc[table["front"], "arm"]), list(table.loc[table["sure"], "arm"])
     rest = [arm for arm in front if arm not in sure]
     if not sure:
         means = f"By the means, no arm is both faster at inference and more accurate than {_list(front, 'or')}"
-        return f"{means}; but no 95 % intervals of times and accuracies bear that out, so it stays open."
+        yield f"{means}; but no 95 % intervals of times and accuracies bear that out, so it stays open."
+        return
     found = f"No arm is both faster at inference and more accurate than {_list(sure, 'or')}"
-    told = f"; of {_list(rest)} the means say so, too, but the 95 % intervals leave it open" if rest else ""
-    return f"{found}{told}."
-
-
-def protocol(outcomes: Outcomes, comparison: Comparison) -> dict[str, str]:
-    """What was done, as terms and their description, for one study on one data set."""
-    arms, runs = outcomes.arms, outcomes.runs
-    dataset = str(arms["dataset"].iloc[0])
-    facts = DATASETS.get(dataset)
-    kept = f" ({_numbers(runs['train/images'])} of them for the confirmation)" if "train/images" in runs else ""
-    size = f": {facts.train:,} training images{kept}, {facts.test:,} test images" if facts else ""
-    trials, seeds = _numbers(arms["trials_planned"]), _numbers(arms["seeds_planned"])
-    searched, confirmed = _epochs(outcomes)
-    steps = {
-        "Data": f"{dataset}{size}",
-        "Budget": f"{trials} trials an arm{searched}; equal for all: {', '.join(map(str, arms['budget'].unique()))}",
-        "Search": "every arm with the same budget, space and scheduler, on a validation part of the training set",
-        "Confirmation": f"the best configuration of each arm, trained again with {seeds} fresh seeds, the same for all "
-        f"arms, on the whole training set{confirmed}",
-        "Test": "opened once for each confirmed run",
-        "Intervals": "95 %: Student's t over seeds; of the gap closed, an expanded percentile bootstrap over seeds",
-        "Tests": "paired t-tests by seed and McNemar's tests, Holm's correction of p, not of intervals; Friedman's "
-        "and Nemenyi's for ranks",
-        "Costs": "FLOPs in closed form, multiply and add counted as two; times are medians after warm-up, "
-        "of all confirmed runs in turn when nothing else ran",
-    }
-    made_with = outcomes.made_with.get(str(arms["study"].iloc[0]))
-    facts_of_runs = {name.capitalize(): _numbers(runs[name]) for name in _facts(runs)}
-    return steps | facts_of_runs | ({"Made with": made_with} if made_with else {})
-
-
-def _epochs(outcomes: Outcomes) -> tuple[str, str]:
-    """How long the trials of the search and the confirmed runs were trained, as the end of a clause."""
-    trials, epochs = outcomes.trials, outcomes.epochs
-    told = []
-    searched = trials.loc[trials["state"] == "COMPLETE", "epochs"] if len(trials) else pd.Series()
-    told.append(f" of {_numbers(searched)} epochs, fewer where pruned" if len(searched) else "")
-    confirmed = epochs[epochs["phase"] == "confirm"].groupby("uid")["epoch"].max() if len(epochs) else pd.Series()
-    told.append(f", for {_numbers(confirmed)} epochs" if len(confirmed) else "")
-    return told[0], told[1]
-
-
-def search_table(outcomes: Outcomes) -> tuple[list[str], Rows]:
-    """Columns and rows: how each arm was searched, its best trial's settings, and how many seeds confirm it.
-
-    A setting that is the same for every arm is in it, too: it is part of what was found.
-    """
-    trials = outcomes.trials
-    settings = [name for name in trials if "." in name and trials[name].notna().any()]
-    rows = []
-    for arm in outcomes.arms.to_dict("records"):
-        own = trials[trials["arm"] == arm["arm"]] if len(trials) else trials
-        states = own["state"].value_counts() if len(own) else {}
-        done = own[(own["state"] == "COMPLETE") & own["value"].notna()] if len(own) else own
-        best = done.loc[done["value"].idxmax()] if len(done) else {}
-        told = ", ".join(f"{count} {str(state).lower()}" for state, count in states.items())
-        rows.append(
-            [
-                str(arm["arm"]),
-                f"{arm['trials']} of {arm['trials_planned']}" + (f" ({told})" if told else ""),
-                f"{best['value']:.4f}" if len(best) else "-",
-                f"{arm['seeds']} of {arm['seeds_planned']}",
-                *(_value(best.get(name)) for name in settings),
-            ]
-        )
-    return ["arm", "trials", "best validation accuracy", "seeds", *settings], rows
-
-
-def _facts(runs: pd.DataFrame) -> list[str]:
-    return [name for name in runs if name not in KNOWN and not pd.api.types.is_numeric_dtype(runs[name])]
-
-
-def _numbers(column: pd.Series) -> str:
-    """The values of a column, each once."""
-    return ", ".join(_value(value) for value in sorted(column.dropna().unique()))
-
-
-def _value(value: Any) -> str:
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return "-"
-    if isinstance(value, bool | np.bool_ | str):
-        return str(value)
-    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:.3g}"
+    open_still = f"; of {_list(rest)} the means say so, too, but the 95 % intervals leave it open" if rest else ""
+    yield f"{found}{open_still}."
 
 
 def _list(names: Sequence[str], word: str = "and") -> str:

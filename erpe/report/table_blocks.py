@@ -1,17 +1,20 @@
-"""The tables of a comparison as text in cells, each narrow enough for a terminal of 80 columns."""
+"""The tables of a comparison as text in cells, the answer first."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from erpe.report.comparison import Comparison
-from erpe.report.gaps import coverage_told
-from erpe.report.significance import MEASURE, of_pair, point_digits, signed
+from erpe.report.gaps import NOT_SHOWN
+from erpe.report.grid import as_lines
+from erpe.report.pairing import KINDS
+from erpe.report.significance import MEASURE, digits_of, p_value, point_digits, signed
+from erpe.report.summary import answer
 
 PLUS_MINUS = "mean ± half-width of the 95 % interval over n seeds (no ±: one seed, or all are equal)"
 
@@ -29,6 +32,8 @@ class Block:
     lines: list[str]
     remarks: list[str]
     """What to know, below."""
+    spare: tuple[str, ...] = ()
+    """Columns that a narrow terminal does without, the first one first."""
 
 
 class Column(NamedTuple):
@@ -64,17 +69,18 @@ MAIN = {
     "quality on the test set": (QUALITY, f"{PLUS_MINUS}; precision, recall and F1 are macro averages"),
     "fit": (
         FIT,
-        f"{PLUS_MINUS}; lnL in nats, summed over the images; AIC and BIC of the training set, lower is better",
+        f"{PLUS_MINUS}; lnL in nats, summed over the images; AIC and BIC of the training set, which mostly count "
+        "parameters here: no ranks and no tests of them",
     ),
     "size": (SIZE, "FLOPs of one image, a multiplication and an addition counted as two"),
     "time and memory": (COST, f"{PLUS_MINUS}; inference in full batches unless it says batch 1"),
 }
-KINDS = {
-    "baseline": "test accuracy, each encoding against none",
-    "softmax": "test accuracy, linear attention against softmax",
-    "switch": "test accuracy, one switch changed",
-    "study": "test accuracy, against the same arm of another study",
-}
+FAMILIES = {kind: f"test accuracy, {words}" for kind, words in KINDS.items()}
+"""Kind of pair -> what its table is called."""
+REMARK = (
+    "points of accuracy, arm minus against, paired by seed; 95 % intervals for new seeds on these images; intervals "
+    "hold and p is corrected (Holm) for all pairs of the table with the same switches together"
+)
 
 
 def blocks(comparison: Comparison) -> list[Block]:
@@ -82,7 +88,7 @@ def blocks(comparison: Comparison) -> list[Block]:
     found = []
     for study, dataset in comparison.arms[["study", "dataset"]].drop_duplicates().itertuples(index=False, name=None):
         one = Slice(comparison, study, dataset)
-        made = [*_main(one), *_differences(one), _mcnemar(one), _gaps(one), _ranks(one), _verdicts(one)]
+        made = [*_answer(one), *_differences(one), _gaps(one), *_main(one), _ranks(one)]
         starred = [block for block in made if any(row[0].endswith(" *") for row in block.rows)]
         for block in starred[:1]:
             block.remarks.append(one.stars())
@@ -96,15 +102,15 @@ class Slice:
     """One study and data set of a comparison."""
 
     def __init__(self, comparison: Comparison, study: str, dataset: str) -> None:
-        self.comparison, self.where = comparison, {"study": study, "dataset": dataset}
+        self.comparison = comparison.only(study, dataset)
         self.title = f"{study} on {dataset}"
         self.arms = self.of("arms")
         self.marks = {arm: mark for arm, mark in zip(self.arms["arm"], self.arms["mark"], strict=True) if mark}
 
     def of(self, table: str) -> pd.DataFrame:
-        """The rows of one of the comparison's tables."""
-        every = getattr(self.comparison, table)
-        return every[(every["study"] == self.where["study"]) & (every["dataset"] == self.where["dataset"])]
+        """One of the comparison's tables."""
+        found: pd.DataFrame = getattr(self.comparison, table)
+        return found
 
     def name(self, arm: str) -> str:
         """The arm, with a star where something is amiss with it."""
@@ -113,7 +119,8 @@ class Slice:
     def block(self, what: str, columns: Sequence[str], rows: list[list[str]], left: int, *remarks: str) -> Block:
         """A table whose first `left` columns are words."""
         numbers = [place >= left for place in range(len(columns))]
-        return Block(f"{self.title}: {what}", list(columns), rows, numbers, [], list(remarks))
+        spare = tuple(columns[: left + 1 : -1])
+        return Block(f"{self.title}: {what}", list(columns), rows, numbers, [], list(remarks), spare)
 
     def stars(self) -> str:
         """What the stars mean."""
@@ -162,82 +169,63 @@ def _digits(half: float, means: pd.Series, column: Column) -> int:
     return int(np.clip(3 - np.floor(np.log10(means.abs().max())), 0, 6))
 
 
+def _answer(one: Slice) -> list[Block]:
+    """The sentences and the grid."""
+    said = answer(one.comparison)
+    columns, rows = as_lines(said.grid)
+    remarks = ["difference in points: without an encoding to softmax, with one to the same attention without"]
+    grid = one.block("attention x encoding", columns, rows if len(rows) > 1 else [], 1, *remarks)
+    return [Block(f"{one.title}: the answer", [], [], [], said.sentences, []), replace(grid, spare=())]
+
+
 def _differences(one: Slice) -> list[Block]:
     table = one.of("differences")
-    columns = ["arm", "against", "points", "95 % interval", "p (Holm)", "n", "verdict"]
-    remark = (
-        "points of accuracy, arm minus against, paired by seed; intervals are not corrected, p of the t-test is, by "
-    )
-    remark += "Holm over this study's pairs: a difference can be noise though its interval leaves out 0"
+    columns = ["arm", "against", "points", "95 % interval", "new images too", "p (Holm)", "n", "verdict"]
     found = []
-    for kind, what in KINDS.items():
+    for kind, what in FAMILIES.items():
         rows = []
         for pair in table[(table["measure"] == MEASURE) & (table["kind"] == kind)].to_dict("records"):
             against = pair["against"] if kind != "study" else f"{pair['against_study']}"
-            digits = point_digits(pair["low"], pair["high"])
+            digits = digits_of(pair)
             numbers = [
-                _points(pair["difference"], digits),
-                _range(pair["low"], pair["high"], digits),
-                _p(pair["p_holm"]),
-            ]
-            rows.append([one.name(pair["arm"]), against, *numbers, str(pair["n"]), of_pair(pair)])
-        found.append(one.block(what, columns, rows, 2, remark))
+                _points(pair["difference"], digits), _range(pair["all_low"], pair["all_high"], digits),
+                _range(pair["images_low"], pair["images_high"], digits), p_value(pair["p_holm"]), str(pair["n"]),
+            ]  # fmt: skip
+            verdict = f"{pair['verdict']} (so far)" if pair["preliminary"] else pair["verdict"]
+            rows.append([one.name(pair["arm"]), against, *numbers, verdict])
+        margins = table.loc[(table["kind"] == kind) & (table["measure"] == MEASURE), "margin"].unique()
+        remark = f"{REMARK}; equivalent: within {' or '.join(f'{100 * margin:g}' for margin in margins)} points"
+        block = one.block(what, columns, rows, 2, remark)
+        found.append(replace(block, spare=("new images too", "p (Holm)", "n", "against")))
     return found
 
 
-def _mcnemar(one: Slice) -> Block:
-    columns = ["arm", "against", "only arm", "only against", "median p", "p < 0.05"]
-    rows = [
-        [one.name(row["arm"]), row["against"], f"{row['only_arm']:,}", f"{row['only_against']:,}", _p(row["p_median"]),
-         f"{row['seeds_significant']} of {row['n']}"]
-        for row in one.of("mcnemar").to_dict("records")
-    ]  # fmt: skip
-    remark = (
-        "test images that only one of both has right, summed over seeds; median p over seeds, and the seeds whose p is "
-    )
-    remark += "below 0.05 after Holm's correction over the pairs of that seed"
-    return one.block("McNemar's test on the same images", columns, rows, 2, remark)
-
-
 def _gaps(one: Slice) -> Block:
-    columns = ["arm", "baseline", "gap", "real", "closed %", "95 % interval", "n"]
-    rows = []
-    table = one.of("gaps")
+    columns = ["arm", "from", "gap", "95 % interval", "closed %", "95 % of closed", "n"]
+    rows, table = [], one.of("gaps")
     for row in table.to_dict("records"):
         digits = point_digits(row["gap_low"], row["gap_high"])
         shares = [_points(row["closed"], 0), _range(row["low"], row["high"], 0)]
-        shown = shares if row["gap_is"] == "real" else ["-", "-"]
-        real = {"real": "yes", "noise": "no"}.get(row["gap_is"], row["gap_is"])
-        rows.append([one.name(row["arm"]), row["baseline"], _points(row["gap"], digits), real, *shown, str(row["n"])])
-    remarks = ["gap: softmax - baseline, in points, real by the corrected paired test of both; closed: the part of it "
-               "that the encoding adds, with its bootstrap interval, or a dash where no gap is real"]  # fmt: skip
-    drawn = table.loc[(table["gap_is"] == "real") & table["low"].notna(), "n"]
-    remarks += [told] if (told := coverage_told(drawn)) else []
-    return one.block("gap closed", columns, rows, 2, *remarks)
+        shown = shares if row["shown"] else [NOT_SHOWN, "-"]
+        gap = [_points(row["gap"], digits), _range(row["gap_low"], row["gap_high"], digits)]
+        rows.append([one.name(row["arm"]), row["baseline"], *gap, *shown, str(row["n"])])
+    remark = (
+        "gap: softmax - attention without encoding, in points; closed: the part of it that the encoding adds, with "
+        "Fieller's interval of a ratio of two means"
+    )
+    return replace(one.block("gap closed", columns, rows, 2, remark), spare=("n", "95 % interval", "from"))
 
 
 def _ranks(one: Slice) -> Block:
-    table, tests = one.of("ranks"), one.of("friedman").set_index("measure")
-    names = {"test/accuracy": "accuracy", "aic": "AIC", "bic": "BIC"}
-    shown = [name for name in dict.fromkeys(table["measure"])]
-    means = table.pivot(index="arm", columns="measure", values="rank")
+    table, tests = one.of("ranks"), one.of("friedman")
+    ranks = dict(zip(table["arm"], table["rank"], strict=True))
     seeds = dict(zip(table["arm"], table["n"], strict=True))
-    rows = [
-        [one.name(arm), str(seeds[arm]), *(signed(means.loc[arm, name], 1) for name in shown)]
-        for arm in one.arms["arm"]
-        if arm in seeds
-    ]
-    known = tests["p"].dropna()
-    each = ", ".join(f"{names.get(name, name)} {_p(known[name])}" for name in shown if name in known)
-    test = f"; Friedman's test, p: {each}" if each else "; Friedman's test: too few seeds" if len(tests) else ""
-    remarks = [f"average over seeds, 1 is best{test}"]
+    rows = [[one.name(arm), str(seeds[arm]), signed(ranks[arm], 1)] for arm in one.arms["arm"] if arm in seeds]
+    test = f"; Friedman's test, p: {p_value(tests['p'].iloc[0])}" if len(tests) else ""
+    remarks = [f"average over blocks, 1 is best; a block is a seed{test}"]
     if 0 < len(rows) < len(one.arms):
         remarks.append("arms that are unfinished or have no run to compare are left out")
-    return one.block("ranks", ["arm", "n", *(names.get(name, name) for name in shown)], rows, 1, *remarks)
-
-
-def _verdicts(one: Slice) -> Block:
-    return Block(f"{one.title}: what is real and what is noise", [], [], [], list(one.of("verdicts")["text"]), [])
+    return one.block("ranks by accuracy", ["arm", "blocks", "rank"], rows, 1, *remarks)
 
 
 def _points(value: float, digits: int) -> str:
@@ -246,7 +234,3 @@ def _points(value: float, digits: int) -> str:
 
 def _range(low: float, high: float, digits: int) -> str:
     return "-" if np.isnan(low) else f"{signed(100 * low, digits)} to {signed(100 * high, digits)}"
-
-
-def _p(p: float) -> str:
-    return "-" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -26,7 +26,7 @@ from erpe.text import Terminal, printable
 __all__ = ["FORMATS", "TIDY", "Comparison", "compare", "render", "tidy"]
 
 TIDY = {
-    "table": "summary, difference, mcnemar, gap, rank, friedman or nemenyi",
+    "table": "summary, difference, gap, rank, friedman or nemenyi",
     "study": "name of the study",
     "dataset": "data set",
     "arm": "variant with its switches; empty for friedman, which is of all arms",
@@ -51,18 +51,12 @@ TIDY = {
 
 def tidy(comparison: Comparison) -> pd.DataFrame:
     """Every number of a comparison, a row each, in full precision; what does not apply is missing. See `TIDY`."""
-    counts = comparison.mcnemar.melt(
-        id_vars=[name for name in comparison.mcnemar if name not in MCNEMAR], value_vars=MCNEMAR,
-        var_name="measure", value_name="mean",
-    )  # fmt: skip
-    counts["measure"] = "mcnemar/" + counts["measure"].astype(str)
     gaps = comparison.gaps.rename(columns={"baseline": "against"})
     of_size = {"gap": "mean", "gap_low": "low", "gap_high": "high", "gap_p": "p_holm", "gap_n": "n"}
     size = gaps.drop(columns=["low", "high", "n"]).rename(columns=of_size)
     parts = {
         "summary": comparison.summary,
         "difference": comparison.differences.rename(columns={"difference": "mean"}),
-        "mcnemar": counts.rename(columns={"p_median": "p"}),
         "gap": pd.concat([size.assign(measure="gap/size"), gaps.rename(columns={"closed": "mean"}).drop(columns="gap")
                           .assign(measure="gap/closed")]),
         "rank": comparison.ranks.rename(columns={"rank": "mean"}),
@@ -78,7 +72,6 @@ def tidy(comparison: Comparison) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-MCNEMAR = ["only_arm", "only_against", "seeds_significant"]
 TYPES = dict.fromkeys("table study dataset arm against against_study kind measure mark".split(), "string") | {
     **dict.fromkeys("mean low high p p_holm".split(), "float64"), "n": "Int64", "preliminary": "boolean",
 }  # fmt: skip
@@ -116,26 +109,37 @@ def _records(table: pd.DataFrame) -> list[dict[Any, Any]]:
 
 def _terminal(comparison: Comparison) -> str:
     out = io.StringIO()
-    width = min(120, max(80, shutil.get_terminal_size().columns))
+    width = min(120, max(60, shutil.get_terminal_size().columns))
     console = Terminal(file=out, width=width, force_terminal=sys.stdout.isatty())
     for block in blocks(comparison):
         console.print(block.title, style="bold")
+        gone = _gone(console, block) if block.columns else []
         if block.columns:
-            console.print(_rich(block))
+            console.print(_rich(block, gone))
         if block.lines:
             console.print(_list(block.lines))
-        for line in block.remarks:
+        for line in block.remarks + [f"not shown in this width: {', '.join(gone)}"] * bool(gone):
             console.print(line, style="dim")
         console.print()
     return out.getvalue()
 
 
-def _rich(block: Block) -> Table:
+def _gone(console: Terminal, block: Block) -> list[str]:
+    """The spare columns that a terminal has no room for, beginning with the first of them."""
+    for count in range(len(block.spare) + 1):
+        needed = console.measure(_rich(block, block.spare[:count]), options=console.options.update(width=1000)).maximum
+        if needed <= console.width:
+            return list(block.spare[:count])
+    return list(block.spare)
+
+
+def _rich(block: Block, without: Sequence[str] = ()) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for name, right in zip(block.columns, block.numbers, strict=True):
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    shown = [place for place, name in enumerate(block.columns) if name not in without]
+    for place in shown:
+        table.add_column(block.columns[place], justify="right" if block.numbers[place] else "left", overflow="fold")
     for row in block.rows:
-        table.add_row(*row)
+        table.add_row(*(row[place] for place in shown))
     return table
 
 

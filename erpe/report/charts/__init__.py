@@ -17,7 +17,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from erpe.report.charts import costs, curves, intervals
+from erpe.report.charts import costs, curves, forest, intervals
 from erpe.report.charts.style import INK, SMALL, blank, dress, marks
 from erpe.report.comparison import Comparison
 from erpe.report.outcomes import Outcomes
@@ -29,7 +29,7 @@ Chart = Callable[[Outcomes, Comparison], Figure | None]
 
 def critical_difference(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
     """Mean rank over seeds of each arm by test accuracy (1: the best); a bar joins arms that Nemenyi's test cannot tell
-    apart. None for fewer than three arms or two common seeds.
+    apart. A block is a seed. None for fewer than three arms or five common seeds.
 
     Source: Demšar 2006 (JMLR 7); scikit-posthocs.
     """
@@ -73,6 +73,7 @@ def critical_difference(outcomes: Outcomes, comparison: Comparison) -> Figure | 
 
 
 CHARTS: dict[str, Chart] = {
+    "differences": forest.differences,
     "accuracy": intervals.accuracy,
     "tradeoffs": costs.tradeoffs,
     "gap_closed": intervals.gap_closed,
@@ -97,12 +98,8 @@ def parts(outcomes: Outcomes, comparison: Comparison) -> dict[str, tuple[Outcome
             field.name: _only(getattr(outcomes, field.name), study, dataset, set(arms["arm"]))
             for field in dataclasses.fields(outcomes)
         }
-        compared = {
-            field.name: _only(getattr(comparison, field.name), study, dataset, set(arms["arm"]))
-            for field in dataclasses.fields(comparison)
-        }
         name = f"{study}-{dataset}" if several else str(study)
-        found[name] = (dataclasses.replace(outcomes, **own), dataclasses.replace(comparison, **compared))
+        found[name] = (dataclasses.replace(outcomes, **own), comparison.only(str(study), str(dataset)))
     return found
 
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from erpe.report.comparison import Comparison
-from erpe.report.gaps import coverage_told
-from erpe.report.significance import GAPS, MEASURE
+from erpe.report.gaps import NOT_SHOWN
+from erpe.report.significance import MEASURE
 
 
 class Caption(NamedTuple):
@@ -22,6 +22,13 @@ class Caption(NamedTuple):
 
 
 CAPTIONS = {
+    "differences": Caption(
+        "Paired differences",
+        "Test accuracy of one arm minus that of the other, seed by seed, {n}. {bar} Shaded: the margin, differences "
+        "that are too small to matter. Filled triangle: better or worse; square: equivalent within the margin; hollow "
+        "circle: undecided.",
+        "it needs two arms to compare",
+    ),
     "accuracy": Caption(
         "Test accuracy",
         "Marker: mean, {n}. {bar} Small dots: the single seeds.",
@@ -37,14 +44,14 @@ CAPTIONS = {
         "Gap closed",
         "The part of the gap in test accuracy from a linear attention without encoding (0) to softmax (1) that an "
         "encoding closes. Marker: ratio of the mean differences, {n}; an arrow where something lies outside the "
-        "figure. {bar} {hollow}",
-        "it needs confirmed runs of softmax, of a linear attention and of the same with an encoding",
+        "figure. Bar: Fieller's 95 % interval. {without}",
+        "no gap is shown, or no encoding could close one",
     ),
     "critical_difference": Caption(
         "Critical differences",
-        "Mean rank by test accuracy (1 is the best), {n}, those that all ranked arms have. A black bar joins "
-        "arms that Nemenyi's test, after Friedman's, does not tell apart at 5 %.",
-        "it needs three arms with two seeds in common",
+        "Mean rank by test accuracy (1 is the best), {n}, those that all ranked arms have. A block is a seed. A black "
+        "bar joins arms that Nemenyi's test, after Friedman's, does not tell apart at 5 %.",
+        "it needs three arms with five seeds in common, as a block is a seed",
     ),
     "learning_curves": Caption(
         "Learning curves",
@@ -55,8 +62,8 @@ CAPTIONS = {
     ),
     "criteria": Caption(
         "AIC and BIC",
-        "On the training images, lower is better. Marker: mean, {n}. {bar} For networks with more "
-        "parameters than images the count of parameters outweighs the fit.",
+        "On the training images. Marker: mean, {n}. {bar} No ranks and no tests: these models are no "
+        "maximum-likelihood fits, and the count of parameters outweighs the fit.",
         "no confirmed run has an AIC or a BIC",
     ),
     "attention_maps": Caption(
@@ -80,6 +87,11 @@ CAPTIONS = {
 
 NO_BAR = "No intervals: one seed has none, nor have equal ones."
 BARS: dict[str, tuple[tuple[str, ...], str]] = {
+    "differences": (
+        (),
+        "Thick bar: 95 % interval, all of a group together, for new seeds on these test images; thin: for new images "
+        "too.",
+    ),
     "accuracy": ((MEASURE,), "Bar: 95 % t-interval of the mean, cut off where accuracy ends."),
     "tradeoffs": (
         (MEASURE, "time/inference_ms_per_image", "time/train_seconds_per_epoch"),
@@ -92,35 +104,27 @@ BARS: dict[str, tuple[tuple[str, ...], str]] = {
 
 def told(name: str, comparison: Comparison) -> str:
     """The text below a chart of one study: it tells of what is drawn there, and of nothing else."""
-    facts = {"n": seeds_told(comparison, name), "bar": _bar(name, comparison), "hollow": _hollow(comparison.gaps)}
+    facts = {"n": seeds_told(comparison, name), "bar": _bar(name, comparison), "without": _without(comparison.gaps)}
     return " ".join(CAPTIONS[name].text.format(**facts).split())
 
 
 def seeds_told(comparison: Comparison, chart: str) -> str:
     """ "n = 5 seeds", "n = 2 to 5 seeds": over how many seeds a chart's means, ranks or gaps are."""
-    table = {"critical_difference": comparison.ranks, "gap_closed": comparison.gaps}.get(chart, comparison.summary)
+    shown = comparison.gaps[comparison.gaps["shown"]]
+    known = {"critical_difference": comparison.ranks, "gap_closed": shown, "differences": comparison.differences}
+    table = known.get(chart, comparison.summary)
     n = table.loc[table["measure"] == MEASURE, "n"] if "measure" in table else table["n"]
     low, high = (int(n.min()), int(n.max())) if len(n) else (0, 0)
     return f"n = {low} seed{'s' * (low != 1)}" if low == high else f"n = {low} to {high} seeds"
 
 
 def _bar(name: str, comparison: Comparison) -> str:
-    if name == "gap_closed":
-        drawn = comparison.gaps[comparison.gaps["low"].notna()]
-        if drawn.empty:
-            return "No intervals: too few seeds, or no gap at all."
-        few = coverage_told(drawn["n"])
-        return "Bar: 95 % bootstrap interval, whole seeds drawn anew" + (f"; {few}." if few else ".")
     measures, text = BARS.get(name, ((), ""))
     drawn = comparison.summary[comparison.summary["measure"].isin(measures) & comparison.summary["low"].notna()]
     return NO_BAR if measures and drawn.empty else text
 
 
-def _hollow(gaps: pd.DataFrame) -> str:
-    """What is the matter with the gaps that are drawn hollow."""
-    drawn = gaps[gaps["closed"].notna()]
-    parts = []
-    for state, words in GAPS.items():
-        baselines = drawn.loc[drawn["gap_is"] == state, "baseline"].unique()
-        parts += [f"the gap from {' and from '.join(baselines)} {words}"] if len(baselines) else []
-    return f"Hollow: {'; '.join(parts)}; so the part of it means little." if parts else ""
+def _without(gaps: pd.DataFrame) -> str:
+    """Which attentions have no gap to close."""
+    baselines = gaps.loc[~gaps["shown"], "baseline"].unique()
+    return f"From {' and from '.join(baselines)}: {NOT_SHOWN}." if len(baselines) else ""

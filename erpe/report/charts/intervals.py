@@ -46,7 +46,7 @@ def accuracy(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
 
 
 def criteria(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
-    """AIC and BIC of each arm on the training images, means over seeds with 95 % intervals; lower is better.
+    """AIC and BIC of each arm on the training images, means over seeds with 95 % intervals.
 
     The axis is logarithmic where the largest is more than twenty times the smallest. None without them.
     """
@@ -65,29 +65,26 @@ def criteria(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
         else:
             axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
-        axes.set_xlabel(f"{name} (lower is better)")
+        axes.set_xlabel(name)
         dress(axes, grid="x")
         axes.tick_params(axis="y", labelleft=axes is figure.axes[0])
     return figure
 
 
 def gap_closed(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
-    """The part of the gap between Performer and softmax that an encoding closes, with its bootstrap interval; lines
-    stand at 0 (the Performer without encoding) and 1 (softmax).
+    """The part of the gap between Performer and softmax that an encoding closes, with Fieller's interval; lines stand
+    at 0 (the Performer without encoding) and 1 (softmax).
 
-    Hollow: the gap itself is not shown to be there, so its part means little, and the axis makes no room for it. None
-    where no gap was measured.
+    Only gaps that are shown are drawn; None where none is.
     """
-    gaps = comparison.gaps[comparison.gaps["closed"].notna()].set_index("arm")
+    gaps = comparison.gaps[comparison.gaps["shown"]].set_index("arm")
     shown = {arm: mark for arm, mark in marks(outcomes.arms).items() if arm in gaps.index}
     if not shown:
         return None
-    unsure = gaps.index[gaps["gap_is"] != "real"]
     figure = blank(8.0, 1.3 + 0.27 * (len(shown) + _breaks(shown)))
     axes = figure.add_subplot()
     rows = _rows(axes, shown, _remarks(comparison))
-    hollow = {arm: mark._replace(fill="none") if arm in unsure else mark for arm, mark in shown.items()}
-    _dots(axes, gaps.rename(columns={"mean": "_", "closed": "mean"}), rows, hollow)
+    _dots(axes, gaps.rename(columns={"closed": "mean"}), rows, shown)
     axes.set_xlim(*_reach(gaps))
     _arrows(axes, gaps, rows, shown)
     for place, name, side in ((0, "no encoding", "right"), (1, "softmax", "left")):
@@ -140,10 +137,8 @@ def _dots(axes: Axes, table: pd.DataFrame, rows: Mapping[str, float], shown: Map
 
 
 def _reach(gaps: pd.DataFrame) -> tuple[float, float]:
-    """Limits that show 0, 1 and every dot of a real gap; intervals, and what is of a gap near nothing, may be endless
-    and leave the figure.
-    """
-    dots = [*gaps.loc[gaps["gap_is"] == "real", "closed"], 0.0, 1.0]
+    """Limits that show 0, 1 and every dot; intervals may be long and leave the figure."""
+    dots = [*gaps["closed"], 0.0, 1.0]
     room = 0.5 * (max(dots) - min(dots))
     ends = gaps[["low", "closed", "high"]].stack()
     low, high = min([*dots, *ends]), max([*dots, *ends])

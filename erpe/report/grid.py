@@ -1,0 +1,90 @@
+"""The answer as a grid, attention x encoding: accuracy, difference and verdict in each cell."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from erpe.config import ATTENTIONS, ENCODINGS
+from erpe.report.labels import ATTENTION, ENCODING, switched
+from erpe.report.pairing import switches
+from erpe.report.significance import digits_of, point_digits, signed
+from erpe.report.statistics import ACCURACY
+
+
+class Cell(NamedTuple):
+    """One arm; all words. A dash stands where there is nothing."""
+
+    arm: str
+    accuracy: str
+    """In per cent: `96.74`."""
+    half: str
+    """Half-width of its 95 % interval, in points: `0.22`."""
+    against: str
+    """What the difference is to: no encoding to softmax, an encoding to none; empty: to nothing."""
+    difference: str
+    """In points, with a sign: `+0.14`."""
+    interval: str
+    """Simultaneous, in points: `-0.03 to 0.31`."""
+    verdict: str
+
+
+class Row(NamedTuple):
+    """One attention with one combination of switches."""
+
+    attention: str
+    label: str
+    """`FAVOR+`, or with switches `FAVOR+, no positions`."""
+    cells: dict[str, Cell]
+    """By encoding; those that the study has not are not there."""
+
+
+def grid(arms: pd.DataFrame, summary: pd.DataFrame, differences: pd.DataFrame) -> list[Row]:
+    """The grid of one study on one data set, a row an attention and a combination of switches.
+
+    Args:
+        arms: of `Outcomes`.
+        summary: of `statistics.summary`.
+        differences: of `statistics.differences`.
+    """
+    means = summary[summary["measure"] == ACCURACY].set_index("arm")
+    tests = differences[(differences["measure"] == ACCURACY) & differences["kind"].isin(["gap", "encoding"])]
+    pairs = {pair["arm"]: pair for pair in tests.to_dict("records")}
+    rows: dict[tuple[str, frozenset[str]], dict[str, Cell]] = {}
+    for arm in arms.itertuples(index=False):
+        place = (str(arm.attention), switches(str(arm.arm), str(arm.variant)))
+        rows.setdefault(place, {})[str(arm.encoding)] = _cell(str(arm.arm), means, pairs.get(arm.arm))
+    ordered = sorted(rows, key=lambda place: (sorted(place[1]), ATTENTIONS.index(place[0])))
+    return [Row(place[0], ", ".join([ATTENTION[place[0]], *switched(place[1])]), rows[place]) for place in ordered]
+
+
+def _cell(arm: str, means: pd.DataFrame, pair: dict | None) -> Cell:
+    accuracy, half, against, difference, interval, verdict = "-", "-", "", "-", "-", "-"
+    if arm in means.index and not np.isnan(means.loc[arm, "mean"]):
+        mean, low, high = (100 * float(means.loc[arm, name]) for name in ("mean", "low", "high"))
+        digits = point_digits(low / 100, high / 100)
+        accuracy = signed(mean, digits)
+        half = "-" if np.isnan(low) else signed((high - low) / 2, digits)
+    if pair is not None and pair["n"]:
+        digits = digits_of(pair)
+        against, difference = pair["against"], signed(100 * pair["difference"], digits)
+        difference = difference if difference.startswith("-") else f"+{difference}"
+        verdict = pair["verdict"]
+        if not np.isnan(pair["all_low"]):
+            interval = f"{signed(100 * pair['all_low'], digits)} to {signed(100 * pair['all_high'], digits)}"
+    return Cell(arm, accuracy, half, against, difference, interval, verdict)
+
+
+def as_lines(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of words, three lines a row of the grid: accuracy, difference, verdict."""
+    there = [name for name in ENCODINGS if any(name in row.cells for row in rows)]
+    lines = []
+    for row in rows:
+        cells = [row.cells.get(name) for name in there]
+        lines.append([row.label, *(cell.accuracy if cell else "" for cell in cells)])
+        if any(cell and cell.against for cell in cells):
+            lines.append(["  difference", *(cell.difference if cell and cell.against else "" for cell in cells)])
+            lines.append(["  verdict", *(cell.verdict if cell and cell.against else "" for cell in cells)])
+    return ["accuracy %", *(ENCODING[name] for name in there)], lines

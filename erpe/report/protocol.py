@@ -1,0 +1,102 @@
+"""The protocol behind the answer: what was done, on what data and machine, and what the searches found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from erpe.config import DATASETS
+from erpe.report.outcomes import Outcomes
+from erpe.report.statistics import HIGHER_IS_BETTER
+
+KNOWN = {"study", "dataset", "arm", "variant", "attention", "encoding", "seed", "uid", *HIGHER_IS_BETTER}
+"""Columns of runs that are no facts about machine or version."""
+Rows = list[list[str]]
+
+
+def protocol(outcomes: Outcomes) -> dict[str, str]:
+    """What was done, as terms and their description, for one study on one data set."""
+    arms, runs = outcomes.arms, outcomes.runs
+    dataset = str(arms["dataset"].iloc[0])
+    facts = DATASETS.get(dataset)
+    kept = f" ({_numbers(runs['train/images'])} of them for the confirmation)" if "train/images" in runs else ""
+    size = f": {facts.train:,} training images{kept}, {facts.test:,} test images" if facts else ""
+    trials, seeds = _numbers(arms["trials_planned"]), _numbers(arms["seeds_planned"])
+    searched, confirmed = _epochs(outcomes)
+    steps = {
+        "Data": f"{dataset}{size}",
+        "Budget": f"{trials} trials an arm{searched}; equal for all: {', '.join(map(str, arms['budget'].unique()))}",
+        "Search": "every arm with the same budget, space and scheduler, on a validation part of the training set",
+        "Confirmation": f"the best configuration of each arm, trained again with {seeds} fresh seeds, the same for all "
+        f"arms, on the whole training set{confirmed}",
+        "Test": "opened once for each confirmed run",
+        "Means": "95 % interval: Student's t over seeds, for new seeds on these test images",
+        "Differences": "paired by seed; four verdicts: better or worse by t-tests, equivalent within the margin by two "
+        "one-sided tests, else undecided; each corrected by Holm inside its family: the gaps; encodings against none; "
+        "encodings against softmax; encodings instead of learned positions; each switch",
+        "Their intervals": "Bonferroni's over the family, 95 % for all of it together, cut where Holm's verdict goes "
+        "further; for new seeds on these test images, and by a hierarchical bootstrap for new images too",
+        "Gap closed": "Fieller's 95 % interval of a ratio of two means; nothing is given where no gap is shown",
+        "Ranks": "by accuracy, where at least 5 seeds are blocks: Friedman's and Nemenyi's tests; none for AIC and BIC",
+        "Costs": "FLOPs in closed form, multiply and add counted as two; times are medians after warm-up, "
+        "of all confirmed runs in turn when nothing else ran",
+    }
+    made_with = outcomes.made_with.get(str(arms["study"].iloc[0]))
+    facts_of_runs = {name.capitalize(): _numbers(runs[name]) for name in _facts(runs)}
+    return steps | facts_of_runs | ({"Made with": made_with} if made_with else {})
+
+
+def _epochs(outcomes: Outcomes) -> tuple[str, str]:
+    """How long the trials of the search and the confirmed runs were trained, as the end of a clause."""
+    trials, epochs = outcomes.trials, outcomes.epochs
+    told = []
+    searched = trials.loc[trials["state"] == "COMPLETE", "epochs"] if len(trials) else pd.Series()
+    told.append(f" of {_numbers(searched)} epochs, fewer where pruned" if len(searched) else "")
+    confirmed = epochs[epochs["phase"] == "confirm"].groupby("uid")["epoch"].max() if len(epochs) else pd.Series()
+    told.append(f", for {_numbers(confirmed)} epochs" if len(confirmed) else "")
+    return told[0], told[1]
+
+
+def search_table(outcomes: Outcomes) -> tuple[list[str], Rows]:
+    """Columns and rows: how each arm was searched, its best trial's settings, and how many seeds confirm it.
+
+    A setting that is the same for every arm is in it, too: it is part of what was found.
+    """
+    trials = outcomes.trials
+    settings = [name for name in trials if "." in name and trials[name].notna().any()]
+    rows = []
+    for arm in outcomes.arms.to_dict("records"):
+        own = trials[trials["arm"] == arm["arm"]] if len(trials) else trials
+        states = own["state"].value_counts() if len(own) else {}
+        done = own[(own["state"] == "COMPLETE") & own["value"].notna()] if len(own) else own
+        best = done.loc[done["value"].idxmax()] if len(done) else {}
+        told = ", ".join(f"{count} {str(state).lower()}" for state, count in states.items())
+        rows.append(
+            [
+                str(arm["arm"]),
+                f"{arm['trials']} of {arm['trials_planned']}" + (f" ({told})" if told else ""),
+                f"{best['value']:.4f}" if len(best) else "-",
+                f"{arm['seeds']} of {arm['seeds_planned']}",
+                *(_value(best.get(name)) for name in settings),
+            ]
+        )
+    return ["arm", "trials", "best validation accuracy", "seeds", *settings], rows
+
+
+def _facts(runs: pd.DataFrame) -> list[str]:
+    return [name for name in runs if name not in KNOWN and not pd.api.types.is_numeric_dtype(runs[name])]
+
+
+def _numbers(column: pd.Series) -> str:
+    """The values of a column, each once."""
+    return ", ".join(_value(value) for value in sorted(column.dropna().unique()))
+
+
+def _value(value: Any) -> str:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "-"
+    if isinstance(value, bool | np.bool_ | str):
+        return str(value)
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:.3g}"
