@@ -182,7 +182,7 @@ def test_a_trial_that_was_cut_off_while_it_wrote_its_results_finishes_again(
             raise KeyboardInterrupt
         write(path, content)
 
-    for module in ("objective", "checkpoint", "evaluate"):
+    for module in ("trial", "checkpoint", "evaluate"):
         monkeypatch.setattr(f"erpe.training.{module}.write_atomic", cut_off)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path)
