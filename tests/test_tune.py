@@ -302,7 +302,8 @@ def test_a_gpu_that_is_not_there_is_refused_at_once(store):
 
 
 HEADLESS = """
-import socket, time
+import signal, socket, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
 from erpe.errors import StudyError
 from erpe.execution.ray_tune.cluster import minding
 head = socket.create_server(("127.0.0.1", 0))
