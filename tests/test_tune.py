@@ -553,7 +553,8 @@ def test_on_ray_packs_lose_nothing_when_a_trial_fails_and_a_worker_dies(store, s
     check_books(store, 7, repeated=3)
     found = logs(store)
     assert "beside 2" in found[0] and "beside 2" in found[4]
-    assert found[1][-3:] == ["epoch 3", "epoch 4", "finish"], "after a crash each goes on alone"
+    trained = [word for word in found[1] if word != "test"]  # the best is tested, too
+    assert trained[-3:] == ["epoch 3", "epoch 4", "finish"], "after a crash each goes on alone"
 
 
 DRIVER = """
