@@ -11,7 +11,7 @@ FORKS.set_forkserver_preload(
     [
         "erpe.search.tune", "erpe.training.trial", "erpe.tracking.projection", "torch._dynamo", "mlflow.tracking",
         "mlflow.store.tracking.sqlalchemy_store", "optuna.storages", "optuna.visualization", "matplotlib.pyplot",
-        "optuna.importance", "plotly", "psycopg",
+        "optuna.importance", "psycopg",
     ]
 )  # fmt: skip
 
