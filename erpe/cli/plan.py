@@ -112,7 +112,7 @@ def _found(plan: Plan, points: float) -> list[str]:
 
 
 def families(plan: Plan) -> dict[str, int]:
-    """Family of tests -> how many it has: the gaps, encodings against none, and encodings against softmax."""
+    """Family of tests -> how many it has, for the largest of a kind: families are one a combination of switches."""
     import pandas as pd
 
     from erpe.config import split_variant
@@ -122,15 +122,14 @@ def families(plan: Plan) -> dict[str, int]:
         [(plan.name, plan.dataset, arm.name, arm.variant, *split_variant(arm.variant), True) for arm in plan.arms()],
         columns=["study", "dataset", "arm", "variant", "attention", "encoding", "finished"],
     )
-    encoding = dict(zip(arms["arm"], arms["encoding"], strict=True))
-    found = {"gaps, linear attention against softmax": 0, "encodings against none": 0, "encodings against softmax": 0}
-    for arm, kind in pairs(arms)[["arm", "kind"]].itertuples(index=False, name=None):
-        if kind == "baseline":
-            found["encodings against none"] += 1
-        elif kind != "switch":
-            gap = encoding[arm] == "none"
-            found["gaps, linear attention against softmax" if gap else "encodings against softmax"] += 1
-    return {family: tests for family, tests in found.items() if tests}
+    named = {
+        "gap": "gaps, linear attention against softmax",
+        "encoding": "encodings against none",
+        "softmax": "encodings against softmax",
+        "replacement": "encodings against learned positions",
+    }
+    sizes = pairs(arms).groupby(["kind", "family"]).size()
+    return {named[kind]: int(sizes[kind].max()) for kind in named if kind in sizes.index.get_level_values("kind")}
 
 
 def time_notes(probed: Probe) -> list[str]:
