@@ -10,7 +10,7 @@ import psutil
 import pytest
 from toys import work
 
-from erpe.execution.callbacks import Silent
+from erpe.execution.callbacks import NullCallback
 from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study.spec import define
@@ -19,7 +19,7 @@ from erpe.tracking.tracker import Tracker
 SPEC = define("relu_general", "digits", epochs=2, sampler="random", pruner="none")
 
 
-class Watching(Silent):
+class Watching(NullCallback):
     """Sees the processes that are there when the search begins."""
 
     def on_phase(self, phase):

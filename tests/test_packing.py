@@ -17,7 +17,7 @@ from trials import curve, tiny
 
 from erpe.config import defaults
 from erpe.errors import ConfigError, TrialError
-from erpe.execution.callbacks import Silent
+from erpe.execution.callbacks import NullCallback
 from erpe.execution.packing import OWN, Packs, shape
 from erpe.io import read_json
 from erpe.search.tune import tune
@@ -179,7 +179,7 @@ def test_after_a_crash_each_goes_on_alone_and_only_the_poisonous_one_fails(store
     assert logs(store, NAME)[1].count("epoch 1") == MAX_ATTEMPTS
 
 
-class Stops(Silent):
+class Stops(NullCallback):
     """Ctrl-C at an epoch of a trial."""
 
     def on_epoch(self, moment):

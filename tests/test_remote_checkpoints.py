@@ -18,7 +18,7 @@ from trials import curve, small_study, tiny
 from erpe.checkpoints.remote import LISTING, OUTCOME, Depot, find_depot, lent, name_of
 from erpe.errors import ConfigError, StoreError
 from erpe.execution.objective import vision
-from erpe.execution.staging import LOCK, PREFIX, Abroad, Displaced, Scratch, abroad
+from erpe.execution.staging import LOCK, PREFIX, Displaced, Scratch, StagedTraining, abroad
 from erpe.execution.trial_loop import play
 from erpe.retention.gc import gc
 from erpe.retention.policy import Policy
@@ -86,7 +86,7 @@ def test_a_trial_goes_on_wherever_the_next_worker_is_and_comes_home_as_it_was_tr
 
 def test_an_attempt_that_was_cut_off_overwrites_nothing(depot, tmp_path):
     home = tmp_path / "study/0000-0"
-    begin = partial(Abroad, depot, WORK.start, tiny(), home)
+    begin = partial(StagedTraining, depot, WORK.start, tiny(), home)
     old = begin()
     old.epoch()
     new = begin()
@@ -102,25 +102,25 @@ def test_an_attempt_that_was_cut_off_overwrites_nothing(depot, tmp_path):
 
 def test_results_of_another_configuration_are_not_taken_for_a_trials_own(shared, tmp_path):
     home = tmp_path / "study/0000-0"
-    other = Abroad(shared, WORK.start, tiny(settings={"train.epochs": 1}), home)
+    other = StagedTraining(shared, WORK.start, tiny(settings={"train.epochs": 1}), home)
     other.epoch()
     other.finish()
-    trial = Abroad(shared, WORK.start, tiny(), home)
+    trial = StagedTraining(shared, WORK.start, tiny(), home)
     assert not trial.history
     trial.epoch()
-    assert len(Abroad(shared, WORK.start, tiny(), home).history) == 1
+    assert len(StagedTraining(shared, WORK.start, tiny(), home).history) == 1
 
 
 def test_an_epoch_is_not_told_before_its_checkpoint_is_safe(shared, tmp_path):
     home = tmp_path / "study/0000-0"
-    events = play(tiny(), home, partial(Abroad, shared, WORK.start))
+    events = play(tiny(), home, partial(StagedTraining, shared, WORK.start))
     next(events), next(events)
     assert next(events).epochs
     shutil.move(tmp_path / "depot", tmp_path / "away")
     broken = next(events)
     assert not broken.epochs and "no such bucket or folder" in str(broken.broken)
     shutil.move(tmp_path / "away", tmp_path / "depot")
-    assert len(Abroad(shared, WORK.start, tiny(), home).history) == 1
+    assert len(StagedTraining(shared, WORK.start, tiny(), home).history) == 1
 
 
 def test_storage_that_is_away_is_waited_for(monkeypatch):
@@ -155,7 +155,7 @@ def test_storage_that_is_away_is_waited_for(monkeypatch):
 )
 def test_what_comes_from_elsewhere_is_looked_at(shared, tmp_path, name, damage, line):
     home = tmp_path / "study/0000-0"
-    trial = Abroad(shared, WORK.confirm, tiny(), home)
+    trial = StagedTraining(shared, WORK.confirm, tiny(), home)
     while len(trial.history) < 3:
         trial.epoch()
     trial.finish()
@@ -207,11 +207,11 @@ def test_a_study_begun_without_a_depot_goes_on_with_one(shared, tmp_path):
     here = Trial(tiny(), home)
     here.epoch()
     shared.offer(home)
-    there = Abroad(shared, WORK.start, tiny(), home)
+    there = StagedTraining(shared, WORK.start, tiny(), home)
     assert curve(there.history) == curve(here.history)
     there.epoch()
     shared.offer(home)  # the depot is ahead of the store now
-    assert len(Abroad(shared, WORK.start, tiny(), home).history) == 2
+    assert len(StagedTraining(shared, WORK.start, tiny(), home).history) == 2
 
 
 def test_finished_trials_are_lent_to_be_measured_and_what_was_measured_comes_home(shared, tmp_path):

@@ -12,7 +12,7 @@ from mlflow_server import mlflow_server
 from toys import work
 
 from erpe.cli import app
-from erpe.execution.executors import Asked, on_ray
+from erpe.execution.executors import ResourceRequest, on_ray
 from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study.spec import define
@@ -157,7 +157,7 @@ def test_a_local_ray_cluster_obeys_only_who_knows_its_token(monkeypatch, tmp_pat
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/proc/nobody")
-    with on_ray(Asked(1), 1, tmp_path / "ray/study") as workers:
+    with on_ray(ResourceRequest(1), 1, tmp_path / "ray/study") as workers:
         import ray
 
         assert workers.call(os.getpid) != os.getpid()

@@ -11,7 +11,7 @@ import pytest
 
 import erpe
 from erpe.errors import ConfigError
-from erpe.execution.executors import Asked, on_ray
+from erpe.execution.executors import ResourceRequest, on_ray
 from erpe.surroundings import SOCKET_FOLDER_BYTES, bypass_proxies, cores, proxy_of, require_loopback, short_folder
 
 ROOT = Path(erpe.__file__).parents[1]
@@ -53,7 +53,7 @@ def test_workers_import_nothing_from_the_users_folder_and_no_setting_of_the_envi
     monkeypatch.setenv("TMPDIR", str(deep))
     monkeypatch.setenv("HTTP_PROXY", "http://192.0.2.9:9")
     before = set(Path("/tmp").glob("erpe-ray-*"))
-    with on_ray(Asked(1), 1, tmp_path / "store/ray/study") as workers:
+    with on_ray(ResourceRequest(1), 1, tmp_path / "store/ray/study") as workers:
         *modules, _, path = workers.call(_found)
         assert Path.cwd() == users_folder, "only Ray was started elsewhere"
     assert not any(each.startswith(str(users_folder)) for each in [*modules, *path])

@@ -19,9 +19,9 @@ import pytest
 from toys import Toy, number_of, once, toy, work
 
 from erpe.errors import ConfigError, DataError, StoreError, StudyError, TrialError
-from erpe.execution.callbacks import Silent
-from erpe.execution.executors import Asked, on_ray, share
-from erpe.execution.objective import Work
+from erpe.execution.callbacks import NullCallback
+from erpe.execution.executors import ResourceRequest, on_ray, share
+from erpe.execution.objective import Objective
 from erpe.execution.ray_tune.cluster import require_token
 from erpe.search.tune import tune
 from erpe.store import Store
@@ -100,7 +100,7 @@ def test_a_study_from_its_first_trial_to_its_test(store, spool_only):
 def test_a_finished_study_is_not_touched_again(store, spool_only):
     first = inline(store)
     events = Spool(store.spool, SPEC.name).read(0)
-    broken = Work(*[lambda *_: pytest.fail("was called")] * 5)
+    broken = Objective(*[lambda *_: pytest.fail("was called")] * 5)
     again = tune(SPEC, store, trials=3, work=broken)
     assert (again.best, again.test, again.counts) == (first.best, first.test, first.counts)
     assert [event for event, _ in Spool(store.spool, SPEC.name).read(0)] == [event for event, _ in events]
@@ -175,7 +175,7 @@ def test_one_signal_ends_the_search_after_the_epoch_and_the_same_call_continues(
     check_books(store, 3)
 
 
-class Lines(Silent):
+class Lines(NullCallback):
     """Epochs as they are shown."""
 
     def __init__(self):
@@ -351,14 +351,14 @@ def test_a_command_that_does_not_wake_when_its_head_is_gone_ends_with_one_line()
 @pytest.mark.parametrize(
     ("asked", "cpus", "gpus", "expected"),
     [
-        (Asked(), 2, 0, (2, 1, 0)),
-        (Asked(), 8, 0, (6, 1, 0)),
-        (Asked(), 16, 4, (4, 1, 1)),
-        (Asked(concurrency=6), 16, 4, (6, 1, 0.5)),
-        (Asked(concurrency=3), 16, 1, (3, 1, 1 / 3)),
-        (Asked(gpus=0), 4, 4, (4, 1, 0)),
-        (Asked(gpus=0.25), 16, 1, (6, 1, 0.25)),
-        (Asked(cpus=2), 8, 0, (4, 2, 0)),
+        (ResourceRequest(), 2, 0, (2, 1, 0)),
+        (ResourceRequest(), 8, 0, (6, 1, 0)),
+        (ResourceRequest(), 16, 4, (4, 1, 1)),
+        (ResourceRequest(concurrency=6), 16, 4, (6, 1, 0.5)),
+        (ResourceRequest(concurrency=3), 16, 1, (3, 1, 1 / 3)),
+        (ResourceRequest(gpus=0), 4, 4, (4, 1, 0)),
+        (ResourceRequest(gpus=0.25), 16, 1, (6, 1, 0.25)),
+        (ResourceRequest(cpus=2), 8, 0, (4, 2, 0)),
     ],
 )
 def test_the_machine_is_shared_out(asked, cpus, gpus, expected):
@@ -367,11 +367,11 @@ def test_the_machine_is_shared_out(asked, cpus, gpus, expected):
 
 def test_a_cluster_may_grow_unless_the_user_says_how_many():
     """Ray places as many trials as it has room for."""
-    assert share(Asked(address="head:6379"), 6, 1, 0).concurrency is None
-    assert share(Asked(concurrency=2, address="head:6379"), 6, 8, 0).concurrency == 2
+    assert share(ResourceRequest(address="head:6379"), 6, 1, 0).concurrency is None
+    assert share(ResourceRequest(concurrency=2, address="head:6379"), 6, 8, 0).concurrency == 2
 
 
-@pytest.mark.parametrize("asked", [Asked(gpus=2), Asked(cpus=9)])
+@pytest.mark.parametrize("asked", [ResourceRequest(gpus=2), ResourceRequest(cpus=9)])
 def test_a_trial_that_would_wait_for_ever_is_refused(asked):
     with pytest.raises(ConfigError, match="and Ray sees"):
         share(asked, 6, 8, 1)
@@ -446,7 +446,7 @@ def test_ray_leaves_our_answer_to_sigterm_alone(tmp_path):
     """Its own raises SystemExit wherever the signal lands, and Python may lose that."""
     before = signal.signal(signal.SIGTERM, ours := lambda number, frame: None)
     try:
-        with on_ray(Asked(1), 1, tmp_path / "ray/study") as workers:
+        with on_ray(ResourceRequest(1), 1, tmp_path / "ray/study") as workers:
             assert signal.getsignal(signal.SIGTERM) is ours
             assert workers.call(signal.getsignal, signal.SIGTERM) is not ours
     finally:
@@ -562,7 +562,7 @@ import json, sys
 from pathlib import Path
 import test_tune
 from erpe.search.tune import tune
-from erpe.execution.objective import Work
+from erpe.execution.objective import Objective
 from erpe.store import Store
 from erpe.tracking import tracker
 from functools import partial

@@ -4,7 +4,7 @@ import json
 import time
 from functools import partial
 
-from erpe.execution.objective import Work
+from erpe.execution.objective import Objective
 from erpe.io import write_atomic
 
 
@@ -83,7 +83,7 @@ def clock(folders):
 
 
 def work(**toys):
-    return Work(nothing, partial(toy, **toys), examine, partial(confirm, **toys), clock)
+    return Objective(nothing, partial(toy, **toys), examine, partial(confirm, **toys), clock)
 
 
 def number_of(folder):

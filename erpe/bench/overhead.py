@@ -19,9 +19,9 @@ import torch
 
 from erpe.bench.timing import machine
 from erpe.config import TrialConfig
-from erpe.execution.callbacks import Moment, Silent
-from erpe.execution.controller import Conductor
-from erpe.execution.executors import Asked, Workers, in_process, on_ray
+from erpe.execution.callbacks import NullCallback, TrialProgress
+from erpe.execution.controller import StudyController
+from erpe.execution.executors import ResourceRequest, Workers, in_process, on_ray
 from erpe.execution.trial_loop import play
 from erpe.store import Store, sqlite_url
 from erpe.study.session import Ledger
@@ -104,14 +104,14 @@ Stack = Callable[[str, int], Spent]
 """Plays a study of this name, whose trials have so many epochs."""
 
 
-class Watch(Silent):
+class Watch(NullCallback):
     """Notes the end of the first trial, when MLflow has all of it, and of the last."""
 
     def __init__(self, tracker: Any, sent: bool) -> None:
         self._tracker, self._sent, self._count = tracker, sent, 0
         self._began = self._ended = (0.0, 0.0)
 
-    def on_end(self, moment: Moment) -> None:
+    def on_end(self, moment: TrialProgress) -> None:
         """A trial is complete."""
         self._count += 1
         if self._count == 1:
@@ -134,7 +134,7 @@ def bare(name: str, epochs: int) -> Spent:
     for _ in range(TRIALS):
         for _ in play(config, Path(name), Empty):
             pass
-        watch.on_end(Moment("", "search", 0, "COMPLETE", 0, 0, None, None, config, {}, 0, None, 0))
+        watch.on_end(TrialProgress("", "search", 0, "COMPLETE", 0, 0, None, None, config, {}, 0, None, 0))
     return watch.spent()
 
 
@@ -152,7 +152,7 @@ def conducted(store: Store, track: Callable[[str], Any], workers: Workers, sent:
         watch = Watch(tracker, sent)
         with Ledger.open(store, spec, name=name) as ledger:
             tracker.start_study(ledger.uid, {}, {})
-            workers.search(Conductor(ledger, spec, tracker, store, TRIALS, watch), Empty)
+            workers.search(StudyController(ledger, spec, tracker, store, TRIALS, watch), Empty)
             tracker.close(DRAIN_SECONDS)
             return watch.spent()
 
@@ -162,9 +162,9 @@ def conducted(store: Store, track: Callable[[str], Any], workers: Workers, sent:
 @contextlib.contextmanager
 def stacks() -> Iterator[dict[str, Stack]]:
     """Name -> stack, each with what the one before has, and one thing more."""
-    with tempfile.TemporaryDirectory() as folder, in_process(Asked()) as here:
+    with tempfile.TemporaryDirectory() as folder, in_process(ResourceRequest()) as here:
         store = Own(Store.open(folder).root)
-        with on_ray(Asked(concurrency=1), TRIALS, store.root / "ray") as ray:
+        with on_ray(ResourceRequest(concurrency=1), TRIALS, store.root / "ray") as ray:
             yield {
                 "bare loop": bare,
                 "+ Optuna": conducted(store, lambda name: Nobody(), here),

@@ -19,12 +19,12 @@ from rich.live import Live
 from rich.table import Table
 
 from erpe.cli.tables import clock, lag_of, lag_words, percent, where_to_look
-from erpe.execution.callbacks import Moment
+from erpe.execution.callbacks import TrialProgress
 from erpe.search.run_study import CampaignResult
 from erpe.store import Store
 from erpe.study.openings import Openings, openings
 from erpe.study.plan import Plan
-from erpe.study.records import Record, StudyRecord, read_studies
+from erpe.study.records import StudyRecord, TrialRecord, read_studies
 from erpe.text import Terminal, last_line, line
 from erpe.tracking.tracker import waiting
 
@@ -133,7 +133,7 @@ def _arm(plan: Plan, name: str, search: StudyRecord | None, confirm: StudyRecord
     )
 
 
-def _seconds_left(plan: Plan, tried: list[Record], trained: list[Record]) -> float | None:
+def _seconds_left(plan: Plan, tried: list[TrialRecord], trained: list[TrialRecord]) -> float | None:
     """Epochs that are left, times what an epoch of this arm took so far."""
     ended = [trial for trial in [*tried, *trained] if trial.started and trial.ended and trial.epochs]
     if not ended:
@@ -181,7 +181,7 @@ class StudyProgress:
     def __init__(self, plan: Plan, store: Store) -> None:
         self.plan, self.store, self.phase, self.step = plan, store, "", ""
         self.began = self.spoken = time.monotonic()
-        self.moments: dict[str, Moment] = {}
+        self.moments: dict[str, TrialProgress] = {}
         self.console = Terminal(stderr=True)
         self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=1, transient=True)
 
@@ -200,11 +200,11 @@ class StudyProgress:
         self.phase = PHASES[phase]
         self.say(self.phase)
 
-    def on_start(self, moment: Moment) -> None:
+    def on_start(self, moment: TrialProgress) -> None:
         """A trial is handed to a worker."""
         self.moments[moment.arm] = moment
 
-    def on_epoch(self, moment: Moment) -> None:
+    def on_epoch(self, moment: TrialProgress) -> None:
         """An epoch is recorded."""
         self.moments[moment.arm] = moment
 
@@ -216,7 +216,7 @@ class StudyProgress:
         """A step of the running epoch is done."""
         self.step = f", step {done}/{steps}" if done < steps else ""
 
-    def on_end(self, moment: Moment) -> None:
+    def on_end(self, moment: TrialProgress) -> None:
         """A trial has ended: where nobody watches, this is worth a line."""
         self.moments[moment.arm] = moment
         what = "seed" if moment.phase == "confirm" else "trial"

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from erpe.config import VARIANTS, defaults, split_variant
-from erpe.execution.callbacks import Moment
+from erpe.execution.callbacks import TrialProgress
 from erpe.search.tune import TuneResult
 from erpe.store import Store
 from erpe.study.records import StudyRecord
@@ -56,7 +56,7 @@ class LiveProgress:
     def __init__(self, spec: StudySpec) -> None:
         self.spec, self.phase, self.step = spec, "", ""
         self.began = self.spoken = time.monotonic()
-        self.moments: dict[int, Moment] = {}
+        self.moments: dict[int, TrialProgress] = {}
         self.console = Terminal(stderr=True)
         self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=4, transient=True)
 
@@ -76,11 +76,11 @@ class LiveProgress:
         if not self.console.is_terminal:
             self.say(self.phase)
 
-    def on_start(self, moment: Moment) -> None:
+    def on_start(self, moment: TrialProgress) -> None:
         """A trial is handed to a worker."""
         self.moments[moment.number] = moment
 
-    def on_epoch(self, moment: Moment) -> None:
+    def on_epoch(self, moment: TrialProgress) -> None:
         """An epoch is recorded."""
         self.moments[moment.number] = moment
         if not self.console.is_terminal:
@@ -96,7 +96,7 @@ class LiveProgress:
         if not self.console.is_terminal and done < steps and (time.monotonic() - self.spoken) > LINE_SECONDS:
             self.say(f"step {done}/{steps}")
 
-    def on_end(self, moment: Moment) -> None:
+    def on_end(self, moment: TrialProgress) -> None:
         """A trial has ended."""
         self.moments[moment.number] = moment
         if not self.console.is_terminal:

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 from erpe.config import TrialConfig
 
 
-class Moment(NamedTuple):
+class TrialProgress(NamedTuple):
     """Where a trial and its study stand, for whoever shows it."""
 
     arm: str
@@ -41,29 +41,29 @@ class Progress(Protocol):
     def on_phase(self, phase: str) -> None:
         """What begins now: `data`, `workers`, `search`, `test` or `tracking`."""
 
-    def on_start(self, moment: Moment) -> None:
+    def on_start(self, moment: TrialProgress) -> None:
         """A trial is handed to a worker, perhaps again."""
 
     def on_step(self, done: int, steps: int) -> None:
         """Steps of the running epoch; only known of trials in this process."""
 
-    def on_epoch(self, moment: Moment) -> None:
+    def on_epoch(self, moment: TrialProgress) -> None:
         """An epoch is recorded."""
 
-    def on_end(self, moment: Moment) -> None:
+    def on_end(self, moment: TrialProgress) -> None:
         """A trial is complete, pruned or failed."""
 
     def on_warning(self, text: str) -> None:
         """What someone should know: a line."""
 
 
-class Silent:
+class NullCallback:
     """Shows nothing."""
 
     def on_phase(self, phase: str) -> None:
         """Nothing."""
 
-    def on_start(self, moment: Moment) -> None:
+    def on_start(self, moment: TrialProgress) -> None:
         """Nothing."""
 
     on_epoch = on_end = on_start

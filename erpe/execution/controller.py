@@ -1,6 +1,6 @@
 """What happens to a study, in the one order that survives a kill anywhere. Nothing of Ray in here.
 
-    conductor.next() -> Record           a trial to run
+    conductor.next() -> TrialRecord           a trial to run
     conductor.hear(ticket, event)        True while the trial should go on
 
 The ledger hears of everything first. An epoch the tracker missed is replayed from the trial's checkpoint;
@@ -15,17 +15,17 @@ from typing import Any, Protocol
 
 from erpe.checkpoints.remote import Depot
 from erpe.errors import TrialError
-from erpe.execution.callbacks import Moment, Progress, Silent
-from erpe.execution.trial_loop import Event
+from erpe.execution.callbacks import NullCallback, Progress, TrialProgress
+from erpe.execution.trial_loop import TrialEvent
 from erpe.store import Store
-from erpe.study.records import Record, StudyRecord
+from erpe.study.records import StudyRecord, TrialRecord
 from erpe.study.session import Ledger
 from erpe.study.spec import StudySpec
 from erpe.tracking.study_logger import end_trial, folder_of, start_trial
 
 
 @dataclass
-class Conductor:
+class StudyController:
     """A study that runs: ledger first, then tracker, then whoever watches."""
 
     ledger: Ledger
@@ -34,7 +34,7 @@ class Conductor:
     """`erpe.tracking.tracker.Tracker`, which also makes its calls repeatable."""
     store: Store
     budget: int
-    progress: Progress = field(default_factory=Silent)
+    progress: Progress = field(default_factory=NullCallback)
     tags: dict[str, str] = field(default_factory=dict)
     """Tags of every run."""
     arm: str = ""
@@ -46,11 +46,11 @@ class Conductor:
     _study: StudyRecord | None = None
     """As it was when a trial last started or ended."""
 
-    def folder(self, ticket: Record) -> Path:
+    def folder(self, ticket: TrialRecord) -> Path:
         """Where a trial's checkpoint and results lie."""
         return folder_of(self.store, self.ledger.name, ticket)
 
-    def next(self, beside: Record | None = None) -> Record | None:
+    def next(self, beside: TrialRecord | None = None) -> TrialRecord | None:
         """A trial to run; None when the budget is used, or when draining."""
         while not self.draining:
             ticket = self.ledger.ask(self.budget)
@@ -66,7 +66,7 @@ class Conductor:
             self._end(ticket)  # was decided by a driver that was killed before it told anyone
         return None
 
-    def hear(self, ticket: Record, event: Event) -> bool:
+    def hear(self, ticket: TrialRecord, event: TrialEvent) -> bool:
         """Record what a worker says.
 
         Returns:
@@ -100,7 +100,7 @@ class Conductor:
             return self._decide(ticket, "FAIL", reason=event.failure)
         return not self.draining
 
-    def crashed(self, ticket: Record, reason: str) -> bool:
+    def crashed(self, ticket: TrialRecord, reason: str) -> bool:
         """Record that a worker died, or raised something nobody foresaw.
 
         Returns:
@@ -117,14 +117,14 @@ class Conductor:
         return self._study
 
     def _decide(
-        self, ticket: Record, state: Any, metrics: dict[str, float] | None = None, reason: str | None = None
+        self, ticket: TrialRecord, state: Any, metrics: dict[str, float] | None = None, reason: str | None = None
     ) -> bool:
         if self.depot and state != "FAIL":
             self.depot.bring(self.folder(ticket), finished=state == "COMPLETE")
         self.ledger.decide(ticket.number, state, metrics or {}, reason)
         return self._end(ticket)
 
-    def _end(self, ticket: Record) -> bool:
+    def _end(self, ticket: TrialRecord) -> bool:
         decided = self.ledger.trial(ticket.number)
         if decided.verdict:
             end_trial(self.tracker, self.store, self.ledger.name, decided)
@@ -135,9 +135,9 @@ class Conductor:
             self.progress.on_end(self._moment(decided._replace(state=decided.verdict.state)))
         return False
 
-    def _moment(self, trial: Record) -> Moment:
+    def _moment(self, trial: TrialRecord) -> TrialProgress:
         best = self._study.best if self._study else None
-        return Moment(
+        return TrialProgress(
             arm=self.arm,
             phase=self.spec.phase,
             number=trial.number,
@@ -161,17 +161,17 @@ class Drains(Protocol):
     progress: Progress
 
 
-class Conducts(Protocol):
-    """What runs trials asks this of whoever conducts them: a `Conductor`, or a `Relay` of several."""
+class TrialController(Protocol):
+    """What an executor needs of a `StudyController`, or of a `FairShareController` of several."""
 
-    def next(self, beside: Record | None = None) -> Record | None:
+    def next(self, beside: TrialRecord | None = None) -> TrialRecord | None:
         """A trial to run, of the same arm as the one it should run beside."""
 
-    def hear(self, ticket: Record, event: Event) -> bool:
+    def hear(self, ticket: TrialRecord, event: TrialEvent) -> bool:
         """Record what a worker says."""
 
-    def crashed(self, ticket: Record, reason: str) -> bool:
+    def crashed(self, ticket: TrialRecord, reason: str) -> bool:
         """Record that a worker died."""
 
-    def folder(self, ticket: Record) -> Path:
+    def folder(self, ticket: TrialRecord) -> Path:
         """A trial's own."""

@@ -13,16 +13,16 @@ from typing import Any, NamedTuple, Protocol
 
 from erpe.checkpoints.filesystem import Remote
 from erpe.errors import ConfigError, StudyError
-from erpe.execution.controller import Conducts
+from erpe.execution.controller import TrialController
 from erpe.execution.inline import run_inline
 from erpe.execution.ray_tune.cluster import knock, minding, start
 from erpe.execution.ray_tune.sooner import taking_those_that_wait
-from erpe.execution.trial_loop import Start
+from erpe.execution.trial_loop import TrialFactory
 from erpe.surroundings import cores, short_folder
 from erpe.text import first_line
 
 
-class Asked(NamedTuple):
+class ResourceRequest(NamedTuple):
     """What the user asks of the machine; none of it is part of a study's identity."""
 
     concurrency: int | None = None
@@ -71,7 +71,7 @@ class Asked(NamedTuple):
             pick_device(device)
 
 
-class Shares(NamedTuple):
+class Allocation(NamedTuple):
     """How the machine is shared out."""
 
     concurrency: int | None
@@ -80,7 +80,7 @@ class Shares(NamedTuple):
     gpus: float
 
 
-def share(asked: Asked, trials: int, cpus: float, gpus: float) -> Shares:
+def share(asked: ResourceRequest, trials: int, cpus: float, gpus: float) -> Allocation:
     """Share out what Ray sees.
 
     Raises:
@@ -95,7 +95,7 @@ def share(asked: Asked, trials: int, cpus: float, gpus: float) -> Shares:
     # Parts that divide 1, so that every GPU is used up.
     part = asked.gpus if asked.gpus is not None else (1 / math.ceil(wanted / gpus) if gpus else 0.0)
     grows = asked.address is not None and asked.concurrency is None
-    return Shares(None if grows else wanted, asked.cpus, part)
+    return Allocation(None if grows else wanted, asked.cpus, part)
 
 
 class Workers(Protocol):
@@ -105,7 +105,7 @@ class Workers(Protocol):
     def device(self) -> str:
         """What trials take if the choice is left to them: `cuda`, `mps` or `cpu`."""
 
-    def search(self, conductor: Conducts, start: Start) -> None:
+    def search(self, conductor: TrialController, start: TrialFactory) -> None:
         """Run trials until the conductor has no more."""
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -125,7 +125,7 @@ class InProcess:
 
         return pick_device().type
 
-    def search(self, conductor: Conducts, start: Start) -> None:
+    def search(self, conductor: TrialController, start: TrialFactory) -> None:
         """See `run_inline`."""
         run_inline(conductor, start, self._pack)
 
@@ -137,7 +137,7 @@ class InProcess:
 class OnRay:
     """Trials on Ray's workers."""
 
-    def __init__(self, shares: Shares, scratch: Path, pack: int) -> None:
+    def __init__(self, shares: Allocation, scratch: Path, pack: int) -> None:
         self._shares, self._scratch, self._pack = shares, scratch, pack
 
     @property
@@ -145,7 +145,7 @@ class OnRay:
         """Ray shows a worker the GPUs of its share, and no others."""
         return "cuda" if self._shares.gpus else "cpu"
 
-    def search(self, conductor: Conducts, start: Start) -> None:
+    def search(self, conductor: TrialController, start: TrialFactory) -> None:
         """See `run_ray`."""
         from erpe.execution.ray_tune.scheduler import run_ray
 
@@ -179,7 +179,7 @@ def import_meanwhile(module: str) -> None:
 
 
 @contextmanager
-def on_ray(asked: Asked, trials: int, scratch: Path, place: Remote | None = None) -> Iterator[Workers]:
+def on_ray(asked: ResourceRequest, trials: int, scratch: Path, place: Remote | None = None) -> Iterator[Workers]:
     """Start Ray, or join it, for as long as the block runs.
 
     Args:
@@ -215,6 +215,6 @@ def _remove(scratch: Path) -> None:
 
 
 @contextmanager
-def in_process(asked: Asked) -> Iterator[Workers]:
+def in_process(asked: ResourceRequest) -> Iterator[Workers]:
     """This process."""
     yield InProcess(asked.pack)

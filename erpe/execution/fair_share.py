@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from erpe.execution.callbacks import Progress
-from erpe.execution.controller import Conductor
-from erpe.execution.trial_loop import Event
-from erpe.study.records import Record, StudyRecord
+from erpe.execution.controller import StudyController
+from erpe.execution.trial_loop import TrialEvent
+from erpe.study.records import StudyRecord, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Budget:
     """How many, where no amount is given."""
     amount: float | None = None
     """In the unit of `cost`; trials are started until it is spent."""
-    cost: Callable[[Record, int], float] = lambda trial, epochs: float(epochs)
+    cost: Callable[[TrialRecord, int], float] = lambda trial, epochs: float(epochs)
     """What so many epochs of a trial cost."""
 
     def share(self, study: StudyRecord) -> float:
@@ -35,20 +35,20 @@ class Budget:
             return self.trials
         return len(study.trials) + (self.share(study) < 1)
 
-    def _used(self, trial: Record) -> float:
+    def _used(self, trial: TrialRecord) -> float:
         # A trial that failed at once costs something too, or a space of failures would never end.
         epochs = trial.config.train.epochs if trial.state == "RUNNING" else max(1, len(trial.epochs))
         return self.cost(trial, epochs)
 
 
 @dataclass
-class Relay:
+class FairShareController:
     """Hands out the next trial of the arm that has used the least of its budget."""
 
-    conductors: list[Conductor]
+    conductors: list[StudyController]
     budgets: list[Budget]
     progress: Progress
-    _whose: dict[str, Conductor] = field(default_factory=dict)
+    _whose: dict[str, StudyController] = field(default_factory=dict)
     _draining: bool = False
 
     @property
@@ -69,7 +69,7 @@ class Relay:
             for conductor, budget in zip(self.conductors, self.budgets, strict=True)
         )
 
-    def next(self, beside: Record | None = None) -> Record | None:
+    def next(self, beside: TrialRecord | None = None) -> TrialRecord | None:
         """A trial to run; None when all budgets are used, or when draining.
 
         Args:
@@ -88,14 +88,14 @@ class Relay:
                 return ticket
         return None
 
-    def hear(self, ticket: Record, event: Event) -> bool:
-        """See `Conductor.hear`."""
+    def hear(self, ticket: TrialRecord, event: TrialEvent) -> bool:
+        """See `StudyController.hear`."""
         return self._whose[ticket.uid].hear(ticket, event)
 
-    def crashed(self, ticket: Record, reason: str) -> bool:
-        """See `Conductor.crashed`."""
+    def crashed(self, ticket: TrialRecord, reason: str) -> bool:
+        """See `StudyController.crashed`."""
         return self._whose[ticket.uid].crashed(ticket, reason)
 
-    def folder(self, ticket: Record) -> Path:
-        """See `Conductor.folder`."""
+    def folder(self, ticket: TrialRecord) -> Path:
+        """See `StudyController.folder`."""
         return self._whose[ticket.uid].folder(ticket)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import traceback
 
-from erpe.execution.controller import Conducts
+from erpe.execution.controller import TrialController
 from erpe.execution.packing import Packs
-from erpe.execution.trial_loop import Start, Together
-from erpe.study.records import Record
+from erpe.execution.trial_loop import PackRunner, TrialFactory
+from erpe.study.records import TrialRecord
 
 
-def run_inline(conductor: Conducts, start: Start, pack: int = 1) -> None:
+def run_inline(conductor: TrialController, start: TrialFactory, pack: int = 1) -> None:
     """The search in this process, one pack of trials after the other: for a machine without Ray.
 
     Args:
         pack: trials of one shape that train as one program; one that ends makes room for another.
     Raises:
-        ErpeError: see `Conductor.hear`.
+        ErpeError: see `StudyController.hear`.
     """
-    packs, together = Packs(conductor, pack), Together(start)
-    tickets: dict[str, Record] = {}
+    packs, together = Packs(conductor, pack), PackRunner(start)
+    tickets: dict[str, TrialRecord] = {}
     while True:
         for ticket in packs.join(list(tickets.values())):
             tickets[ticket.uid] = ticket
@@ -29,7 +29,7 @@ def run_inline(conductor: Conducts, start: Start, pack: int = 1) -> None:
         packs.apart(_round(conductor, together, tickets))
 
 
-def _round(conductor: Conducts, together: Together, tickets: dict[str, Record]) -> list[Record]:
+def _round(conductor: TrialController, together: PackRunner, tickets: dict[str, TrialRecord]) -> list[TrialRecord]:
     """Hear an event of each trial, and forget those that end; the trials to run again after a crash."""
     events = together.round()
     while True:

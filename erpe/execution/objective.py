@@ -8,35 +8,35 @@ from pathlib import Path
 from typing import NamedTuple
 
 from erpe.config import TrialConfig
-from erpe.execution.trial_loop import Start, Training
+from erpe.execution.trial_loop import Training, TrialFactory
 from erpe.training.download import find_data_dir, prepare
 
 OnStep = Callable[[int, int], None]
 
 
-class Work(NamedTuple):
+class Objective(NamedTuple):
     """What a trial is. The default trains and tests Vision Transformers; a stand-in may do less."""
 
     prepare: Callable[[], None]
     """Checks once, before any trial, that the data are there."""
-    start: Start
+    start: TrialFactory
     """Called in a worker; importable there."""
     evaluate: Callable[[Path], dict[str, float]]
     """Opens the test split for the trial in this folder."""
-    confirm: Start
+    confirm: TrialFactory
     """As `start`, for a confirmed configuration, whose end opens the test split."""
     time: Callable[[list[Path]], list[dict[str, float]]]
     """Times the runs in these folders, one after the other."""
 
 
-def vision(dataset: str, data_dir: Path | None, device: str, on_step: OnStep | None = None) -> Work:
+def vision(dataset: str, data_dir: Path | None, device: str, on_step: OnStep | None = None) -> Objective:
     """Train and test Vision Transformers.
 
     Args:
         on_step: called in the worker with the steps done and all steps of an epoch; for trials in this process.
     """
     data = find_data_dir(data_dir).resolve()  # a worker runs in another folder
-    return Work(
+    return Objective(
         prepare=partial(prepare, dataset, data),
         start=partial(_start, "Trial", data_dir=data, device=device, on_step=on_step),
         evaluate=partial(_evaluate, data_dir=data, device=device),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from erpe.config import TrialConfig
-from erpe.study.records import Record
+from erpe.study.records import TrialRecord
 
 OWN = (
     "seed", "model.dropout", "model.drop_path", "train.epochs", "train.lr", "train.weight_decay", "train.warmup",
@@ -22,8 +22,8 @@ def shape(config: TrialConfig) -> dict[str, Any]:
 class Hands(Protocol):
     """Hands out trials."""
 
-    def next(self, beside: Record | None = None) -> Record | None:
-        """A trial to run; see `Relay.next`."""
+    def next(self, beside: TrialRecord | None = None) -> TrialRecord | None:
+        """A trial to run; see `FairShareController.next`."""
 
 
 class Packs:
@@ -35,8 +35,8 @@ class Packs:
 
     def __init__(self, hands: Hands, most: int) -> None:
         self._hands, self.most = hands, most
-        self._waiting: list[Record] = []
-        self._resting: list[list[Record]] = []
+        self._waiting: list[TrialRecord] = []
+        self._resting: list[list[TrialRecord]] = []
         self._apart: set[str] = set()
 
     @property
@@ -44,12 +44,12 @@ class Packs:
         """Whether trials that were handed out wait here."""
         return bool(self._waiting or self._resting)
 
-    def next(self) -> list[Record]:
+    def next(self) -> list[TrialRecord]:
         """A pack: one that rests, with whoever joins it, or a new one; empty: there is nothing to run."""
         members = self._resting.pop(0) if self._resting else []
         return members + self.join(members)
 
-    def join(self, members: list[Record]) -> list[Record]:
+    def join(self, members: list[TrialRecord]) -> list[TrialRecord]:
         """Who joins these now; to nobody, a new pack."""
         if members:
             group, beside = list(members), None
@@ -69,21 +69,21 @@ class Packs:
             (group if self._fits(group, found) else self._waiting).append(found)
         return group[len(members) :]
 
-    def rest(self, members: list[Record]) -> None:
+    def rest(self, members: list[TrialRecord]) -> None:
         """What is left of a pack, for a worker to go on with."""
         if members:
             self._resting.append(members)
 
-    def apart(self, tickets: list[Record]) -> None:
+    def apart(self, tickets: list[TrialRecord]) -> None:
         """Trials whose worker crashed: each goes on alone, so that a poisonous one takes no other along again."""
         self._apart.update(ticket.uid for ticket in tickets)
         self._waiting = tickets + self._waiting
 
-    def _fits(self, group: list[Record], ticket: Record) -> bool:
+    def _fits(self, group: list[TrialRecord], ticket: TrialRecord) -> bool:
         alone = any(each.uid in self._apart or each.config.train.compile == "on" for each in (*group, ticket))
         return not alone and shape(ticket.config) == shape(group[0].config)
 
-    def _room(self, group: list[Record], beside: Record | None) -> bool:
+    def _room(self, group: list[TrialRecord], beside: TrialRecord | None) -> bool:
         if any(each.uid in self._apart for each in group):
             return False
         return len(group) + len(self._waiting) < self.most if beside else len(group) < self.most and not self._waiting

@@ -15,8 +15,8 @@ from typing import Any
 
 from erpe.checkpoints.remote import OUTCOME, Depot, name_of
 from erpe.config import TrialConfig
-from erpe.execution.objective import Work
-from erpe.execution.trial_loop import Start, Training
+from erpe.execution.objective import Objective
+from erpe.execution.trial_loop import Training, TrialFactory
 from erpe.io import open_plain
 from erpe.training.outcome import read_outcome
 
@@ -28,13 +28,13 @@ class Displaced(RuntimeError):
     """Another attempt at this trial counts now."""
 
 
-class Abroad:
+class StagedTraining:
     """A training on a host that shares nothing with the driver but the depot.
 
     An epoch is told when its checkpoint is in the depot. The folder is the driver's, of which only the name is used.
     """
 
-    def __init__(self, depot: Depot, start: Start, config: TrialConfig, folder: Path) -> None:
+    def __init__(self, depot: Depot, start: TrialFactory, config: TrialConfig, folder: Path) -> None:
         self.config, self._depot, self._trial = config, depot, name_of(folder)
         self._scratch = Scratch()
         depot.receive(self._scratch.folder, self._trial)
@@ -57,7 +57,7 @@ class Abroad:
         return self._training.warning
 
     @staticmethod
-    def ahead(trainings: list[Abroad]) -> None:
+    def ahead(trainings: list[StagedTraining]) -> None:
         """See `Training`."""
         inner: list[Any] = [each._training for each in trainings]
         inner[0].ahead(inner)
@@ -143,13 +143,13 @@ def _sweep(place: Path) -> None:
             _remove(lock.parent, _lock(lock))
 
 
-def abroad(work: Work, depot: Depot | None) -> Work:
+def abroad(work: Objective, depot: Depot | None) -> Objective:
     """The same work, on hosts that share only the depot with the driver; none: they share the store's folder."""
     if depot is None:
         return work
     return work._replace(
-        start=partial(Abroad, depot, work.start),
-        confirm=partial(Abroad, depot, work.confirm),
+        start=partial(StagedTraining, depot, work.start),
+        confirm=partial(StagedTraining, depot, work.confirm),
         evaluate=partial(_evaluate, depot, work.evaluate),
         time=partial(_time, depot, work.time),
     )

@@ -38,11 +38,11 @@ class Training(Protocol):
         """Train the next epoch of several of one shape as one program; `epoch` of each then goes on from there."""
 
 
-Start = Callable[[TrialConfig, Path], Training]
+TrialFactory = Callable[[TrialConfig, Path], Training]
 """Makes the training of a trial on its folder."""
 
 
-class Event(NamedTuple):
+class TrialEvent(NamedTuple):
     """What a worker has to say about its trial."""
 
     epochs: tuple[dict[str, float], ...] = ()
@@ -57,39 +57,39 @@ class Event(NamedTuple):
     """The machine does not work (a full disk, missing data): the search stops, the trial stays as it is."""
 
 
-def play(config: TrialConfig, folder: Path, start: Start) -> Iterator[Event]:
+def play(config: TrialConfig, folder: Path, start: TrialFactory) -> Iterator[TrialEvent]:
     """Run a trial, or what is left of it; one event an epoch, then its outcome."""
-    yield Event()  # a worker has it, and has built nothing yet: now it costs nothing to be stopped
+    yield TrialEvent()  # a worker has it, and has built nothing yet: now it costs nothing to be stopped
     try:
         finished = read_outcome(config, folder)
         if finished:
             let_go(folder)
-            yield Event(epochs=tuple(finished["history"]), outcome=finished["metrics"])
+            yield TrialEvent(epochs=tuple(finished["history"]), outcome=finished["metrics"])
             return
         training = start(config, folder)
-        yield Event(epochs=tuple(training.history), warning=training.warning)
+        yield TrialEvent(epochs=tuple(training.history), warning=training.warning)
         told = training.warning
         while len(training.history) < config.train.epochs:
             epoch = training.epoch()
-            yield Event(epochs=(epoch,), warning=training.warning if training.warning != told else None)
+            yield TrialEvent(epochs=(epoch,), warning=training.warning if training.warning != told else None)
             told = training.warning
-        yield Event(outcome=training.finish())
+        yield TrialEvent(outcome=training.finish())
     except TrialError as error:
-        yield Event(failure=str(error))
+        yield TrialEvent(failure=str(error))
     except ErpeError as error:
-        yield Event(broken=error)
+        yield TrialEvent(broken=error)
     except ImportError as error:
-        yield Event(broken=StudyError(f"this Python cannot import what trials need ({error}); nothing is lost"))
+        yield TrialEvent(broken=StudyError(f"this Python cannot import what trials need ({error}); nothing is lost"))
     except OSError as error:
-        yield Event(broken=StoreError(f"{error.filename or folder}: {error.strerror or error}; nothing is lost"))
+        yield TrialEvent(broken=StoreError(f"{error.filename or folder}: {error.strerror or error}; nothing is lost"))
 
 
-class Together:
+class PackRunner:
     """Trials played side by side; all train their next epochs as one program."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: TrialFactory) -> None:
         self._start = start
-        self._plays: dict[str, Iterator[Event]] = {}
+        self._plays: dict[str, Iterator[TrialEvent]] = {}
         self._trainings: dict[str, Training] = {}
 
     def add(self, uid: str, config: TrialConfig, folder: Path) -> None:
@@ -106,7 +106,7 @@ class Together:
         del self._plays[uid]
         self._trainings.pop(uid, None)
 
-    def round(self) -> Iterator[tuple[str, Event]]:
+    def round(self) -> Iterator[tuple[str, TrialEvent]]:
         """The next event of those that are not built yet, if there are any, or else of each.
 
         So nobody trains while others get ready. Whoever ends is to be dropped before the next round.

@@ -31,7 +31,7 @@ from erpe.store import Store
 from erpe.study import storage
 from erpe.study.backup import keeping
 from erpe.study.lock import take
-from erpe.study.records import Record, StudyRecord, mark, read_studies, read_study
+from erpe.study.records import StudyRecord, TrialRecord, mark, read_studies, read_study
 from erpe.tracking.deletion import Logged, LoggedStudy, is_server
 from erpe.tracking.tracker import Tracker
 
@@ -55,7 +55,7 @@ class Swept(NamedTuple):
 
 class _Plan(NamedTuple):
     study: StudyRecord
-    going: list[Record]
+    going: list[TrialRecord]
     swept: Swept
 
 
@@ -193,10 +193,10 @@ class _Family(NamedTuple):
         )
         return _Plan(study, going, swept)
 
-    def _folder(self, study: StudyRecord, trial: Record) -> Path:
+    def _folder(self, study: StudyRecord, trial: TrialRecord) -> Path:
         return self.store.trial_folder(study.name, trial.number, trial.config.seed)
 
-    def _is_gone(self, study: StudyRecord, trial: Record) -> bool:
+    def _is_gone(self, study: StudyRecord, trial: TrialRecord) -> bool:
         """Whether all of a marked trial went; what MLflow has not heard of it waits in the spool."""
         return trial.uid in self.tracker.removed and not self._folder(study, trial).exists()
 

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from erpe.errors import ConfigError
-from erpe.study.records import BEST, CONFIRMED, OTHER, REGISTERED, UNFINISHED, Record, StudyRecord, irreplaceable
+from erpe.study.records import BEST, CONFIRMED, OTHER, REGISTERED, UNFINISHED, StudyRecord, TrialRecord, irreplaceable
 
 
 class Policy(NamedTuple):
@@ -36,7 +36,7 @@ class Policy(NamedTuple):
         if self.older_than is not None and not 0 <= self.older_than < math.inf:
             raise ConfigError(f"older than: {self.older_than} days given; 0 or more would do")
 
-    def names(self, trial: Record, now: datetime) -> bool:
+    def names(self, trial: TrialRecord, now: datetime) -> bool:
         """Whether it asks for a trial that ended."""
         if self.failed and trial.state != "FAIL":
             return False
@@ -48,7 +48,7 @@ class Policy(NamedTuple):
 class Fate(NamedTuple):
     """What becomes of the trials of a study that have not been removed."""
 
-    going: list[Record]
+    going: list[TrialRecord]
     staying: dict[str, list[int]]
     """Why -> numbers."""
 
@@ -60,7 +60,7 @@ def decide(study: StudyRecord, policy: Policy, registered: set[str], now: dateti
         registered: uids of trials whose model is registered.
         now: local time, as Optuna notes it.
     """
-    going: list[Record] = []
+    going: list[TrialRecord] = []
     staying: dict[str, list[int]] = {why: [] for why in (BEST, REGISTERED, CONFIRMED, UNFINISHED, OTHER)}
     spared = irreplaceable(study, policy.keep_best or 1)
     for trial in study.trials:

@@ -20,11 +20,11 @@ from typing import Any, Literal
 from erpe.checkpoints.filesystem import Remote
 from erpe.checkpoints.remote import Depot, find_depot, lent
 from erpe.errors import StudyError
-from erpe.execution.callbacks import Progress, Silent
-from erpe.execution.controller import Conductor
-from erpe.execution.executors import Asked, Workers, in_process, on_ray
-from erpe.execution.fair_share import Budget, Relay
-from erpe.execution.objective import Work, vision
+from erpe.execution.callbacks import NullCallback, Progress
+from erpe.execution.controller import StudyController
+from erpe.execution.executors import ResourceRequest, Workers, in_process, on_ray
+from erpe.execution.fair_share import Budget, FairShareController
+from erpe.execution.objective import Objective, vision
 from erpe.execution.signals import interruptible
 from erpe.execution.staging import abroad
 from erpe.store import Store
@@ -32,7 +32,7 @@ from erpe.study.backup import backed_up
 from erpe.study.naming import identified
 from erpe.study.openings import Openings, check_replacing, openings
 from erpe.study.plan import Arm, Plan
-from erpe.study.records import Group, Record, StudyRecord, read_studies
+from erpe.study.records import ExperimentRef, StudyRecord, TrialRecord, read_studies
 from erpe.study.session import Ledger
 from erpe.study.spec import StudySpec
 from erpe.text import last_line
@@ -79,7 +79,7 @@ def run(
     offline: bool = False,
     replace: bool = False,
     progress: Progress | None = None,
-    work: Work | None = None,
+    work: Objective | None = None,
 ) -> CampaignResult:
     """Search, confirm and time every arm.
 
@@ -100,9 +100,9 @@ def run(
 
     began = time.monotonic()
     address = ray_address or os.environ.get("ERPE_RAY_ADDRESS")
-    asked = Asked(concurrency, cpus_per_trial, gpus_per_trial, address, pack)
+    asked = ResourceRequest(concurrency, cpus_per_trial, gpus_per_trial, address, pack)
     asked.check(device)
-    progress = progress or Silent()
+    progress = progress or NullCallback()
     replaced = check_replacing(plan, _members(store, plan), replace)
     if replaced:
         progress.on_warning(replaced)
@@ -150,7 +150,7 @@ class _Campaign:
     depot: Depot | None
     failed: dict[str, str] = field(default_factory=dict)
     _draining: bool = False
-    _relay: Relay | None = None
+    _relay: FairShareController | None = None
 
     @property
     def draining(self) -> bool:
@@ -163,7 +163,7 @@ class _Campaign:
         if self._relay:
             self._relay.draining = value
 
-    def play(self, searches: list[Conductor], work: Work, workers: Workers) -> dict[str, int]:
+    def play(self, searches: list[StudyController], work: Objective, workers: Workers) -> dict[str, int]:
         """All three phases; those that are done are done. The number of confirmed runs of each arm."""
         self._take_turns(searches, [self._budget(c) for c in searches], "search", work.start, workers)
         if self.draining:
@@ -176,14 +176,14 @@ class _Campaign:
             return {c.arm: c.study().counts["COMPLETE"] for c in confirmations}
 
     @contextlib.contextmanager
-    def searches(self) -> Iterator[list[Conductor]]:
+    def searches(self) -> Iterator[list[StudyController]]:
         """Every arm's search, leased."""
         specs = [(arm, self.plan.search_spec(arm), f"{self.plan.name}.{arm.name}") for arm in self.plan.arms()]
         with contextlib.ExitStack() as opened:
             yield [self._open(opened, *each) for each in specs]
 
     @contextlib.contextmanager
-    def confirmations(self, searches: list[Conductor]) -> Iterator[list[Conductor]]:
+    def confirmations(self, searches: list[StudyController]) -> Iterator[list[StudyController]]:
         """The confirmation of every arm that has a best configuration, leased; another best is another study."""
         with contextlib.ExitStack() as opened:
             found = []
@@ -197,18 +197,20 @@ class _Campaign:
                 found.append(self._open(opened, arm, spec, name))
             yield found
 
-    def _open(self, opened: contextlib.ExitStack, arm: Arm, spec: StudySpec, name: str) -> Conductor:
-        group = Group(self.plan.name, arm.name, spec.phase, self.plan.model_dump(mode="json"), self._made_with())
+    def _open(self, opened: contextlib.ExitStack, arm: Arm, spec: StudySpec, name: str) -> StudyController:
+        group = ExperimentRef(
+            self.plan.name, arm.name, spec.phase, self.plan.model_dump(mode="json"), self._made_with()
+        )
         trials = self.plan.search.trials if spec.phase == "search" else self.plan.confirm.seeds
         ledger = opened.enter_context(Ledger.open(self.store, spec, trials=trials, name=name, group=group))
         rebuild(ledger.read(), self.tracker, self.store)
         tags = self.tags | study_tags(spec, name, group)
-        return Conductor(ledger, spec, self.tracker, self.store, 0, self.progress, tags, arm.name, self.depot)
+        return StudyController(ledger, spec, self.tracker, self.store, 0, self.progress, tags, arm.name, self.depot)
 
     def _made_with(self) -> dict[str, str]:
         return {name: self.tags[name] for name in MADE_WITH}
 
-    def _budget(self, search: Conductor) -> Budget:
+    def _budget(self, search: StudyController) -> Budget:
         """What the search of an arm may spend; the same for all."""
         how, trials = self.plan.search, self.plan.search.trials
         if how.budget == "trials":
@@ -218,10 +220,10 @@ class _Campaign:
         return Budget(trials, self.plan.flops_per_image(), flops_per_image)
 
     def _take_turns(
-        self, conductors: list[Conductor], budgets: list[Budget], phase: str, start: Any, workers: Workers
+        self, conductors: list[StudyController], budgets: list[Budget], phase: str, start: Any, workers: Workers
     ) -> None:
         """Run a phase to its end; the parents' runs are opened and closed around it."""
-        relay = self._relay = Relay(conductors, budgets, self.progress)
+        relay = self._relay = FairShareController(conductors, budgets, self.progress)
         relay.draining = self.draining
         if relay.left():
             self.progress.on_phase(phase)
@@ -234,13 +236,13 @@ class _Campaign:
         for conductor in conductors:
             self._close(conductor, over=not self.draining)
 
-    def _close(self, conductor: Conductor, over: bool) -> None:
+    def _close(self, conductor: StudyController, over: bool) -> None:
         """Tell the tracker how an arm's phase ended."""
         study = conductor.study()
         rebuild(study, self.tracker, self.store)
         end_study(self.tracker, self.store, study, over)
 
-    def _time(self, confirmations: list[Conductor], work: Work, workers: Workers) -> None:
+    def _time(self, confirmations: list[StudyController], work: Objective, workers: Workers) -> None:
         """Time every confirmed run in one go, seed by seed, unless all are timed already."""
         runs = [(c, trial) for c in confirmations for trial in c.study().trials if trial.state == "COMPLETE"]
         runs.sort(key=lambda run: run[1].number)  # stable: within a seed, in the order of the table
@@ -255,14 +257,14 @@ class _Campaign:
             end_trial(self.tracker, self.store, conductor.ledger.name, trial, later)
 
 
-def flops_per_image(trial: Record, epochs: int) -> float:
+def flops_per_image(trial: TrialRecord, epochs: int) -> float:
     """FLOPs of so many epochs of a trial for every training image, by the closed form."""
     from erpe.model.flops import train_step_flops
 
     return train_step_flops(trial.config.model) * epochs
 
 
-def _why(search: Conductor) -> str:
+def _why(search: StudyController) -> str:
     reasons = [t.verdict.reason for t in search.study().trials if t.verdict and t.verdict.reason]
     if not reasons:
         raise StudyError(f"study {search.ledger.name}: no trial was completed")

@@ -18,10 +18,10 @@ from erpe.checkpoints.filesystem import Remote
 from erpe.checkpoints.remote import find_depot, lent
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError
-from erpe.execution.callbacks import Progress, Silent
-from erpe.execution.controller import Conductor
-from erpe.execution.executors import Asked, Workers, in_process, on_ray
-from erpe.execution.objective import Work, vision
+from erpe.execution.callbacks import NullCallback, Progress
+from erpe.execution.controller import StudyController
+from erpe.execution.executors import ResourceRequest, Workers, in_process, on_ray
+from erpe.execution.objective import Objective, vision
 from erpe.execution.signals import interruptible
 from erpe.execution.staging import abroad
 from erpe.store import Store
@@ -79,7 +79,7 @@ def tune(
     name: str | None = None,
     new: bool = False,
     progress: Progress | None = None,
-    work: Work | None = None,
+    work: Objective | None = None,
 ) -> TuneResult:
     """Search until `trials` trials are done, then test the best one.
 
@@ -101,9 +101,9 @@ def tune(
     if trials < 1:
         raise ConfigError(f"trials: {trials} given; 1 or more would do")
     address = ray_address or os.environ.get("ERPE_RAY_ADDRESS")
-    asked = Asked(concurrency, cpus_per_trial, gpus_per_trial, address, pack)
+    asked = ResourceRequest(concurrency, cpus_per_trial, gpus_per_trial, address, pack)
     asked.check(device)
-    progress = progress or Silent()
+    progress = progress or NullCallback()
     depot = find_depot()
     work = work or vision(spec.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
     work = abroad(work, depot)
@@ -129,12 +129,12 @@ def tune(
 
 def _conductor(
     ledger: Ledger, store: Store, spec: StudySpec, trials: int, threads: int, progress: Progress
-) -> Conductor:
+) -> StudyController:
     from erpe.tracking.provenance import collect
     from erpe.tracking.tracker import Tracker
 
     tags = collect("erpe tune", threads) | study_tags(spec, ledger.name, None)
-    return Conductor(ledger, spec, Tracker(store, ledger.name), store, trials, progress, tags)
+    return StudyController(ledger, spec, Tracker(store, ledger.name), store, trials, progress, tags)
 
 
 def _left(ledger: Ledger, trials: int) -> bool:
@@ -148,7 +148,7 @@ def _left(ledger: Ledger, trials: int) -> bool:
     )
 
 
-def _run(conductor: Conductor, work: Work, workers: Workers) -> None:
+def _run(conductor: StudyController, work: Objective, workers: Workers) -> None:
     """Search; then the best trial meets the test split, once."""
     conductor.progress.on_phase("search")
     workers.search(conductor, work.start)
@@ -163,7 +163,7 @@ def _run(conductor: Conductor, work: Work, workers: Workers) -> None:
     conductor.ledger.record_final(best.number, tested)
 
 
-def _close(conductor: Conductor, began: float) -> TuneResult:
+def _close(conductor: StudyController, began: float) -> TuneResult:
     """Tell the tracker how the study ends, or pauses, and sum up."""
     ledger, tracker = conductor.ledger, conductor.tracker
     study = ledger.read()

@@ -33,7 +33,7 @@ REMOVED = "erpe.removed"
 """Of a study: the numbers of the trials that `erpe gc` gave up. Their rows stay: they count, and samplers learn."""
 
 
-class Verdict(NamedTuple):
+class TrialOutcome(NamedTuple):
     """How a trial ends; written before it is told to anyone."""
 
     state: str
@@ -44,7 +44,7 @@ class Verdict(NamedTuple):
     """Why it failed, with a traceback where there is one."""
 
 
-class Record(NamedTuple):
+class TrialRecord(NamedTuple):
     """One trial that counts."""
 
     number: int
@@ -54,7 +54,7 @@ class Record(NamedTuple):
     config: TrialConfig
     epochs: dict[int, float]
     """Epoch, from 1 -> its value."""
-    verdict: Verdict | None
+    verdict: TrialOutcome | None
     started: datetime | None
     ended: datetime | None
     removed: bool = False
@@ -66,7 +66,7 @@ class Record(NamedTuple):
         return self.epochs[max(self.epochs)] if self.epochs else None
 
 
-class About(NamedTuple):
+class StudyInfo(NamedTuple):
     """What a study is."""
 
     uid: str
@@ -78,7 +78,7 @@ class About(NamedTuple):
     """The name that was asked for; `--new` makes `a-2` where `a` was. None: 0.1.0 did not write it."""
 
 
-class Group(NamedTuple):
+class ExperimentRef(NamedTuple):
     """The greater study that a study is a part of."""
 
     study: str
@@ -97,11 +97,11 @@ class StudyRecord(NamedTuple):
     """A study and its trials."""
 
     name: str
-    about: About
-    trials: list[Record]
+    about: StudyInfo
+    trials: list[TrialRecord]
     finals: dict[int, dict[str, float]]
     """Number of a trial -> what was measured after its end: on the test split in a search, times in a confirmation."""
-    group: Group | None
+    group: ExperimentRef | None
 
     @property
     def family(self) -> str:
@@ -126,11 +126,11 @@ class StudyRecord(NamedTuple):
         return sorted(tested)
 
     @property
-    def best(self) -> Record | None:
+    def best(self) -> TrialRecord | None:
         """See `best_of`."""
         return best_of(self.trials)
 
-    def knowing(self, trial: Record) -> StudyRecord:
+    def knowing(self, trial: TrialRecord) -> StudyRecord:
         """The study with a trial as it is now."""
         others = (each for each in self.trials if each.number != trial.number)
         return self._replace(trials=sorted([*others, trial], key=lambda each: each.number))
@@ -143,38 +143,38 @@ def _is_tested(metrics: dict[str, float]) -> bool:
     return any(name.startswith("test/") for name in metrics)
 
 
-def best_of(trials: list[Record]) -> Record | None:
+def best_of(trials: list[TrialRecord]) -> TrialRecord | None:
     """The complete trial of the highest value; of equals the first."""
     complete = [trial for trial in trials if trial.state == "COMPLETE" and trial.value is not None]
     return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
 
 
-def read_about(name: str, attrs: dict[str, Any]) -> About:
+def read_about(name: str, attrs: dict[str, Any]) -> StudyInfo:
     """What a study is, from its attributes.
 
     Raises:
         StudyError: erpe did not make it.
     """
     try:
-        return About(**attrs[STUDY])
+        return StudyInfo(**attrs[STUDY])
     except (KeyError, TypeError):
         raise StudyError(f"study {name}: in Optuna's database, but not made by erpe; --name gives another") from None
 
 
-def read_trial(uid: str, trial: FrozenTrial) -> Record:
+def read_trial(uid: str, trial: FrozenTrial) -> TrialRecord:
     """A trial that counts.
 
     Raises:
         StoreError: its configuration is of another version.
     """
     end = trial.user_attrs.get(END)
-    return Record(
+    return TrialRecord(
         number=trial.number,
         uid=f"{uid}-{trial.number}",
         state=trial.state.name,
         config=read_config(trial),
         epochs=dict(sorted(trial.intermediate_values.items())),  # PostgreSQL keeps no order
-        verdict=Verdict(**end) if end else None,
+        verdict=TrialOutcome(**end) if end else None,
         started=trial.datetime_start,
         ended=trial.datetime_complete,
     )
@@ -192,7 +192,7 @@ def read_config(trial: FrozenTrial) -> TrialConfig:
         raise StoreError(f"trial {trial.number}: {error}; another version of erpe wrote it") from None
 
 
-def read_study(study: optuna.Study, ended: dict[int, Record] | None = None) -> StudyRecord:
+def read_study(study: optuna.Study, ended: dict[int, TrialRecord] | None = None) -> StudyRecord:
     """A study as it stands in the database.
 
     Args:
@@ -210,7 +210,7 @@ def read_study(study: optuna.Study, ended: dict[int, Record] | None = None) -> S
         about=about,
         trials=[record._replace(removed=number in gone) for number, record in found.items()],
         finals={int(key.removeprefix(f"{FINAL}.")): found for key, found in attrs.items() if key.startswith(FINAL)},
-        group=Group(**attrs[GROUP]) if GROUP in attrs else None,
+        group=ExperimentRef(**attrs[GROUP]) if GROUP in attrs else None,
     )
 
 

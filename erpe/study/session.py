@@ -28,7 +28,18 @@ from erpe.store import Store
 from erpe.study import naming, records, samplers, storage
 from erpe.study.distributions import default_point, sample
 from erpe.study.lock import Lease, take
-from erpe.study.records import CONFIG, END, EPOCH, FINAL, GROUP, STUDY, Group, Record, StudyRecord, Verdict
+from erpe.study.records import (
+    CONFIG,
+    END,
+    EPOCH,
+    FINAL,
+    GROUP,
+    STUDY,
+    ExperimentRef,
+    StudyRecord,
+    TrialOutcome,
+    TrialRecord,
+)
 from erpe.study.spec import StudySpec, check_name, differences_from
 from erpe.text import redact
 
@@ -70,7 +81,7 @@ class Ledger:
         self._handed_out: set[int] = set()
         self._running: dict[int, FrozenTrial] = {}
         """As this driver, the only one that may write, left them: to read one again takes milliseconds."""
-        self._ended: dict[int, Record] = {}
+        self._ended: dict[int, TrialRecord] = {}
         """To read all again of every trial that ever ended would make each trial slower than the one before."""
         self.uid = records.read_about(study.study_name, study.user_attrs).uid
         study.pruner = samplers.make_pruner(spec, trials)
@@ -91,7 +102,7 @@ class Ledger:
         trials: int | None = None,
         name: str | None = None,
         new: bool = False,
-        group: Group | None = None,
+        group: ExperimentRef | None = None,
     ) -> Ledger:
         """Continue the newest study of this name, or make one.
 
@@ -136,7 +147,7 @@ class Ledger:
             study = optuna.load_study(study_name=name, storage=database.backend)
         if STUDY not in study.user_attrs and not study.get_trials(deepcopy=False):
             uid, wanted = uuid.uuid4().hex[:12], spec.model_dump(mode="json")
-            study.set_user_attr(STUDY, records.About(uid, wanted, settings, asked)._asdict())
+            study.set_user_attr(STUDY, records.StudyInfo(uid, wanted, settings, asked)._asdict())
         about = records.read_about(name, study.user_attrs)
         changed = differences_from(about.spec, spec)
         if changed:
@@ -180,7 +191,7 @@ class Ledger:
             self._running[number].user_attrs[key] = value
 
     @_fenced
-    def ask(self, budget: int) -> Record | None:
+    def ask(self, budget: int) -> TrialRecord | None:
         """The next trial to run: one that a killed driver left, or a new one until `budget` have a configuration.
 
         Raises:
@@ -205,7 +216,7 @@ class Ledger:
         self._note(asked.number, CONFIG, config.model_dump(mode="json"))
         return self._hand_out(asked.number)
 
-    def _hand_out(self, number: int) -> Record:
+    def _hand_out(self, number: int) -> TrialRecord:
         record = self.trial(number)
         self._handed_out.add(number)
         return record
@@ -266,7 +277,7 @@ class Ledger:
         state: Literal["COMPLETE", "PRUNED", "FAIL"],
         metrics: dict[str, float],
         reason: str | None = None,
-    ) -> Verdict:
+    ) -> TrialOutcome:
         """Write ahead how a trial ends, before anyone else is told; the first decision counts.
 
         A trial cannot be COMPLETE without a value: then it is FAIL.
@@ -278,7 +289,7 @@ class Ledger:
                 state, reason = "FAIL", "no epoch was reported"
             end = {"state": state, "metrics": metrics, "reason": redact(reason) if reason else None}
             self._note(number, END, end)
-        return Verdict(**end)
+        return TrialOutcome(**end)
 
     @_fenced
     def tell(self, number: int) -> None:
@@ -292,7 +303,7 @@ class Ledger:
             self._study.tell(number, value, state=state, skip_if_finished=True)
 
     @storage.patient
-    def trial(self, number: int) -> Record:
+    def trial(self, number: int) -> TrialRecord:
         """One trial as it stands."""
         return records.read_trial(self.uid, self._trial(number))
 

@@ -22,7 +22,7 @@ from erpe.errors import ConfigError, StoreError, StudyError
 from erpe.store import STATE, Store
 from erpe.study import storage
 from erpe.study.lock import take
-from erpe.study.records import Record, StudyRecord, arm_of, read_studies
+from erpe.study.records import StudyRecord, TrialRecord, arm_of, read_studies
 from erpe.study.spec import StudySpec
 from erpe.tracking.study_logger import end_study, end_trial, folder_of, start_trial, study_tags
 from erpe.tracking.tracker import Tracker
@@ -119,7 +119,7 @@ def _tell(tales: list[Tale], tracker: Tracker) -> int:
     return tracker.seq - before
 
 
-def _trials(member: StudyRecord, tracker: Tracker, store: Store, trials: list[Record]) -> Iterator[Tale]:
+def _trials(member: StudyRecord, tracker: Tracker, store: Store, trials: list[TrialRecord]) -> Iterator[Tale]:
     """What the spool lacks of some trials of a study, and of its start, without which they have no parent."""
     trials = [trial for trial in trials if not trial.removed]
     lacking = [trial for trial in trials if _lacks(member, trial, tracker)]
@@ -136,7 +136,7 @@ def _trials(member: StudyRecord, tracker: Tracker, store: Store, trials: list[Re
         yield from _trial(member, trial, tracker, store, spec, tags)
 
 
-def _lacks(member: StudyRecord, trial: Record, tracker: Tracker) -> bool:
+def _lacks(member: StudyRecord, trial: TrialRecord, tracker: Tracker) -> bool:
     known = tracker.known(trial.uid)
     if not known.started or not trial.epochs.keys() <= known.steps:
         return True
@@ -146,7 +146,7 @@ def _lacks(member: StudyRecord, trial: Record, tracker: Tracker) -> bool:
 
 
 def _trial(
-    member: StudyRecord, trial: Record, tracker: Tracker, store: Store, spec: StudySpec, tags: dict[str, str]
+    member: StudyRecord, trial: TrialRecord, tracker: Tracker, store: Store, spec: StudySpec, tags: dict[str, str]
 ) -> Iterator[Tale]:
     """A trial's start, the epochs and the end that the spool lacks, each at its time or what is known of it."""
     known, began = tracker.known(trial.uid), _ms(trial.started)
@@ -166,12 +166,12 @@ def _trial(
             yield ended + 1, partial(end_trial, tracker, store, member.name, trial, later)
 
 
-def _later(member: StudyRecord, trial: Record) -> dict[str, float]:
+def _later(member: StudyRecord, trial: TrialRecord) -> dict[str, float]:
     """What a confirmed run was measured after its end: times. A search's best is tested, which its study tells."""
     return member.finals.get(trial.number, {}) if member.phase == "confirm" else {}
 
 
-def _measured(trial: Record, folder: Path, spec: StudySpec) -> dict[int, dict[str, float]]:
+def _measured(trial: TrialRecord, folder: Path, spec: StudySpec) -> dict[int, dict[str, float]]:
     """All measures of a trial's epochs, as far as its folder has them and agrees with the database."""
     found = read_outcome(trial.config, folder) or _checkpoint(trial, folder)
     measured = {}
@@ -183,7 +183,7 @@ def _measured(trial: Record, folder: Path, spec: StudySpec) -> dict[int, dict[st
     return measured
 
 
-def _checkpoint(trial: Record, folder: Path) -> dict[str, Any] | None:
+def _checkpoint(trial: TrialRecord, folder: Path) -> dict[str, Any] | None:
     """What the checkpoint of a trial that did not end, or was pruned, says of it; its tensors are not read."""
     from safetensors import SafetensorError, safe_open
 

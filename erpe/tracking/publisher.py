@@ -17,7 +17,7 @@ from erpe.store import Store
 from erpe.text import first_line, redact
 from erpe.tracking.connection import Health, examine
 from erpe.tracking.outbox import Ack, Event, Spool
-from erpe.tracking.run_state import Known
+from erpe.tracking.run_state import RunState
 
 if TYPE_CHECKING:
     from erpe.tracking.projection import Projection
@@ -135,7 +135,7 @@ class Sender:
 
     def _audit(self, ack: Ack) -> None:
         """Begin again from the first event if MLflow lacks some that it acknowledged; runs that are whole are left."""
-        expected: defaultdict[str, Known] = defaultdict(Known)
+        expected: defaultdict[str, RunState] = defaultdict(RunState)
         offset, seq, behind = 0, 0, False
         while not behind and (batch := self.spool.read(offset)):
             for event, offset in batch:

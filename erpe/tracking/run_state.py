@@ -10,7 +10,7 @@ from erpe.config import flatten
 from erpe.tracking.outbox import Event
 
 
-class Point(NamedTuple):
+class MetricPoint(NamedTuple):
     """A measure of a run as MLflow shows it: that of the highest step, and of these the last."""
 
     step: int
@@ -19,7 +19,7 @@ class Point(NamedTuple):
 
 
 @dataclass
-class Known:
+class RunState:
     """One run, event by event."""
 
     started: bool = False
@@ -35,7 +35,7 @@ class Known:
     """Its epochs."""
     curves: Counter[str] = field(default_factory=Counter)
     """Measure -> epochs that have it."""
-    latest: dict[str, Point] = field(default_factory=dict)
+    latest: dict[str, MetricPoint] = field(default_factory=dict)
     told: dict[str, str] = field(default_factory=dict)
     """The last start and end. A trial starts and ends once; a study goes on after a pause."""
 
@@ -48,7 +48,7 @@ class Known:
         """Take note of the next event."""
         for key in event.metrics.keys() - {"epoch"}:  # which is the step
             if key not in self.latest or (event.step, event.ts) >= self.latest[key][:2]:
-                self.latest[key] = Point(event.step, event.ts, event.metrics[key])
+                self.latest[key] = MetricPoint(event.step, event.ts, event.metrics[key])
         if event.kind == "epoch":
             self.steps.add(event.step)
             self.curves.update(event.metrics.keys() - {"epoch"})

@@ -6,12 +6,12 @@ from typing import Any
 
 from erpe.config import DATASETS
 from erpe.store import Store
-from erpe.study.records import Group, Record, StudyRecord
+from erpe.study.records import ExperimentRef, StudyRecord, TrialRecord
 from erpe.study.search_space import NO_AXES, own_axes
 from erpe.study.spec import StudySpec
 
 
-def study_tags(spec: StudySpec, name: str, group: Group | None) -> dict[str, str]:
+def study_tags(spec: StudySpec, name: str, group: ExperimentRef | None) -> dict[str, str]:
     """What every run of a study is tagged with: the same keys for all.
 
     Args:
@@ -32,7 +32,7 @@ def _planned(plan: dict[str, Any]) -> dict[str, str]:
     return {"trials_planned": str(search["trials"]), "seeds_planned": str(seeds), "budget": search["budget"]}
 
 
-def start_trial(tracker: Any, study: str, trial: Record, tags: dict[str, str], arm: str, phase: str) -> None:
+def start_trial(tracker: Any, study: str, trial: TrialRecord, tags: dict[str, str], arm: str, phase: str) -> None:
     """A trial starts.
 
     Args:
@@ -46,7 +46,9 @@ def start_trial(tracker: Any, study: str, trial: Record, tags: dict[str, str], a
     tracker.start_trial(trial.uid, trial.number, trial.config, tags | own, parent=study, name=name)
 
 
-def end_trial(tracker: Any, store: Store, study: str, trial: Record, later: dict[str, float] | None = None) -> None:
+def end_trial(
+    tracker: Any, store: Store, study: str, trial: TrialRecord, later: dict[str, float] | None = None
+) -> None:
     """A trial that is decided ends.
 
     Args:
@@ -84,6 +86,6 @@ def end_study(tracker: Any, store: Store, study: StudyRecord, over: bool) -> Non
     )
 
 
-def folder_of(store: Store, study: str, trial: Record) -> Any:
+def folder_of(store: Store, study: str, trial: TrialRecord) -> Any:
     """Where a trial's checkpoint and results lie."""
     return store.trial_folder(study, trial.number, trial.config.seed)

@@ -17,7 +17,7 @@ from erpe.store import Store
 from erpe.tracking.connection import examine
 from erpe.tracking.outbox import Event, Spool
 from erpe.tracking.publisher import Mended, Sender
-from erpe.tracking.run_state import Known
+from erpe.tracking.run_state import RunState
 
 BEGIN_SECONDS = 30.0
 """A study that has only started is sent so much later, or when there is more to tell: MLflow takes seconds to import,
@@ -40,7 +40,7 @@ class Tracker:
             StoreError: the spool cannot be written, or had a damaged line, which is now beside it.
         """
         self._store = store
-        self._runs: defaultdict[str, Known] = defaultdict(Known)
+        self._runs: defaultdict[str, RunState] = defaultdict(RunState)
         self.removed: set[str] = set()
         """uids of removed trials."""
         self.registered: set[str] = set()
@@ -80,9 +80,9 @@ class Tracker:
         """How many events the spool has had."""
         return self._spool.seq
 
-    def known(self, uid: str) -> Known:
+    def known(self, uid: str) -> RunState:
         """What the spool has of a run."""
-        return self._runs.get(uid) or Known()
+        return self._runs.get(uid) or RunState()
 
     @property
     def mended(self) -> Mended:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from erpe.tracking.connection import runs_of
 from erpe.tracking.projection import STATUS, STUDY, TRIAL
-from erpe.tracking.run_state import Known, Point, same
+from erpe.tracking.run_state import MetricPoint, RunState, same
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,7 +28,7 @@ class Lacking(NamedTuple):
     """Without some of their parameters, tags or measures, or in another state."""
 
 
-def audit(client: MlflowClient, experiment: str, expected: dict[str, Known]) -> Lacking:
+def audit(client: MlflowClient, experiment: str, expected: dict[str, RunState]) -> Lacking:
     """Compare an experiment with what the events tell of its runs."""
     from mlflow.entities import ViewType
 
@@ -48,7 +48,7 @@ def audit(client: MlflowClient, experiment: str, expected: dict[str, Known]) -> 
     return Lacking(missing, short)
 
 
-def _lacks(client: MlflowClient, known: Known, run: Run, alive: dict[str, list[Run]]) -> bool:
+def _lacks(client: MlflowClient, known: RunState, run: Run, alive: dict[str, list[Run]]) -> bool:
     tags, parents = run.data.tags, alive.get(known.parent or "")
     latest = {metric.key: metric for metric in run.data.to_proto().metrics}
     return (
@@ -69,14 +69,14 @@ def _other_state(told: str, state: str, status: str) -> bool:
     return bool(state) and status != ("RUNNING" if state == "RUNNING" else STATUS.get(state, "KILLED"))
 
 
-def _behind(found: Metric | None, point: Point) -> bool:
+def _behind(found: Metric | None, point: MetricPoint) -> bool:
     if found is None:
         return True
     # a database may have no infinity
     return found.step <= point.step and not same(found.value, point.value) and not math.isinf(point.value)
 
 
-def _gaps(client: MlflowClient, known: Known, run: str) -> bool:
+def _gaps(client: MlflowClient, known: RunState, run: str) -> bool:
     """Whether an epoch is missing; an epoch's measures are written together, so that one of them tells."""
     for name, epochs in known.curves.most_common(1):
         return len({metric.step for metric in client.get_metric_history(run, name)} & known.steps) < epochs

@@ -20,7 +20,7 @@ from erpe.errors import ErpeError, StoreError, StudyError
 from erpe.io import MIB, read_json
 from erpe.store import FILES, LAYOUT, Store, sqlite_url
 from erpe.study.plan import Plan
-from erpe.study.records import REMOVED, Record, StudyRecord, irreplaceable, read_study
+from erpe.study.records import REMOVED, StudyRecord, TrialRecord, irreplaceable, read_study
 from erpe.study.spec import check_name
 from erpe.study.storage import Database, first_line
 from erpe.tracking.outbox import Event, Spool
@@ -96,7 +96,7 @@ class Foreign:
                 raise ValueError(f"study {name}: its plan is of another one")
         return found
 
-    def files(self, member: Member, trial: Record) -> dict[str, Path]:
+    def files(self, member: Member, trial: TrialRecord) -> dict[str, Path]:
         """What lies in a trial's folder, every file looked into; nothing, if the trial was removed.
 
         Raises:

@@ -194,7 +194,7 @@ def _mind(address: str, seconds: float, over: threading.Event, gone: threading.E
             os._exit(1)
 
 
-class Room(NamedTuple):
+class ClusterResources(NamedTuple):
     """What a cluster has."""
 
     nodes: int
@@ -202,7 +202,7 @@ class Room(NamedTuple):
     gpus: float
 
 
-def look(address: str) -> Room:
+def look(address: str) -> ClusterResources:
     """Ask a cluster as a driver would, without joining it: `ray.init` would take its time over a wrong token.
 
     Raises:
@@ -222,7 +222,9 @@ def look(address: str) -> Room:
     except ray.exceptions.RayError as error:
         raise ConfigError(f"ray address {address}: no cluster answers ({error})") from None
     alive = [node.resources_total for node in nodes if node.state == 0]
-    room = Room(len(alive), sum(each.get("CPU", 0) for each in alive), sum(each.get("GPU", 0) for each in alive))
+    room = ClusterResources(
+        len(alive), sum(each.get("CPU", 0) for each in alive), sum(each.get("GPU", 0) for each in alive)
+    )
     if not room.cpus:
         raise ConfigError(f"ray address {address}: {room.nodes} nodes and no CPU among them; a worker would do")
     require_node(address)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from erpe.errors import StudyError
-from erpe.execution.controller import Conducts
+from erpe.execution.controller import TrialController
 from erpe.execution.packing import Packs
 from erpe.execution.ray_tune.trainable import LAST_WORDS, Worker  # before Ray: sets its environment
-from erpe.execution.trial_loop import Start
-from erpe.study.records import Record
+from erpe.execution.trial_loop import TrialFactory
+from erpe.study.records import TrialRecord
 
 import ray  # isort: skip
 from ray import tune
@@ -37,21 +37,23 @@ LOOK_SECONDS = 5.0
 """How often the driver looks whether Ray is alive."""
 
 
-class Link:
+class TuneBridge:
     """Which trial of Tune is which pack of tickets, and the first error of ours, which Tune would wrap and swallow."""
 
-    def __init__(self, conductor: Conducts, start: Start, pack: int) -> None:
+    def __init__(self, conductor: TrialController, start: TrialFactory, pack: int) -> None:
         self.conductor, self.start = conductor, start
         self.packs = Packs(conductor, pack)
-        self.tickets: dict[str, list[Record]] = {}
+        self.tickets: dict[str, list[TrialRecord]] = {}
         self.running: set[str] = set()
         """Trials of Tune that have not ended."""
         self.heard: set[str] = set()  # which a worker has begun
         self.error: BaseException | None = None
 
-    def crashed(self, tickets: list[Record], reason: str) -> list[Record]:
+    def crashed(self, tickets: list[TrialRecord], reason: str) -> list[TrialRecord]:
         """Record that a pack's worker died; its tickets that should be run again."""
-        return self.guarded(lambda: [each for each in tickets if self.conductor.crashed(each, reason)], list[Record]())
+        return self.guarded(
+            lambda: [each for each in tickets if self.conductor.crashed(each, reason)], list[TrialRecord]()
+        )
 
     def guarded(self, call: Callable[[], T], otherwise: T) -> T:
         """The call's answer; after an error of ours, the search stops and every trial stays as it is."""
@@ -67,14 +69,14 @@ class Link:
 class LedgerSearcher(Searcher):
     """Hands the ledger's tickets to Tune."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: TuneBridge) -> None:
         super().__init__()
         self._link = link
 
     def suggest(self, trial_id: str) -> Any:
         """A pack as Tune's configuration."""
         link = self._link
-        tickets = link.guarded(link.packs.next, list[Record]())
+        tickets = link.guarded(link.packs.next, list[TrialRecord]())
         if not tickets:
             # What is left of a running pack may yet need a worker.
             return None if link.running and link.packs.most > 1 else Searcher.FINISHED
@@ -107,7 +109,7 @@ class LedgerSearcher(Searcher):
 class LedgerScheduler(FIFOScheduler):
     """Lets the conductor hear every event, and stops a pack when a trial of it ends: the others are a new one."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: TuneBridge) -> None:
         super().__init__()
         self._link = link
 
@@ -143,10 +145,10 @@ class LedgerScheduler(FIFOScheduler):
         return FIFOScheduler, ()
 
 
-class Brake(tune.Stopper):
-    """Stops the experiment at once when the machine is broken. Draining is gentler: see `Conductor.hear`."""
+class AbortStopper(tune.Stopper):
+    """Stops the experiment at once when the machine is broken. Draining is gentler: see `StudyController.hear`."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: TuneBridge) -> None:
         self._link = link
         self._node = ray.get_runtime_context().get_node_id()
         self._looked = time.monotonic()
@@ -200,8 +202,8 @@ def last_error(trial: Any, folder: Path) -> str:
 
 
 def run_ray(
-    conductor: Conducts,
-    start: Start,
+    conductor: TrialController,
+    start: TrialFactory,
     *,
     concurrency: int | None,
     cpus: float,
@@ -217,9 +219,9 @@ def run_ray(
         cpus, gpus: of each pack; a fraction of a GPU is bookkeeping, not isolation.
         scratch: where Tune writes what nobody reads.
     Raises:
-        ErpeError: see `Conductor.hear`.
+        ErpeError: see `StudyController.hear`.
     """
-    link = Link(conductor, start, pack)
+    link = TuneBridge(conductor, start, pack)
     _fit(link, concurrency, {"cpu": cpus, "gpu": gpus}, scratch)
     while link.packs.left and link.error is None:  # after the searcher had no more
         _fit(link, concurrency, {"cpu": cpus, "gpu": gpus}, scratch)
@@ -227,7 +229,7 @@ def run_ray(
         raise link.error
 
 
-def _fit(link: Link, concurrency: int | None, resources: dict[str, float], scratch: Path) -> None:
+def _fit(link: TuneBridge, concurrency: int | None, resources: dict[str, float], scratch: Path) -> None:
     tune.Tuner(
         tune.with_resources(Worker, resources),
         tune_config=tune.TuneConfig(
@@ -242,7 +244,7 @@ def _fit(link: Link, concurrency: int | None, resources: dict[str, float], scrat
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(scratch),
-            stop=Brake(link),
+            stop=AbortStopper(link),
             failure_config=tune.FailureConfig(max_failures=-1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,

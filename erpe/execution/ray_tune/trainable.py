@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from erpe.config import TrialConfig
-from erpe.execution.trial_loop import Together
+from erpe.execution.trial_loop import PackRunner
 
 import erpe.execution.ray_tune.environment  # isort: skip  # noqa: F401  before Ray
 
@@ -26,12 +26,12 @@ class Worker(tune.Trainable):
     The checkpoint is each trial's own affair.
     """
 
-    _together: Together | None = None
+    _together: PackRunner | None = None
     _last_words: TextIO | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take a pack; nothing is built before the first step, whose errors are reported."""
-        self._together = Together(config["start"])
+        self._together = PackRunner(config["start"])
         for place, ticket in enumerate(config["pack"]):
             self._together.add(str(place), TrialConfig(**ticket["config"]), Path(ticket["folder"]))
         folder = Path(config["pack"][0]["folder"])

@@ -19,7 +19,7 @@ from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
 from erpe.store import Store
 from erpe.study.openings import openings, openings_of
 from erpe.study.plan import Plan
-from erpe.study.records import Record, StudyRecord, arm_of, grouped, read_studies
+from erpe.study.records import StudyRecord, TrialRecord, arm_of, grouped, read_studies
 from erpe.study.search_space import NO_AXES, own_axes
 from erpe.study.spec import CONTRACT
 
@@ -72,19 +72,19 @@ def _devices(rows: Rows, plan: Plan) -> str:
     return ", ".join(sorted({row["device"] for row in rows.tables["runs"] if row["study"] == plan.name}))
 
 
-def trial_row(trial: Record) -> dict[str, Any]:
+def trial_row(trial: TrialRecord) -> dict[str, Any]:
     """A trial of a search, with its settings."""
     seconds = (trial.ended - trial.started).total_seconds() if trial.started and trial.ended else None
     own = {"number": trial.number, "uid": trial.uid, "seed": trial.config.seed, "state": trial.state}
     return own | {"value": trial.value, "epochs": len(trial.epochs), "seconds": seconds} | _settings(trial)
 
 
-def _settings(trial: Record) -> dict[str, Any]:
+def _settings(trial: TrialRecord) -> dict[str, Any]:
     flat = trial.config.flat().items()
     return {name: value for name, value in flat if name.startswith(("model.", "train.")) and name not in GIVEN}
 
 
-def _run_row(trial: Record, study: StudyRecord, folder: Path) -> dict[str, Any]:
+def _run_row(trial: TrialRecord, study: StudyRecord, folder: Path) -> dict[str, Any]:
     """A confirmed run: times were taken later, when nothing else ran."""
     assert trial.verdict is not None
     made = study.group.made_with if study.group else {}
@@ -98,7 +98,7 @@ def _run_row(trial: Record, study: StudyRecord, folder: Path) -> dict[str, Any]:
     return who | trial.verdict.metrics | study.finals.get(trial.number, {})
 
 
-def _epochs(trial: Record, phase: str) -> list[dict[str, Any]]:
+def _epochs(trial: TrialRecord, phase: str) -> list[dict[str, Any]]:
     who = {"phase": phase, "uid": trial.uid, "seed": trial.config.seed}
     measured = ("val/accuracy", 1.0) if phase == "search" else ("train/loss", -1.0)
     return [who | {"epoch": epoch, measured[0]: measured[1] * value} for epoch, value in sorted(trial.epochs.items())]
