@@ -18,6 +18,23 @@ torch.set_num_threads(1)
 threadpoolctl.threadpool_limits(1)
 
 
+class Failures:
+    """Says which test failed as soon as it has: a run that is ended from outside prints no summary."""
+
+    def __init__(self, plugins):
+        self.plugins = plugins
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            terminal = self.plugins.get_plugin("terminalreporter")
+            terminal.write_line(f"\nFAILED ({report.when}) {report.nodeid}")
+
+
+def pytest_configure(config):
+    if not os.environ.get("PYTEST_XDIST_WORKER"):
+        config.pluginmanager.register(Failures(config.pluginmanager))
+
+
 def pytest_collection_modifyitems(items):
     """The stack, then files with many slow tests: what is long begins early, so that two workers end together."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
