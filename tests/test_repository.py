@@ -82,6 +82,7 @@ SCRIPTS = (
     "infra/run",
     "infra/test",
     "infra/bench",
+    "infra/gpu-check",
     "infra/setup",
     "infra/secrets",
     "infra/tls/certificate",

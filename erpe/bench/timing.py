@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+import erpe
 from erpe.surroundings import cores
 from erpe.tracking.provenance import cpu_name
 from erpe.training.malloc import keep_heap
@@ -69,6 +70,6 @@ def machine(device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return {
         "device": name, "cores": cores(), "threads": torch.get_num_threads(),
-        "torch": version("torch"), "python": platform.python_version(), "erpe": version("erpe"),
+        "torch": version("torch"), "python": platform.python_version(), "erpe": erpe.__version__,
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
     }  # fmt: skip

@@ -1,0 +1,89 @@
+"""The script for a GPU that is at hand for ten minutes: it ends by the clock, keeps what it has, hides no failure."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from erpe.bench import gpu_check, gpu_parts
+from erpe.bench.gpu_check import FILE, check, failures, main, table
+from erpe.config import VARIANTS
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
+
+
+def parts(monkeypatch, *units, until=1.0):
+    monkeypatch.setattr(gpu_parts, "PARTS", {"correctness": (lambda device, small, data: iter(units), until)})
+
+
+def test_a_small_run_measures_every_part_and_finds_nothing_wrong(tmp_path, monkeypatch):
+    monkeypatch.setattr("erpe.bench.timing.LEAST_SECONDS", 0.0)
+    found = check(tmp_path, CPU, minutes=9, small=True)
+    assert all(found[part] for part in gpu_parts.PARTS) and not failures(found)
+    assert {row["variant"] for row in found["epoch"]} == set(VARIANTS)
+    assert json.loads((tmp_path / FILE).read_text()) == found
+    assert "yardstick: 12 variants x 5 seeds" in table(found) and table(found).endswith(" s")
+
+
+def test_what_fails_is_a_finding_and_the_rest_is_measured(tmp_path, monkeypatch, capsys):
+    def broken():
+        raise RuntimeError("no kernel image\nis available")
+
+    parts(monkeypatch, ("a", broken), ("b", lambda: {"kind": "x", "ok": False}), ("c", lambda: {"ok": True}))
+    assert main([str(tmp_path), "--device", "cpu"]) == 1
+    said = capsys.readouterr().out
+    assert "3 of 3 measured" in said and "2 failures" in said
+    assert "FAILED correctness: a: RuntimeError: no kernel image is available" in said
+    assert "FAILED correctness: b: WRONG" in said
+
+
+def test_a_layer_that_gives_no_numbers_is_wrong(monkeypatch):
+    monkeypatch.setattr(gpu_parts, "relative_error", lambda x, exact: float("nan"))
+    assert not gpu_parts.layer_errors("relu", (2, 2), torch.float32, CPU)["ok"]
+
+
+def test_at_the_end_of_its_time_a_part_leaves_out_what_is_left(tmp_path, monkeypatch):
+    parts(monkeypatch, *[(str(k), lambda: time.sleep(0.3) or {}) for k in range(9)], until=0.5)
+    found = check(tmp_path, CPU, minutes=1 / 60, small=True)
+    left = ["left_out" in row for row in found["correctness"]]
+    assert left == sorted(left) and left[-1] and not left[0]
+
+
+def test_what_outlasts_the_clock_is_stopped_and_earlier_numbers_stay(tmp_path, monkeypatch):
+    parts(monkeypatch, ("quick", lambda: {"ok": True}), ("endless", lambda: [time.sleep(0.01) for _ in range(1000)]))
+    found = check(tmp_path, CPU, minutes=0.3 / 60, small=True)
+    assert found["interrupted"] and [row["name"] for row in found["correctness"]] == ["quick"]
+    assert json.loads((tmp_path / FILE).read_text())["correctness"][0]["ok"]
+
+
+def test_it_needs_neither_ray_nor_mlflow():
+    known, waiting = set(), ["erpe.bench.gpu_check"]
+    while waiting:
+        name = waiting.pop()
+        path = ROOT / name.replace(".", "/")
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name in known or not path.exists():
+            continue
+        known.add(name)
+        found = re.findall(r"^(?:from|import) (\S+)(?: import (.*))?", path.read_text(), re.MULTILINE)
+        waiting += [module for module, _ in found] + [
+            f"{module}.{name}" for module, names in found for name in names.split(", ")
+        ]
+        heavy = {"ray", "mlflow", "optuna", "sklearn", "scipy", "pandas", "torchvision", "matplotlib", "safetensors"}
+        assert not heavy & {module.partition(".")[0] for module, _ in found}, name
+    assert "erpe.training.loop" in known
+
+
+def test_a_wrong_call_is_told_in_one_line(tmp_path, capsys):
+    assert main([str(tmp_path), "--minutes", "11"]) == 2
+    assert capsys.readouterr().out == "gpu-check: --minutes 11.0 given; use a number up to 10 instead\n"
+
+
+@pytest.mark.parametrize("seconds", [1.0, 2.0])
+def test_the_yardstick_takes_the_quickest_way_and_a_whole_epoch(seconds):
+    rows = [{"variant": "relu", "epoch_seconds": s, "images": gpu_parts.IMAGES // 2} for s in (seconds, 3.0)]
+    assert f"{2 * seconds * 500 / 3600:.2f} h" in gpu_check.yardstick({"epoch": rows})
