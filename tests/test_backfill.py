@@ -27,7 +27,7 @@ from erpe.search.run_study import run
 from erpe.search.tune import tune
 from erpe.store import STATE, Store
 from erpe.study.plan import load_plan
-from erpe.study.records import mark, read_studies
+from erpe.study.records import mark_removed, read_studies
 from erpe.study.session import Ledger
 from erpe.study.spec import define
 from erpe.study.storage import Database
@@ -150,7 +150,7 @@ def test_a_spool_in_order_costs_a_look_and_changes_nothing(store, monkeypatch):
     (store.spool / f"{SOLO}.jsonl").unlink()
     reconcile(store)
     before = {path: path.read_bytes() for path in store.spool.glob("*.jsonl")}
-    monkeypatch.setattr(module, "take", pytest.fail)
+    monkeypatch.setattr(module, "acquire", pytest.fail)
     assert [found.events for found in reconcile(store)] == [0, 0]
     assert {path: path.read_bytes() for path in store.spool.glob("*.jsonl")} == before
 
@@ -246,7 +246,7 @@ def test_a_study_that_is_being_driven_is_left_alone(store):
 def test_a_trial_that_was_removed_stays_removed(store):
     (study,) = read_studies(store, SOLO)
     with closing(Database(store.storage_url)) as database:
-        mark(database, SOLO, {study.trials[1].number})
+        mark_removed(database, SOLO, {study.trials[1].number})
     (store.spool / f"{SOLO}.jsonl").unlink()
     reconcile(store)
     told = essentials(store, SOLO)
@@ -353,7 +353,7 @@ def synced(store):
     """Study -> runs that MLflow had lost."""
     reconcile(store)
     lost = {}
-    assert set(sync(store, tell=lambda study, left, mended: lost.update({study: tuple(mended)})).values()) == {0}
+    assert set(sync(store, tell=lambda study, left, repaired: lost.update({study: tuple(repaired)})).values()) == {0}
     return lost
 
 

@@ -15,7 +15,7 @@ from object_store import BUCKET, ObjectStore
 from s3fs import S3FileSystem
 from trials import curve, small_study, tiny
 
-from erpe.checkpoints.remote import LISTING, OUTCOME, Depot, find_depot, lent, name_of
+from erpe.checkpoints.remote import LISTING, OUTCOME, Depot, checked_out, find_depot, name_of
 from erpe.errors import ConfigError, StoreError
 from erpe.execution.objective import vision
 from erpe.execution.staging import LOCK, PREFIX, Displaced, Scratch, StagedTraining, abroad
@@ -75,7 +75,7 @@ def test_a_trial_goes_on_wherever_the_next_worker_is_and_comes_home_as_it_was_tr
     metrics = second.finish()
     assert curve(second.history) == curve(whole.history)
     assert not home.exists(), "the driver's folder is not a worker's to make"
-    depot.bring(home, finished=True)
+    depot.collect(home, finished=True)
     assert files(home) == {name: data for name, data in files(second._scratch.folder).items() if name != LOCK}
     third = begin()
     assert third.finish() == metrics and curve(third.history) == curve(whole.history), "nothing is trained again"
@@ -94,7 +94,7 @@ def test_an_attempt_that_was_cut_off_overwrites_nothing(depot, tmp_path):
     for say in (old.epoch, old.epoch, old.finish):
         with pytest.raises(Displaced, match="another attempt"):
             say()
-    depot.bring(home, finished=False)
+    depot.collect(home, finished=False)
     assert home.joinpath(STATE).read_bytes() == (new._scratch.folder / STATE).read_bytes()
     assert [path.name for path in home.iterdir()] == [STATE], "no results of an attempt that does not count"
     assert len(begin().history) == 2
@@ -163,7 +163,7 @@ def test_what_comes_from_elsewhere_is_looked_at(shared, tmp_path, name, damage, 
     (path,) = (place / (place / OWNER).read_text()).glob(name)
     damage(path)
     with pytest.raises(StoreError, match=line) as said:
-        shared.bring(home, finished=True)
+        shared.collect(home, finished=True)
     assert "\n" not in str(said.value)
     assert not (home / OUTCOME).exists() and not list(home.glob(".*")), "no finished trial, and no half of a file"
 
@@ -206,11 +206,11 @@ def test_a_study_begun_without_a_depot_goes_on_with_one(shared, tmp_path):
     home = tmp_path / "runs/checkpoints/study/0000-0"
     here = Trial(tiny(), home)
     here.epoch()
-    shared.offer(home)
+    shared.upload(home)
     there = StagedTraining(shared, WORK.start, tiny(), home)
     assert curve(there.history) == curve(here.history)
     there.epoch()
-    shared.offer(home)  # the depot is ahead of the store now
+    shared.upload(home)  # the depot is ahead of the store now
     assert len(StagedTraining(shared, WORK.start, tiny(), home).history) == 2
 
 
@@ -221,10 +221,10 @@ def test_finished_trials_are_lent_to_be_measured_and_what_was_measured_comes_hom
         here.epoch()
     here.finish()
     work = abroad(WORK, shared)
-    with lent(shared, home):
+    with checked_out(shared, home):
         tested = work.evaluate(home)
     assert (home / "test.json").exists() and tested["test/accuracy"] > 0
-    with lent(shared, home):
+    with checked_out(shared, home):
         (times,) = work.time([home])
     assert times["time/train_seconds_per_epoch"] > 0
     assert not [path for path in (tmp_path / "depot").rglob("*") if path.is_file()]
@@ -237,7 +237,7 @@ def test_gc_removes_what_lies_there_too(monkeypatch, tmp_path):
     study = read_studies(store, "digits-nine.relu")[0]
     folders = [store.trial_folder(study.name, trial.number, trial.config.seed) for trial in study.trials]
     for folder in folders:
-        find_depot().offer(folder)
+        find_depot().upload(folder)
     (swept,) = (each for each in gc(store, Policy(keep_best=1), study=study.name).studies if each.going)
     there = {path.name for path in (tmp_path / "depot" / study.name).iterdir()}
     assert there == {folder.name for folder in folders if int(folder.name[:4]) not in swept.going} and there

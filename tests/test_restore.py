@@ -16,7 +16,7 @@ from erpe.errors import BusyError, StoreError, StudyError
 from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study.backup import backup_files, restore, survey
-from erpe.study.lock import take
+from erpe.study.lock import acquire
 from erpe.study.records import read_studies
 from erpe.study.spec import define
 from erpe.study.storage import parse
@@ -132,7 +132,7 @@ def test_the_older_backup_lacks_only_the_later_trials_which_run_again(store):
 
 
 def test_nothing_is_restored_under_a_running_study(store):
-    lease = take(parse(store.storage_url), SPEC.name)
+    lease = acquire(parse(store.storage_url), SPEC.name)
     before = (store.root / "optuna.db").read_bytes()
     with pytest.raises(BusyError, match=f"{SPEC.name}: another erpe is running it"):
         restore(store, "newest")

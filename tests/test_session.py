@@ -469,7 +469,7 @@ def test_a_database_that_is_locked_for_a_moment_is_waited_for(store):
     with Ledger.open(store, SPEC) as ledger:
         calls = []
 
-        @storage.patient
+        @storage.retry_while_unavailable
         def flaky():
             calls.append(1)
             if len(calls) < 3:
@@ -480,7 +480,7 @@ def test_a_database_that_is_locked_for_a_moment_is_waited_for(store):
 
 
 def test_a_full_disk_is_not_waited_for():
-    @storage.patient
+    @storage.retry_while_unavailable
     def full():
         raise storage.OperationalError("x", {}, sqlite3.OperationalError("database or disk is full"))
 

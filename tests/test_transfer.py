@@ -32,7 +32,7 @@ from erpe.study.session import Ledger
 from erpe.study.storage import Database
 from erpe.tracking import artifacts, outbox
 from erpe.tracking.outbox import Event, Spool, encode
-from erpe.tracking.publisher import Mended
+from erpe.tracking.publisher import Repaired
 from erpe.training import checkpoint
 from erpe.transfer import importer as adopting
 from erpe.transfer import optuna_copy, source
@@ -479,7 +479,7 @@ def test_the_command_takes_over_a_folder_and_sends_a_study(original, tmp_path, m
 
     def send(store, study, tell):
         sent.append((store.root, study))
-        tell(study, 0, Mended())
+        tell(study, 0, Repaired())
         return {study: 0}
 
     monkeypatch.setattr("erpe.cli.sync.sync", send)

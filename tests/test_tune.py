@@ -20,7 +20,7 @@ from toys import Toy, number_of, once, toy, work
 
 from erpe.errors import ConfigError, DataError, StoreError, StudyError, TrialError
 from erpe.execution.callbacks import NullCallback
-from erpe.execution.executors import ResourceRequest, on_ray, share
+from erpe.execution.executors import ResourceRequest, allocate, on_ray
 from erpe.execution.objective import Objective
 from erpe.execution.ray_tune.cluster import require_token
 from erpe.search.tune import tune
@@ -305,14 +305,14 @@ HEADLESS = """
 import signal, socket, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
 from erpe.errors import StudyError
-from erpe.execution.ray_tune.cluster import minding
+from erpe.execution.ray_tune.cluster import watch_head
 head = socket.create_server(("127.0.0.1", 0))
 address = f"127.0.0.1:{head.getsockname()[1]}"
-with minding(address, 0.2):
+with watch_head(address, 0.2):
     time.sleep(0.5)
     print("heard", flush=True)
 try:
-    with minding(None, 0.2), minding(address, 0.2):
+    with watch_head(None, 0.2), watch_head(address, 0.2):
         head.close()
         time.sleep(50)
 except StudyError as error:
@@ -332,12 +332,12 @@ def test_a_program_whose_head_is_gone_gets_an_error_that_says_so_and_goes_on():
 STUCK = """
 import signal, socket, time
 from erpe.execution import COMMAND
-from erpe.execution.ray_tune.cluster import minding
+from erpe.execution.ray_tune.cluster import watch_head
 COMMAND.set()
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a thread that waits in C++
 with socket.create_server(("127.0.0.1", 0)) as head:
     address = f"127.0.0.1:{head.getsockname()[1]}"
-with minding(address, 0.2):
+with watch_head(address, 0.2):
     time.sleep(50)
 """
 
@@ -362,19 +362,19 @@ def test_a_command_that_does_not_wake_when_its_head_is_gone_ends_with_one_line()
     ],
 )
 def test_the_machine_is_shared_out(asked, cpus, gpus, expected):
-    assert share(asked, 6, cpus, gpus) == pytest.approx(expected)
+    assert allocate(asked, 6, cpus, gpus) == pytest.approx(expected)
 
 
 def test_a_cluster_may_grow_unless_the_user_says_how_many():
     """Ray places as many trials as it has room for."""
-    assert share(ResourceRequest(address="head:6379"), 6, 1, 0).concurrency is None
-    assert share(ResourceRequest(concurrency=2, address="head:6379"), 6, 8, 0).concurrency == 2
+    assert allocate(ResourceRequest(address="head:6379"), 6, 1, 0).concurrency is None
+    assert allocate(ResourceRequest(concurrency=2, address="head:6379"), 6, 8, 0).concurrency == 2
 
 
 @pytest.mark.parametrize("asked", [ResourceRequest(gpus=2), ResourceRequest(cpus=9)])
 def test_a_trial_that_would_wait_for_ever_is_refused(asked):
     with pytest.raises(ConfigError, match="and Ray sees"):
-        share(asked, 6, 8, 1)
+        allocate(asked, 6, 8, 1)
 
 
 PATHS = {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2]))}

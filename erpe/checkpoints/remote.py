@@ -50,7 +50,7 @@ class Depot(Remote):
 
     # Between a trial's folder here and the depot
 
-    def begin(self, folder: Path, trial: str) -> str:
+    def new_attempt(self, folder: Path, trial: str) -> str:
         """A new attempt, which begins with what the folder has, and counts from then on."""
         attempt = uuid.uuid4().hex
         self._send_all(folder, f"{trial}/{attempt}")
@@ -62,7 +62,7 @@ class Depot(Remote):
         self._send_all(folder, f"{trial}/{attempt}")
         return self._owner(trial) == attempt
 
-    def receive(self, folder: Path, trial: str) -> bool:
+    def download(self, folder: Path, trial: str) -> bool:
         """Bring what counts of a trial into a folder, and nothing else.
 
         Returns:
@@ -88,13 +88,13 @@ class Depot(Remote):
 
     # For the driver
 
-    def offer(self, folder: Path) -> None:
+    def upload(self, folder: Path) -> None:
         """Send what the store has of a trial and the depot lacks: it was begun without one, or is to be measured."""
         trial = name_of(folder)
         if (folder / OUTCOME).exists() or ((folder / STATE).exists() and self._owner(trial) is None):
-            self.begin(folder, trial)
+            self.new_attempt(folder, trial)
 
-    def bring(self, folder: Path, finished: bool) -> None:
+    def collect(self, folder: Path, finished: bool) -> None:
         """Bring a trial that has ended into the store.
 
         Args:
@@ -102,7 +102,7 @@ class Depot(Remote):
         Raises:
             StoreError: they are not there.
         """
-        if not self.receive(folder, name_of(folder)) and finished:
+        if not self.download(folder, name_of(folder)) and finished:
             raise StoreError(f"checkpoints {self}/{name_of(folder)}: no results there; the same command tries again")
 
     def remove(self, folder: Path) -> None:
@@ -126,16 +126,16 @@ class Depot(Remote):
 
 
 @contextmanager
-def lent(depot: Depot | None, *folders: Path) -> Iterator[None]:
+def checked_out(depot: Depot | None, *folders: Path) -> Iterator[None]:
     """Finished trials of the store, in the depot for a worker to measure; what it measures comes home."""
     if depot is None:
         yield
         return
     for folder in folders:
-        depot.offer(folder)
+        depot.upload(folder)
     yield
     for folder in folders:
-        depot.bring(folder, finished=True)
+        depot.collect(folder, finished=True)
         depot.remove(folder)
 
 

@@ -170,9 +170,9 @@ def _tracking(store: Store) -> str:
 
 
 def _cluster(address: str) -> str:
-    from erpe.execution.ray_tune.cluster import look
+    from erpe.execution.ray_tune.cluster import cluster_info
 
-    room = look(address)
+    room = cluster_info(address)
     return f"{room.nodes} nodes, {room.cpus:g} CPUs, {room.gpus:g} GPUs at {address}"
 
 

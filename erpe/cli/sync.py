@@ -10,7 +10,7 @@ from erpe.errors import ErpeError
 from erpe.store import Store, sqlite_path
 from erpe.study.backup import damage_of
 from erpe.tracking.backfill import Rebuilt, reconcile
-from erpe.tracking.publisher import Mended
+from erpe.tracking.publisher import Repaired
 from erpe.tracking.tracker import sync
 
 
@@ -20,7 +20,7 @@ def mend(store: Store, study: str | None, say: Callable[[str], object], warn: Ca
     Args:
         study: of this name; none: all.
         say: hears how each study stands.
-        warn: hears of damage that was mended.
+        warn: hears of damage that was repaired.
     Returns:
         How many events MLflow has not got yet.
     Raises:
@@ -37,8 +37,8 @@ def mend(store: Store, study: str | None, say: Callable[[str], object], warn: Ca
             warn(found.damage)
         broken = broken or found.broken
 
-    def tell(name: str, left: int, mended: Mended) -> None:
-        say(f"{name}: {'; '.join([*_done(rebuilt.get(name, Rebuilt(name)), mended), _rest(left)])}")
+    def tell(name: str, left: int, repaired: Repaired) -> None:
+        say(f"{name}: {'; '.join([*_done(rebuilt.get(name, Rebuilt(name)), repaired), _rest(left)])}")
 
     if aside := set_aside(store):
         warn(f"MLflow's database was damaged and is now {aside}; a new one is filled")
@@ -66,8 +66,8 @@ def set_aside(store: Store) -> Path | None:
     return aside
 
 
-def _done(rebuilt: Rebuilt, mended: Mended) -> list[str]:
-    """What was mended."""
+def _done(rebuilt: Rebuilt, repaired: Repaired) -> list[str]:
+    """What was repaired."""
     lines = []
     if rebuilt.events:
         lines.append(
@@ -75,10 +75,10 @@ def _done(rebuilt: Rebuilt, mended: Mended) -> list[str]:
         )
     if rebuilt.running:
         lines.append("an erpe is running it and tells the rest itself")
-    if mended.missing:
-        lines.append(f"{_count(mended.missing, 'run was', 'runs were')} missing in MLflow, sent again")
-    if mended.short:
-        lines.append(f"{_count(mended.short, 'run was', 'runs were')} incomplete in MLflow, sent again")
+    if repaired.missing:
+        lines.append(f"{_count(repaired.missing, 'run was', 'runs were')} missing in MLflow, sent again")
+    if repaired.short:
+        lines.append(f"{_count(repaired.short, 'run was', 'runs were')} incomplete in MLflow, sent again")
     return lines
 
 

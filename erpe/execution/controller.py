@@ -59,7 +59,7 @@ class StudyController:
             start_trial(self.tracker, self.ledger.uid, ticket, self.tags, self.arm, self.spec.phase)
             if ticket.verdict is None:
                 if self.depot:
-                    self.depot.offer(self.folder(ticket))
+                    self.depot.upload(self.folder(ticket))
                 self._study = self.study().knowing(ticket)
                 self.progress.on_start(self._moment(ticket))
                 return ticket
@@ -120,7 +120,7 @@ class StudyController:
         self, ticket: TrialRecord, state: Any, metrics: dict[str, float] | None = None, reason: str | None = None
     ) -> bool:
         if self.depot and state != "FAIL":
-            self.depot.bring(self.folder(ticket), finished=state == "COMPLETE")
+            self.depot.collect(self.folder(ticket), finished=state == "COMPLETE")
         self.ledger.decide(ticket.number, state, metrics or {}, reason)
         return self._end(ticket)
 

@@ -15,7 +15,7 @@ from erpe.checkpoints.filesystem import Remote
 from erpe.errors import ConfigError, StudyError
 from erpe.execution.controller import TrialController
 from erpe.execution.inline import run_inline
-from erpe.execution.ray_tune.cluster import knock, minding, start
+from erpe.execution.ray_tune.cluster import check_reachable, start, watch_head
 from erpe.execution.ray_tune.sooner import taking_those_that_wait
 from erpe.execution.trial_loop import TrialFactory
 from erpe.surroundings import cores, short_folder
@@ -43,7 +43,7 @@ class ResourceRequest(NamedTuple):
             ConfigError: a number that makes no sense, a GPU where there is none, or a cluster that is not there.
         """
         if self.address:
-            knock(self.address)
+            check_reachable(self.address)
         if self.concurrency is not None and self.concurrency < 1:
             raise ConfigError(f"concurrency: {self.concurrency} given; 1 or more would do")
         if self.pack < 1:
@@ -80,7 +80,7 @@ class Allocation(NamedTuple):
     gpus: float
 
 
-def share(asked: ResourceRequest, trials: int, cpus: float, gpus: float) -> Allocation:
+def allocate(asked: ResourceRequest, trials: int, cpus: float, gpus: float) -> Allocation:
     """Share out what Ray sees.
 
     Raises:
@@ -204,8 +204,8 @@ def on_ray(asked: ResourceRequest, trials: int, scratch: Path, place: Remote | N
         if asked.address and place:
             require_shared(place)
         found = ray.cluster_resources()
-        with minding(asked.address), taking_those_that_wait() if ours and not asked.address else nullcontext():
-            yield OnRay(share(asked, trials, found.get("CPU", 0), found.get("GPU", 0)), scratch, asked.pack)
+        with watch_head(asked.address), taking_those_that_wait() if ours and not asked.address else nullcontext():
+            yield OnRay(allocate(asked, trials, found.get("CPU", 0), found.get("GPU", 0)), scratch, asked.pack)
 
 
 def _remove(scratch: Path) -> None:

@@ -37,14 +37,14 @@ class StagedTraining:
     def __init__(self, depot: Depot, start: TrialFactory, config: TrialConfig, folder: Path) -> None:
         self.config, self._depot, self._trial = config, depot, name_of(folder)
         self._scratch = Scratch()
-        depot.receive(self._scratch.folder, self._trial)
+        depot.download(self._scratch.folder, self._trial)
         finished = read_outcome(config, self._scratch.folder)
         if finished:
             self._training: Training = Finished(config, finished)
             return
         (self._scratch.folder / OUTCOME).unlink(missing_ok=True)  # of another configuration
         self._training = start(config, self._scratch.folder)
-        self._attempt = depot.begin(self._scratch.folder, self._trial)
+        self._attempt = depot.new_attempt(self._scratch.folder, self._trial)
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -158,7 +158,7 @@ def abroad(work: Objective, depot: Depot | None) -> Objective:
 def _evaluate(depot: Depot, evaluate: Callable[[Path], dict[str, float]], folder: Path) -> dict[str, float]:
     scratch = _received(depot, folder)
     found = evaluate(scratch.folder)
-    depot.begin(scratch.folder, name_of(folder))
+    depot.new_attempt(scratch.folder, name_of(folder))
     return found
 
 
@@ -171,5 +171,5 @@ def _time(
 
 def _received(depot: Depot, folder: Path) -> Scratch:
     scratch = Scratch()
-    depot.receive(scratch.folder, name_of(folder))
+    depot.download(scratch.folder, name_of(folder))
     return scratch

@@ -30,8 +30,8 @@ from erpe.retention.policy import Policy, decide
 from erpe.store import Store
 from erpe.study import storage
 from erpe.study.backup import keeping
-from erpe.study.lock import take
-from erpe.study.records import StudyRecord, TrialRecord, mark, read_studies, read_study
+from erpe.study.lock import acquire
+from erpe.study.records import StudyRecord, TrialRecord, mark_removed, read_studies, read_study
 from erpe.tracking.deletion import Logged, LoggedStudy, is_server
 from erpe.tracking.tracker import Tracker
 
@@ -167,7 +167,7 @@ class _Family(NamedTuple):
             contextlib.ExitStack() as leases,
         ):
             for name in names:
-                leases.callback(take(database.url, name).release)
+                leases.callback(acquire(database.url, name).release)
             yield cls(store, database, family, logged.study(family), Tracker(store, family, send=False))
 
     def plan(self, name: str, policy: Policy) -> _Plan:
@@ -202,7 +202,7 @@ class _Family(NamedTuple):
 
     def remove(self, plan: _Plan) -> None:
         """All but what is in MLflow."""
-        mark(self.database, plan.study.name, {trial.number for trial in plan.going})
+        mark_removed(self.database, plan.study.name, {trial.number for trial in plan.going})
         for trial in plan.going:
             self.tracker.remove_trial(trial.uid, plan.study.about.uid)
         depot = find_depot()
@@ -219,7 +219,7 @@ class _Family(NamedTuple):
         return sender.close(SECONDS), sender.problem
 
 
-@storage.patient
+@storage.retry_while_unavailable
 def read_leased(database: storage.Database, name: str) -> StudyRecord:
     """A study as it stands, while nobody else writes to it."""
     return read_study(optuna.load_study(study_name=name, storage=database.backend))

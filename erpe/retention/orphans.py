@@ -19,7 +19,7 @@ from erpe.errors import BusyError
 from erpe.io import is_own, remove_folder, size_mib
 from erpe.store import FILES, Store
 from erpe.study import storage
-from erpe.study.lock import take
+from erpe.study.lock import acquire
 from erpe.study.records import read_studies
 from erpe.tracking.deletion import Logged, stray_artifacts
 from erpe.tracking.outbox import Spool
@@ -102,7 +102,7 @@ def _counted(store: Store, study: str) -> set[str]:
 
 @contextlib.contextmanager
 def _leased(store: Store, study: str) -> Iterator[None]:
-    lease = take(storage.parse(store.storage_url), study)
+    lease = acquire(storage.parse(store.storage_url), study)
     try:
         yield
     finally:

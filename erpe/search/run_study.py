@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from erpe.checkpoints.filesystem import Remote
-from erpe.checkpoints.remote import Depot, find_depot, lent
+from erpe.checkpoints.remote import Depot, checked_out, find_depot
 from erpe.errors import StudyError
 from erpe.execution.callbacks import NullCallback, Progress
 from erpe.execution.controller import StudyController
@@ -250,7 +250,7 @@ class _Campaign:
             return
         self.progress.on_phase("time")
         folders = [c.folder(trial) for c, trial in runs]
-        with lent(self.depot, *folders):
+        with checked_out(self.depot, *folders):
             times = workers.call(work.time, folders)
         for (conductor, trial), found in zip(runs, times, strict=True):
             later = conductor.ledger.record_final(trial.number, found)

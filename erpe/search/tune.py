@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from erpe.checkpoints.filesystem import Remote
-from erpe.checkpoints.remote import find_depot, lent
+from erpe.checkpoints.remote import checked_out, find_depot
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError
 from erpe.execution.callbacks import NullCallback, Progress
@@ -158,7 +158,7 @@ def _run(conductor: StudyController, work: Objective, workers: Workers) -> None:
     conductor.progress.on_phase("test")
     best = study.best
     folder = folder_of(conductor.store, study.name, best)
-    with lent(conductor.depot, folder):
+    with checked_out(conductor.depot, folder):
         tested = workers.call(work.evaluate, folder)
     conductor.ledger.record_final(best.number, tested)
 

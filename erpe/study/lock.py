@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from erpe.errors import BusyError, StoreError
-from erpe.study.storage import connect_args, is_file, patient
+from erpe.study.storage import connect_args, is_file, retry_while_unavailable
 
 
 class Lease(Protocol):
@@ -29,14 +29,14 @@ class Lease(Protocol):
         """Let the next one in."""
 
 
-def take(url: URL, study: str) -> Lease:
+def acquire(url: URL, study: str) -> Lease:
     """Take a study's lease, or refuse.
 
     Raises:
         BusyError: another process has it.
         StoreError: no lock can be made.
     """
-    return _FileLease(url, study) if is_file(url) else patient(_PostgresLease)(url, study)
+    return _FileLease(url, study) if is_file(url) else retry_while_unavailable(_PostgresLease)(url, study)
 
 
 def _taken(study: str) -> BusyError:

@@ -45,7 +45,7 @@ def _family(database: storage.Database, wanted: str) -> dict[int, str]:
     return found
 
 
-@storage.patient
+@storage.retry_while_unavailable
 def identified(store: Store, stem: str, spec: StudySpec) -> str:
     """The name of a study that is called by its identity: STEM and six digits of it.
 

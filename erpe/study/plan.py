@@ -20,7 +20,7 @@ from erpe.errors import ConfigError, ErpeError
 from erpe.study.distributions import Axis, Choices, Scalar, typical
 from erpe.study.entries import combine, contradictions, dotted, read_line
 from erpe.study.plan_checks import mistakes_of
-from erpe.study.search_space import knobs, lay_over, read_toml
+from erpe.study.search_space import apply_overrides, read_toml, variant_params
 from erpe.study.spec import Pruner, Sampler, StudySpec, confirmation, confirmed_epochs, define
 
 Count = Annotated[int, Field(gt=0, lt=2**31)]
@@ -114,8 +114,8 @@ class Plan(Config):
         return [arm for variant in self.variants for arm in self._arms_of(variant)]
 
     def _arms_of(self, variant: str) -> list[Arm]:
-        everyones = set(defaults(variant, self.dataset).flat()) - _KNOBS
-        names = [name for name in self.switches if name in everyones or name in knobs(variant, self.dataset)]
+        everyones = set(defaults(variant, self.dataset).flat()) - _VARIANT_PARAMS
+        names = [name for name in self.switches if name in everyones or name in variant_params(variant, self.dataset)]
         combinations = product(*(self.switches[name] for name in names))
         chosen = [dict(zip(names, values, strict=True)) for values in combinations]
         return [Arm("-".join([variant, *map(_label, switches.items())]), variant, switches) for switches in chosen]
@@ -129,7 +129,7 @@ class Plan(Config):
         return self._spec(arm, self.epochs(arm))
 
     def _spec(self, arm: Arm, epochs: int | None) -> StudySpec:
-        space = lay_over(self.space, arm.variant, self.dataset)
+        space = apply_overrides(self.space, arm.variant, self.dataset)
         own = {name: value for name, value in self.settings.items() if self._applies(name, arm.variant)}
         return define(
             arm.variant, self.dataset, space=space, settings=own | arm.switches, epochs=epochs,
@@ -137,7 +137,7 @@ class Plan(Config):
         )  # fmt: skip
 
     def _applies(self, name: str, variant: str) -> bool:
-        return name not in _KNOBS or name in knobs(variant, self.dataset)
+        return name not in _VARIANT_PARAMS or name in variant_params(variant, self.dataset)
 
     def epochs(self, arm: Arm) -> int | None:
         """Epochs of a trial; with equal FLOPs as many more as the arm is cheaper than softmax."""
@@ -178,7 +178,7 @@ class Plan(Config):
 
 
 _SOFTMAX = Arm("softmax", "softmax", {})
-_KNOBS = frozenset(name for variant in VARIANTS for name in knobs(variant, "digits"))
+_VARIANT_PARAMS = frozenset(name for variant in VARIANTS for name in variant_params(variant, "digits"))
 """Settings that only some variants have."""
 
 

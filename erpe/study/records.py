@@ -243,7 +243,7 @@ def arm_of(members: list[StudyRecord], arm: str) -> tuple[StudyRecord | None, St
     return search, next((m for m in confirmed if m.trials[0].config.replace({"seed": 0}) == wanted), None)
 
 
-@storage.patient
+@storage.retry_while_unavailable
 def read_studies(store: Store, name: str | None = None) -> list[StudyRecord]:
     """The studies of a store, or the one of that name, without disturbing whoever runs them.
 
@@ -277,8 +277,8 @@ def read_studies(store: Store, name: str | None = None) -> list[StudyRecord]:
         database.close()
 
 
-@storage.patient
-def mark(database: storage.Database, name: str, numbers: set[int]) -> None:
+@storage.retry_while_unavailable
+def mark_removed(database: storage.Database, name: str, numbers: set[int]) -> None:
     """Note in the database that trials are given up, besides those that are."""
     study = optuna.load_study(study_name=name, storage=database.backend)
     known = set(study.user_attrs.get(REMOVED, ()))

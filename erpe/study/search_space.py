@@ -63,7 +63,7 @@ _SAME_FOR_ALL = ("data.validation", "data.split_seed", "data.train_limit")
 """Trials are compared on one split: a space may fix these, not vary them."""
 
 
-def knobs(variant: str, dataset: str) -> dict[str, Axis]:
+def variant_params(variant: str, dataset: str) -> dict[str, Axis]:
     """The axes only some variants have: features m, placement, projection, normalisation, frequencies.
 
     Raises:
@@ -88,12 +88,14 @@ def knobs(variant: str, dataset: str) -> dict[str, Axis]:
 def own_axes(variant: str, space: Space) -> list[str]:
     """What an arm searches beyond the axes that all variants have."""
     dataset = next(iter(_BY_DATASET))  # which settings are knobs does not depend on it
-    return [name for name in knobs(variant, dataset) if name in space.axes and len(space.axes[name].probes()) > 1]
+    return [
+        name for name in variant_params(variant, dataset) if name in space.axes and len(space.axes[name].probes()) > 1
+    ]
 
 
 def default_space(variant: str, dataset: str) -> Space:
     """The space of a variant on a data set: the same for all variants, plus the variant's own knobs."""
-    own = knobs(variant, dataset)
+    own = variant_params(variant, dataset)
     return Space(axes=_BY_DATASET[dataset] | _COMMON | own)
 
 
@@ -117,7 +119,7 @@ def load_space(path: str | Path, variant: str, dataset: str, settings: dict[str,
         entries = dotted(entries)
         if against := contradictions({"--set": settings or {}, "[space]": entries}):
             raise ConfigError(*against)
-        space = lay_over(entries, variant, dataset)
+        space = apply_overrides(entries, variant, dataset)
         check_together(space, defaults(variant, dataset))
     except ErpeError as error:
         raise ConfigError(f"{path}: {error}") from None
@@ -140,7 +142,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ValueError("nested too deeply") from None
 
 
-def lay_over(entries: dict[str, Any], variant: str, dataset: str) -> Space:
+def apply_overrides(entries: dict[str, Any], variant: str, dataset: str) -> Space:
     """The default space with other ranges for some settings.
 
         train.lr = {low = 1e-4, high = 1e-2, log = true}        # a range
@@ -154,8 +156,8 @@ def lay_over(entries: dict[str, Any], variant: str, dataset: str) -> Space:
     """
     base = defaults(variant, dataset)
     axes = dict(default_space(variant, dataset).axes)
-    elsewhere = {name for other in ("favor", "relu_rope") for name in knobs(other, dataset)} - set(
-        knobs(variant, dataset)
+    elsewhere = {name for other in ("favor", "relu_rope") for name in variant_params(other, dataset)} - set(
+        variant_params(variant, dataset)
     )
     mistakes = []
     for name, entry in dotted(entries).items():

@@ -27,7 +27,7 @@ from erpe.errors import StudyError, TrialError
 from erpe.store import Store
 from erpe.study import naming, records, samplers, storage
 from erpe.study.distributions import default_point, sample
-from erpe.study.lock import Lease, take
+from erpe.study.lock import Lease, acquire
 from erpe.study.records import (
     CONFIG,
     END,
@@ -55,7 +55,7 @@ R = TypeVar("R")
 def _fenced(write: Callable[Concatenate[Ledger, P], R]) -> Callable[Concatenate[Ledger, P], R]:
     """A write of the driver alone: waits for a database that is away, and is refused when another driver took over."""
 
-    @storage.patient
+    @storage.retry_while_unavailable
     @functools.wraps(write)
     def fenced(self: Ledger, /, *args: P.args, **kwargs: P.kwargs) -> R:
         self._guard()
@@ -120,12 +120,12 @@ class Ledger:
             database = storage.Database(store.storage_url)
             opened.callback(database.close)
             chosen = (naming.beside if new else naming.newest)(database, wanted)
-            lease = take(database.url, chosen)
+            lease = acquire(database.url, chosen)
             opened.callback(lease.release)
             remedy = "--set name=ANOTHER" if group else "--new"
-            ledger = storage.patient(cls._enter)(database, lease, chosen, wanted, spec, trials, remedy)
+            ledger = storage.retry_while_unavailable(cls._enter)(database, lease, chosen, wanted, spec, trials, remedy)
             if group:
-                storage.patient(ledger._study.set_user_attr)(GROUP, group._asdict())
+                storage.retry_while_unavailable(ledger._study.set_user_attr)(GROUP, group._asdict())
             ledger._opened = opened.pop_all()
             return ledger
 
@@ -302,7 +302,7 @@ class Ledger:
         with contextlib.suppress(UpdateFinishedTrialError):  # a first attempt arrived, its answer did not
             self._study.tell(number, value, state=state, skip_if_finished=True)
 
-    @storage.patient
+    @storage.retry_while_unavailable
     def trial(self, number: int) -> TrialRecord:
         """One trial as it stands."""
         return records.read_trial(self.uid, self._trial(number))
@@ -318,7 +318,7 @@ class Ledger:
             self._backend.set_study_user_attr(self._id, key, kept)
         return kept
 
-    @storage.patient
+    @storage.retry_while_unavailable
     def read(self) -> StudyRecord:
         """The study as it stands."""
         return records.read_study(self._study, self._ended)

@@ -117,7 +117,7 @@ def check_lost(url: URL) -> None:
         raise StoreError(f"database {path}: {'empty' if path.exists() else 'missing'}; {RESTORE}")
 
 
-def patient(call: Callable[P, R], seconds: float | None = None) -> Callable[P, R]:
+def retry_while_unavailable(call: Callable[P, R], seconds: float | None = None) -> Callable[P, R]:
     """Repeat a call while its database is away; it must be one that may run twice.
 
     Args:
@@ -194,7 +194,7 @@ class Database:
         text = self.url.render_as_string(hide_password=False)
         engine = {"pool_pre_ping": not is_file(self.url), "connect_args": connect_args(self.url)}
         try:
-            return patient(RDBStorage, OPENING_SECONDS)(text, engine_kwargs=engine)
+            return retry_while_unavailable(RDBStorage, OPENING_SECONDS)(text, engine_kwargs=engine)
         except StoreError as error:
             raise StoreError(str(error).replace("database:", f"database {show(self.url)}:", 1)) from None
         except (RuntimeError, AssertionError) as error:
@@ -238,7 +238,7 @@ class Database:
 
     def names(self) -> list[str]:
         """All studies."""
-        return sorted(patient(optuna.get_all_study_names)(self.backend))
+        return sorted(retry_while_unavailable(optuna.get_all_study_names)(self.backend))
 
     def close(self) -> None:
         """Give the connections back."""

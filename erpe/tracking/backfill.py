@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from erpe.errors import ConfigError, StoreError, StudyError
 from erpe.store import STATE, Store
 from erpe.study import storage
-from erpe.study.lock import take
+from erpe.study.lock import acquire
 from erpe.study.records import StudyRecord, TrialRecord, arm_of, read_studies
 from erpe.study.spec import StudySpec
 from erpe.tracking.study_logger import end_study, end_trial, folder_of, start_trial, study_tags
@@ -76,7 +76,7 @@ def _reconcile(store: Store, family: str, members: list[StudyRecord]) -> Rebuilt
         url = storage.parse(store.storage_url)
         try:
             for member in members:
-                leases.callback(take(url, member.name).release)
+                leases.callback(acquire(url, member.name).release)
         except StudyError:
             return Rebuilt(family, running=True, damage=damage)
         members = [now for now in read_studies(store) if now.family == family]  # nobody changes them now

@@ -22,7 +22,7 @@ class Points:
         self._client = client
         self._runs: dict[str, dict[str, list[Metric] | None]] = {}
 
-    def begin(self, run: str, names: dict[str, float]) -> None:
+    def open_run(self, run: str, names: dict[str, float]) -> None:
         """A run, and the measures it has by now."""
         self._runs.setdefault(run, dict.fromkeys(names))
 
@@ -48,7 +48,7 @@ class Points:
 
     def _known(self, run: str, name: str) -> list[Metric]:
         if run not in self._runs:
-            self.begin(run, self._client.get_run(run).data.metrics)
+            self.open_run(run, self._client.get_run(run).data.metrics)
         known = self._runs[run].get(name, [])
         if known is None:
             known = self._client.get_metric_history(run, name)

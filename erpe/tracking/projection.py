@@ -125,7 +125,7 @@ class Projection:
         if run is None:
             made = self.client.create_run(self.experiment, event.ts, {key: event.uid}, self._name(event))
             run = self._runs[event.uid] = made.info.run_id
-            self._points.begin(run, {})
+            self._points.open_run(run, {})
         return run
 
     def _find(self, key: str, uid: str) -> str | None:
@@ -142,7 +142,7 @@ class Projection:
         if found:
             self._runs[uid] = alive[0].info.run_id if alive else ""
         if alive:
-            self._points.begin(alive[0].info.run_id, alive[0].data.metrics)
+            self._points.open_run(alive[0].info.run_id, alive[0].data.metrics)
         return self._runs.get(uid)
 
     def _name(self, event: Event) -> str:

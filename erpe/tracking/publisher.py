@@ -29,7 +29,7 @@ _ATTEMPTS = 3
 """So often is an event tried that a healthy server will not take."""
 
 
-class Mended(NamedTuple):
+class Repaired(NamedTuple):
     """Runs that MLflow had acknowledged and had not any more, and which are sent again."""
 
     missing: int = 0
@@ -48,7 +48,7 @@ class Sender:
         self.spool = Spool(store.spool, study)
         self.problem: str | None = None
         """What someone must mend; nothing while the server is merely down."""
-        self.mended = Mended()
+        self.repaired = Repaired()
         self._uri = store.destination
         self._projection: Projection | None = None
         self._failures = 0
@@ -147,13 +147,13 @@ class Sender:
             del expected[uid]
         projection = self._open(ack)
         if projection is None:
-            self.mended = Mended(missing=len(expected))
+            self.repaired = Repaired(missing=len(expected))
             return
         from erpe.tracking.verify import audit
 
         missing, short = audit(projection.client, projection.experiment, expected)
         self._whole, self._until = expected.keys() - missing - short, seq
-        self.mended = Mended(self.mended.missing + len(missing), self.mended.short + len(short))
+        self.repaired = Repaired(self.repaired.missing + len(missing), self.repaired.short + len(short))
         if missing or short or not behind:  # or the spool is another one than that which was acknowledged
             self.spool.acknowledge(Ack(self._uri))
 

@@ -16,7 +16,7 @@ from erpe.errors import ErpeError, StoreError, StudyError, TrackingError, neares
 from erpe.store import Store
 from erpe.tracking.connection import examine
 from erpe.tracking.outbox import Event, Spool
-from erpe.tracking.publisher import Mended, Sender
+from erpe.tracking.publisher import Repaired, Sender
 from erpe.tracking.run_state import RunState
 
 BEGIN_SECONDS = 30.0
@@ -85,9 +85,9 @@ class Tracker:
         return self._runs.get(uid) or RunState()
 
     @property
-    def mended(self) -> Mended:
+    def repaired(self) -> Repaired:
         """What MLflow had lost of what it had."""
-        return self._sender.mended
+        return self._sender.repaired
 
     def start_study(self, uid: str, spec: dict[str, Any], tags: dict[str, str], name: str = "") -> None:
         """A parent run. An experiment may have several, each with a name of its own."""
@@ -239,7 +239,7 @@ def sync(
     store: Store,
     study: str | None = None,
     timeout: float = 600,
-    tell: Callable[[str, int, Mended], None] = lambda study, left, mended: None,
+    tell: Callable[[str, int, Repaired], None] = lambda study, left, repaired: None,
 ) -> dict[str, int]:
     """Send what waits in the spools of the store, and again what MLflow has lost.
 
@@ -266,7 +266,7 @@ def sync(
             Sender(store, name).again()
             tracker = Tracker(store, name)
             left[name] = tracker.close(max(1.0, deadline - time.monotonic()))
-            tell(name, left[name], tracker.mended)
+            tell(name, left[name], tracker.repaired)
             if tracker.problem:
                 error = TrackingError(tracker.problem)
         except StoreError as damaged:

@@ -27,8 +27,8 @@ from erpe.io import remove_folder, write_atomic
 from erpe.store import STATE, Store
 from erpe.study import storage
 from erpe.study.backup import backed_up
-from erpe.study.lock import take
-from erpe.study.records import EPOCH, REMOVED, mark, read_about, read_studies
+from erpe.study.lock import acquire
+from erpe.study.records import EPOCH, REMOVED, mark_removed, read_about, read_studies
 from erpe.tracking.outbox import Event, Spool
 from erpe.transfer.optuna_copy import continues, facts, transplant
 from erpe.transfer.source import Foreign, Member
@@ -65,7 +65,7 @@ def adopt(folder: Path, store: Store) -> list[Adopted]:
         }
         with contextlib.closing(storage.Database(store.storage_url)) as here:
             for name in foreign.members:
-                opened.callback(take(here.url, name).release)
+                opened.callback(acquire(here.url, name).release)
             _check_families(foreign, store)
             news = {name: _compare(member, here) for name, member in foreign.members.items()}
             folders = {
@@ -78,7 +78,7 @@ def adopt(folder: Path, store: Store) -> list[Adopted]:
                         _copy(paths, folders[name][trial.number])
             transplant(foreign.database, here, [name for name in news if news[name].rows])
             for name, new in news.items():
-                mark(here, name, new.removed)
+                mark_removed(here, name, new.removed)
             arrived = {family: _append(store, family, told) for family, told in events.items()}
             for name, new in news.items():
                 for number in new.removed & folders[name].keys():
@@ -133,7 +133,7 @@ def _compare(member: Member, here: storage.Database) -> _News:
     removed = {trial.number for trial in member.record.trials if trial.removed}
     if name not in here.names():
         return _News(len(later), rows=True, files=True, removed=removed)
-    known = storage.patient(optuna.load_study)(study_name=name, storage=here.backend)
+    known = storage.retry_while_unavailable(optuna.load_study)(study_name=name, storage=here.backend)
     if read_about(name, known.user_attrs).uid != member.record.about.uid:
         raise StudyError(f"study {name}: another one of that name is here; {_WOULD_DO}")
     removed |= set(known.user_attrs.get(REMOVED, ()))

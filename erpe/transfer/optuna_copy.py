@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import Connection, MetaData, Table, delete, insert, select
 
 from erpe.study.records import CONFIG, END, EPOCH, FINAL, REMOVED
-from erpe.study.storage import Database, patient
+from erpe.study.storage import Database, retry_while_unavailable
 
 OF_STUDY = ("study_directions", "study_user_attributes", "study_system_attributes")
 OF_TRIAL = (
@@ -55,7 +55,7 @@ def facts(trial: FrozenTrial) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-@patient
+@retry_while_unavailable
 def transplant(source: Database, target: Database, names: Sequence[str]) -> None:
     """Put studies in the place of those of their names: all of them, or none when this is killed.
 

@@ -29,7 +29,7 @@ HEAD_SECONDS = 45.0
 """How long a cluster's head may be silent; Ray's patience is 60."""
 
 
-def knock(address: str) -> None:
+def check_reachable(address: str) -> None:
     """Make sure that somebody listens: Ray itself would try for minutes, and say so in its own words.
 
     Raises:
@@ -57,7 +57,7 @@ def start(address: str | None, cpus: int, folder: str) -> None:
     import ray
 
     if address:
-        look(address)
+        cluster_info(address)
     else:
         require_loopback()
         bypass_proxies()
@@ -150,7 +150,7 @@ def _without_its_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def minding(address: str | None, seconds: float = HEAD_SECONDS) -> Iterator[None]:
+def watch_head(address: str | None, seconds: float = HEAD_SECONDS) -> Iterator[None]:
     """While the block runs: if the cluster's head is silent for so long, SIGINT ends what the main thread waits for.
 
     Ray would end the process a little later, in its own words: a command whose main thread does not wake ends itself
@@ -182,7 +182,7 @@ def _mind(address: str, seconds: float, over: threading.Event, gone: threading.E
     heard = time.monotonic()
     while not over.wait(seconds / 10):
         with suppress(ConfigError):
-            knock(address)
+            check_reachable(address)
             heard = time.monotonic()
         if time.monotonic() - heard > seconds:
             gone.set()
@@ -202,7 +202,7 @@ class ClusterResources(NamedTuple):
     gpus: float
 
 
-def look(address: str) -> ClusterResources:
+def cluster_info(address: str) -> ClusterResources:
     """Ask a cluster as a driver would, without joining it: `ray.init` would take its time over a wrong token.
 
     Raises:
@@ -213,7 +213,7 @@ def look(address: str) -> ClusterResources:
     import ray  # isort: skip
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
-    knock(address)
+    check_reachable(address)
     try:
         with _without_its_warnings():
             nodes = GcsClient(address=address).get_all_node_info(timeout=10).values()
