@@ -86,23 +86,33 @@ class Terminal(Console):
         """See `rich.console.Console`; every string passes here, those in tables and titles, too."""
         return super().render_str(printable(text), **how | {"markup": False, "emoji": False, "highlight": False})
 
-    def print_table(self, table: Table) -> None:
+    def print_table(self, table: Table, indent: str = "") -> None:
         """Show a table whole: without its last columns, and a line that names them, where the terminal is too narrow.
 
         In a file there is room for all, unless COLUMNS is set, and no line ends with blanks.
+
+        Args:
+            indent: what every line begins with.
         """
         bounded = self.is_terminal or "COLUMNS" in os.environ
-        if not bounded:
-            self.width = 10_000
-        left_out: list[str] = []
-        while bounded and len(table.columns) > 2 and _width(table) > self.width:
-            left_out.insert(0, str(table.columns.pop().header))
+        self.width = self.width - len(indent) if bounded else 10_000
+        left_out = self.fit(table) if bounded else []
+        title, table.title = table.title, None  # rich breaks it where the table ends
+        lines = [printable(str(title))] if title else []
         with self.capture() as shown:
             self.print(table)
-        for each in shown.get().splitlines():
-            print(each.rstrip(), file=self.file)
+        lines += shown.get().splitlines()
         if left_out:
-            print(f"left out: {', '.join(left_out)}; use a wider terminal or --json to see them", file=self.file)
+            lines.append(f"left out: {', '.join(left_out)}; use a wider terminal, or a file, to see them")
+        for each in lines:
+            print((indent + each).rstrip(), file=self.file)
+
+    def fit(self, table: Table) -> list[str]:
+        """Take the last columns out of a table that is wider than the terminal -> their names."""
+        left_out: list[str] = []
+        while len(table.columns) > 2 and _width(table) > self.width:
+            left_out.insert(0, str(table.columns.pop().header))
+        return left_out
 
 
 def _width(table: Table) -> int:

@@ -1,11 +1,18 @@
 """Tables in a narrow terminal, and in a file."""
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.table import Table
 
 import erpe
+from erpe.cli.plan import plan_notes, plan_rows, plan_table
+from erpe.cli.status import StudyProgress
+from erpe.cli.tables import LiveProgress
+from erpe.config import defaults
+from erpe.execution.callbacks import Moment
+from erpe.study.plan import load_plan
 from erpe.text import Terminal
 
 
@@ -39,3 +46,47 @@ def test_no_line_of_a_table_in_a_file_ends_with_blanks(capsys, monkeypatch):
 
 def test_dir_names_what_is_imported_later():
     assert {"load_study", "Study"} <= set(dir(erpe))
+
+
+def moment_of(plan, arm, number=7):
+    config = defaults(arm.variant, plan.dataset)
+    return Moment(
+        arm=arm.name, phase="search", number=number, state="COMPLETE", epoch=10, epochs=10, value=0.98765, reason=None,
+        config=config, counts={"COMPLETE": 8}, budget=16, best=0.99, lag=1234,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [80, 60, 45])
+@pytest.mark.parametrize("kind", ["tune", "study run"])
+def test_the_tables_of_running_studies_cut_no_number_and_no_name(kind, width, tmp_path):
+    plan = load_plan(Path(__file__).parent.parent / "studies/digits_nine.toml")
+    shows = LiveProgress(plan.search_spec(plan.arms()[0])) if kind == "tune" else StudyProgress(plan, None)
+    shows.console = Terminal(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    for arm in plan.arms():
+        shows.on_end(moment_of(plan, arm))
+    shows.on_phase("search")
+    shows.console.print(shows.table())
+    text = shows.console.file.getvalue()
+    assert "…" not in text and ("98.7" in text or width < 60)
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_the_arms_of_a_plan_and_the_list_of_jobs_are_not_cut(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    plan = load_plan(Path(__file__).parent.parent / "studies/encoding_axes.toml")
+    rows = plan_rows(plan)
+    plan_table(plan, rows, [])
+    listed = [each for each in capsys.readouterr().out.splitlines() if each.startswith("# ")][2:]
+    assert [each.split()[1] for each in listed][: len(rows)] == [row["arm"] for row in rows]
+    assert all(len(each) <= width for each in listed[:-1])
+
+
+def test_a_title_is_one_line_and_axes_that_arms_share_are_told_once(capsys):
+    table = Table(title="a study with a long title", title_justify="left")
+    table.add_column("x")
+    table.add_row("1")
+    Terminal().print_table(table)
+    assert "a study with a long title" in capsys.readouterr().out.splitlines()
+    plan = load_plan(Path(__file__).parent.parent / "studies/encoding_axes.toml")
+    notes = plan_notes(plan, plan_rows(plan), 0.7)
+    assert sum("model.relu_projection" in note for note in notes) == 1

@@ -127,11 +127,11 @@ def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
     from erpe.cli.tables import moment, print_tables
 
     table = Table(box=SIMPLE)
-    for column in ("job", "state", "started", "command"):
+    for column in ("job", "state", "command", "started"):
         table.add_column(column, overflow="fold")
     for job in found:
         state = job.state.lower() + (f" ({job.code})" if job.code else "")
-        table.add_row(job.id, state, moment(job.started), job.command)
+        table.add_row(job.id, state, job.command, moment(job.started))
     print_tables([table] if found else [], "no jobs yet; `erpe submit` makes one")
 
 

@@ -6,8 +6,11 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
+from rich.table import Table
+
 from erpe.cli.tables import clock
 from erpe.study.plan import Plan
+from erpe.text import Terminal
 
 if TYPE_CHECKING:
     from erpe.bench.probe import Probe
@@ -26,7 +29,7 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
         config = typical(spec.space, spec.base)
         params = parameter_count(config.model)
         varied = sum(len(axis.probes()) > 1 for axis in spec.space.axes.values())
-        rows.append({"arm": arm.name, "epochs": spec.epochs, "axes": varied, "params": params})
+        rows.append({"arm": arm.name, "variant": arm.variant, "epochs": spec.epochs, "axes": varied, "params": params})
         rows[-1] |= {"own": own_axes(arm.variant, spec.space), "confirm": plan.confirm_spec(arm, config).epochs}
         rows[-1] |= cost(config)
     return rows
@@ -52,12 +55,14 @@ def plan_table(plan: Plan, rows: list[dict[str, Any]], notes: list[str]) -> None
     """The resolved file, setting by setting, and as comments the arms it makes: what is printed is a study file."""
     for each in toml_lines(plan.resolved().model_dump(mode="json", exclude_none=True)):
         print(each)
-    width = max(len(row["arm"]) for row in rows)
     print(f"\n# {len(rows)} arms; size and cost of a typical model of each")
-    print(f"# {'arm':{width}}  epochs  axes  parameters  MFLOPs a step")
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("arm", "epochs", "axes", "parameters", "MFLOPs a step"):
+        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
     for row in rows:
-        flops = row["flops/train_step"] / 1e6
-        print(f"# {row['arm']:{width}}  {row['epochs']:6}  {row['axes']:4}  {row['params']:10,}  {flops:13,.2f}")
+        numbers = (f"{row['params']:,}", f"{row['flops/train_step'] / 1e6:,.2f}")
+        table.add_row(row["arm"], str(row["epochs"]), str(row["axes"]), *numbers)
+    Terminal().print_table(table, "# ")
     for note in notes:
         print(f"# {note}")
 
@@ -84,7 +89,10 @@ def _searched(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
     why = f" (fewer than {FEWEST_FOR_PRUNING} trials compare too few)" if few else ""
     common = f"the first {startup} of {trials}" if startup else f"all {trials}"
     lines = [f"trials: {common} are the same draws for every arm; sampler {spec.sampler}; pruner {pruner}{why}"]
-    own = [f"{row['arm']}: {', '.join(row['own'])}" for row in rows if row["own"]]
+    sharing: dict[str, dict[str, None]] = {}  # switches change no axis
+    for arm_row in rows:
+        sharing.setdefault(", ".join(arm_row["own"]), {})[arm_row["variant"]] = None
+    own = [f"{', '.join(variants)}: {axes}" for axes, variants in sharing.items() if axes]
     return [*lines, *(["axes that only some arms search:", *(f"  {each}" for each in own)] if own else [])]
 
 

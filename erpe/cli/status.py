@@ -238,7 +238,7 @@ class StudyProgress:
             measure = "train loss"
             if any(moment.phase == "search" for moment in self.moments.values()):
                 measure = "val accuracy or train loss"
-        for name in ("arm", "phase", "trial", "state", "epoch", measure, "done"):
+        for name in ("arm", "phase", "trial", measure, "epoch", "done", "state"):
             table.add_column(name, justify="left" if name in ("arm", "phase", "state") else "right")
         for arm in self.plan.arms():
             moment = self.moments.get(arm.name)
@@ -248,20 +248,23 @@ class StudyProgress:
             done = sum(count for state, count in moment.counts.items() if state != "RUNNING")
             value = percent(moment.value) if moment.phase == "search" else f"{-(moment.value or 0):.4f}"
             table.add_row(
-                arm.name, moment.phase, str(moment.number), moment.state.lower(), f"{moment.epoch}/{moment.epochs}",
-                value, f"{done}/{moment.budget}",
+                arm.name, moment.phase, str(moment.number), value, f"{moment.epoch}/{moment.epochs}",
+                f"{done}/{moment.budget}", moment.state.lower(),
             )  # fmt: skip
+        self.console.fit(table)
         return table
 
 
 def watch(store: Store, study: str | None) -> None:
     """Show where studies stand again and again, until they are done or Ctrl-C."""
-    with Live(console=Terminal(), refresh_per_second=1) as live:
+    console = Terminal()
+    with Live(console=console, refresh_per_second=1) as live:
         while True:
             found = statuses(store, study)
             table = Table.grid()
-            for each in found:
-                table.add_row(status_table(each))
+            for each in map(status_table, found):
+                console.fit(each)
+                table.add_row(each)
             table.add_row(f"{datetime.now(UTC):%H:%M:%S} UTC", style="dim")
             live.update(table, refresh=True)
             if all(each.done for each in found):

@@ -124,6 +124,7 @@ class LiveProgress:
                 f"{train.lr:.1e}", *map(str, (train.batch, model.width, model.depth, model.heads, model.patch)),
                 style=STYLES[moment.state],
             )  # fmt: skip
+        self.console.fit(table)
         return table
 
     def caption(self) -> str:
