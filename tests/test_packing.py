@@ -83,7 +83,7 @@ class Hands:
         self.tickets = [SimpleNamespace(uid=str(n), config=SIZES[width]) for n, width in enumerate(widths)]
         self.handed = 0
 
-    def next(self, beside=None):
+    def next_trial(self, beside=None):
         self.handed += 1
         return self.tickets[self.handed - 1] if self.handed <= len(self.tickets) else None
 
@@ -93,7 +93,7 @@ def test_every_trial_is_in_one_pack_of_its_shape_whoever_leaves_and_crashes(widt
     hands, chance = Hands(widths), Random(seed)
     packs = Packs(hands, most)
     ended, running, crashed = [], [], set()
-    while running or (running := packs.next()):
+    while running or (running := packs.next_pack()):
         assert len(running) <= most and len({each.config.model.width for each in running}) == 1
         assert len(running) == 1 or not crashed & {each.uid for each in running}
         waiting = min(hands.handed, len(widths)) - len(ended) - len(running)
@@ -116,7 +116,7 @@ def test_every_trial_is_in_one_pack_of_its_shape_whoever_leaves_and_crashes(widt
 def test_a_trial_that_is_to_be_compiled_runs_alone():
     hands = Hands([8, 8])
     hands.tickets[1].config = hands.tickets[0].config.replace({"train.compile": "on"})
-    assert [len(pack) for pack in iter(Packs(hands, 4).next, [])] == [1, 1]
+    assert [len(pack) for pack in iter(Packs(hands, 4).next_pack, [])] == [1, 1]
 
 
 def test_a_pack_of_none_is_refused(store):

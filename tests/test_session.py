@@ -96,7 +96,7 @@ def test_a_driver_that_was_replaced_cannot_write(home):
                 lambda: old.report(ticket.number, 1, 0.1),
                 lambda: old.decide(ticket.number, "FAIL", {}),
                 lambda: old.ask(2),
-                lambda: old.crashed(ticket.number, "x"),
+                lambda: old.record_crash(ticket.number, "x"),
                 lambda: old.record_final(ticket.number, {}),
             ):
                 with pytest.raises(StudyError, match="took over"):
@@ -110,7 +110,7 @@ WRITES = {
     "report": lambda ledger, number: ledger.report(number, 2, 0.1),
     "decide": lambda ledger, number: ledger.decide(number, "FAIL", {}),
     "tell": lambda ledger, number: ledger.tell(number),
-    "crashed": lambda ledger, number: ledger.crashed(number, "x"),
+    "crashed": lambda ledger, number: ledger.record_crash(number, "x"),
     "record_final": lambda ledger, number: ledger.record_final(number, {"test/accuracy": 0.1}),
 }
 
@@ -311,7 +311,7 @@ def test_a_value_that_is_no_number_fails_the_trial(store, value):
 def test_a_poisonous_configuration_ends_after_a_bounded_number_of_tries(store):
     with Ledger.open(store, SPEC) as ledger:
         ticket = ledger.ask(1)
-        again = [ledger.crashed(ticket.number, "Segmentation fault") for _ in range(ledger_module.MAX_ATTEMPTS)]
+        again = [ledger.record_crash(ticket.number, "Segmentation fault") for _ in range(ledger_module.MAX_ATTEMPTS)]
         assert again == [True] * (ledger_module.MAX_ATTEMPTS - 1) + [False]
         verdict = ledger.trial(ticket.number).verdict
         assert verdict.state == "FAIL" and "Segmentation fault" in verdict.reason
@@ -322,7 +322,7 @@ def test_a_crash_in_the_final_measures_is_told_with_the_last_epoch(store):
     with Ledger.open(store, SPEC) as ledger:
         ticket = ledger.ask(1)
         ledger.report(ticket.number, 1, 0.5)
-        while ledger.crashed(ticket.number, "killed"):
+        while ledger.record_crash(ticket.number, "killed"):
             pass
         assert ledger.trial(ticket.number).verdict.reason == "killed (crashed 3 times after epoch 1)"
 
@@ -331,7 +331,7 @@ def test_a_worker_that_dies_between_epochs_never_uses_up_its_tries(store):
     with Ledger.open(store, SPEC) as ledger:
         ticket = ledger.ask(1)
         for epoch in range(1, 5):
-            assert all(ledger.crashed(ticket.number, "killed") for _ in range(ledger_module.MAX_ATTEMPTS - 1))
+            assert all(ledger.record_crash(ticket.number, "killed") for _ in range(ledger_module.MAX_ATTEMPTS - 1))
             ledger.report(ticket.number, epoch, 0.5)
 
 
@@ -624,7 +624,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def crash_of_a_worker(self, data):
         number = data.draw(st.sampled_from(self.running()))
-        if not self.ledger.crashed(number, "killed"):
+        if not self.ledger.record_crash(number, "killed"):
             self.ledger.tell(number)
             self.ended[number] = self.ledger.trial(number).state
 

@@ -1,7 +1,7 @@
 """What happens to a study, in the one order that survives a kill anywhere. Nothing of Ray in here.
 
-    conductor.next() -> TrialRecord           a trial to run
-    conductor.hear(ticket, event)        True while the trial should go on
+    controller.next_trial() -> TrialRecord         a trial to run
+    controller.on_trial_result(trial, event)       True while the trial should go on
 
 The ledger hears of everything first. An epoch the tracker missed is replayed from the trial's checkpoint;
 an ending it missed is in the ledger, as a decision that was not told.
@@ -50,7 +50,7 @@ class StudyController:
         """Where a trial's checkpoint and results lie."""
         return folder_of(self.store, self.ledger.name, ticket)
 
-    def next(self, beside: TrialRecord | None = None) -> TrialRecord | None:
+    def next_trial(self, beside: TrialRecord | None = None) -> TrialRecord | None:
         """A trial to run; None when the budget is used, or when draining."""
         while not self.draining:
             ticket = self.ledger.ask(self.budget)
@@ -66,7 +66,7 @@ class StudyController:
             self._end(ticket)  # was decided by a driver that was killed before it told anyone
         return None
 
-    def hear(self, ticket: TrialRecord, event: TrialEvent) -> bool:
+    def on_trial_result(self, ticket: TrialRecord, event: TrialEvent) -> bool:
         """Record what a worker says.
 
         Returns:
@@ -100,13 +100,13 @@ class StudyController:
             return self._decide(ticket, "FAIL", reason=event.failure)
         return not self.draining
 
-    def crashed(self, ticket: TrialRecord, reason: str) -> bool:
+    def on_trial_error(self, ticket: TrialRecord, reason: str) -> bool:
         """Record that a worker died, or raised something nobody foresaw.
 
         Returns:
             Whether to run the trial again.
         """
-        if self.ledger.crashed(ticket.number, reason):
+        if self.ledger.record_crash(ticket.number, reason):
             return not self.draining
         return self._end(ticket)
 
@@ -164,13 +164,13 @@ class Drains(Protocol):
 class TrialController(Protocol):
     """What an executor needs of a `StudyController`, or of a `FairShareController` of several."""
 
-    def next(self, beside: TrialRecord | None = None) -> TrialRecord | None:
+    def next_trial(self, beside: TrialRecord | None = None) -> TrialRecord | None:
         """A trial to run, of the same arm as the one it should run beside."""
 
-    def hear(self, ticket: TrialRecord, event: TrialEvent) -> bool:
+    def on_trial_result(self, ticket: TrialRecord, event: TrialEvent) -> bool:
         """Record what a worker says."""
 
-    def crashed(self, ticket: TrialRecord, reason: str) -> bool:
+    def on_trial_error(self, ticket: TrialRecord, reason: str) -> bool:
         """Record that a worker died."""
 
     def folder(self, ticket: TrialRecord) -> Path:

@@ -105,8 +105,8 @@ class Workers(Protocol):
     def device(self) -> str:
         """What trials take if the choice is left to them: `cuda`, `mps` or `cpu`."""
 
-    def search(self, conductor: TrialController, start: TrialFactory) -> None:
-        """Run trials until the conductor has no more."""
+    def search(self, controller: TrialController, start: TrialFactory) -> None:
+        """Run trials until the controller has no more."""
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function where a trial would run."""
@@ -125,9 +125,9 @@ class InProcess:
 
         return pick_device().type
 
-    def search(self, conductor: TrialController, start: TrialFactory) -> None:
+    def search(self, controller: TrialController, start: TrialFactory) -> None:
         """See `run_inline`."""
-        run_inline(conductor, start, self._pack)
+        run_inline(controller, start, self._pack)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Just call it."""
@@ -145,11 +145,11 @@ class OnRay:
         """Ray shows a worker the GPUs of its share, and no others."""
         return "cuda" if self._shares.gpus else "cpu"
 
-    def search(self, conductor: TrialController, start: TrialFactory) -> None:
+    def search(self, controller: TrialController, start: TrialFactory) -> None:
         """See `run_ray`."""
         from erpe.execution.ray_tune.scheduler import run_ray
 
-        run_ray(conductor, start, **self._shares._asdict(), scratch=self._scratch, pack=self._pack)
+        run_ray(controller, start, **self._shares._asdict(), scratch=self._scratch, pack=self._pack)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call it in a task with a trial's resources; what it raises is raised here."""

@@ -1,4 +1,4 @@
-"""Several conductors as one: the arms of a study take turns, so that a study stopped halfway is half done for all."""
+"""Several controllers as one: the arms of a study take turns, so that a study stopped halfway is half done for all."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Budget:
 class FairShareController:
     """Hands out the next trial of the arm that has used the least of its budget."""
 
-    conductors: list[StudyController]
+    controllers: list[StudyController]
     budgets: list[Budget]
     progress: Progress
     _whose: dict[str, StudyController] = field(default_factory=dict)
@@ -59,42 +59,42 @@ class FairShareController:
     @draining.setter
     def draining(self, value: bool) -> None:
         self._draining = value
-        for conductor in self.conductors:
-            conductor.draining = value
+        for controller in self.controllers:
+            controller.draining = value
 
     def left(self) -> bool:
         """Whether an arm has something to run."""
         return any(
-            conductor.study().counts["RUNNING"] or len(conductor.study().trials) < budget.allowed(conductor.study())
-            for conductor, budget in zip(self.conductors, self.budgets, strict=True)
+            controller.study().counts["RUNNING"] or len(controller.study().trials) < budget.allowed(controller.study())
+            for controller, budget in zip(self.controllers, self.budgets, strict=True)
         )
 
-    def next(self, beside: TrialRecord | None = None) -> TrialRecord | None:
+    def next_trial(self, beside: TrialRecord | None = None) -> TrialRecord | None:
         """A trial to run; None when all budgets are used, or when draining.
 
         Args:
             beside: a trial it should run beside; then only its arm has a turn.
         """
         arms = sorted(
-            zip(self.conductors, self.budgets, strict=True), key=lambda arm: arm[1].share(arm[0].study())
+            zip(self.controllers, self.budgets, strict=True), key=lambda arm: arm[1].share(arm[0].study())
         )  # stable: of equals the first of the table
         if beside:
             arms = [arm for arm in arms if arm[0] is self._whose[beside.uid]]
-        for conductor, budget in arms:
-            conductor.budget = budget.allowed(conductor.study())
-            ticket = conductor.next()
+        for controller, budget in arms:
+            controller.budget = budget.allowed(controller.study())
+            ticket = controller.next_trial()
             if ticket is not None:
-                self._whose[ticket.uid] = conductor
+                self._whose[ticket.uid] = controller
                 return ticket
         return None
 
-    def hear(self, ticket: TrialRecord, event: TrialEvent) -> bool:
-        """See `StudyController.hear`."""
-        return self._whose[ticket.uid].hear(ticket, event)
+    def on_trial_result(self, ticket: TrialRecord, event: TrialEvent) -> bool:
+        """See `StudyController.on_trial_result`."""
+        return self._whose[ticket.uid].on_trial_result(ticket, event)
 
-    def crashed(self, ticket: TrialRecord, reason: str) -> bool:
-        """See `StudyController.crashed`."""
-        return self._whose[ticket.uid].crashed(ticket, reason)
+    def on_trial_error(self, ticket: TrialRecord, reason: str) -> bool:
+        """See `StudyController.on_trial_error`."""
+        return self._whose[ticket.uid].on_trial_error(ticket, reason)
 
     def folder(self, ticket: TrialRecord) -> Path:
         """See `StudyController.folder`."""

@@ -10,26 +10,26 @@ from erpe.execution.trial_loop import PackRunner, TrialFactory
 from erpe.study.records import TrialRecord
 
 
-def run_inline(conductor: TrialController, start: TrialFactory, pack: int = 1) -> None:
+def run_inline(controller: TrialController, start: TrialFactory, pack: int = 1) -> None:
     """The search in this process, one pack of trials after the other: for a machine without Ray.
 
     Args:
         pack: trials of one shape that train as one program; one that ends makes room for another.
     Raises:
-        ErpeError: see `StudyController.hear`.
+        ErpeError: see `StudyController.on_trial_result`.
     """
-    packs, together = Packs(conductor, pack), PackRunner(start)
+    packs, together = Packs(controller, pack), PackRunner(start)
     tickets: dict[str, TrialRecord] = {}
     while True:
         for ticket in packs.join(list(tickets.values())):
             tickets[ticket.uid] = ticket
-            together.add(ticket.uid, ticket.config, conductor.folder(ticket))
+            together.add(ticket.uid, ticket.config, controller.folder(ticket))
         if not tickets:
             return
-        packs.apart(_round(conductor, together, tickets))
+        packs.apart(_round(controller, together, tickets))
 
 
-def _round(conductor: TrialController, together: PackRunner, tickets: dict[str, TrialRecord]) -> list[TrialRecord]:
+def _round(controller: TrialController, together: PackRunner, tickets: dict[str, TrialRecord]) -> list[TrialRecord]:
     """Hear an event of each trial, and forget those that end; the trials to run again after a crash."""
     events = together.round()
     while True:
@@ -42,7 +42,7 @@ def _round(conductor: TrialController, together: PackRunner, tickets: dict[str, 
             for ticket in crashed:
                 together.drop(ticket.uid)
             tickets.clear()
-            return [ticket for ticket in crashed if conductor.crashed(ticket, reason)]
-        if not conductor.hear(tickets[uid], event):
+            return [ticket for ticket in crashed if controller.on_trial_error(ticket, reason)]
+        if not controller.on_trial_result(tickets[uid], event):
             together.drop(uid)
             del tickets[uid]

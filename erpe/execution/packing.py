@@ -22,8 +22,8 @@ def shape(config: TrialConfig) -> dict[str, Any]:
 class Hands(Protocol):
     """Hands out trials."""
 
-    def next(self, beside: TrialRecord | None = None) -> TrialRecord | None:
-        """A trial to run; see `FairShareController.next`."""
+    def next_trial(self, beside: TrialRecord | None = None) -> TrialRecord | None:
+        """A trial to run; see `FairShareController.next_trial`."""
 
 
 class Packs:
@@ -44,7 +44,7 @@ class Packs:
         """Whether trials that were handed out wait here."""
         return bool(self._waiting or self._resting)
 
-    def next(self) -> list[TrialRecord]:
+    def next_pack(self) -> list[TrialRecord]:
         """A pack: one that rests, with whoever joins it, or a new one; empty: there is nothing to run."""
         members = self._resting.pop(0) if self._resting else []
         return members + self.join(members)
@@ -54,7 +54,7 @@ class Packs:
         if members:
             group, beside = list(members), None
         else:
-            first = self._waiting.pop(0) if self._waiting else self._hands.next()
+            first = self._waiting.pop(0) if self._waiting else self._hands.next_trial()
             if first is None:
                 return []
             group = [first]
@@ -63,7 +63,7 @@ class Packs:
             self._waiting.remove(ticket)
             group.append(ticket)
         while self._room(group, beside):
-            found = self._hands.next(beside)
+            found = self._hands.next_trial(beside)
             if found is None:
                 break
             (group if self._fits(group, found) else self._waiting).append(found)

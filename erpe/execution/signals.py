@@ -12,14 +12,14 @@ from erpe.execution.controller import Drains
 
 
 @contextlib.contextmanager
-def interruptible(conductor: Drains) -> Iterator[None]:
+def interruptible(controller: Drains) -> Iterator[None]:
     """SIGINT or SIGTERM once: trials finish their epoch, and the search ends. Twice: KeyboardInterrupt."""
 
     def on_signal(number: int, frame: Any) -> None:
-        if conductor.draining:
+        if controller.draining:
             raise KeyboardInterrupt
-        conductor.draining = True
-        conductor.progress.on_phase("stopping")
+        controller.draining = True
+        controller.progress.on_phase("stopping")
 
     if threading.current_thread() is not threading.main_thread():
         yield

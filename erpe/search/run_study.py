@@ -150,7 +150,7 @@ class _Campaign:
     depot: Depot | None
     failed: dict[str, str] = field(default_factory=dict)
     _draining: bool = False
-    _relay: FairShareController | None = None
+    _controller: FairShareController | None = None
 
     @property
     def draining(self) -> bool:
@@ -160,8 +160,8 @@ class _Campaign:
     @draining.setter
     def draining(self, value: bool) -> None:
         self._draining = value
-        if self._relay:
-            self._relay.draining = value
+        if self._controller:
+            self._controller.draining = value
 
     def play(self, searches: list[StudyController], work: Objective, workers: Workers) -> dict[str, int]:
         """All three phases; those that are done are done. The number of confirmed runs of each arm."""
@@ -220,25 +220,25 @@ class _Campaign:
         return Budget(trials, self.plan.flops_per_image(), flops_per_image)
 
     def _take_turns(
-        self, conductors: list[StudyController], budgets: list[Budget], phase: str, start: Any, workers: Workers
+        self, controllers: list[StudyController], budgets: list[Budget], phase: str, start: Any, workers: Workers
     ) -> None:
         """Run a phase to its end; the parents' runs are opened and closed around it."""
-        relay = self._relay = FairShareController(conductors, budgets, self.progress)
-        relay.draining = self.draining
-        if relay.left():
+        shared = self._controller = FairShareController(controllers, budgets, self.progress)
+        shared.draining = self.draining
+        if shared.left():
             self.progress.on_phase(phase)
-            for conductor in conductors:
-                conductor.tags["device"] = self.tags["device"]
-                spec = conductor.spec.model_dump(mode="json")
-                self.tracker.start_study(conductor.ledger.uid, spec, conductor.tags, conductor.ledger.name)
-        while relay.left() and not self.draining:  # pruned trials may have left some budget
-            workers.search(relay, start)
-        for conductor in conductors:
-            self._close(conductor, over=not self.draining)
+            for controller in controllers:
+                controller.tags["device"] = self.tags["device"]
+                spec = controller.spec.model_dump(mode="json")
+                self.tracker.start_study(controller.ledger.uid, spec, controller.tags, controller.ledger.name)
+        while shared.left() and not self.draining:  # pruned trials may have left some budget
+            workers.search(shared, start)
+        for controller in controllers:
+            self._close(controller, over=not self.draining)
 
-    def _close(self, conductor: StudyController, over: bool) -> None:
+    def _close(self, controller: StudyController, over: bool) -> None:
         """Tell the tracker how an arm's phase ended."""
-        study = conductor.study()
+        study = controller.study()
         rebuild(study, self.tracker, self.store)
         end_study(self.tracker, self.store, study, over)
 
@@ -252,9 +252,9 @@ class _Campaign:
         folders = [c.folder(trial) for c, trial in runs]
         with checked_out(self.depot, *folders):
             times = workers.call(work.time, folders)
-        for (conductor, trial), found in zip(runs, times, strict=True):
-            later = conductor.ledger.record_final(trial.number, found)
-            end_trial(self.tracker, self.store, conductor.ledger.name, trial, later)
+        for (controller, trial), found in zip(runs, times, strict=True):
+            later = controller.ledger.record_final(trial.number, found)
+            end_trial(self.tracker, self.store, controller.ledger.name, trial, later)
 
 
 def flops_per_image(trial: TrialRecord, epochs: int) -> float:

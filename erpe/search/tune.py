@@ -108,26 +108,26 @@ def tune(
     work = work or vision(spec.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
     work = abroad(work, depot)
     with Ledger.open(store, spec, trials=trials, name=name, new=new) as ledger, contextlib.ExitStack() as opened:
-        conductor = _conductor(ledger, store, spec, trials, cpus_per_trial, progress)
-        conductor.depot = depot
-        opened.callback(conductor.tracker.close, 1)  # after an error, too
-        rebuild(ledger.read(), conductor.tracker, store)
-        opened.enter_context(interruptible(conductor))
+        controller = _controller(ledger, store, spec, trials, cpus_per_trial, progress)
+        controller.depot = depot
+        opened.callback(controller.tracker.close, 1)  # after an error, too
+        rebuild(ledger.read(), controller.tracker, store)
+        opened.enter_context(interruptible(controller))
         if _left(ledger, trials):
             progress.on_phase("data")
             work.prepare()
-            conductor.tracker.start_study(ledger.uid, spec.model_dump(mode="json"), conductor.tags)
+            controller.tracker.start_study(ledger.uid, spec.model_dump(mode="json"), controller.tags)
             progress.on_phase("workers")
             scratch = store.root / "ray" / ledger.name
             kept = depot or Remote(str(store.checkpoints))
             place = in_process(asked) if executor == "inline" else on_ray(asked, trials, scratch, kept)
             with place as workers:
-                conductor.tags["device"] = workers.device if device == "auto" else device
-                _run(conductor, work, workers)
-        return _close(conductor, began)
+                controller.tags["device"] = workers.device if device == "auto" else device
+                _run(controller, work, workers)
+        return _close(controller, began)
 
 
-def _conductor(
+def _controller(
     ledger: Ledger, store: Store, spec: StudySpec, trials: int, threads: int, progress: Progress
 ) -> StudyController:
     from erpe.tracking.provenance import collect
@@ -148,30 +148,30 @@ def _left(ledger: Ledger, trials: int) -> bool:
     )
 
 
-def _run(conductor: StudyController, work: Objective, workers: Workers) -> None:
+def _run(controller: StudyController, work: Objective, workers: Workers) -> None:
     """Search; then the best trial meets the test split, once."""
-    conductor.progress.on_phase("search")
-    workers.search(conductor, work.start)
-    study = conductor.ledger.read()
-    if conductor.draining or study.best is None or study.best.number in study.finals:
+    controller.progress.on_phase("search")
+    workers.search(controller, work.start)
+    study = controller.ledger.read()
+    if controller.draining or study.best is None or study.best.number in study.finals:
         return
-    conductor.progress.on_phase("test")
+    controller.progress.on_phase("test")
     best = study.best
-    folder = folder_of(conductor.store, study.name, best)
-    with checked_out(conductor.depot, folder):
+    folder = folder_of(controller.store, study.name, best)
+    with checked_out(controller.depot, folder):
         tested = workers.call(work.evaluate, folder)
-    conductor.ledger.record_final(best.number, tested)
+    controller.ledger.record_final(best.number, tested)
 
 
-def _close(conductor: StudyController, began: float) -> TuneResult:
+def _close(controller: StudyController, began: float) -> TuneResult:
     """Tell the tracker how the study ends, or pauses, and sum up."""
-    ledger, tracker = conductor.ledger, conductor.tracker
+    ledger, tracker = controller.ledger, controller.tracker
     study = ledger.read()
-    best, over = study.best, not _left(ledger, conductor.budget)
+    best, over = study.best, not _left(ledger, controller.budget)
     test = study.finals.get(best.number) if best else None
-    rebuild(study, tracker, conductor.store)
-    end_study(tracker, conductor.store, study, over)
-    conductor.progress.on_phase("tracking")
+    rebuild(study, tracker, controller.store)
+    end_study(tracker, controller.store, study, over)
+    controller.progress.on_phase("tracking")
     lag = tracker.close(30 if over else 5)
     return TuneResult(
         study=study.name,
@@ -181,7 +181,7 @@ def _close(conductor: StudyController, began: float) -> TuneResult:
         config=best.config if best else None,
         metrics=(best.verdict.metrics if best and best.verdict else {}) | (test or {}),
         test=test,
-        folder=folder_of(conductor.store, study.name, best) if best else None,
+        folder=folder_of(controller.store, study.name, best) if best else None,
         reasons={t.number: t.verdict.reason for t in study.trials if t.verdict and t.verdict.reason},
         interrupted=not over,
         lag=lag,

@@ -253,7 +253,7 @@ class Ledger:
         return self._study.pruner.prune(self._study, trial)
 
     @_fenced
-    def crashed(self, number: int, reason: str) -> bool:
+    def record_crash(self, number: int, reason: str) -> bool:
         """A worker died, or raised what nobody foresaw.
 
         Returns:

@@ -1,4 +1,4 @@
-"""The conductor's decisions as Ray Tune knows them: a Searcher, a Scheduler and a Stopper.
+"""The controller's decisions as Ray Tune knows them: a Searcher, a Scheduler and a Stopper.
 
 Tune places trials, reuses workers and notices dead ones; it decides nothing and remembers nothing.
 """
@@ -40,19 +40,19 @@ LOOK_SECONDS = 5.0
 class TuneBridge:
     """Which trial of Tune is which pack of tickets, and the first error of ours, which Tune would wrap and swallow."""
 
-    def __init__(self, conductor: TrialController, start: TrialFactory, pack: int) -> None:
-        self.conductor, self.start = conductor, start
-        self.packs = Packs(conductor, pack)
+    def __init__(self, controller: TrialController, start: TrialFactory, pack: int) -> None:
+        self.controller, self.start = controller, start
+        self.packs = Packs(controller, pack)
         self.tickets: dict[str, list[TrialRecord]] = {}
         self.running: set[str] = set()
         """Trials of Tune that have not ended."""
         self.heard: set[str] = set()  # which a worker has begun
         self.error: BaseException | None = None
 
-    def crashed(self, tickets: list[TrialRecord], reason: str) -> list[TrialRecord]:
+    def on_trial_error(self, tickets: list[TrialRecord], reason: str) -> list[TrialRecord]:
         """Record that a pack's worker died; its tickets that should be run again."""
         return self.guarded(
-            lambda: [each for each in tickets if self.conductor.crashed(each, reason)], list[TrialRecord]()
+            lambda: [each for each in tickets if self.controller.on_trial_error(each, reason)], list[TrialRecord]()
         )
 
     def guarded(self, call: Callable[[], T], otherwise: T) -> T:
@@ -76,14 +76,14 @@ class LedgerSearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """A pack as Tune's configuration."""
         link = self._link
-        tickets = link.guarded(link.packs.next, list[TrialRecord]())
+        tickets = link.guarded(link.packs.next_pack, list[TrialRecord]())
         if not tickets:
             # What is left of a running pack may yet need a worker.
             return None if link.running and link.packs.most > 1 else Searcher.FINISHED
         link.tickets[trial_id] = tickets
         link.running.add(trial_id)
         pack = [
-            {"config": ticket.config.model_dump(mode="json"), "folder": str(link.conductor.folder(ticket))}
+            {"config": ticket.config.model_dump(mode="json"), "folder": str(link.controller.folder(ticket))}
             for ticket in tickets
         ]
         return {"pack": pack, "start": link.start}
@@ -93,7 +93,7 @@ class LedgerSearcher(Searcher):
         link = self._link
         link.running.discard(trial_id)
         if error:
-            link.packs.apart(link.crashed(link.tickets[trial_id], KILLED))
+            link.packs.apart(link.on_trial_error(link.tickets[trial_id], KILLED))
 
     def save(self, checkpoint_path: str) -> None:
         """The database is the state."""
@@ -107,7 +107,7 @@ class LedgerSearcher(Searcher):
 
 
 class LedgerScheduler(FIFOScheduler):
-    """Lets the conductor hear every event, and stops a pack when a trial of it ends: the others are a new one."""
+    """Lets the controller hear every event, and stops a pack when a trial of it ends: the others are a new one."""
 
     def __init__(self, link: TuneBridge) -> None:
         super().__init__()
@@ -119,7 +119,9 @@ class LedgerScheduler(FIFOScheduler):
         tickets = link.tickets[trial.trial_id]
         link.heard.add(trial.trial_id)
         heard = [(tickets[place], event) for place, event in result["events"]]
-        ended = link.guarded(lambda: [each for each, event in heard if not link.conductor.hear(each, event)], tickets)
+        ended = link.guarded(
+            lambda: [each for each, event in heard if not link.controller.on_trial_result(each, event)], tickets
+        )
         if not ended:
             return TrialScheduler.CONTINUE
         link.packs.rest([ticket for ticket in tickets if ticket not in ended])
@@ -131,11 +133,11 @@ class LedgerScheduler(FIFOScheduler):
             return
         link = self._link
         tickets = link.tickets[trial.trial_id]
-        reason = last_error(trial, link.conductor.folder(tickets[0]))
+        reason = last_error(trial, link.controller.folder(tickets[0]))
         if trial.trial_id not in link.heard and RAISED.search(reason):  # no fault of the trial, which never began
             why = reason.splitlines()[-1].strip()
             link.error = link.error or StudyError(f"ray: a worker cannot begin ({why}); the same command continues")
-        again = link.crashed(tickets, reason)  # after an error of ours, nothing is recorded
+        again = link.on_trial_error(tickets, reason)  # after an error of ours, nothing is recorded
         if len(tickets) > 1:
             link.packs.apart(again)
         if len(tickets) > 1 or not again:
@@ -146,7 +148,7 @@ class LedgerScheduler(FIFOScheduler):
 
 
 class AbortStopper(tune.Stopper):
-    """Stops the experiment at once when the machine is broken. Draining is gentler: see `StudyController.hear`."""
+    """Stop the experiment at once when the machine is broken; Ctrl-C is gentler, see `StudyController.draining`."""
 
     def __init__(self, link: TuneBridge) -> None:
         self._link = link
@@ -202,7 +204,7 @@ def last_error(trial: Any, folder: Path) -> str:
 
 
 def run_ray(
-    conductor: TrialController,
+    controller: TrialController,
     start: TrialFactory,
     *,
     concurrency: int | None,
@@ -219,9 +221,9 @@ def run_ray(
         cpus, gpus: of each pack; a fraction of a GPU is bookkeeping, not isolation.
         scratch: where Tune writes what nobody reads.
     Raises:
-        ErpeError: see `StudyController.hear`.
+        ErpeError: see `StudyController.on_trial_result`.
     """
-    link = TuneBridge(conductor, start, pack)
+    link = TuneBridge(controller, start, pack)
     _fit(link, concurrency, {"cpu": cpus, "gpu": gpus}, scratch)
     while link.packs.left and link.error is None:  # after the searcher had no more
         _fit(link, concurrency, {"cpu": cpus, "gpu": gpus}, scratch)
