@@ -24,7 +24,6 @@ from erpe.training import trial as trials
 from erpe.training.checkpoint import MODEL, load_model, save_tensors
 from erpe.training.data import load_training, normalise
 from erpe.training.loop import compiled, derive, learning_rate, pick_device
-from erpe.training.optimiser import AdamW
 from erpe.training.trial import TakenOver, Trial, objective
 
 CPU = torch.device("cpu")
@@ -688,37 +687,3 @@ def test_a_second_of_training_learns_digits(tmp_path):
     losses = [epoch["train/loss"] for epoch in history]
     assert losses == sorted(losses, reverse=True)
     assert measures["val/accuracy"] > 0.7
-
-
-SOON = """
-import sys
-from pathlib import Path
-from trials import tiny
-from erpe.training.trial import Trial
-trial = Trial(tiny(), Path("trial"), device="cpu")
-trial.epoch()
-assert "torch._dynamo" not in sys.modules
-"""
-
-
-def test_a_worker_trains_without_waiting_for_a_compiler_that_it_does_not_use(tmp_path):
-    """Two seconds and 70 MiB of each process."""
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    subprocess.run([sys.executable, "-c", SOON], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, check=True)
-
-
-def test_our_adamw_steps_as_that_of_torch():
-    def trained(kind):
-        torch.manual_seed(0)
-        weights = [torch.nn.Parameter(torch.randn(3, 4)), torch.nn.Parameter(torch.randn(4))]
-        groups = [{"params": weights[:1], "weight_decay": 0.1}, {"params": weights[1:], "weight_decay": 0.0}]
-        optimiser = kind(groups, lr=0.1, fused=True)
-        for turn in range(4):
-            optimiser.param_groups[0]["lr"] = 0.1 / (turn + 1)
-            optimiser.zero_grad(set_to_none=True)
-            torch.tanh(weights[0] @ weights[1]).sum().backward()
-            optimiser.step()
-        return weights
-
-    for ours, theirs in zip(trained(AdamW), trained(torch.optim.AdamW), strict=True):
-        assert torch.equal(ours, theirs) and ours.requires_grad

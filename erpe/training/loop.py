@@ -18,7 +18,6 @@ from erpe.errors import ConfigError, TrialError, either
 from erpe.model import ViT
 from erpe.training.augment import augmentation, mixing
 from erpe.training.data import Images, batches, normalise
-from erpe.training.optimiser import AdamW
 from erpe.training.precision import autocast, pick_precision
 
 CHECK_EVERY = 50
@@ -75,7 +74,7 @@ class Trainer:
         self.parts = 1
         """A batch goes through the model in so many parts: the same gradient up to rounding, in less memory."""
         self.precision = pick_precision(config, device)
-        self.optimiser = AdamW(model.decay_groups(train.weight_decay), lr=train.lr, fused=True)
+        self.optimiser = torch.optim.AdamW(model.decay_groups(train.weight_decay), lr=train.lr, fused=True)
         self.averaged: AveragedModel | None = None
         if train.ema:
             self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema))
