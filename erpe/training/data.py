@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib.util
 import pickle
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from erpe.config import DATASETS, DataConfig
 from erpe.training.download import MD5, find_data_dir, find_file, folder_of, prepare
-from erpe.training.split import stratified
 
 Part = Literal["train", "test"]
 
@@ -66,9 +64,9 @@ def _split(config: DataConfig, root: Path) -> Split:
     whole = _load(config.dataset, root, "train")
     rows, held = np.arange(len(whole.labels)), np.arange(0)
     if config.validation:
-        rows, held = stratified(whole.labels.numpy(), config.validation, config.split_seed)
+        rows, held = _stratified(whole.labels.numpy(), config.validation, config.split_seed)
     if config.train_limit and config.train_limit < len(rows):
-        rows = rows[stratified(whole.labels.numpy()[rows], config.train_limit, config.split_seed)[1]]
+        rows = rows[_stratified(whole.labels.numpy()[rows], config.train_limit, config.split_seed)[1]]
     return Split(whole.take(rows), whole.take(held), _digest(config.dataset, root), _sha256(held))
 
 
@@ -105,6 +103,18 @@ def batches(count: int, batch: int, generator: torch.Generator, device: torch.de
     yield from torch.randperm(count, generator=generator, dtype=torch.int64, device="cpu").to(device).split(batch)
 
 
+def _stratified(labels: np.ndarray, second: float | int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide a data set in two parts, each with its share of every class (n,); give their places in ascending order.
+
+    Args:
+        second: size of the second part: a number of images, or a fraction of all.
+    """
+    from sklearn.model_selection import train_test_split
+
+    first, held = train_test_split(np.arange(len(labels)), test_size=second, random_state=seed, stratify=labels)
+    return np.sort(first), np.sort(held)
+
+
 def _sha256(*arrays: np.ndarray) -> str:
     digest = hashlib.sha256()
     for array in arrays:
@@ -126,16 +136,13 @@ def _load(dataset: str, root: Path, part: Part) -> Images:
 
 
 def _digits(_: Path, part: Part) -> Images:
-    """scikit-learn's 1,797 real digits; the data set has no test part of its own, so a fifth is set apart for good.
+    """scikit-learn's 1,797 real digits; the data set has no test part of its own, so a fifth is set apart for good."""
+    from sklearn.datasets import load_digits
 
-    Its file is read without the package, whose import takes a worker as long as a small trial.
-    """
-    package = importlib.util.find_spec("sklearn")
-    assert package and package.origin
-    rows = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
-    pixels = torch.from_numpy(np.rint(rows[:, :-1] * 255 / 16).astype(np.uint8).reshape(-1, 1, 8, 8))
-    whole = Images(pixels, torch.from_numpy(rows[:, -1].astype(np.int64)))
-    train, test = stratified(whole.labels.numpy(), DATASETS["digits"].test, seed=0)
+    values, classes = load_digits(return_X_y=True)  # (n, 64) from 0 to 16
+    pixels = torch.from_numpy(np.rint(values * 255 / 16).astype(np.uint8).reshape(-1, 1, 8, 8))
+    whole = Images(pixels, _labels(classes))
+    train, test = _stratified(whole.labels.numpy(), DATASETS["digits"].test, seed=0)
     return whole.take(train if part == "train" else test)
 
 
