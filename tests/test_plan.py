@@ -111,7 +111,7 @@ def test_equal_flops_are_those_of_models_the_study_may_draw(plan_of):
 def test_what_show_prints_is_a_file_of_the_same_study_with_every_default(path, budget, tmp_path, capsys):
     plan = load_plan(path, [f"search.budget={budget}"])
     some = {"epochs": 1, "confirm": 1, "axes": 1, "params": 1, "flops/train_step": 1, "own": ["model.rope"]}
-    rows = [{"arm": arm.name} | some for arm in plan.arms()]
+    rows = [{"arm": arm.name, "variant": arm.variant} | some for arm in plan.arms()]
     plan_table(plan, rows, plan_notes(plan, rows, 0.7))
     printed = tmp_path / "printed.toml"
     printed.write_text(capsys.readouterr().out)
