@@ -57,7 +57,7 @@ class Store:
         version = store.root / "erpe.json"
         try:
             _refuse_links(store.root)
-            for folder in (store.artifacts, store.spool, store.checkpoints):
+            for folder in (store.artifacts, store.outbox, store.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
             if not os.path.lexists(version):
                 write_atomic(version, json.dumps({"layout": LAYOUT}))
@@ -94,7 +94,7 @@ class Store:
         return self.root / "artifacts"
 
     @property
-    def spool(self) -> Path:
+    def outbox(self) -> Path:
         """Events on their way to MLflow."""
         return self.root / "spool"
 

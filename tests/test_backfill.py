@@ -1,4 +1,4 @@
-"""Whatever was lost of spool and MLflow comes back from what is left, each run and each epoch once."""
+"""Whatever was lost of outbox and MLflow comes back from what is left, each run and each epoch once."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from erpe.search.tune import tune
 from erpe.store import STATE, Store
 from erpe.study.plan import load_plan
 from erpe.study.records import mark_removed, read_studies
-from erpe.study.session import Ledger
+from erpe.study.session import StudySession
 from erpe.study.spec import define
 from erpe.study.storage import Database
 from erpe.tracking import backfill as module
 from erpe.tracking.backfill import reconcile
-from erpe.tracking.outbox import Spool
+from erpe.tracking.outbox import Outbox
 from erpe.tracking.tracker import Tracker, lags, sync
 from erpe.training.checkpoint import save_tensors
 
@@ -49,7 +49,7 @@ def _diverge(folder, epoch):
 
 
 def play(store, trials=2):
-    """A search whose second trial fails and leaves its checkpoint, by its own driver, for the spool only."""
+    """A search whose second trial fails and leaves its checkpoint, by its own driver, for the outbox only."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("erpe.tracking.tracker.Tracker", partial(Tracker, send=False))
         tune(SPEC, store, trials=trials, executor="inline", work=work(accident=_diverge))
@@ -65,7 +65,7 @@ def save_checkpoint(folder, trial, history):
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """Two studies whose events wait in the spools; change a copy, not it."""
+    """Two studies whose events wait in the outboxes; change a copy, not it."""
     store = Store.open(tmp_path_factory.mktemp("told") / "store")
     play(store)
     run(PLAN, store, executor="inline", offline=True, work=work())
@@ -102,11 +102,11 @@ def tracked(sent, tmp_path):
 
 
 def events(store, study):
-    return [event for event, _ in Spool(store.spool, study).read(0)]
+    return [event for event, _ in Outbox(store.outbox, study).read(0)]
 
 
 def essentials(store, study):
-    """What the spool tells of each run, without places, times and tags."""
+    """What the outbox tells of each run, without places, times and tags."""
     bare = {"seq": 0, "ts": 0, "tags": {}, "rebuilt": False}
     found = {}
     for event in events(store, study):
@@ -122,21 +122,21 @@ def alike(one, other):
 
 
 def lose(store, study, lost):
-    """Write a spool anew without some of its events."""
+    """Write an outbox anew without some of its events."""
     kept = [event for event in events(store, study) if not lost(event)]
-    (store.spool / f"{study}.jsonl").unlink()
-    spool = Spool(store.spool, study)
-    with spool.exclusive():
-        spool.adopt(kept)
+    (store.outbox / f"{study}.jsonl").unlink()
+    outbox = Outbox(store.outbox, study)
+    with outbox.exclusive():
+        outbox.adopt(kept)
 
 
-# The spool, from the database and the checkpoints
+# The outbox, from the database and the checkpoints
 
 
-def test_a_spool_that_is_gone_is_told_again(store):
+def test_an_outbox_that_is_gone_is_told_again(store):
     wanted = {study: essentials(store, study) for study in (SOLO, GROUP)}
     for study in (SOLO, GROUP):
-        (store.spool / f"{study}.jsonl").unlink()
+        (store.outbox / f"{study}.jsonl").unlink()
     counts = {found.study: found.events for found in reconcile(store)}
     for study in (SOLO, GROUP):
         assert essentials(store, study) == wanted[study]
@@ -146,13 +146,13 @@ def test_a_spool_that_is_gone_is_told_again(store):
     assert all(asked <= event.tags.keys() for event in starts)
 
 
-def test_a_spool_in_order_costs_a_look_and_changes_nothing(store, monkeypatch):
-    (store.spool / f"{SOLO}.jsonl").unlink()
+def test_an_outbox_in_order_costs_a_look_and_changes_nothing(store, monkeypatch):
+    (store.outbox / f"{SOLO}.jsonl").unlink()
     reconcile(store)
-    before = {path: path.read_bytes() for path in store.spool.glob("*.jsonl")}
+    before = {path: path.read_bytes() for path in store.outbox.glob("*.jsonl")}
     monkeypatch.setattr(module, "acquire", pytest.fail)
     assert [found.events for found in reconcile(store)] == [0, 0]
-    assert {path: path.read_bytes() for path in store.spool.glob("*.jsonl")} == before
+    assert {path: path.read_bytes() for path in store.outbox.glob("*.jsonl")} == before
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_any_kind_of_event_that_is_lost_comes_back_and_no_other(store, lost):
 
 def test_what_is_rebuilt_has_the_time_when_it_happened(store):
     before = {(event.uid, event.kind): event.ts for event in events(store, SOLO) if event.kind == "end_trial"}
-    (store.spool / f"{SOLO}.jsonl").unlink()
+    (store.outbox / f"{SOLO}.jsonl").unlink()
     reconcile(store)
     for uid in {uid for uid, _ in before}:
         times = [event.ts for event in events(store, SOLO) if event.uid == uid]
@@ -192,7 +192,7 @@ def test_the_checkpoint_of_a_trial_that_did_not_end_well_has_its_other_measures(
     history = [{"epoch": float(n), "val/accuracy": value, "train/loss": 1 / n} for n, value in failed.epochs.items()]
     history[1]["val/accuracy"] -= 0.25  # not what the database has
     save_checkpoint(folder, failed, history)
-    (store.spool / f"{SOLO}.jsonl").unlink()
+    (store.outbox / f"{SOLO}.jsonl").unlink()
     reconcile(store)
     found = [event.metrics for event in events(store, SOLO) if event.kind == "epoch" and event.uid == failed.uid]
     assert found == [history[0], {"val/accuracy": failed.epochs[2]}]
@@ -204,17 +204,17 @@ def test_a_damaged_folder_costs_the_other_measures_only(store, name):
         for known in ("outcome.json", STATE):
             (folder / known).unlink(missing_ok=True)
         (folder / name).write_bytes(b"\x08\0\0\0\0\0\0\0{}")
-    (store.spool / f"{SOLO}.jsonl").unlink()
+    (store.outbox / f"{SOLO}.jsonl").unlink()
     reconcile(store)
     found = [event.metrics for event in events(store, SOLO) if event.kind == "epoch"]
     assert len(found) == 5 and all(metrics.keys() == {"val/accuracy"} for metrics in found)
 
 
 @pytest.mark.parametrize(("useless", "other"), [(SOLO, GROUP), (GROUP, SOLO)])
-def test_a_spool_that_is_none_stops_no_other(store, useless, other):
-    (store.spool / f"{useless}.jsonl").unlink()
-    (store.spool / f"{useless}.jsonl").mkdir()
-    (store.spool / f"{other}.jsonl").unlink()
+def test_an_outbox_that_is_none_stops_no_other(store, useless, other):
+    (store.outbox / f"{useless}.jsonl").unlink()
+    (store.outbox / f"{useless}.jsonl").mkdir()
+    (store.outbox / f"{other}.jsonl").unlink()
     found = {found.study: found for found in reconcile(store)}
     assert "Is a directory" in str(found[useless].broken) and not found[useless].events
     assert found[other].events and found[other].broken is None
@@ -222,7 +222,7 @@ def test_a_spool_that_is_none_stops_no_other(store, useless, other):
 
 def test_a_damaged_line_is_told_again(store):
     wanted = essentials(store, SOLO)
-    path = store.spool / f"{SOLO}.jsonl"
+    path = store.outbox / f"{SOLO}.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     number = next(n for n, line in enumerate(lines) if b'"epoch"' in line)
     lines[number] = lines[number].replace(b"val", b"vla")
@@ -234,8 +234,11 @@ def test_a_damaged_line_is_told_again(store):
 
 def test_a_study_that_is_being_driven_is_left_alone(store):
     for study in (SOLO, GROUP):
-        (store.spool / f"{study}.jsonl").unlink()
-    with Ledger.open(store, SPEC), Ledger.open(store, PLAN.search_spec(PLAN.arms()[0]), name=f"{GROUP}.relu"):
+        (store.outbox / f"{study}.jsonl").unlink()
+    with (
+        StudySession.open(store, SPEC),
+        StudySession.open(store, PLAN.search_spec(PLAN.arms()[0]), name=f"{GROUP}.relu"),
+    ):
         assert [(found.study, found.events, found.running) for found in reconcile(store)] == [
             (GROUP, 0, True), (SOLO, 0, True)
         ]  # fmt: skip
@@ -247,14 +250,14 @@ def test_a_trial_that_was_removed_stays_removed(store):
     (study,) = read_studies(store, SOLO)
     with closing(Database(store.storage_url)) as database:
         mark_removed(database, SOLO, {study.trials[1].number})
-    (store.spool / f"{SOLO}.jsonl").unlink()
+    (store.outbox / f"{SOLO}.jsonl").unlink()
     reconcile(store)
     told = essentials(store, SOLO)
     assert study.trials[0].uid in told and study.trials[1].uid not in told
 
 
 def test_killed_before_any_write_the_reconciler_alone_tells_all_that_the_database_knows(tmp_path, monkeypatch):
-    """Every write to the database and to the spool, one after the other, is the one that never happens."""
+    """Every write to the database and to the outbox, one after the other, is the one that never happens."""
     store, doom = Store.open(tmp_path), Doom(monkeypatch)
     monkeypatch.setattr("erpe.tracking.tracker.Tracker", partial(Tracker, send=False))
     spec = define("relu_general", "digits", epochs=1, sampler="random", pruner="none")
@@ -267,7 +270,7 @@ def test_killed_before_any_write_the_reconciler_alone_tells_all_that_the_databas
         except Killed:
             doom.left = 0
         reconcile(store, name)
-        _tells_what_the_ledger_knows(store, name)
+        _tells_what_the_session_knows(store, name)
         before = events(store, name)
         reconcile(store, name)
         assert events(store, name) == before
@@ -276,7 +279,7 @@ def test_killed_before_any_write_the_reconciler_alone_tells_all_that_the_databas
     assert kill > 10
 
 
-def _tells_what_the_ledger_knows(store, name):
+def _tells_what_the_session_knows(store, name):
     studies = {study.name: study for study in read_studies(store)}
     for trial in studies[name].trials if name in studies else ():
         own = [event for event in events(store, name) if event.uid == trial.uid]
@@ -297,7 +300,7 @@ def test_nothing_heavy_is_imported(store):
         f"reconcile(Store.open({str(store.root)!r}));"
         "print([name for name in ('torch', 'ray', 'mlflow', 'matplotlib') if name in sys.modules])"
     )
-    (store.spool / f"{SOLO}.jsonl").unlink()
+    (store.outbox / f"{SOLO}.jsonl").unlink()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -324,7 +327,7 @@ def test_status_commands_show_the_lag(store, monkeypatch, capsys):
         assert code == 0 and all(row["lag"] > 0 and row["lag_seconds"] >= 0 for row in json.loads(said))
 
 
-# MLflow, from the spool
+# MLflow, from the outbox
 
 
 def snapshot(store):
@@ -372,9 +375,9 @@ def test_mlflow_is_filled_again_if_its_database_was_deleted(tracked, sent, empty
 
 
 @slow
-def test_mlflow_and_spool_are_filled_again_from_the_database_and_the_checkpoints(tracked, sent, empty_database):
+def test_mlflow_and_outbox_are_filled_again_from_the_database_and_the_checkpoints(tracked, sent, empty_database):
     shutil.copy(empty_database, tracked.root / "mlflow.db")
-    shutil.rmtree(tracked.spool)
+    shutil.rmtree(tracked.outbox)
     synced(Store.open(tracked.root))
     found, wanted = snapshot(tracked), snapshot(sent)
     assert found.keys() == wanted.keys()
@@ -386,9 +389,9 @@ def test_mlflow_and_spool_are_filled_again_from_the_database_and_the_checkpoints
 
 @slow
 @pytest.mark.parametrize("damage", ["gone", "an epoch lost"])
-def test_a_spool_that_is_rebuilt_changes_nothing_in_mlflow(tracked, sent, damage):
+def test_an_outbox_that_is_rebuilt_changes_nothing_in_mlflow(tracked, sent, damage):
     if damage == "gone":
-        shutil.rmtree(tracked.spool)
+        shutil.rmtree(tracked.outbox)
     else:
         lose(tracked, SOLO, lambda event: event.kind == "epoch" and event.step == 2)
     synced(Store.open(tracked.root))
@@ -450,7 +453,7 @@ def test_syncing_again_changes_no_row(tracked):
 
 @slow
 @pytest.mark.parametrize("damaged", [False, True])
-def test_what_only_the_spools_know_is_sent(tracked, sent, empty_database, damaged):
+def test_what_only_the_outboxes_know_is_sent(tracked, sent, empty_database, damaged):
     shutil.copy(empty_database, tracked.root / "mlflow.db")
     for file in tracked.root.glob("optuna.db*"):
         file.unlink()
@@ -466,7 +469,7 @@ def test_what_only_the_spools_know_is_sent(tracked, sent, empty_database, damage
 @slow
 def test_the_command_says_what_it_mended(tracked, sent, monkeypatch, capsys):
     shutil.copy(tracked.root / "older.db", tracked.root / "mlflow.db")
-    (tracked.spool / f"{GROUP}.jsonl").unlink()
+    (tracked.outbox / f"{GROUP}.jsonl").unlink()
     told = len(events(sent, GROUP))
     code, said = erpe(monkeypatch, capsys, "sync", "--store", tracked.root)
     assert code == 0 and said.splitlines() == [
@@ -498,7 +501,7 @@ def test_from_postgresql(postgres, tmp_path, monkeypatch, empty_database):
     play(store)
     run(PLAN, store, executor="inline", offline=True, work=work())
     wanted = {study: essentials(store, study) for study in (SOLO, GROUP)}
-    shutil.rmtree(store.spool)
+    shutil.rmtree(store.outbox)
     lost = synced(Store.open(store.root))
     assert lost.keys() >= {SOLO, GROUP}
     assert {study: essentials(store, study) for study in (SOLO, GROUP)} == wanted

@@ -34,7 +34,7 @@ from erpe.study.records import read_studies
 from erpe.study.search_space import load_space
 from erpe.study.spec import define
 from erpe.tracking import artifacts
-from erpe.tracking.outbox import Ack, Event, Spool
+from erpe.tracking.outbox import Ack, Event, Outbox
 from erpe.training.checkpoint import load_model, load_tensors, save_tensors
 from erpe.training.outcome import read_outcome
 from erpe.training.trial import Trial
@@ -105,7 +105,7 @@ def replaced(tree, draw_at, value):
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """The folder of a finished trial, the checkpoint of one that goes on, a spool."""
+    """The folder of a finished trial, the checkpoint of one that goes on, an outbox."""
     folder = tmp_path_factory.mktemp("fuzz")
     trial = Trial(CONFIG, folder / "trial")
     trial.epoch()
@@ -113,11 +113,11 @@ def original(tmp_path_factory):
     trial.epoch()
     trial.finish()
     np.savez_compressed(folder / "trial/predictions.npz", predicted=np.zeros(9, np.uint8), labels=np.zeros(9, np.uint8))
-    spool = Spool(folder, "spool")
-    with spool.exclusive():
+    outbox = Outbox(folder, "spool")
+    with outbox.exclusive():
         for step in range(5):
-            spool.write(Event(kind="epoch", uid="s:0", step=step, metrics={"val/accuracy": 0.5}))
-    spool.acknowledge(Ack("sqlite:///x", spool.read(0)[0][1], 1))
+            outbox.write(Event(kind="epoch", uid="s:0", step=step, metrics={"val/accuracy": 0.5}))
+    outbox.acknowledge(Ack("sqlite:///x", outbox.read(0)[0][1], 1))
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "picture.png")
     Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(folder / "picture.jpg")
     store = Store.open(folder / "store")
@@ -152,8 +152,8 @@ READERS = {
     "trial/attention.npz": lambda folder: read_example(folder / "trial/attention.npz"),
     "trial/predictions.npz": lambda folder: read_arrays(folder / "trial/predictions.npz"),
     "training.safetensors": lambda folder: load_tensors(folder / "training.safetensors"),
-    "spool.jsonl": lambda folder: (Spool(folder, "spool").read(0), catch_up(folder)),
-    "spool.ack": lambda folder: Spool(folder, "spool").read(Spool(folder, "spool").ack.offset),
+    "spool.jsonl": lambda folder: (Outbox(folder, "spool").read(0), catch_up(folder)),
+    "spool.ack": lambda folder: Outbox(folder, "spool").read(Outbox(folder, "spool").ack.offset),
     "picture.png": lambda folder: predict(folder / "trial", folder / "picture.png"),
     "picture.jpg": lambda folder: predict(folder / "trial", folder / "picture.jpg"),
     "store/erpe.json": lambda folder: Store.open(folder / "store"),
@@ -167,7 +167,7 @@ def copy_of(store):
 
 
 def catch_up(folder):
-    with Spool(folder, "spool").exclusive():
+    with Outbox(folder, "spool").exclusive():
         pass
 
 
@@ -321,4 +321,4 @@ def test_the_fuzz_tests_read_what_they_would_spoil(original):
     """Unspoiled, everything is read: otherwise nothing is tested."""
     for reader in READERS.values():
         reader(original)
-    assert read_outcome(CONFIG, original / "trial") and len(Spool(original, "spool").read(0)) == 5
+    assert read_outcome(CONFIG, original / "trial") and len(Outbox(original, "spool").read(0)) == 5

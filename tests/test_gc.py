@@ -30,11 +30,11 @@ from erpe.retention.policy import Policy, decide
 from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study.records import REMOVED, read_studies
-from erpe.study.session import Ledger
+from erpe.study.session import StudySession
 from erpe.study.spec import define
 from erpe.study.storage import Database
 from erpe.tracking import deletion
-from erpe.tracking.outbox import Spool
+from erpe.tracking.outbox import Outbox
 from erpe.tracking.tracker import Tracker, sync
 from erpe.transfer.importer import adopt
 from erpe.transfer.optuna_copy import facts
@@ -130,14 +130,14 @@ def database(store):
 
 
 def check_nothing_dangles(store, family=NAME):
-    """Database, folders, spool and MLflow, if there is one, agree trial by trial on what was removed."""
+    """Database, folders, outbox and MLflow, if there is one, agree trial by trial on what was removed."""
     members = [study for study in read_studies(store) if study.family == family]
     every = [(study.name, trial) for study in members for trial in study.trials]
     alive = {f"{name}/{trial.number:04d}-{trial.config.seed}" for name, trial in every if not trial.removed}
     names = {study.name for study in members}
     assert {folder for folder in folders(store) if folder.partition("/")[0] in names} == alive
     gone = {trial.uid for _, trial in every if trial.removed}
-    events = list(Spool(store.spool, family).events())
+    events = list(Outbox(store.outbox, family).events())
     assert {event.uid for event in events if event.kind == "remove_trial"} == gone
     assert sum(event.kind == "remove_trial" for event in events) == len(gone), "each is told once"
     for uid in gone:
@@ -330,7 +330,7 @@ def tear(folder):
 def test_killed_before_any_write_the_same_call_finishes(store, monkeypatch):
     mortal = Mortal(monkeypatch)
     mortal.make(optuna.storages.RDBStorage, "set_study_user_attr")
-    mortal.make(Spool, "write")
+    mortal.make(Outbox, "write")
     mortal.make(shutil, "rmtree", tear)
     wanted = set(range(6)) - set(ranked(store)[:2])
     for kill in range(1, 50):
@@ -351,7 +351,7 @@ def test_killed_before_any_write_the_same_call_finishes(store, monkeypatch):
 @pytest.mark.parametrize("policy", [Policy(failed=True), Policy(keep_best=99)], ids=str)
 def test_what_a_killed_call_has_begun_any_other_finishes(store, monkeypatch, policy):
     with monkeypatch.context() as patch:
-        patch.setattr(Spool, "write", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(Outbox, "write", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             gc(store, Policy(failed=True))
     gc(store, policy)
@@ -363,7 +363,7 @@ def test_a_study_that_runs_is_refused_and_left_alone_among_others(store):
     other = define("softmax", "digits", epochs=2, sampler="random", pruner="none")
     search(store, spec=other)
     before = folders(store)
-    with Ledger.open(store, SPEC):
+    with StudySession.open(store, SPEC):
         with pytest.raises(BusyError, match=f"study {NAME}: another erpe is running it; wait for it, or stop it"):
             gc(store, ALL, study=NAME)
         assert folders(store) == before
@@ -378,10 +378,10 @@ def test_links_are_refused_before_anything_is_written(store, what):
     (place,) = store.root.glob(what)
     elsewhere = shutil.move(place, store.root.with_name("elsewhere"))
     place.symlink_to(elsewhere)
-    before = optuna_has(store), every_file(Path(elsewhere)), list(Spool(store.spool, NAME).events())
+    before = optuna_has(store), every_file(Path(elsewhere)), list(Outbox(store.outbox, NAME).events())
     with pytest.raises(StoreError, match="a link, or"):
         gc(store, Policy(failed=True))
-    assert before == (optuna_has(store), every_file(Path(elsewhere)), list(Spool(store.spool, NAME).events()))
+    assert before == (optuna_has(store), every_file(Path(elsewhere)), list(Outbox(store.outbox, NAME).events()))
 
 
 def test_a_link_in_a_folder_is_not_followed(store):
@@ -445,7 +445,7 @@ def test_what_is_not_ours_by_its_name_or_is_a_link_stays(store):
 
 
 def test_with_the_wrong_database_nothing_seems_to_belong_to_nothing(store, nine, monkeypatch, tmp_path):
-    """Whoever forgets ERPE_STORAGE_URL must not lose all checkpoints: the spool knows them, too."""
+    """Whoever forgets ERPE_STORAGE_URL must not lose all checkpoints: the outbox knows them, too."""
     monkeypatch.setenv("ERPE_STORAGE_URL", f"sqlite:///{tmp_path / 'other.db'}")
     for each in (store, nine):
         assert gc(each, Policy(), dangling=True).strays == []
@@ -453,7 +453,7 @@ def test_with_the_wrong_database_nothing_seems_to_belong_to_nothing(store, nine,
 
 def test_a_study_that_runs_keeps_all_its_folders(store):
     left = litter(store)
-    with Ledger.open(store, SPEC):
+    with StudySession.open(store, SPEC):
         found = gc(store, Policy(), dangling=True)
     assert {str(path.relative_to(store.root)) for path, _ in found.strays} == {"checkpoints/gone/0000-1"} < left
 
@@ -516,7 +516,7 @@ def embed(store, empty_database):
 def moved(store, name):
     """A copy of a store, whose MLflow has what that of the original has."""
     copy = Store(shutil.copytree(store.root, store.root.with_name(name)))
-    ack = copy.spool / f"{NAME}.ack"
+    ack = copy.outbox / f"{NAME}.ack"
     ack.write_text(ack.read_text().replace(str(store.root), str(copy.root)))
     return copy
 
@@ -561,7 +561,11 @@ def test_killed_while_mlflow_is_told_the_same_call_finishes(store, empty_databas
     assert sync(store) == {NAME: 0}
     gone = {trial.uid for trial in trials(store) if trial.number in (1, 3)}
     mortal = Mortal(monkeypatch)
-    for owner, name in ((SqlAlchemyStore, "delete_run"), (SqlAlchemyStore, "_hard_delete_run"), (Spool, "acknowledge")):
+    for owner, name in (
+        (SqlAlchemyStore, "delete_run"),
+        (SqlAlchemyStore, "_hard_delete_run"),
+        (Outbox, "acknowledge"),
+    ):
         mortal.make(owner, name)
     mortal.make(deletion, "remove_folder", tear)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)  # a sender that is killed says nothing
@@ -668,7 +672,7 @@ def test_with_a_tracking_server_and_postgresql(empty, postgres, empty_database, 
         gone = {trial.uid for each in read_studies(store) for trial in each.trials if trial.removed}
         active = "SELECT value FROM tags JOIN runs USING (run_uuid) WHERE key = 'erpe.trial_uid' AND {}"
         assert not gone & {uid for (uid,) in rows(tmp_path / "server.db", active.format("deleted_time IS NULL"))}
-        with Ledger.open(store, SPEC, name="solo"):
+        with StudySession.open(store, SPEC, name="solo"):
             Tracker(store, "solo", send=False)
             with pytest.raises(BusyError, match="study solo: another erpe is running it"):
                 gc(store, ALL, study="solo")

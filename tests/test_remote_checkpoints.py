@@ -1,4 +1,4 @@
-"""A depot: what counts of a trial comes home whole, whoever else writes there, and it may go away meanwhile."""
+"""A remote: what counts of a trial comes home whole, whoever else writes there, and it may go away meanwhile."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from object_store import BUCKET, ObjectStore
 from s3fs import S3FileSystem
 from trials import curve, small_study, tiny
 
-from erpe.checkpoints.remote import LISTING, OUTCOME, Depot, checked_out, find_depot, name_of
+from erpe.checkpoints.remote import LISTING, OUTCOME, RemoteCheckpoints, checked_out, find_remote, name_of
 from erpe.errors import ConfigError, StoreError
 from erpe.execution.objective import vision
 from erpe.execution.staging import LOCK, PREFIX, Displaced, Scratch, StagedTraining, abroad
@@ -37,35 +37,35 @@ def server():
 
 
 @pytest.fixture(params=["folder", "s3", "memory"])
-def depot(request, tmp_path, monkeypatch):
+def remote(request, tmp_path, monkeypatch):
     """One of each kind, empty."""
     if request.param == "folder":
-        (tmp_path / "depot").mkdir()
-        return Depot(str(tmp_path / "depot"), 5)
+        (tmp_path / "remote").mkdir()
+        return RemoteCheckpoints(str(tmp_path / "remote"), 5)
     if request.param == "memory":
-        return Depot(f"memory://{tmp_path.name}", 5)
+        return RemoteCheckpoints(f"memory://{tmp_path.name}", 5)
     server = request.getfixturevalue("server")
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    return Depot(f"s3://{BUCKET}/{tmp_path.name}", 5)
+    return RemoteCheckpoints(f"s3://{BUCKET}/{tmp_path.name}", 5)
 
 
 @pytest.fixture
 def shared(tmp_path):
-    (tmp_path / "depot").mkdir()
-    return Depot(str(tmp_path / "depot"), 1)
+    (tmp_path / "remote").mkdir()
+    return RemoteCheckpoints(str(tmp_path / "remote"), 1)
 
 
 def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_trial_goes_on_wherever_the_next_worker_is_and_comes_home_as_it_was_trained(depot, tmp_path):
+def test_a_trial_goes_on_wherever_the_next_worker_is_and_comes_home_as_it_was_trained(remote, tmp_path):
     config, home = tiny(), tmp_path / "runs/checkpoints/study/0003-7"
     whole = Trial(config, tmp_path / "whole")
     while not whole.done:
         whole.epoch()
-    begin = partial(abroad(WORK, depot).start, config, home)
+    begin = partial(abroad(WORK, remote).start, config, home)
     first = begin()
     first.epoch()
     first.epoch()
@@ -75,18 +75,18 @@ def test_a_trial_goes_on_wherever_the_next_worker_is_and_comes_home_as_it_was_tr
     metrics = second.finish()
     assert curve(second.history) == curve(whole.history)
     assert not home.exists(), "the driver's folder is not a worker's to make"
-    depot.collect(home, finished=True)
+    remote.collect(home, finished=True)
     assert files(home) == {name: data for name, data in files(second._scratch.folder).items() if name != LOCK}
     third = begin()
     assert third.finish() == metrics and curve(third.history) == curve(whole.history), "nothing is trained again"
-    depot.remove(home)
-    depot.remove(home)
+    remote.remove(home)
+    remote.remove(home)
     assert not begin().history
 
 
-def test_an_attempt_that_was_cut_off_overwrites_nothing(depot, tmp_path):
+def test_an_attempt_that_was_cut_off_overwrites_nothing(remote, tmp_path):
     home = tmp_path / "study/0000-0"
-    begin = partial(StagedTraining, depot, WORK.start, tiny(), home)
+    begin = partial(StagedTraining, remote, WORK.start, tiny(), home)
     old = begin()
     old.epoch()
     new = begin()
@@ -94,7 +94,7 @@ def test_an_attempt_that_was_cut_off_overwrites_nothing(depot, tmp_path):
     for say in (old.epoch, old.epoch, old.finish):
         with pytest.raises(Displaced, match="another attempt"):
             say()
-    depot.collect(home, finished=False)
+    remote.collect(home, finished=False)
     assert home.joinpath(STATE).read_bytes() == (new._scratch.folder / STATE).read_bytes()
     assert [path.name for path in home.iterdir()] == [STATE], "no results of an attempt that does not count"
     assert len(begin().history) == 2
@@ -116,10 +116,10 @@ def test_an_epoch_is_not_told_before_its_checkpoint_is_safe(shared, tmp_path):
     events = play(tiny(), home, partial(StagedTraining, shared, WORK.start))
     next(events), next(events)
     assert next(events).epochs
-    shutil.move(tmp_path / "depot", tmp_path / "away")
+    shutil.move(tmp_path / "remote", tmp_path / "away")
     broken = next(events)
     assert not broken.epochs and "no such bucket or folder" in str(broken.broken)
-    shutil.move(tmp_path / "away", tmp_path / "depot")
+    shutil.move(tmp_path / "away", tmp_path / "remote")
     assert len(StagedTraining(shared, WORK.start, tiny(), home).history) == 1
 
 
@@ -130,13 +130,13 @@ def test_storage_that_is_away_is_waited_for(monkeypatch):
     monkeypatch.setattr(S3FileSystem, "retries", 1)  # its own hide a second or two
     S3FileSystem.clear_instance_cache()
     try:
-        depot = Depot(f"s3://{BUCKET}", 60)
-        assert depot.read("x/owner") is None, "first nobody listens, then there is no such file"
+        remote = RemoteCheckpoints(f"s3://{BUCKET}", 60)
+        assert remote.read("x/owner") is None, "first nobody listens, then there is no such file"
         store.wait()
-        depot.write("x/owner", b"0")
+        remote.write("x/owner", b"0")
         store.process.send_signal(signal.SIGSTOP)
         threading.Timer(0.5, store.process.send_signal, [signal.SIGCONT]).start()
-        assert depot.read("x/owner") == b"0"
+        assert remote.read("x/owner") == b"0"
     finally:
         S3FileSystem.clear_instance_cache()
         store.end()
@@ -159,7 +159,7 @@ def test_what_comes_from_elsewhere_is_looked_at(shared, tmp_path, name, damage, 
     while len(trial.history) < 3:
         trial.epoch()
     trial.finish()
-    place = tmp_path / "depot" / name_of(home)
+    place = tmp_path / "remote" / name_of(home)
     (path,) = (place / (place / OWNER).read_text()).glob(name)
     damage(path)
     with pytest.raises(StoreError, match=line) as said:
@@ -182,16 +182,16 @@ def test_a_wrong_place_is_one_line(monkeypatch, url, error, line):
     monkeypatch.setattr("erpe.checkpoints.remote.OPENING_SECONDS", 0.1)
     S3FileSystem.clear_instance_cache()  # it has read its environment
     with pytest.raises(error, match=line) as said:
-        find_depot()
+        find_remote()
     assert "\n" not in str(said.value)
 
 
-def test_a_study_through_a_depot_is_the_same_study_and_leaves_nothing_there(monkeypatch, tmp_path):
-    (tmp_path / "depot").mkdir()
+def test_a_study_through_remote_checkpoints_is_the_same_study_and_leaves_nothing_there(monkeypatch, tmp_path):
+    (tmp_path / "remote").mkdir()
     near = small_study(tmp_path / "near", arms=("relu",))
-    monkeypatch.setenv("ERPE_CHECKPOINTS", str(tmp_path / "depot"))
+    monkeypatch.setenv("ERPE_CHECKPOINTS", str(tmp_path / "remote"))
     far = small_study(tmp_path / "far", arms=("relu",))
-    assert not [path for path in (tmp_path / "depot").rglob("*") if path.is_file()]
+    assert not [path for path in (tmp_path / "remote").rglob("*") if path.is_file()]
 
     def told(store):
         return {(s.name, t.number): (t.state, t.epochs) for s in read_studies(store) for t in s.trials}
@@ -202,7 +202,7 @@ def test_a_study_through_a_depot_is_the_same_study_and_leaves_nothing_there(monk
     assert told(far) == told(near) and kept(far) == kept(near)
 
 
-def test_a_study_begun_without_a_depot_goes_on_with_one(shared, tmp_path):
+def test_a_study_begun_without_remote_checkpoints_goes_on_with_one(shared, tmp_path):
     home = tmp_path / "runs/checkpoints/study/0000-0"
     here = Trial(tiny(), home)
     here.epoch()
@@ -210,7 +210,7 @@ def test_a_study_begun_without_a_depot_goes_on_with_one(shared, tmp_path):
     there = StagedTraining(shared, WORK.start, tiny(), home)
     assert curve(there.history) == curve(here.history)
     there.epoch()
-    shared.upload(home)  # the depot is ahead of the store now
+    shared.upload(home)  # the remote is ahead of the store now
     assert len(StagedTraining(shared, WORK.start, tiny(), home).history) == 2
 
 
@@ -227,19 +227,19 @@ def test_finished_trials_are_lent_to_be_measured_and_what_was_measured_comes_hom
     with checked_out(shared, home):
         (times,) = work.time([home])
     assert times["time/train_seconds_per_epoch"] > 0
-    assert not [path for path in (tmp_path / "depot").rglob("*") if path.is_file()]
+    assert not [path for path in (tmp_path / "remote").rglob("*") if path.is_file()]
 
 
 def test_gc_removes_what_lies_there_too(monkeypatch, tmp_path):
-    (tmp_path / "depot").mkdir()
+    (tmp_path / "remote").mkdir()
     store = small_study(tmp_path / "runs", arms=("relu",))
-    monkeypatch.setenv("ERPE_CHECKPOINTS", str(tmp_path / "depot"))
+    monkeypatch.setenv("ERPE_CHECKPOINTS", str(tmp_path / "remote"))
     study = read_studies(store, "digits-nine.relu")[0]
     folders = [store.trial_folder(study.name, trial.number, trial.config.seed) for trial in study.trials]
     for folder in folders:
-        find_depot().upload(folder)
+        find_remote().upload(folder)
     (swept,) = (each for each in gc(store, Policy(keep_best=1), study=study.name).studies if each.going)
-    there = {path.name for path in (tmp_path / "depot" / study.name).iterdir()}
+    there = {path.name for path in (tmp_path / "remote" / study.name).iterdir()}
     assert there == {folder.name for folder in folders if int(folder.name[:4]) not in swept.going} and there
 
 

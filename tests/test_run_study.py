@@ -25,7 +25,7 @@ from erpe.store import Store
 from erpe.study.plan import load_plan
 from erpe.study.records import read_studies
 from erpe.study.spec import StudySpec
-from erpe.tracking.outbox import Spool
+from erpe.tracking.outbox import Outbox
 
 FILE = Path(__file__).parent.parent / "studies/digits_nine.toml"
 ARMS = ("softmax", "relu", "relu_rope")
@@ -39,7 +39,7 @@ def store(tmp_path):
 
 
 def play(store, *changes, **options):
-    """A study of toys, in this process, for the spool only."""
+    """A study of toys, in this process, for the outbox only."""
     return run(
         load_plan(FILE, [*SMALL, *changes]), store, executor="inline", offline=True, **({"work": work()} | options)
     )
@@ -87,10 +87,10 @@ def test_equal_seeds_of_all_arms_are_pairs(store):
 
 def test_the_same_command_again_changes_nothing(store):
     play(store)
-    before = Spool(store.spool, "digits-nine").read(0), load(store).runs
+    before = Outbox(store.outbox, "digits-nine").read(0), load(store).runs
     result = play(store, work=work()._replace(start=pytest.fail, confirm=pytest.fail, time=pytest.fail))
     assert result.confirmed == dict.fromkeys(ARMS, 2)
-    assert len(Spool(store.spool, "digits-nine").read(0)) == len(before[0])
+    assert len(Outbox(store.outbox, "digits-nine").read(0)) == len(before[0])
     assert load(store).runs.equals(before[1])
 
 
@@ -251,9 +251,9 @@ def test_a_study_is_done_when_its_times_were_taken(store, monkeypatch):
     assert statuses(store)[0].done
 
 
-def test_spool_and_ledger_tell_of_the_same_trials_with_the_same_keys(store):
+def test_outbox_and_session_tell_of_the_same_trials_with_the_same_keys(store):
     play(store)
-    events = [event for event, _ in Spool(store.spool, "digits-nine").read(0)]
+    events = [event for event, _ in Outbox(store.outbox, "digits-nine").read(0)]
     starts = [event for event in events if event.kind == "start_trial"]
     assert len({event.uid for event in starts}) == len(starts) == 12
     assert len({frozenset(event.tags) for event in starts}) == 1, "no run lacks a tag"
@@ -265,7 +265,7 @@ def test_spool_and_ledger_tell_of_the_same_trials_with_the_same_keys(store):
 
 def test_runs_of_all_twelve_variants_have_the_same_parameters_and_tags(store):
     play(store, 'variants="twelve"', "search.trials=1", "search.epochs=1", "confirm.seeds=1")
-    starts = [event for event, _ in Spool(store.spool, "digits-nine").read(0) if event.kind == "start_trial"]
+    starts = [event for event, _ in Outbox(store.outbox, "digits-nine").read(0) if event.kind == "start_trial"]
     assert len({event.tags["variant"] for event in starts}) == 12
     assert len({frozenset(flatten(event.config)) for event in starts}) == 1
     assert len({frozenset(event.tags) for event in starts}) == 1

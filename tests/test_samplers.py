@@ -7,7 +7,7 @@ from erpe.config import VARIANTS
 from erpe.store import Store
 from erpe.study import samplers
 from erpe.study.plan import Plan
-from erpe.study.session import Ledger
+from erpe.study.session import StudySession
 from erpe.study.spec import define
 
 SAMPLERS = ["tpe", "gp", "cmaes", "random"]
@@ -21,13 +21,13 @@ def store(tmp_path):
 def search(store, spec, count, trials, restart=False, name=None):
     """Parameters of the trials of a search, whose values favour a high learning rate."""
     for budget in range(1, count + 1) if restart else [count]:
-        with Ledger.open(store, spec, trials=trials, name=name) as ledger:
-            while ticket := ledger.ask(budget):
+        with StudySession.open(store, spec, trials=trials, name=name) as session:
+            while ticket := session.ask(budget):
                 for epoch in range(1, spec.epochs + 1):
-                    ledger.report(ticket.number, epoch, ticket.config.train.lr)
-                ledger.decide(ticket.number, "COMPLETE", {})
-                ledger.tell(ticket.number)
-            found = {trial.number: trial.params for trial in ledger._study.get_trials()}
+                    session.report(ticket.number, epoch, ticket.config.train.lr)
+                session.decide(ticket.number, "COMPLETE", {})
+                session.tell(ticket.number)
+            found = {trial.number: trial.params for trial in session._study.get_trials()}
     return [found[number] for number in sorted(found)]
 
 
@@ -75,11 +75,11 @@ def test_a_sampler_takes_over_after_half_the_trials(tmp_path, sampler):
 def test_settings_follow_the_budget_of_the_running_command(store):
     spec = define("relu", "digits", epochs=3)
     for trials, startup, pruner in ((6, 3, "none"), (20, 8, "asha"), (6, 3, "none")):
-        with Ledger.open(store, spec, trials=trials) as ledger:
-            settings, uid = ledger.read().about.settings, ledger.uid
+        with StudySession.open(store, spec, trials=trials) as session:
+            settings, uid = session.read().about.settings, session.uid
             assert settings["trials"] == trials and settings["sampler"]["n_startup_trials"] == startup
             assert settings["pruner"]["name"] == pruner
-    assert ledger.uid == uid
+    assert session.uid == uid
 
 
 def test_trial_k_has_the_same_shared_axes_in_every_arm(store):
@@ -110,9 +110,9 @@ def test_an_arm_that_is_continued_after_every_trial_starts_up_as_one_that_is_not
 def test_a_draw_lost_by_a_kill_is_drawn_again_from_its_own_number(store):
     spec = define("relu", "digits", epochs=1, sampler="random")
     whole = search(store, spec, 4, 4, name="whole")
-    with Ledger.open(store, spec, name="cut") as ledger:
-        ledger.ask(4)
-        ledger._study.ask()  # killed before the configuration of trial 1 was written
+    with StudySession.open(store, spec, name="cut") as session:
+        session.ask(4)
+        session._study.ask()  # killed before the configuration of trial 1 was written
     cut = search(store, spec, 4, 4, name="cut")
     assert cut[0] == whole[0] and cut[2:4] == whole[2:]
 

@@ -24,7 +24,7 @@ from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study.spec import define
 from erpe.text import line, printable
-from erpe.tracking.outbox import Event, Spool
+from erpe.tracking.outbox import Event, Outbox
 from erpe.tracking.tracker import Tracker, lags
 
 EVIL = "[/nothing]\x1b]0;owned\x07[red]x\u202e\x9b2J"
@@ -44,10 +44,10 @@ def damaged_line():
 
 @pytest.mark.parametrize("place", ["spool/s.jsonl", "spool/s.corrupt", "spool/s.refused", "spool/s.lock", "optuna.db"])
 def test_a_link_in_a_store_changes_no_file_elsewhere(store, tmp_path, place):
-    """As they were, a link in the spool let `erpe status` cut and blank, or append to, whatever it pointed at."""
+    """As they were, a link in the outbox let `erpe status` cut and blank, or append to, whatever it pointed at."""
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious\nlines\nwithout an end")
-    (store.spool / "s.jsonl").write_bytes(damaged_line())
+    (store.outbox / "s.jsonl").write_bytes(damaged_line())
     (store.root / place).unlink(missing_ok=True)
     (store.root / place).symlink_to(victim)
     with pytest.raises(StoreError, match="link"):
@@ -84,17 +84,17 @@ def test_a_json_file_that_is_no_plain_small_file_is_one_line_at_once(tmp_path, k
         read_json(path)
 
 
-def test_a_spool_that_is_a_pipe_or_one_endless_line_is_one_line_at_once(store):
-    os.mkfifo(store.spool / "pipe.jsonl")
-    (store.spool / "line.jsonl").touch()
-    os.truncate(store.spool / "line.jsonl", 2**34)  # a hole: 16 GiB that take no room
+def test_an_outbox_that_is_a_pipe_or_one_endless_line_is_one_line_at_once(store):
+    os.mkfifo(store.outbox / "pipe.jsonl")
+    (store.outbox / "line.jsonl").touch()
+    os.truncate(store.outbox / "line.jsonl", 2**34)  # a hole: 16 GiB that take no room
     for name in ("pipe", "line"):
-        spool = Spool(store.spool, name)
+        outbox = Outbox(store.outbox, name)
         with pytest.raises(StoreError, match=r"not a plain file|a line of more than"):
-            spool.read(0)
-        with pytest.raises(StoreError, match=r"not a plain file|a line of more than"), spool.exclusive():
+            outbox.read(0)
+        with pytest.raises(StoreError, match=r"not a plain file|a line of more than"), outbox.exclusive():
             pass
-    assert (store.spool / "line.jsonl").stat().st_size == 2**34
+    assert (store.outbox / "line.jsonl").stat().st_size == 2**34
 
 
 def npy(header):
@@ -146,7 +146,7 @@ def test_a_picture_is_read_by_pillow_alone(tmp_path, monkeypatch):
             predict(tmp_path, picture)
 
 
-def test_a_spool_sends_no_file_from_outside_the_store(store, tmp_path):
+def test_an_outbox_sends_no_file_from_outside_the_store(store, tmp_path):
     from erpe.tracking.projection import folder_of
 
     for folder in (str(tmp_path), "..", "checkpoints/../.."):

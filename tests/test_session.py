@@ -1,4 +1,4 @@
-"""The ledger: each number counted once, nothing decided twice, whatever is killed and repeated."""
+"""The session: each number counted once, nothing decided twice, whatever is killed and repeated."""
 
 import contextlib
 import math
@@ -18,11 +18,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from erpe.errors import ConfigError, StoreError, StudyError, TrialError
 from erpe.store import Store
-from erpe.study import session as ledger_module
+from erpe.study import session as session_module
 from erpe.study import storage
 from erpe.study.naming import identified
 from erpe.study.records import read_studies
-from erpe.study.session import Ledger
+from erpe.study.session import StudySession
 from erpe.study.spec import StudySpec, define
 
 SPEC = define("relu_general", "digits", epochs=4, sampler="random", pruner="none")
@@ -35,31 +35,31 @@ def store(tmp_path):
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
 def home(request, store, monkeypatch):
-    """Both homes of a ledger."""
+    """Both homes of a session."""
     if request.param == "postgres":
         monkeypatch.setenv("ERPE_STORAGE_URL", request.getfixturevalue("postgres").url)
     return store
 
 
-def run(ledger, ticket, value=0.5):
+def run(session, ticket, value=0.5):
     """A trial from its first epoch to its end."""
     for epoch in range(1, ticket.config.train.epochs + 1):
-        ledger.report(ticket.number, epoch, value + epoch / 100)
-    ledger.decide(ticket.number, "COMPLETE", {"params": 1.0})
-    ledger.tell(ticket.number)
+        session.report(ticket.number, epoch, value + epoch / 100)
+    session.decide(ticket.number, "COMPLETE", {"params": 1.0})
+    session.tell(ticket.number)
 
 
-def states(ledger):
-    return [trial.state for trial in ledger.read().trials]
+def states(session):
+    return [trial.state for trial in session.read().trials]
 
 
 def test_a_budget_is_of_the_whole_study(home):
     name = f"budget-{os.path.basename(home.root)}"
     for budget, asked in ((3, 3), (3, 0), (5, 2), (4, 0)):
-        with Ledger.open(home, SPEC, name=name) as ledger:
+        with StudySession.open(home, SPEC, name=name) as session:
             count = 0
-            while ticket := ledger.ask(budget):
-                run(ledger, ticket)
+            while ticket := session.ask(budget):
+                run(session, ticket)
                 count += 1
             assert count == asked
     assert [trial.number for trial in read_studies(home, name)[0].trials] == [0, 1, 2, 3, 4]
@@ -67,30 +67,30 @@ def test_a_budget_is_of_the_whole_study(home):
 
 def test_an_orphan_is_handed_out_again_with_its_number_and_configuration(home):
     name = f"orphan-{os.path.basename(home.root)}"
-    with Ledger.open(home, SPEC, name=name) as ledger:
-        first, second = ledger.ask(2), ledger.ask(2)
-        ledger.report(first.number, 1, 0.3)
-    with Ledger.open(home, SPEC, name=name) as ledger:
-        again = [ledger.ask(2), ledger.ask(2)]
+    with StudySession.open(home, SPEC, name=name) as session:
+        first, second = session.ask(2), session.ask(2)
+        session.report(first.number, 1, 0.3)
+    with StudySession.open(home, SPEC, name=name) as session:
+        again = [session.ask(2), session.ask(2)]
         assert [(t.number, t.uid, t.config) for t in again] == [(t.number, t.uid, t.config) for t in (first, second)]
-        assert again[0].epochs == {1: 0.3} and ledger.ask(2) is None
+        assert again[0].epochs == {1: 0.3} and session.ask(2) is None
 
 
 def test_a_second_driver_is_refused_until_the_first_is_gone(home):
     name = f"lease-{os.path.basename(home.root)}"
-    with Ledger.open(home, SPEC, name=name), pytest.raises(StudyError, match="another erpe is running it"):
-        Ledger.open(home, SPEC, name=name)
-    with Ledger.open(home, SPEC, name=name):
+    with StudySession.open(home, SPEC, name=name), pytest.raises(StudyError, match="another erpe is running it"):
+        StudySession.open(home, SPEC, name=name)
+    with StudySession.open(home, SPEC, name=name):
         pass
 
 
 def test_a_driver_that_was_replaced_cannot_write(home):
     name = f"fence-{os.path.basename(home.root)}"
-    with Ledger.open(home, SPEC, name=name) as old:
+    with StudySession.open(home, SPEC, name=name) as old:
         ticket = old.ask(2)
         old._lease.release()  # as when the database restarts, or the machine slept
         old._lease.check = lambda: None
-        with Ledger.open(home, SPEC, name=name) as new:
+        with StudySession.open(home, SPEC, name=name) as new:
             same = new.ask(2)
             for write in (
                 lambda: old.report(ticket.number, 1, 0.1),
@@ -106,18 +106,18 @@ def test_a_driver_that_was_replaced_cannot_write(home):
 
 
 WRITES = {
-    "ask": lambda ledger, number: ledger.ask(3),
-    "report": lambda ledger, number: ledger.report(number, 2, 0.1),
-    "decide": lambda ledger, number: ledger.decide(number, "FAIL", {}),
-    "tell": lambda ledger, number: ledger.tell(number),
-    "crashed": lambda ledger, number: ledger.record_crash(number, "x"),
-    "record_final": lambda ledger, number: ledger.record_final(number, {"test/accuracy": 0.1}),
+    "ask": lambda session, number: session.ask(3),
+    "report": lambda session, number: session.report(number, 2, 0.1),
+    "decide": lambda session, number: session.decide(number, "FAIL", {}),
+    "tell": lambda session, number: session.tell(number),
+    "crashed": lambda session, number: session.record_crash(number, "x"),
+    "record_final": lambda session, number: session.record_final(number, {"test/accuracy": 0.1}),
 }
 
 
 @pytest.mark.parametrize("write", WRITES)
 def test_a_driver_that_is_replaced_between_its_check_and_its_write_says_so(home, write):
-    with Ledger.open(home, SPEC) as old, contextlib.ExitStack() as opened:
+    with StudySession.open(home, SPEC) as old, contextlib.ExitStack() as opened:
         ticket = old.ask(1)
         old.report(ticket.number, 1, 0.5)
         if write == "tell":
@@ -128,7 +128,7 @@ def test_a_driver_that_is_replaced_between_its_check_and_its_write_says_so(home,
             guard()
             old._guard = guard
             old._lease.release()  # as when the machine slept
-            new = opened.enter_context(Ledger.open(home, SPEC))
+            new = opened.enter_context(StudySession.open(home, SPEC))
             run(new, new.ask(1))
             assert new.ask(1) is None
             new.record_final(ticket.number, {"test/accuracy": 0.9})
@@ -145,7 +145,7 @@ def test_a_driver_that_is_replaced_between_its_check_and_its_write_says_so(home,
 
 
 def test_what_an_old_driver_still_asked_for_is_taken_up_by_the_new_one(home):
-    with Ledger.open(home, SPEC) as new:
+    with StudySession.open(home, SPEC) as new:
         run(new, new.ask(2))
         asked = new._study.ask()  # as an old driver does that had looked before
         new._note(asked.number, "erpe.config", SPEC.base.model_dump(mode="json"))
@@ -155,56 +155,56 @@ def test_what_an_old_driver_still_asked_for_is_taken_up_by_the_new_one(home):
 @pytest.mark.slow
 def test_a_server_that_restarts_is_waited_for_and_the_lease_taken_again(store, postgres, monkeypatch):
     monkeypatch.setenv("ERPE_STORAGE_URL", postgres.url)
-    with Ledger.open(store, SPEC, name="restart") as ledger:
-        first = ledger.ask(2)
+    with StudySession.open(store, SPEC, name="restart") as session:
+        first = session.ask(2)
         postgres.stop()
         back = threading.Timer(2, postgres.start)
         back.start()
-        assert not ledger.report(first.number, 1, 0.5), "waits"
+        assert not session.report(first.number, 1, 0.5), "waits"
         back.join()
         with pytest.raises(StudyError, match="another erpe is running it"):
-            Ledger.open(store, SPEC, name="restart")
-        run(ledger, first)
-        run(ledger, ledger.ask(2))
-        assert states(ledger) == ["COMPLETE", "COMPLETE"]
+            StudySession.open(store, SPEC, name="restart")
+        run(session, first)
+        run(session, session.ask(2))
+        assert states(session) == ["COMPLETE", "COMPLETE"]
 
 
 @pytest.mark.slow
 def test_a_server_that_stays_away_stops_the_study_in_one_line(store, postgres, monkeypatch):
     monkeypatch.setenv("ERPE_STORAGE_URL", postgres.url)
     monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.5)
-    with Ledger.open(store, SPEC, name="away") as ledger:
-        ticket = ledger.ask(1)
+    with StudySession.open(store, SPEC, name="away") as session:
+        ticket = session.ask(1)
         postgres.stop()
         with pytest.raises(StoreError, match="nothing is lost"):
-            ledger.report(ticket.number, 1, 0.5)
+            session.report(ticket.number, 1, 0.5)
         postgres.start()
-    with Ledger.open(store, SPEC, name="away") as ledger:
-        assert ledger.ask(1).number == ticket.number
+    with StudySession.open(store, SPEC, name="away") as session:
+        assert session.ask(1).number == ticket.number
 
 
 def test_a_trial_killed_before_its_configuration_was_written_is_void(store, monkeypatch):
-    with Ledger.open(store, SPEC) as ledger:
+    with StudySession.open(store, SPEC) as session:
         with monkeypatch.context() as patch:
-            patch.setattr(Ledger, "_note", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(StudySession, "_note", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
-                ledger.ask(1)
-        assert ledger._study.get_trials()[0].state == optuna.trial.TrialState.RUNNING
-    with Ledger.open(store, SPEC) as ledger:
-        ticket = ledger.ask(1)
-        assert ledger._study.get_trials()[0].state == optuna.trial.TrialState.FAIL
-        assert ticket.number == 1 and ledger.ask(1) is None
-        run(ledger, ticket)
-        assert states(ledger) == ["COMPLETE"] and ledger.read().counts == {"COMPLETE": 1}
+                session.ask(1)
+        assert session._study.get_trials()[0].state == optuna.trial.TrialState.RUNNING
+    with StudySession.open(store, SPEC) as session:
+        ticket = session.ask(1)
+        assert session._study.get_trials()[0].state == optuna.trial.TrialState.FAIL
+        assert ticket.number == 1 and session.ask(1) is None
+        run(session, ticket)
+        assert states(session) == ["COMPLETE"] and session.read().counts == {"COMPLETE": 1}
 
 
 def test_the_first_trial_is_the_default_configuration(store):
     spec = define("favor_rope", "digits", epochs=4)
-    with Ledger.open(store, spec) as ledger:
-        first = ledger.ask(3).config
+    with StudySession.open(store, spec) as session:
+        first = session.ask(3).config
         seed, features = first.seed, first.model.features
         assert first == spec.base.replace({"seed": seed, "model.features": features})
-        assert ledger.ask(3).config != first
+        assert session.ask(3).config != first
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "random"])
@@ -213,15 +213,15 @@ def test_a_restart_repeats_no_suggestion_and_a_seed_repeats_all(tmp_path, sample
 
     def search(root, restart):
         found, store = [], Store.open(tmp_path / root)
-        ledger = Ledger.open(store, spec)
+        session = StudySession.open(store, spec)
         for i in range(10):
-            ticket = ledger.ask(99)
+            ticket = session.ask(99)
             found.append(ticket.config)
-            run(ledger, ticket, ticket.config.train.lr)
+            run(session, ticket, ticket.config.train.lr)
             if restart and i % 4 == 2:
-                ledger.__exit__()
-                ledger = Ledger.open(store, spec)
-        ledger.__exit__()
+                session.__exit__()
+                session = StudySession.open(store, spec)
+        session.__exit__()
         return found
 
     once = search("a", restart=True)
@@ -232,128 +232,128 @@ def test_a_restart_repeats_no_suggestion_and_a_seed_repeats_all(tmp_path, sample
 
 def test_pruned_trials_are_told_as_pruned_with_their_last_value(store):
     spec = define("softmax", "digits", epochs=9, sampler="random", pruner="asha")
-    with Ledger.open(store, spec) as ledger:
-        good, bad = ledger.ask(2), ledger.ask(2)
+    with StudySession.open(store, spec) as session:
+        good, bad = session.ask(2), session.ask(2)
         for epoch in (1, 2):
-            assert not ledger.report(good.number, epoch, 0.9) and not ledger.report(bad.number, epoch, 0.1)
-        assert not ledger.report(good.number, 3, 0.9)
-        assert ledger.report(bad.number, 3, 0.1)
-        ledger.decide(bad.number, "PRUNED", {})
-        ledger.tell(bad.number)
-        trial = ledger._study.get_trials()[bad.number]
+            assert not session.report(good.number, epoch, 0.9) and not session.report(bad.number, epoch, 0.1)
+        assert not session.report(good.number, 3, 0.9)
+        assert session.report(bad.number, 3, 0.1)
+        session.decide(bad.number, "PRUNED", {})
+        session.tell(bad.number)
+        trial = session._study.get_trials()[bad.number]
         assert trial.state == optuna.trial.TrialState.PRUNED and trial.value == 0.1
-        assert ledger.report(bad.number, 4, 0.1), "a trial that was pruned stays pruned"
-        assert ledger.read().best is None, "nothing is complete"
+        assert session.report(bad.number, 4, 0.1), "a trial that was pruned stays pruned"
+        assert session.read().best is None, "nothing is complete"
 
 
 def test_the_last_epoch_is_never_pruned(store):
     spec = define("softmax", "digits", epochs=1, sampler="random", pruner="asha")
-    with Ledger.open(store, spec) as ledger:
+    with StudySession.open(store, spec) as session:
         for value in (0.9, 0.1):
-            assert not ledger.report(ledger.ask(2).number, 1, value)
+            assert not session.report(session.ask(2).number, 1, value)
 
 
 def test_the_first_word_counts(store):
-    with Ledger.open(store, SPEC) as ledger:
-        ticket = ledger.ask(1)
-        ledger.report(ticket.number, 1, 0.25)
-        ledger.report(ticket.number, 1, 0.75)
-        assert ledger.trial(ticket.number).epochs == {1: 0.25}
-        assert ledger.decide(ticket.number, "COMPLETE", {"a": 1.0}).state == "COMPLETE"
-        assert ledger.decide(ticket.number, "FAIL", {}, "late").state == "COMPLETE"
+    with StudySession.open(store, SPEC) as session:
+        ticket = session.ask(1)
+        session.report(ticket.number, 1, 0.25)
+        session.report(ticket.number, 1, 0.75)
+        assert session.trial(ticket.number).epochs == {1: 0.25}
+        assert session.decide(ticket.number, "COMPLETE", {"a": 1.0}).state == "COMPLETE"
+        assert session.decide(ticket.number, "FAIL", {}, "late").state == "COMPLETE"
         for _ in range(2):
-            ledger.tell(ticket.number)
-        assert ledger.record_final(ticket.number, {"test/accuracy": 0.5}) == {"test/accuracy": 0.5}
-        assert ledger.record_final(ticket.number, {"test/accuracy": 0.9}) == {"test/accuracy": 0.5}
+            session.tell(ticket.number)
+        assert session.record_final(ticket.number, {"test/accuracy": 0.5}) == {"test/accuracy": 0.5}
+        assert session.record_final(ticket.number, {"test/accuracy": 0.9}) == {"test/accuracy": 0.5}
 
 
 @pytest.mark.parametrize("state", ["PRUNED", "FAIL"])
 def test_a_trial_that_another_hand_ends_between_two_epochs_stops(store, state):
-    with Ledger.open(store, SPEC) as ledger:
-        number = ledger.ask(1).number
-        assert ledger.report(number, 1, 0.1) is False
-        theirs = optuna.load_study(study_name=ledger.name, storage=store.storage_url)  # as Optuna's dashboard does
+    with StudySession.open(store, SPEC) as session:
+        number = session.ask(1).number
+        assert session.report(number, 1, 0.1) is False
+        theirs = optuna.load_study(study_name=session.name, storage=store.storage_url)  # as Optuna's dashboard does
         theirs.tell(number, state=optuna.trial.TrialState[state])
-        assert ledger.report(number, 2, 0.2) is (state == "PRUNED") is ledger.report(number, 3, 0.2)
-        assert ledger.trial(number).epochs == {1: 0.1}
+        assert session.report(number, 2, 0.2) is (state == "PRUNED") is session.report(number, 3, 0.2)
+        assert session.trial(number).epochs == {1: 0.1}
 
 
 @pytest.mark.parametrize("pruner", ["asha", "hyperband", "median"])
 def test_a_driver_that_remembers_prunes_as_one_that_reads_all_again(tmp_path, pruner):
     spec, decisions = define("relu", "digits", epochs=30, sampler="random", pruner=pruner), {}
     for forgets in (False, True):
-        with Ledger.open(Store.open(tmp_path / str(forgets)), spec) as ledger:
+        with StudySession.open(Store.open(tmp_path / str(forgets)), spec) as session:
             told = decisions[forgets] = []
             for value, slope in ((0.3, 0.02), (0.35, 0.0), (0.4, 0.001), (0.32, 0.01), (0.5, 0.0), (0.2, 0.0)):
-                number = ledger.ask(6).number
+                number = session.ask(6).number
                 for epoch in range(1, 31):
-                    told.append((number, epoch, prune := ledger.report(number, epoch, value + epoch * slope)))
+                    told.append((number, epoch, prune := session.report(number, epoch, value + epoch * slope)))
                     if forgets:
-                        ledger._running.clear()
+                        session._running.clear()
                     if prune:
                         break
-                ledger.decide(number, "PRUNED" if prune else "COMPLETE", {})
-                ledger.tell(number)
+                session.decide(number, "PRUNED" if prune else "COMPLETE", {})
+                session.tell(number)
     assert decisions[False] == decisions[True] and any(prune for *_, prune in decisions[True])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_no_number_fails_the_trial(store, value):
-    with Ledger.open(store, SPEC) as ledger:
-        ticket = ledger.ask(1)
+    with StudySession.open(store, SPEC) as session:
+        ticket = session.ask(1)
         with pytest.raises(TrialError, match="epoch 1"):
-            ledger.report(ticket.number, 1, value)
-        assert ledger.decide(ticket.number, "COMPLETE", {}).state == "FAIL", "it has no value"
-        ledger.tell(ticket.number)
-        assert ledger.read().counts == {"FAIL": 1} and ledger.ask(1) is None, "its slot is used up"
+            session.report(ticket.number, 1, value)
+        assert session.decide(ticket.number, "COMPLETE", {}).state == "FAIL", "it has no value"
+        session.tell(ticket.number)
+        assert session.read().counts == {"FAIL": 1} and session.ask(1) is None, "its slot is used up"
 
 
 def test_a_poisonous_configuration_ends_after_a_bounded_number_of_tries(store):
-    with Ledger.open(store, SPEC) as ledger:
-        ticket = ledger.ask(1)
-        again = [ledger.record_crash(ticket.number, "Segmentation fault") for _ in range(ledger_module.MAX_ATTEMPTS)]
-        assert again == [True] * (ledger_module.MAX_ATTEMPTS - 1) + [False]
-        verdict = ledger.trial(ticket.number).verdict
+    with StudySession.open(store, SPEC) as session:
+        ticket = session.ask(1)
+        again = [session.record_crash(ticket.number, "Segmentation fault") for _ in range(session_module.MAX_ATTEMPTS)]
+        assert again == [True] * (session_module.MAX_ATTEMPTS - 1) + [False]
+        verdict = session.trial(ticket.number).verdict
         assert verdict.state == "FAIL" and "Segmentation fault" in verdict.reason
         assert verdict.reason.endswith("(crashed 3 times without finishing an epoch)")
 
 
 def test_a_crash_in_the_final_measures_is_told_with_the_last_epoch(store):
-    with Ledger.open(store, SPEC) as ledger:
-        ticket = ledger.ask(1)
-        ledger.report(ticket.number, 1, 0.5)
-        while ledger.record_crash(ticket.number, "killed"):
+    with StudySession.open(store, SPEC) as session:
+        ticket = session.ask(1)
+        session.report(ticket.number, 1, 0.5)
+        while session.record_crash(ticket.number, "killed"):
             pass
-        assert ledger.trial(ticket.number).verdict.reason == "killed (crashed 3 times after epoch 1)"
+        assert session.trial(ticket.number).verdict.reason == "killed (crashed 3 times after epoch 1)"
 
 
 def test_a_worker_that_dies_between_epochs_never_uses_up_its_tries(store):
-    with Ledger.open(store, SPEC) as ledger:
-        ticket = ledger.ask(1)
+    with StudySession.open(store, SPEC) as session:
+        ticket = session.ask(1)
         for epoch in range(1, 5):
-            assert all(ledger.record_crash(ticket.number, "killed") for _ in range(ledger_module.MAX_ATTEMPTS - 1))
-            ledger.report(ticket.number, epoch, 0.5)
+            assert all(session.record_crash(ticket.number, "killed") for _ in range(session_module.MAX_ATTEMPTS - 1))
+            session.report(ticket.number, epoch, 0.5)
 
 
 def test_another_study_of_the_same_name_is_refused_with_the_difference(store):
-    with Ledger.open(store, SPEC):
+    with StudySession.open(store, SPEC):
         pass
     other = define("relu_general", "digits", epochs=5, sampler="random", pruner="none", settings={"train.lr": 0.01})
     with pytest.raises(StudyError, match=r"\(train.epochs: 4, now 5; .*--new starts afresh"):
-        Ledger.open(store, other)
-    with Ledger.open(store, other, new=True) as ledger:
-        assert ledger.name == "digits-relu_general-2"
-    with Ledger.open(store, other) as ledger:
-        assert ledger.name == "digits-relu_general-2", "the newest one is continued"
-    with Ledger.open(store, other, new=True) as ledger:
-        assert ledger.name == "digits-relu_general-3"
+        StudySession.open(store, other)
+    with StudySession.open(store, other, new=True) as session:
+        assert session.name == "digits-relu_general-2"
+    with StudySession.open(store, other) as session:
+        assert session.name == "digits-relu_general-2", "the newest one is continued"
+    with StudySession.open(store, other, new=True) as session:
+        assert session.name == "digits-relu_general-3"
     assert [study.name for study in read_studies(store)] == [f"digits-relu_general{end}" for end in ("", "-2", "-3")]
 
 
 def opened(store, spec, name, new=False):
     """The name of the study that is continued or made."""
-    with Ledger.open(store, spec, name=name, new=new) as ledger:
-        return ledger.name
+    with StudySession.open(store, spec, name=name, new=new) as session:
+        return session.name
 
 
 def test_a_name_with_a_number_that_was_given_is_no_study_that_new_made(store):
@@ -370,10 +370,10 @@ def test_a_name_with_a_number_that_was_given_is_no_study_that_new_made(store):
 
 def test_studies_of_a_version_that_did_not_note_the_wanted_name_are_numbered_as_before(store):
     for name in ("a", "a-2"):
-        with Ledger.open(store, SPEC, name=name) as ledger:
-            about = ledger._study.user_attrs["erpe.study"]
+        with StudySession.open(store, SPEC, name=name) as session:
+            about = session._study.user_attrs["erpe.study"]
             del about["asked"]
-            ledger._study.set_user_attr("erpe.study", about | {"settings": {}})
+            session._study.set_user_attr("erpe.study", about | {"settings": {}})
     assert opened(store, SPEC, "a-2") == "a-2"
     assert opened(store, SPEC, "a") == "a-2" and opened(store, SPEC, "a", new=True) == "a-3"
 
@@ -389,11 +389,11 @@ def test_a_study_called_by_its_identity_is_found_by_what_it_means(store, monkeyp
 
 
 def test_a_setting_that_did_not_exist_yet_makes_no_other_study(store):
-    with Ledger.open(store, SPEC) as ledger:
-        about = ledger._study.user_attrs["erpe.study"]
+    with StudySession.open(store, SPEC) as session:
+        about = session._study.user_attrs["erpe.study"]
         del about["spec"]["base"]["train"]["ema"]
-        ledger._study.set_user_attr("erpe.study", about)
-    with Ledger.open(store, SPEC):
+        session._study.set_user_attr("erpe.study", about)
+    with StudySession.open(store, SPEC):
         pass
 
 
@@ -401,11 +401,11 @@ def test_reading_takes_no_lease_and_makes_no_file(store):
     assert read_studies(store) == [] and not (store.root / "optuna.db").exists()
     with pytest.raises(StudyError, match="it is empty"):
         read_studies(store, "nothing")
-    with Ledger.open(store, SPEC) as ledger:
-        run(ledger, ledger.ask(2))
+    with StudySession.open(store, SPEC) as session:
+        run(session, session.ask(2))
         (study,) = read_studies(store)
         assert study.counts == {"COMPLETE": 1} and study.best.value == pytest.approx(0.54)
-        assert study.about.uid == ledger.uid and study.trials[0].uid == f"{ledger.uid}-0"
+        assert study.about.uid == session.uid and study.trials[0].uid == f"{session.uid}-0"
         assert study.about.settings["sampler"] == {"name": "random"}
     with pytest.raises(StudyError, match="did you mean digits-relu_general"):
         read_studies(store, "digits-relu_genral")
@@ -417,7 +417,7 @@ def test_a_study_someone_else_made_is_left_alone(store):
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
     database.close()
     with pytest.raises(StudyError, match="not made by erpe"):
-        Ledger.open(store, SPEC)
+        StudySession.open(store, SPEC)
 
 
 def _garbage(path):
@@ -441,7 +441,7 @@ def test_a_database_that_is_not_ours_is_refused_in_one_line(store, spoil):
     spoil(store.root / "optuna.db")
     before = (store.root / "optuna.db").read_bytes()
     with pytest.raises(StoreError) as error:
-        Ledger.open(store, SPEC)
+        StudySession.open(store, SPEC)
     assert "\n" not in str(error.value)
     if spoil is _garbage:
         assert (store.root / "optuna.db").read_bytes() == before
@@ -461,12 +461,12 @@ def test_an_address_that_does_not_work_is_told_without_its_password(store, monke
     monkeypatch.setenv("ERPE_STORAGE_URL", address)
     monkeypatch.setattr(storage, "OPENING_SECONDS", 0.0)
     with pytest.raises(StoreError, match=said) as error:
-        Ledger.open(store, SPEC)
+        StudySession.open(store, SPEC)
     assert "secret" not in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_database_that_is_locked_for_a_moment_is_waited_for(store):
-    with Ledger.open(store, SPEC) as ledger:
+    with StudySession.open(store, SPEC) as session:
         calls = []
 
         @storage.retry_while_unavailable
@@ -474,7 +474,7 @@ def test_a_database_that_is_locked_for_a_moment_is_waited_for(store):
             calls.append(1)
             if len(calls) < 3:
                 raise storage.OperationalError("x", {}, sqlite3.OperationalError("database is locked"))
-            return ledger.ask(1)
+            return session.ask(1)
 
         assert flaky().number == 0 and len(calls) == 3
 
@@ -491,34 +491,35 @@ def test_a_full_disk_is_not_waited_for():
 def test_the_database_runs_no_code(store):
     """Optuna keeps the state of CMA-ES as a pickle."""
     spec = define("relu_general", "digits", epochs=1, sampler="cmaes", pruner="none")
-    with Ledger.open(store, spec) as ledger:
+    with StudySession.open(store, spec) as session:
         for _ in range(14):  # a population, its state, and one trial that read the state back
-            run(ledger, ledger.ask(99))
+            run(session, session.ask(99))
     evil = f'"{pickle.dumps(os.path.join).hex()}"'
     update = "UPDATE trial_system_attributes SET value_json = ? WHERE key LIKE 'cma:optimizer%'"
     with contextlib.closing(sqlite3.connect(store.root / "optuna.db")) as database, database:
         assert database.execute(update, [evil]).rowcount
-    with Ledger.open(store, spec) as ledger, pytest.raises(StoreError, match="was altered"):
-        ledger.ask(99)
+    with StudySession.open(store, spec) as session, pytest.raises(StoreError, match="was altered"):
+        session.ask(99)
 
 
 def test_a_killed_driver_lets_go_of_its_lease_at_once(store):
     code = (
-        "import sys, os, signal; from erpe.store import Store; from erpe.study.session import Ledger;"
+        "import sys, os, signal; from erpe.store import Store; from erpe.study.session import StudySession;"
         "from erpe.study.spec import define;"
         "spec = define('relu_general', 'digits', epochs=4, sampler='random', pruner='none');"
-        "ledger = Ledger.open(Store.open(sys.argv[1]), spec); ledger.ask(5); os.kill(os.getpid(), signal.SIGKILL)"
+        "session = StudySession.open(Store.open(sys.argv[1]), spec); session.ask(5)"
+        "; os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code, store.root], check=False)
-    with Ledger.open(store, SPEC) as ledger:
-        assert ledger.ask(5).number == 0
+    with StudySession.open(store, SPEC) as session:
+        assert session.ask(5).number == 0
 
 
 class Killed(BaseException):
     """Stands for SIGKILL between two writes."""
 
 
-class LedgerMachine(RuleBasedStateMachine):
+class SessionMachine(RuleBasedStateMachine):
     """Any order of asking, reporting, deciding, telling, crashing in the middle of a write, and starting again."""
 
     folder = None
@@ -529,18 +530,18 @@ class LedgerMachine(RuleBasedStateMachine):
         shutil.rmtree(self.folder, ignore_errors=True)
         self.store = Store.open(self.folder)
         shutil.copy(self.empty, self.store.root / "optuna.db")
-        self.ledger = Ledger.open(self.store, SPEC)
+        self.session = StudySession.open(self.store, SPEC)
         self.tickets, self.model, self.ended = {}, {}, {}
 
     def teardown(self):
-        self.ledger.__exit__()
+        self.session.__exit__()
 
     def running(self):
         return [number for number in self.tickets if number not in self.ended]
 
     def attempt(self, call, kill_at):
         """Do it, or be killed before the n-th write of it and start again; True if it was done."""
-        backend, writes = self.ledger._backend, 0
+        backend, writes = self.session._backend, 0
         names = [name for name in dir(type(backend)) if name.startswith(("set_trial", "create_new"))]
 
         def counted(write):
@@ -567,14 +568,14 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self):
-        self.ledger.__exit__()
-        self.ledger = Ledger.open(self.store, SPEC)
+        self.session.__exit__()
+        self.session = StudySession.open(self.store, SPEC)
         orphans = list(self.running())
-        waiting = {trial.number for trial in self.ledger.read().trials if trial.state == "RUNNING"}
+        waiting = {trial.number for trial in self.session.read().trials if trial.state == "RUNNING"}
         self.tickets = {number: self.tickets[number] for number in self.ended}
         seen = []
         for _ in waiting:
-            ticket = self.ledger.ask(self.budget)
+            ticket = self.session.ask(self.budget)
             seen.append(ticket.number)
             if ticket.number in self.model:
                 assert ticket.config == self.model[ticket.number]
@@ -585,7 +586,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(kill_at=st.integers(0, 20))
     def ask(self, kill_at):
         def call():
-            ticket = self.ledger.ask(self.budget)
+            ticket = self.session.ask(self.budget)
             if ticket is None:
                 assert len(self.model) >= self.budget
             else:
@@ -599,9 +600,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), epoch=st.integers(1, 4), value=st.floats(0, 1), kill_at=st.integers(0, 2))
     def report(self, data, epoch, value, kill_at):
         number = data.draw(st.sampled_from(self.running()))
-        before = self.ledger.trial(number).epochs
-        self.attempt(lambda: self.ledger.report(number, epoch, value), kill_at)
-        after = self.ledger.trial(number).epochs
+        before = self.session.trial(number).epochs
+        self.attempt(lambda: self.session.report(number, epoch, value), kill_at)
+        after = self.session.trial(number).epochs
         assert all(after[e] == v for e, v in before.items())
 
     @precondition(lambda self: self.running())
@@ -610,13 +611,13 @@ class LedgerMachine(RuleBasedStateMachine):
         number = data.draw(st.sampled_from(self.running()))
 
         def call():
-            self.ledger.decide(number, state, {})
-            self.ledger.tell(number)
-            self.ledger.tell(number)
+            self.session.decide(number, state, {})
+            self.session.tell(number)
+            self.session.tell(number)
 
-        decided = self.ledger.trial(number).verdict
+        decided = self.session.trial(number).verdict
         if self.attempt(call, kill_at):
-            trial = self.ledger.trial(number)
+            trial = self.session.trial(number)
             assert trial.state == trial.verdict.state == (decided.state if decided else trial.state)
             self.ended[number] = trial.state
 
@@ -624,13 +625,13 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def crash_of_a_worker(self, data):
         number = data.draw(st.sampled_from(self.running()))
-        if not self.ledger.record_crash(number, "killed"):
-            self.ledger.tell(number)
-            self.ended[number] = self.ledger.trial(number).state
+        if not self.session.record_crash(number, "killed"):
+            self.session.tell(number)
+            self.ended[number] = self.session.trial(number).state
 
     @invariant()
     def each_number_is_counted_once(self):
-        study = self.ledger.read()
+        study = self.session.read()
         numbers = [trial.number for trial in study.trials]
         assert len(set(numbers)) == len(numbers) <= self.budget
         assert set(self.model) == set(numbers)
@@ -640,25 +641,25 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_has_no_configuration_never_counts_and_never_stays(self):
-        unwritten = [t for t in self.ledger._study.get_trials() if "erpe.config" not in t.user_attrs]
+        unwritten = [t for t in self.session._study.get_trials() if "erpe.config" not in t.user_attrs]
         running = [t for t in unwritten if t.state == optuna.trial.TrialState.RUNNING]
         assert len(running) <= 1
 
 
 def test_any_order_of_events_keeps_the_books(tmp_path):
-    LedgerMachine.folder = tmp_path / "store"
-    LedgerMachine.empty = tmp_path / "empty.db"
-    storage.Database(f"sqlite:///{LedgerMachine.empty}").close()
-    LedgerMachine.TestCase.settings = settings(
+    SessionMachine.folder = tmp_path / "store"
+    SessionMachine.empty = tmp_path / "empty.db"
+    storage.Database(f"sqlite:///{SessionMachine.empty}").close()
+    SessionMachine.TestCase.settings = settings(
         max_examples=int(os.environ.get("ERPE_EXAMPLES", "5")),
         stateful_step_count=15,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
-    LedgerMachine.TestCase().runTest()
+    SessionMachine.TestCase().runTest()
 
 
 def test_a_bad_name_is_refused_before_anything_is_made(store):
     with pytest.raises(ConfigError, match="study name"):
-        Ledger.open(store, SPEC, name="../elsewhere")
+        StudySession.open(store, SPEC, name="../elsewhere")
     assert not (store.root / "optuna.db").exists()

@@ -22,7 +22,7 @@ from erpe.store import Store
 from erpe.text import redact
 from erpe.tracking.artifacts import draw
 from erpe.tracking.connection import probe
-from erpe.tracking.outbox import Spool
+from erpe.tracking.outbox import Outbox
 from erpe.tracking.provenance import collect
 from erpe.tracking.publisher import Sender
 from erpe.tracking.tracker import Tracker, lags, sync
@@ -158,7 +158,7 @@ def test_calling_again_records_nothing_even_in_a_new_process(store):
 def test_the_first_word_on_an_epoch_counts(store):
     for value in (0.1, 0.2):
         Tracker(store, STUDY, send=False).epoch("s:0", 1, {"val/accuracy": value})
-    (event,) = [event for event, _ in Sender(store, STUDY).spool.read(0)]
+    (event,) = [event for event, _ in Sender(store, STUDY).outbox.read(0)]
     assert event.metrics == {"val/accuracy": 0.1}
 
 
@@ -175,14 +175,14 @@ def test_a_final_measure_that_replaces_an_epochs_comes_after_it(store):
     tracker.epoch("s:0", 1, {"val/accuracy": 0.1, "val/loss": 2.0})
     for _ in range(2):
         tracker.end_trial("s:0", "COMPLETE", {"val/accuracy": 0.15, "val/loss": 2.0}, None, None)
-    *_, (end, _) = Sender(store, STUDY).spool.read(0)
+    *_, (end, _) = Sender(store, STUDY).outbox.read(0)
     assert end.metrics == {"val/accuracy": 0.15} and end.step == 2 and tracker.lag() == 2
 
 
 def test_a_folder_in_the_store_moves_with_it(store):
     tracker = Tracker(store, STUDY, send=False)
     tracker.end_trial("s:0", "COMPLETE", {}, store.trial_folder(STUDY, 0, 0), None)
-    ((event, _),) = Sender(store, STUDY).spool.read(0)
+    ((event, _),) = Sender(store, STUDY).outbox.read(0)
     assert event.folder == f"checkpoints/{STUDY}/0000-0"
 
 
@@ -196,10 +196,10 @@ def test_a_call_returns_while_no_server_is_there(store, monkeypatch):
     tracker.close(0)
 
 
-def test_a_spool_that_cannot_be_written_is_one_line(store):
+def test_an_outbox_that_cannot_be_written_is_one_line(store):
     tracker = Tracker(store, STUDY, send=False)
-    shutil.rmtree(store.spool)
-    store.spool.write_text("a file")
+    shutil.rmtree(store.outbox)
+    store.outbox.write_text("a file")
     with pytest.raises(StoreError) as error:
         tracker.epoch("s:0", 1, {})
     assert "cannot be written" in str(error.value) and "\n" not in str(error.value)
@@ -312,7 +312,7 @@ def test_mlflow_has_what_was_told_and_again_changes_nothing(finished):
     assert params == {key: str(value) for key, value in CONFIG.flat().items()}
 
     whole = rows(database, "SELECT count(*) FROM metrics"), rows(database, "SELECT count(*) FROM model_versions")
-    (finished.spool / f"{STUDY}.ack").unlink()
+    (finished.outbox / f"{STUDY}.ack").unlink()
     assert sync(finished) == {STUDY: 0}
     assert names(database) == [STUDY, "trial 0", "trial 1", "trial 2"] and metrics(database) == EXPECTED
     assert (
@@ -413,7 +413,7 @@ def test_a_run_that_a_user_deleted_stays_deleted(embedded):
     database = send(embedded)
     (run,) = rows(database, "SELECT run_uuid FROM runs WHERE name = 'trial 1'")[0]
     MlflowClient(embedded.tracking_uri).delete_run(run)
-    (embedded.spool / f"{STUDY}.ack").unlink()
+    (embedded.outbox / f"{STUDY}.ack").unlink()
     assert sync(embedded) == {STUDY: 0}
     assert names(database) == [STUDY, "trial 0", "trial 2"]
 
@@ -426,7 +426,7 @@ def test_an_event_mlflow_refuses_is_set_apart_and_tried_again_by_sync(embedded):
     tracker.epoch("s:0", 1, {"val/accuracy": 0.1})
     tracker.close(60)
     assert tracker.lag() == 0 and "refused" in tracker.problem and "\n" not in tracker.problem
-    (line,) = (embedded.spool / f"{STUDY}.refused").read_text().splitlines()
+    (line,) = (embedded.outbox / f"{STUDY}.refused").read_text().splitlines()
     assert "Changing param values is not allowed" in json.loads(line)["error"]
     assert metrics(embedded.root / "mlflow.db") == {("trial 0", "val/accuracy"): [(1, 0.1)]}
     with pytest.raises(TrackingError, match="refused"):
@@ -436,7 +436,7 @@ def test_an_event_mlflow_refuses_is_set_apart_and_tried_again_by_sync(embedded):
 
 @slow
 @pytest.mark.parametrize("damage", ["older", "newer", "other", "garbage"])
-def test_a_database_of_another_version_is_one_line_and_the_spool_waits(embedded, damage):
+def test_a_database_of_another_version_is_one_line_and_the_outbox_waits(embedded, damage):
     database = embedded.root / "mlflow.db"
     import sqlite3
 
@@ -480,7 +480,7 @@ def test_what_was_told_while_the_server_was_down_arrives_when_it_is_up(store, em
     tracker = Tracker(store, STUDY)
     play(store, tracker, files=True)
     time.sleep(3)
-    assert tracker.lag() == Spool(store.spool, STUDY).read(0)[-1][0].seq
+    assert tracker.lag() == Outbox(store.outbox, STUDY).read(0)[-1][0].seq
     assert tracker.problem is None and not rows(database, "SELECT * FROM runs")
     with mlflow_server(database, tmp_path / "served", port):
         assert tracker.close(90) == 0, tracker.problem
@@ -498,10 +498,10 @@ def test_who_syncs_with_a_server_that_is_down_is_not_told_to_sync(store, monkeyp
 HELD = """
 import tracemalloc
 from erpe.store import Store
-from erpe.tracking import outbox as spool
+from erpe.tracking import outbox as outbox
 from erpe.tracking.connection import probe
 from erpe.tracking.tracker import Tracker
-spool.BATCH_BYTES = 10_000
+outbox.BATCH_BYTES = 10_000
 store = Store.open({store!r})
 tracker = Tracker(store, "silent")
 told = dict.fromkeys(("train/loss", "val/loss", "val/accuracy", "lr", "time/epoch_seconds"), 0.5)
@@ -585,7 +585,7 @@ def test_a_server_that_refuses_our_host_is_one_line_and_nothing_is_lost(store, s
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hunter22@localhost:{port}")
     assert sync(store) == {STUDY: 0}
     assert metrics(database) == EXPECTED
-    kept = b"".join(path.read_bytes() for path in (*store.spool.iterdir(), database))
+    kept = b"".join(path.read_bytes() for path in (*store.outbox.iterdir(), database))
     assert b"hunter22" not in kept and "hunter22" not in tracker.problem + str(error.value)
 
 

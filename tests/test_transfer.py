@@ -28,10 +28,10 @@ from erpe.errors import ErpeError, StoreError, StudyError
 from erpe.report.sources.store import load
 from erpe.store import Store
 from erpe.study.records import EPOCH
-from erpe.study.session import Ledger
+from erpe.study.session import StudySession
 from erpe.study.storage import Database
 from erpe.tracking import artifacts, outbox
-from erpe.tracking.outbox import Event, Spool, encode
+from erpe.tracking.outbox import Event, Outbox, encode
 from erpe.tracking.publisher import Repaired
 from erpe.training import checkpoint
 from erpe.transfer import importer as adopting
@@ -74,7 +74,7 @@ def contents(store):
         for path in sorted(store.checkpoints.rglob("*"))
         if path.name in source.FILES and path.is_file()
     }
-    lines = {path.stem: Spool(store.spool, path.stem).read(0) for path in store.spool.glob("*.jsonl")}
+    lines = {path.stem: Outbox(store.outbox, path.stem).read(0) for path in store.outbox.glob("*.jsonl")}
     return (
         found,
         files,
@@ -103,7 +103,7 @@ def test_a_study_run_elsewhere_is_here_as_if_it_were_run_here(there, here, tmp_p
     play(there)
     before = every_byte(there.root)
     (found,) = adopt(there.root, here)
-    assert found == (NAME, 2 * (2 + 2), len(Spool(there.spool, NAME).read(0)))
+    assert found == (NAME, 2 * (2 + 2), len(Outbox(there.outbox, NAME).read(0)))
     assert contents(here) == contents(there) and len(contents(here)[1]) == 8
     assert every_byte(there.root) == before, "it only reads there"
     local = Store.open(tmp_path / "local")
@@ -116,10 +116,10 @@ def test_a_study_run_elsewhere_is_here_as_if_it_were_run_here(there, here, tmp_p
 def test_twice_is_once(there, here):
     play(there)
     adopt(there.root, here)
-    before, lines = contents(here), (here.spool / f"{NAME}.jsonl").read_bytes()
+    before, lines = contents(here), (here.outbox / f"{NAME}.jsonl").read_bytes()
     assert adopt(there.root, here) == [(NAME, 0, 0)]
-    assert contents(here) == before and (here.spool / f"{NAME}.jsonl").read_bytes() == lines
-    assert [event.seq for event, _ in Spool(here.spool, NAME).read(0)] == list(range(1, len(before[2][NAME]) + 1))
+    assert contents(here) == before and (here.outbox / f"{NAME}.jsonl").read_bytes() == lines
+    assert [event.seq for event, _ in Outbox(here.outbox, NAME).read(0)] == list(range(1, len(before[2][NAME]) + 1))
 
 
 @pytest.mark.parametrize("after", [3, 10])
@@ -134,7 +134,7 @@ def test_what_went_on_there_arrives_later_and_nothing_is_doubled(there, here, af
     play(there, "search.trials=3", "confirm.seeds=3", replace=True)
     adopt(there.root, here)
     assert contents(here) == contents(there)
-    uids = [(event.uid, event.step) for event, _ in Spool(here.spool, NAME).read(0) if event.kind == "epoch"]
+    uids = [(event.uid, event.step) for event, _ in Outbox(here.outbox, NAME).read(0) if event.kind == "epoch"]
     assert len(set(uids)) == len(uids)
 
 
@@ -158,7 +158,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("half", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["first", "later"])
 def test_killed_at_any_write_the_same_call_finishes_it(there, here, monkeypatch, half):
-    """Every file, every row and the spool, one after the other, is the write that is cut short."""
+    """Every file, every row and the outbox, one after the other, is the write that is cut short."""
     Database(here.storage_url).close()
     if half:
         with pytest.raises(KeyboardInterrupt):
@@ -183,7 +183,7 @@ def test_killed_at_any_write_the_same_call_finishes_it(there, here, monkeypatch,
         torn.append(write(file, data[: len(data) * 2 // 3]))
 
     class Os:
-        """The spool's `os`, whose write may be cut short."""
+        """The outbox's `os`, whose write may be cut short."""
 
         __getattr__ = staticmethod(partial(getattr, os))
         write = staticmethod(mortal(os.write, tear))
@@ -257,11 +257,15 @@ def test_a_study_that_runs_here_or_there_is_left_alone(there, here):
 
     spec = define("relu", "digits", epochs=1)
     for store, said in ((there, "is running in"), (here, "another erpe is running it")):
-        with Ledger.open(there, spec, name="solo") if store is there else Ledger.open(here, spec, name="solo"):
+        with (
+            StudySession.open(there, spec, name="solo")
+            if store is there
+            else StudySession.open(here, spec, name="solo")
+        ):
             if store is there:
                 refused(there, here, said, StudyError)
             else:
-                Ledger.open(there, spec, name="solo").__exit__()
+                StudySession.open(there, spec, name="solo").__exit__()
                 refused(there, here, said, StudyError)
 
 
@@ -321,7 +325,7 @@ def told(**fields):
 
     def change(root):
         path = root / f"spool/{NAME}.jsonl"
-        first = Spool(path.parent, NAME).read(0)[0][0]
+        first = Outbox(path.parent, NAME).read(0)[0][0]
         event = Event(**{"kind": "end_study", "uid": first.uid, "seq": 999, "ts": first.ts + 10**6} | fields)
         replace(path, path.read_bytes() + encode(event))
 
@@ -427,8 +431,8 @@ def test_what_erpe_does_not_write_stays_there(original, here, tmp_path):
     adopt(root, here)
     assert {path.name for path in here.checkpoints.rglob("*") if path.is_file()} == {"outcome.json"}
     assert len(list(here.checkpoints.glob("*/*"))) == 2
-    assert [path.name for path in here.spool.glob("*.jsonl")] == [f"{NAME}.jsonl"]
-    assert "report of digits-nine" not in {event.uid for event, _ in Spool(here.spool, NAME).read(0)}
+    assert [path.name for path in here.outbox.glob("*.jsonl")] == [f"{NAME}.jsonl"]
+    assert "report of digits-nine" not in {event.uid for event, _ in Outbox(here.outbox, NAME).read(0)}
 
 
 def test_what_was_in_the_write_ahead_log_arrives_too(original, here, tmp_path):

@@ -1,4 +1,4 @@
-"""`tune`: the same command continues, whatever stopped it; ledger, checkpoints and spool tell the same story."""
+"""`tune`: the same command continues, whatever stopped it; session, checkpoints and outbox tell the same story."""
 
 import gc
 import json
@@ -27,10 +27,10 @@ from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study.distributions import Floats, Space
 from erpe.study.records import read_studies
-from erpe.study.session import MAX_ATTEMPTS, Ledger
+from erpe.study.session import MAX_ATTEMPTS, StudySession
 from erpe.study.spec import define
 from erpe.study.storage import Database
-from erpe.tracking.outbox import Spool
+from erpe.tracking.outbox import Outbox
 from erpe.tracking.tracker import Tracker
 
 EPOCHS = 4
@@ -43,7 +43,7 @@ def store(tmp_path):
 
 
 @pytest.fixture
-def spool_only(monkeypatch):
+def outbox_only(monkeypatch):
     """Everything is recorded, nothing is sent to MLflow."""
     monkeypatch.setattr("erpe.tracking.tracker.Tracker", partial(Tracker, send=False))
 
@@ -59,20 +59,20 @@ def logs(store, name=SPEC.name):
 
 
 def check_books(store, trials, name=SPEC.name, repeated=0):
-    """Ledger, checkpoints and spool agree, trial by trial and epoch by epoch.
+    """StudySession, checkpoints and outbox agree, trial by trial and epoch by epoch.
 
     Nothing is there twice, and no more than `repeated` epochs were trained twice.
     """
     (study,) = read_studies(store, name)
     assert len({trial.number for trial in study.trials}) == len(study.trials) == trials
-    events = [event for event, _ in Spool(store.spool, name).read(0)]
+    events = [event for event, _ in Outbox(store.outbox, name).read(0)]
     epochs = Counter((event.uid, event.step) for event in events if event.kind == "epoch")
-    assert set(epochs.values()) <= {1}, "an epoch is in the spool once"
+    assert set(epochs.values()) <= {1}, "an epoch is in the outbox once"
     for trial in study.trials:
         assert trial.state == trial.verdict.state
         mine = [event for event in events if event.uid == trial.uid]
-        spooled = {event.step: event.metrics["val/accuracy"] for event in mine if event.kind == "epoch"}
-        assert spooled == trial.epochs
+        logged = {event.step: event.metrics["val/accuracy"] for event in mine if event.kind == "epoch"}
+        assert logged == trial.epochs
         told = [event for event in mine if event.kind != "epoch"]
         assert told[-1].kind == "end_trial" and told[-1].state == trial.state
         assert {event.state for event in told if event.kind == "end_trial"} == {trial.state}, "told one ending only"
@@ -86,7 +86,7 @@ def check_books(store, trials, name=SPEC.name, repeated=0):
     return study
 
 
-def test_a_study_from_its_first_trial_to_its_test(store, spool_only):
+def test_a_study_from_its_first_trial_to_its_test(store, outbox_only):
     result = inline(store)
     study = check_books(store, 3)
     assert result.counts == {"COMPLETE": 3} and not result.interrupted and result.study == SPEC.name
@@ -97,16 +97,16 @@ def test_a_study_from_its_first_trial_to_its_test(store, spool_only):
     assert result.folder == store.trial_folder(SPEC.name, best.number, best.config.seed)
 
 
-def test_a_finished_study_is_not_touched_again(store, spool_only):
+def test_a_finished_study_is_not_touched_again(store, outbox_only):
     first = inline(store)
-    events = Spool(store.spool, SPEC.name).read(0)
+    events = Outbox(store.outbox, SPEC.name).read(0)
     broken = Objective(*[lambda *_: pytest.fail("was called")] * 5)
     again = tune(SPEC, store, trials=3, work=broken)
     assert (again.best, again.test, again.counts) == (first.best, first.test, first.counts)
-    assert [event for event, _ in Spool(store.spool, SPEC.name).read(0)] == [event for event, _ in events]
+    assert [event for event, _ in Outbox(store.outbox, SPEC.name).read(0)] == [event for event, _ in events]
 
 
-def test_more_trials_continue_the_study(store, spool_only):
+def test_more_trials_continue_the_study(store, outbox_only):
     inline(store, trials=2)
     result = inline(store, trials=4)
     assert result.counts == {"COMPLETE": 4} and all(log.count("start") == 1 for log in logs(store).values())
@@ -118,7 +118,7 @@ def _diverge(folder, epoch):
         raise TrialError("step 17: the loss is nan")
 
 
-def test_a_configuration_that_diverges_fails_and_the_search_goes_on(store, spool_only):
+def test_a_configuration_that_diverges_fails_and_the_search_goes_on(store, outbox_only):
     result = inline(store, work=work(accident=_diverge))
     assert result.counts == {"COMPLETE": 2, "FAIL": 1} and result.reasons == {1: "step 17: the loss is nan"}
     assert check_books(store, 3).trials[1].epochs.keys() == {1}
@@ -129,7 +129,7 @@ def _bug(folder, epoch):
         raise ZeroDivisionError("a bug")
 
 
-def test_an_exception_nobody_foresaw_fails_the_trial_with_its_traceback_after_a_few_tries(store, spool_only):
+def test_an_exception_nobody_foresaw_fails_the_trial_with_its_traceback_after_a_few_tries(store, outbox_only):
     result = inline(store, work=work(accident=_bug))
     assert result.counts == {"COMPLETE": 2, "FAIL": 1}
     assert "ZeroDivisionError: a bug" in result.reasons[0] and "in epoch" in result.reasons[0]
@@ -141,7 +141,7 @@ def _full_disk(folder, epoch):
         raise OSError(28, "No space left on device", str(folder / "x"))
 
 
-def test_a_full_disk_stops_the_search_and_costs_no_trial(store, spool_only):
+def test_a_full_disk_stops_the_search_and_costs_no_trial(store, outbox_only):
     with pytest.raises(StoreError, match="No space left on device") as error:
         inline(store, work=work(accident=_full_disk))
     assert "\n" not in str(error.value)
@@ -150,7 +150,7 @@ def test_a_full_disk_stops_the_search_and_costs_no_trial(store, spool_only):
     check_books(store, 3, repeated=1)
 
 
-def test_missing_data_is_told_once_before_any_trial(store, spool_only):
+def test_missing_data_is_told_once_before_any_trial(store, outbox_only):
     def missing():
         raise DataError("no files")
 
@@ -160,7 +160,7 @@ def test_missing_data_is_told_once_before_any_trial(store, spool_only):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_signal_ends_the_search_after_the_epoch_and_the_same_call_continues(store, spool_only, number):
+def test_one_signal_ends_the_search_after_the_epoch_and_the_same_call_continues(store, outbox_only, number):
     def interrupt(folder, epoch):
         if number_of(folder) == 1 and epoch == 2 and once(folder, "signal"):
             signal.raise_signal(number)
@@ -185,7 +185,7 @@ class Lines(NullCallback):
         self.shown.append((moment.number, moment.epoch, round(moment.value, 4)))
 
 
-def test_an_epoch_is_shown_once_with_its_own_value_whatever_was_interrupted(store, spool_only):
+def test_an_epoch_is_shown_once_with_its_own_value_whatever_was_interrupted(store, outbox_only):
     def interrupt(folder, epoch):
         if epoch == 2 and once(folder, "signal"):
             signal.raise_signal(signal.SIGINT)
@@ -201,7 +201,7 @@ def test_an_epoch_is_shown_once_with_its_own_value_whatever_was_interrupted(stor
     assert lines.shown == recorded and len(recorded) == 2 * EPOCHS
 
 
-def test_the_second_signal_stops_now(store, spool_only):
+def test_the_second_signal_stops_now(store, outbox_only):
     def interrupt(folder, epoch):
         if epoch == 2 and once(folder, "signals"):
             signal.raise_signal(signal.SIGINT)
@@ -227,7 +227,7 @@ class Doom:
         for write in ("trial_user_attr", "trial_state_values", "study_user_attr"):
             self.may_hit(RDBStorage, f"set_{write}")
         self.may_hit(Database, "add_value")
-        self.may_hit(Spool, "write")
+        self.may_hit(Outbox, "write")
 
     def may_hit(self, owner, name):
         call = getattr(owner, name)
@@ -241,8 +241,8 @@ class Doom:
         self.patch.setattr(owner, name, killed)
 
 
-def test_killed_before_any_write_the_same_call_continues(store, spool_only, monkeypatch):
-    """Every write to the database and to the spool, one after the other, is the one that never happens."""
+def test_killed_before_any_write_the_same_call_continues(store, outbox_only, monkeypatch):
+    """Every write to the database and to the outbox, one after the other, is the one that never happens."""
     doom = Doom(monkeypatch)
     doom.may_hit(Toy, "finish")
     spec = define("relu_general", "digits", epochs=2, sampler="random", pruner="none")
@@ -259,12 +259,12 @@ def test_killed_before_any_write_the_same_call_continues(store, spool_only, monk
     assert kill > 15, "the writes of a trial of two epochs"
 
 
-def test_a_trial_finished_by_a_killed_driver_is_not_trained_again(store, spool_only, monkeypatch):
+def test_a_trial_finished_by_a_killed_driver_is_not_trained_again(store, outbox_only, monkeypatch):
     def killed(*_):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "decide", killed)
+        patch.setattr(StudySession, "decide", killed)
         with pytest.raises(Killed):
             inline(store)
     inline(store)
@@ -413,7 +413,7 @@ def _accidents(folder, epoch):
 
 
 @pytest.mark.slow
-def test_on_ray_a_dead_worker_is_replaced_and_a_poisonous_trial_ends(store, spool_only, ray, capfd):
+def test_on_ray_a_dead_worker_is_replaced_and_a_poisonous_trial_ends(store, outbox_only, ray, capfd):
     result = tune(SPEC, store, trials=5, concurrency=2, work=work(accident=_accidents))
     assert result.counts == {"COMPLETE": 3, "FAIL": 2}
     assert result.reasons[0] == "step 17: the loss is nan"
@@ -470,7 +470,7 @@ def test_a_worker_lets_go_of_each_trial_and_never_looks_at_what_was_imported_aga
 
 
 @pytest.mark.slow
-def test_on_ray_a_worker_that_dies_between_two_trials_loses_none(store, spool_only, ray):
+def test_on_ray_a_worker_that_dies_between_two_trials_loses_none(store, outbox_only, ray):
     doomed = work()._replace(start=Deadly(store.root))
     result = tune(SPEC, store, trials=2, concurrency=1, work=doomed)
     assert result.counts == {"COMPLETE": 2} and not result.interrupted and (store.root / "once-handed").exists()
@@ -481,7 +481,7 @@ def _unimportable(config, folder):
     raise ImportError("No module named 'torch'")
 
 
-def test_a_worker_that_cannot_import_what_trials_need_stops_the_search_and_fails_no_trial(store, spool_only):
+def test_a_worker_that_cannot_import_what_trials_need_stops_the_search_and_fails_no_trial(store, outbox_only):
     with pytest.raises(StudyError, match="cannot import what trials need"):
         inline(store, work=work()._replace(start=_unimportable))
     assert inline(store).counts == {"COMPLETE": 3}
@@ -504,7 +504,7 @@ def _only_in(process):
 
 
 @pytest.mark.slow
-def test_on_ray_a_worker_that_cannot_begin_stops_the_search_and_fails_no_trial(store, spool_only, ray):
+def test_on_ray_a_worker_that_cannot_begin_stops_the_search_and_fails_no_trial(store, outbox_only, ray):
     with pytest.raises(StudyError, match=r"a worker cannot begin \(.*No module named 'erpe'.*same command"):
         tune(SPEC, store, trials=2, concurrency=1, work=work()._replace(start=_OnlyHere()))
     assert inline(store, trials=2).counts == {"COMPLETE": 2}
@@ -512,7 +512,7 @@ def test_on_ray_a_worker_that_cannot_begin_stops_the_search_and_fails_no_trial(s
 
 
 @pytest.mark.slow
-def test_on_ray_a_broken_machine_stops_the_search(store, spool_only, ray):
+def test_on_ray_a_broken_machine_stops_the_search(store, outbox_only, ray):
     with pytest.raises(StoreError, match="No space left on device"):
         tune(SPEC, store, trials=4, concurrency=2, work=work(accident=_full_disk))
     assert tune(SPEC, store, trials=4, concurrency=2, work=work(accident=_full_disk)).counts == {"COMPLETE": 4}
@@ -520,7 +520,7 @@ def test_on_ray_a_broken_machine_stops_the_search(store, spool_only, ray):
 
 
 @pytest.mark.slow
-def test_on_ray_real_training_agrees_in_ledger_and_checkpoint(store, spool_only, ray):
+def test_on_ray_real_training_agrees_in_session_and_checkpoint(store, outbox_only, ray):
     spec = define("favor_rope", "digits", epochs=3, settings={"model.width": 32, "model.depth": 1, "model.patch": 4})
     result = tune(spec, store, trials=3)
     assert sum(result.counts.values()) == 3
@@ -545,7 +545,7 @@ def _deaths(folder, epoch):
 
 
 @pytest.mark.slow
-def test_on_ray_packs_lose_nothing_when_a_trial_fails_and_a_worker_dies(store, spool_only, ray):
+def test_on_ray_packs_lose_nothing_when_a_trial_fails_and_a_worker_dies(store, outbox_only, ray):
     axes = {"train.lr": Floats(low=1e-4, high=1e-2)}
     spec = define("relu", "digits", space=Space(axes=axes), epochs=EPOCHS, sampler="random", pruner="none")
     result = tune(spec, store, trials=7, name=SPEC.name, concurrency=2, pack=3, work=work(accident=_deaths))

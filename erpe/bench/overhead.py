@@ -1,4 +1,4 @@
-"""What a trial and an epoch cost beside their training: Optuna's ledger, the spool, MLflow and Ray, one on the other.
+"""What a trial and an epoch cost beside their training: Optuna's session, the outbox, MLflow and Ray, one on the other.
 
 Trials train nothing here. Two studies of every stack tell them apart: the trials of one have an epoch, those of the
 other `EPOCHS` more.
@@ -24,7 +24,7 @@ from erpe.execution.controller import StudyController
 from erpe.execution.executors import ResourceRequest, Workers, in_process, on_ray
 from erpe.execution.trial_loop import play
 from erpe.store import Store, sqlite_url
-from erpe.study.session import Ledger
+from erpe.study.session import StudySession
 from erpe.study.spec import define
 from erpe.tracking.tracker import Tracker
 
@@ -150,9 +150,9 @@ def conducted(store: Store, track: Callable[[str], Any], workers: Workers, sent:
     def stack(name: str, epochs: int) -> Spent:
         spec, tracker = define("relu", "digits", epochs=epochs), track(name)
         watch = Watch(tracker, sent)
-        with Ledger.open(store, spec, name=name) as ledger:
-            tracker.start_study(ledger.uid, {}, {})
-            workers.search(StudyController(ledger, spec, tracker, store, TRIALS, watch), Empty)
+        with StudySession.open(store, spec, name=name) as session:
+            tracker.start_study(session.uid, {}, {})
+            workers.search(StudyController(session, spec, tracker, store, TRIALS, watch), Empty)
             tracker.close(DRAIN_SECONDS)
             return watch.spent()
 

@@ -31,7 +31,7 @@ OPENING_SECONDS = 5.0
 LISTING, OUTCOME = "files.json", "outcome.json"
 
 
-def find_depot() -> Depot | None:
+def find_remote() -> RemoteCheckpoints | None:
     """What `ERPE_CHECKPOINTS` names; none: all hosts share the store's folder.
 
     Raises:
@@ -40,15 +40,15 @@ def find_depot() -> Depot | None:
     url = os.environ.get("ERPE_CHECKPOINTS")
     if not url:
         return None
-    Depot(url, OPENING_SECONDS).read(OWNER)  # a wrong key should not take a minute to be told
-    return Depot(url)
+    RemoteCheckpoints(url, OPENING_SECONDS).read(OWNER)  # a wrong key should not take a minute to be told
+    return RemoteCheckpoints(url)
 
 
 @dataclass(frozen=True)
-class Depot(Remote):
+class RemoteCheckpoints(Remote):
     """Folders of trials; what its calls raise, see `Remote`."""
 
-    # Between a trial's folder here and the depot
+    # Between a trial's folder here and the remote
 
     def new_attempt(self, folder: Path, trial: str) -> str:
         """A new attempt, which begins with what the folder has, and counts from then on."""
@@ -89,7 +89,7 @@ class Depot(Remote):
     # For the driver
 
     def upload(self, folder: Path) -> None:
-        """Send what the store has of a trial and the depot lacks: it was begun without one, or is to be measured."""
+        """Send what the store has of a trial and the remote lacks: it was begun without one, or is to be measured."""
         trial = name_of(folder)
         if (folder / OUTCOME).exists() or ((folder / STATE).exists() and self._owner(trial) is None):
             self.new_attempt(folder, trial)
@@ -126,21 +126,21 @@ class Depot(Remote):
 
 
 @contextmanager
-def checked_out(depot: Depot | None, *folders: Path) -> Iterator[None]:
-    """Finished trials of the store, in the depot for a worker to measure; what it measures comes home."""
-    if depot is None:
+def checked_out(remote: RemoteCheckpoints | None, *folders: Path) -> Iterator[None]:
+    """Finished trials of the store, in the remote for a worker to measure; what it measures comes home."""
+    if remote is None:
         yield
         return
     for folder in folders:
-        depot.upload(folder)
+        remote.upload(folder)
     yield
     for folder in folders:
-        depot.collect(folder, finished=True)
-        depot.remove(folder)
+        remote.collect(folder, finished=True)
+        remote.remove(folder)
 
 
 def name_of(folder: Path) -> str:
-    """A trial's name in the depot, from its folder in the store: STUDY/NUMBER-SEED."""
+    """A trial's name in the remote, from its folder in the store: STUDY/NUMBER-SEED."""
     return "/".join(folder.parts[-2:])
 
 

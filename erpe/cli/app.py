@@ -85,7 +85,7 @@ def is_foreign(source: str, store: Path) -> bool:
 
 
 def take_over(folder: Path, store: Path) -> tuple[Any, list[str | None]]:
-    """Bring what a store has into ours; ours and the studies that have a spool.
+    """Bring what a store has into ours; ours and the studies that have an outbox.
 
     Raises:
         StoreError: there is no store in the folder, or see `erpe.transfer.importer.adopt`.
@@ -100,7 +100,7 @@ def take_over(folder: Path, store: Path) -> tuple[Any, list[str | None]]:
     found = adopt(folder, opened)
     for study, trials, events in found:
         print(f"{study}: {trials} trials and {events} events taken over" if trials or events else f"{study}: no news")
-    return opened, [each.study for each in found if (opened.spool / f"{each.study}.jsonl").exists()]
+    return opened, [each.study for each in found if (opened.outbox / f"{each.study}.jsonl").exists()]
 
 
 @app.command()

@@ -186,12 +186,12 @@ def _jobs(address: str) -> str:
 def _checkpoints(store: Store, address: str | None) -> Iterator[Finding]:
     """What each node that runs trials says of the place for checkpoints; without a cluster, this machine alone."""
     from erpe.checkpoints.filesystem import Remote
-    from erpe.checkpoints.remote import find_depot
+    from erpe.checkpoints.remote import find_remote
     from erpe.execution.ray_tune.storage_check import preflight, visit
 
     what = "checkpoints"
     try:
-        place = find_depot() or Remote(str(store.checkpoints))
+        place = find_remote() or Remote(str(store.checkpoints))
         if place.url == str(store.checkpoints) and not store.checkpoints.exists():
             yield Finding(what, "note", f"no {place} yet; `erpe tune` makes it, and tries it on every node")
             return

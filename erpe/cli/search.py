@@ -156,7 +156,7 @@ def first_reason(reasons: dict[int, str]) -> str:
 
 
 def check_tracking(store: Any) -> None:
-    """Say before a long search that its results will wait in the spool, because the server is down.
+    """Say before a long search that its results will wait in the outbox, because the server is down.
 
     Raises:
         TrackingError: the server refuses us, is not MLflow, or its database is of another version.

@@ -1,4 +1,4 @@
-"""`erpe sync`: the spool from the database and the checkpoints, MLflow from the spool; a line for each study."""
+"""`erpe sync`: the outbox from the database and the checkpoints, MLflow from the outbox; a line for each study."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def mend(store: Store, study: str | None, say: Callable[[str], object], warn: Ca
     Returns:
         How many events MLflow has not got yet.
     Raises:
-        ErpeError: the database, a spool or MLflow cannot be used; what could be sent was sent.
+        ErpeError: the database, an outbox or MLflow cannot be used; what could be sent was sent.
     """
     rebuilt: dict[str, Rebuilt] = {}
     broken: ErpeError | None = None
     try:
         rebuilt = {found.study: found for found in reconcile(store, study)}
     except ErpeError as error:
-        broken = error  # what is in the spools can be sent all the same
+        broken = error  # what is in the outboxes can be sent all the same
     for found in rebuilt.values():
         if found.damage:
             warn(found.damage)

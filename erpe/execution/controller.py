@@ -3,8 +3,8 @@
     controller.next_trial() -> TrialRecord         a trial to run
     controller.on_trial_result(trial, event)       True while the trial should go on
 
-The ledger hears of everything first. An epoch the tracker missed is replayed from the trial's checkpoint;
-an ending it missed is in the ledger, as a decision that was not told.
+The session hears of everything first. An epoch the tracker missed is replayed from the trial's checkpoint;
+an ending it missed is in the session, as a decision that was not told.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from erpe.checkpoints.remote import Depot
+from erpe.checkpoints.remote import RemoteCheckpoints
 from erpe.errors import TrialError
 from erpe.execution.callbacks import NullCallback, Progress, TrialProgress
 from erpe.execution.trial_loop import TrialEvent
 from erpe.store import Store
 from erpe.study.records import StudyRecord, TrialRecord
-from erpe.study.session import Ledger
+from erpe.study.session import StudySession
 from erpe.study.spec import StudySpec
 from erpe.tracking.study_logger import end_trial, folder_of, start_trial
 
 
 @dataclass
 class StudyController:
-    """A study that runs: ledger first, then tracker, then whoever watches."""
+    """A study that runs: session first, then tracker, then whoever watches."""
 
-    ledger: Ledger
+    session: StudySession
     spec: StudySpec
     tracker: Any
     """`erpe.tracking.tracker.Tracker`, which also makes its calls repeatable."""
@@ -39,7 +39,7 @@ class StudyController:
     """Tags of every run."""
     arm: str = ""
     """Which arm of a greater study this one is; none: it is a study of its own."""
-    depot: Depot | None = None
+    remote: RemoteCheckpoints | None = None
     """Where workers keep their trials' folders; none: in the store itself."""
     draining: bool = False
     """Set by Ctrl-C: trials end after their epoch, none is started, all can be continued."""
@@ -48,18 +48,18 @@ class StudyController:
 
     def folder(self, ticket: TrialRecord) -> Path:
         """Where a trial's checkpoint and results lie."""
-        return folder_of(self.store, self.ledger.name, ticket)
+        return folder_of(self.store, self.session.name, ticket)
 
     def next_trial(self, beside: TrialRecord | None = None) -> TrialRecord | None:
         """A trial to run; None when the budget is used, or when draining."""
         while not self.draining:
-            ticket = self.ledger.ask(self.budget)
+            ticket = self.session.ask(self.budget)
             if ticket is None:
                 return None
-            start_trial(self.tracker, self.ledger.uid, ticket, self.tags, self.arm, self.spec.phase)
+            start_trial(self.tracker, self.session.uid, ticket, self.tags, self.arm, self.spec.phase)
             if ticket.verdict is None:
-                if self.depot:
-                    self.depot.upload(self.folder(ticket))
+                if self.remote:
+                    self.remote.upload(self.folder(ticket))
                 self._study = self.study().knowing(ticket)
                 self.progress.on_start(self._moment(ticket))
                 return ticket
@@ -83,7 +83,7 @@ class StudyController:
             for epoch in event.epochs:
                 step = int(epoch["epoch"])
                 value = self.spec.value(epoch)
-                prune = self.ledger.report(ticket.number, step, value)
+                prune = self.session.report(ticket.number, step, value)
                 self.tracker.epoch(ticket.uid, step, epoch)
                 ticket.epochs.setdefault(step, value)
                 if prune:
@@ -106,32 +106,32 @@ class StudyController:
         Returns:
             Whether to run the trial again.
         """
-        if self.ledger.record_crash(ticket.number, reason):
+        if self.session.record_crash(ticket.number, reason):
             return not self.draining
         return self._end(ticket)
 
     def study(self) -> StudyRecord:
         """As it was when a trial last started or ended here."""
         if self._study is None:
-            self._study = self.ledger.read()
+            self._study = self.session.read()
         return self._study
 
     def _decide(
         self, ticket: TrialRecord, state: Any, metrics: dict[str, float] | None = None, reason: str | None = None
     ) -> bool:
-        if self.depot and state != "FAIL":
-            self.depot.collect(self.folder(ticket), finished=state == "COMPLETE")
-        self.ledger.decide(ticket.number, state, metrics or {}, reason)
+        if self.remote and state != "FAIL":
+            self.remote.collect(self.folder(ticket), finished=state == "COMPLETE")
+        self.session.decide(ticket.number, state, metrics or {}, reason)
         return self._end(ticket)
 
     def _end(self, ticket: TrialRecord) -> bool:
-        decided = self.ledger.trial(ticket.number)
+        decided = self.session.trial(ticket.number)
         if decided.verdict:
-            end_trial(self.tracker, self.store, self.ledger.name, decided)
-            self.ledger.tell(ticket.number)
-            self._study = self.ledger.read()
-            if self.depot:
-                self.depot.remove(self.folder(ticket))
+            end_trial(self.tracker, self.store, self.session.name, decided)
+            self.session.tell(ticket.number)
+            self._study = self.session.read()
+            if self.remote:
+                self.remote.remove(self.folder(ticket))
             self.progress.on_end(self._moment(decided._replace(state=decided.verdict.state)))
         return False
 

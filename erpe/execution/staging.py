@@ -1,4 +1,4 @@
-"""The worker's side of a depot: trials train in a scratch folder of their host, and are safe elsewhere each epoch."""
+"""The worker's side of a remote: trials train in a scratch folder of their host, and are safe elsewhere each epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from erpe.checkpoints.remote import OUTCOME, Depot, name_of
+from erpe.checkpoints.remote import OUTCOME, RemoteCheckpoints, name_of
 from erpe.config import TrialConfig
 from erpe.execution.objective import Objective
 from erpe.execution.trial_loop import Training, TrialFactory
@@ -29,22 +29,22 @@ class Displaced(RuntimeError):
 
 
 class StagedTraining:
-    """A training on a host that shares nothing with the driver but the depot.
+    """A training on a host that shares nothing with the driver but the remote.
 
-    An epoch is told when its checkpoint is in the depot. The folder is the driver's, of which only the name is used.
+    An epoch is told when its checkpoint is in the remote. The folder is the driver's, of which only the name is used.
     """
 
-    def __init__(self, depot: Depot, start: TrialFactory, config: TrialConfig, folder: Path) -> None:
-        self.config, self._depot, self._trial = config, depot, name_of(folder)
+    def __init__(self, remote: RemoteCheckpoints, start: TrialFactory, config: TrialConfig, folder: Path) -> None:
+        self.config, self._remote, self._trial = config, remote, name_of(folder)
         self._scratch = Scratch()
-        depot.download(self._scratch.folder, self._trial)
+        remote.download(self._scratch.folder, self._trial)
         finished = read_outcome(config, self._scratch.folder)
         if finished:
             self._training: Training = Finished(config, finished)
             return
         (self._scratch.folder / OUTCOME).unlink(missing_ok=True)  # of another configuration
         self._training = start(config, self._scratch.folder)
-        self._attempt = depot.new_attempt(self._scratch.folder, self._trial)
+        self._attempt = remote.new_attempt(self._scratch.folder, self._trial)
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -63,10 +63,10 @@ class StagedTraining:
         inner[0].ahead(inner)
 
     def epoch(self) -> dict[str, float]:
-        """Train an epoch and bring its checkpoint to the depot.
+        """Train an epoch and bring its checkpoint to the remote.
 
         Raises:
-            StoreError: the depot stayed away.
+            StoreError: the remote stayed away.
             Displaced: another attempt counts now; it has lost nothing by this one.
         """
         measured = self._training.epoch()
@@ -74,14 +74,14 @@ class StagedTraining:
         return measured
 
     def finish(self) -> dict[str, float]:
-        """Write the results, here and in the depot."""
+        """Write the results, here and in the remote."""
         found = self._training.finish()
         if not isinstance(self._training, Finished):
             self._save()
         return found
 
     def _save(self) -> None:
-        if not self._depot.save(self._scratch.folder, self._trial, self._attempt):
+        if not self._remote.save(self._scratch.folder, self._trial, self._attempt):
             raise Displaced(f"{self._trial}: another attempt at this trial counts now")
 
 
@@ -143,33 +143,35 @@ def _sweep(place: Path) -> None:
             _remove(lock.parent, _lock(lock))
 
 
-def abroad(work: Objective, depot: Depot | None) -> Objective:
-    """The same work, on hosts that share only the depot with the driver; none: they share the store's folder."""
-    if depot is None:
+def abroad(work: Objective, remote: RemoteCheckpoints | None) -> Objective:
+    """The same work, on hosts that share only the remote with the driver; none: they share the store's folder."""
+    if remote is None:
         return work
     return work._replace(
-        start=partial(StagedTraining, depot, work.start),
-        confirm=partial(StagedTraining, depot, work.confirm),
-        evaluate=partial(_evaluate, depot, work.evaluate),
-        time=partial(_time, depot, work.time),
+        start=partial(StagedTraining, remote, work.start),
+        confirm=partial(StagedTraining, remote, work.confirm),
+        evaluate=partial(_evaluate, remote, work.evaluate),
+        time=partial(_time, remote, work.time),
     )
 
 
-def _evaluate(depot: Depot, evaluate: Callable[[Path], dict[str, float]], folder: Path) -> dict[str, float]:
-    scratch = _received(depot, folder)
+def _evaluate(
+    remote: RemoteCheckpoints, evaluate: Callable[[Path], dict[str, float]], folder: Path
+) -> dict[str, float]:
+    scratch = _received(remote, folder)
     found = evaluate(scratch.folder)
-    depot.new_attempt(scratch.folder, name_of(folder))
+    remote.new_attempt(scratch.folder, name_of(folder))
     return found
 
 
 def _time(
-    depot: Depot, clock: Callable[[list[Path]], list[dict[str, float]]], folders: list[Path]
+    remote: RemoteCheckpoints, clock: Callable[[list[Path]], list[dict[str, float]]], folders: list[Path]
 ) -> list[dict[str, float]]:
-    found = [_received(depot, folder) for folder in folders]
+    found = [_received(remote, folder) for folder in folders]
     return clock([each.folder for each in found])
 
 
-def _received(depot: Depot, folder: Path) -> Scratch:
+def _received(remote: RemoteCheckpoints, folder: Path) -> Scratch:
     scratch = Scratch()
-    depot.download(scratch.folder, name_of(folder))
+    remote.download(scratch.folder, name_of(folder))
     return scratch

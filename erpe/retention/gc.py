@@ -5,7 +5,7 @@
 The study is leased; then, in this order,
 
 1. the Optuna database: the trials are marked. Their rows stay, so that they count and samplers learn from them.
-2. the spool: an event removes each run. Of a removed trial nothing else is sent, to whatever server and whenever.
+2. the outbox: an event removes each run. Of a removed trial nothing else is sent, to whatever server and whenever.
 3. the folders of checkpoints and results.
 4. MLflow: the sender brings it the events, and runs and artifacts go.
 
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import optuna
 
-from erpe.checkpoints.remote import find_depot
+from erpe.checkpoints.remote import find_remote
 from erpe.errors import BusyError, ConfigError, StudyError, nearest
 from erpe.io import is_own, remove_folder, size_mib
 from erpe.retention.orphans import Stray, sweep_strays
@@ -83,7 +83,7 @@ def gc(
         study: one of `erpe tune`, one of `erpe study run` with all its parts, or one such part; none: all that were
             run from this store, but for those that run now.
         dangling: also remove what belongs to no trial and no run, see `erpe.retention.orphans`; in the store alone,
-            since a depot may be that of other stores, too.
+            since a remote may be that of other stores, too.
         dry_run: change nothing, and say what would go.
     Raises:
         ConfigError: nothing is asked for, or numbers that make no sense.
@@ -124,7 +124,7 @@ def gc(
 
 
 def _choose(store: Store, study: str | None) -> dict[str, list[str]]:
-    """Spool -> the studies with their events in it, for those of this store.
+    """Outbox -> the studies with their events in it, for those of this store.
 
     Raises:
         StudyError: there is none of that name, or it was run from another store.
@@ -132,7 +132,7 @@ def _choose(store: Store, study: str | None) -> dict[str, list[str]]:
     known: dict[str, list[str]] = {}
     for record in read_studies(store):
         known.setdefault(record.family, []).append(record.name)
-    own = {family: names for family, names in known.items() if (store.spool / f"{family}.jsonl").exists()}
+    own = {family: names for family, names in known.items() if (store.outbox / f"{family}.jsonl").exists()}
     if study is None:
         return own
     chosen = known if study in known else {family: [study] for family, names in known.items() if study in names}
@@ -146,7 +146,7 @@ def _choose(store: Store, study: str | None) -> dict[str, list[str]]:
 
 
 class _Family(NamedTuple):
-    """Studies that share a spool, leased."""
+    """Studies that share an outbox, leased."""
 
     store: Store
     database: storage.Database
@@ -197,7 +197,7 @@ class _Family(NamedTuple):
         return self.store.trial_folder(study.name, trial.number, trial.config.seed)
 
     def _is_gone(self, study: StudyRecord, trial: TrialRecord) -> bool:
-        """Whether all of a marked trial went; what MLflow has not heard of it waits in the spool."""
+        """Whether all of a marked trial went; what MLflow has not heard of it waits in the outbox."""
         return trial.uid in self.tracker.removed and not self._folder(study, trial).exists()
 
     def remove(self, plan: _Plan) -> None:
@@ -205,11 +205,11 @@ class _Family(NamedTuple):
         mark_removed(self.database, plan.study.name, {trial.number for trial in plan.going})
         for trial in plan.going:
             self.tracker.remove_trial(trial.uid, plan.study.about.uid)
-        depot = find_depot()
+        remote = find_remote()
         for trial in plan.going:
             remove_folder(self._folder(plan.study, trial))
-            if depot:
-                depot.remove(self._folder(plan.study, trial))
+            if remote:
+                remote.remove(self._folder(plan.study, trial))
 
     def send(self) -> tuple[int, str | None]:
         """Bring MLflow the removals, if it has the study: events that it has not got, and what keeps it from them."""

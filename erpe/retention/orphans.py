@@ -1,6 +1,6 @@
 """What belongs to nothing in a store, as a kill or a lost database leaves it: found by its name, and removed.
 
-    checkpoints/STUDY/NUMBER-SEED       of no trial that the database or the spool knows
+    checkpoints/STUDY/NUMBER-SEED       of no trial that the database or the outbox knows
     checkpoints/STUDY/*/.NAME.xxxxxxxx  a file that was being written when its writer was killed
     artifacts/STUDY/RUN                 of no run that MLflow knows
 
@@ -22,7 +22,7 @@ from erpe.study import storage
 from erpe.study.lock import acquire
 from erpe.study.records import read_studies
 from erpe.tracking.deletion import Logged, stray_artifacts
-from erpe.tracking.outbox import Spool
+from erpe.tracking.outbox import Outbox
 
 _TRIAL = re.compile(r"\d{4,}-\d+")
 _DRAFT = re.compile(rf"\.({'|'.join(map(re.escape, FILES))})\.\w{{8}}")  # see `erpe.io.write_atomic`
@@ -39,12 +39,12 @@ def sweep_strays(store: Store, logged: Logged, families: dict[str, list[str]] | 
     """Find what belongs to nothing, and remove it unless it is a dry run; a study that runs is left alone.
 
     Args:
-        families: spool -> studies that are looked at; none: all there is.
+        families: outbox -> studies that are looked at; none: all there is.
     Raises:
-        StoreError: the database or a spool cannot be read; or something cannot be removed.
+        StoreError: the database or an outbox cannot be read; or something cannot be removed.
     """
     places = _names(store.checkpoints) if families is None else [name for each in families.values() for name in each]
-    told = {folder for spool in store.spool.glob("*.jsonl") for folder in _told(Spool(store.spool, spool.stem))}
+    told = {folder for outbox in store.outbox.glob("*.jsonl") for folder in _told(Outbox(store.outbox, outbox.stem))}
     found: list[Stray] = []
     for name in places:
         if any(_candidates(store, name, told)):
@@ -83,14 +83,14 @@ def _candidates(store: Store, study: str, known: set[str]) -> Iterator[Path]:
             yield from (file for file in drafts if file.is_file() and not file.is_symlink())
 
 
-def _told(spool: Spool) -> Iterator[str]:
+def _told(outbox: Outbox) -> Iterator[str]:
     """The folders of all trials that were ever started from this store, whichever database had them."""
     names: dict[str, str] = {}
-    for event in spool.events():
+    for event in outbox.events():
         if event.kind == "start_study":
-            names[event.uid] = event.name or spool.path.stem
+            names[event.uid] = event.name or outbox.path.stem
         elif event.kind == "start_trial" and event.number is not None:
-            study = names.get(event.parent or "", spool.path.stem)
+            study = names.get(event.parent or "", outbox.path.stem)
             yield f"{study}/{event.number:04d}-{event.config.get('seed')}"
 
 

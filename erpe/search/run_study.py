@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from erpe.checkpoints.filesystem import Remote
-from erpe.checkpoints.remote import Depot, checked_out, find_depot
+from erpe.checkpoints.remote import RemoteCheckpoints, checked_out, find_remote
 from erpe.errors import StudyError
 from erpe.execution.callbacks import NullCallback, Progress
 from erpe.execution.controller import StudyController
@@ -33,7 +33,7 @@ from erpe.study.naming import identified
 from erpe.study.openings import Openings, check_replacing, openings
 from erpe.study.plan import Arm, Plan
 from erpe.study.records import ExperimentRef, StudyRecord, TrialRecord, read_studies
-from erpe.study.session import Ledger
+from erpe.study.session import StudySession
 from erpe.study.spec import StudySpec
 from erpe.text import last_line
 from erpe.tracking.backfill import rebuild
@@ -86,7 +86,7 @@ def run(
     Args:
         pack: trials of one shape that share a worker and its CPUs and GPUs, and train as one program.
         executor: `inline` needs no Ray and runs one trial, or pack, after the other.
-        offline: needs no MLflow; what it should get waits in the spool, for `erpe sync`.
+        offline: needs no MLflow; what it should get waits in the outbox, for `erpe sync`.
         replace: accept that a changed file replaces results of the test set; more seeds never do.
         work: what a trial is; none: train a Vision Transformer.
     Raises:
@@ -106,13 +106,13 @@ def run(
     replaced = check_replacing(plan, _members(store, plan), replace)
     if replaced:
         progress.on_warning(replaced)
-    depot = find_depot()
+    remote = find_remote()
     work = work or vision(plan.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
-    work = abroad(work, depot)
+    work = abroad(work, remote)
     with contextlib.ExitStack() as opened:
         tracker = Tracker(store, plan.name, send=not offline)
         opened.callback(tracker.close, 1)  # after an error, too
-        campaign = _Campaign(plan, store, tracker, progress, collect("erpe study run", cpus_per_trial), depot)
+        campaign = _Campaign(plan, store, tracker, progress, collect("erpe study run", cpus_per_trial), remote)
         searches = opened.enter_context(campaign.searches())
         opened.enter_context(interruptible(campaign))
         progress.on_phase("data")
@@ -120,7 +120,7 @@ def run(
         progress.on_phase("workers")
         most = len(plan.arms()) * max(plan.search.trials, plan.confirm.seeds)
         scratch = store.root / "ray" / plan.name
-        kept = depot or Remote(str(store.checkpoints))
+        kept = remote or Remote(str(store.checkpoints))
         place = in_process(asked) if executor == "inline" else on_ray(asked, most, scratch, kept)
         with place as workers:
             campaign.tags["device"] = workers.device if device == "auto" else device
@@ -147,7 +147,7 @@ class _Campaign:
     tracker: Any
     progress: Progress
     tags: dict[str, str]
-    depot: Depot | None
+    remote: RemoteCheckpoints | None
     failed: dict[str, str] = field(default_factory=dict)
     _draining: bool = False
     _controller: FairShareController | None = None
@@ -188,12 +188,12 @@ class _Campaign:
         with contextlib.ExitStack() as opened:
             found = []
             for arm, search in zip(self.plan.arms(), searches, strict=True):
-                best = search.ledger.read().best
+                best = search.session.read().best
                 if best is None:
                     self.failed[arm.name] = _why(search)
                     continue
                 spec = self.plan.confirm_spec(arm, best.config)
-                name = identified(self.store, f"{search.ledger.name}.confirm", spec)
+                name = identified(self.store, f"{search.session.name}.confirm", spec)
                 found.append(self._open(opened, arm, spec, name))
             yield found
 
@@ -202,10 +202,10 @@ class _Campaign:
             self.plan.name, arm.name, spec.phase, self.plan.model_dump(mode="json"), self._made_with()
         )
         trials = self.plan.search.trials if spec.phase == "search" else self.plan.confirm.seeds
-        ledger = opened.enter_context(Ledger.open(self.store, spec, trials=trials, name=name, group=group))
-        rebuild(ledger.read(), self.tracker, self.store)
+        session = opened.enter_context(StudySession.open(self.store, spec, trials=trials, name=name, group=group))
+        rebuild(session.read(), self.tracker, self.store)
         tags = self.tags | study_tags(spec, name, group)
-        return StudyController(ledger, spec, self.tracker, self.store, 0, self.progress, tags, arm.name, self.depot)
+        return StudyController(session, spec, self.tracker, self.store, 0, self.progress, tags, arm.name, self.remote)
 
     def _made_with(self) -> dict[str, str]:
         return {name: self.tags[name] for name in MADE_WITH}
@@ -230,7 +230,7 @@ class _Campaign:
             for controller in controllers:
                 controller.tags["device"] = self.tags["device"]
                 spec = controller.spec.model_dump(mode="json")
-                self.tracker.start_study(controller.ledger.uid, spec, controller.tags, controller.ledger.name)
+                self.tracker.start_study(controller.session.uid, spec, controller.tags, controller.session.name)
         while shared.left() and not self.draining:  # pruned trials may have left some budget
             workers.search(shared, start)
         for controller in controllers:
@@ -246,15 +246,15 @@ class _Campaign:
         """Time every confirmed run in one go, seed by seed, unless all are timed already."""
         runs = [(c, trial) for c in confirmations for trial in c.study().trials if trial.state == "COMPLETE"]
         runs.sort(key=lambda run: run[1].number)  # stable: within a seed, in the order of the table
-        if all(trial.number in c.ledger.read().finals for c, trial in runs):
+        if all(trial.number in c.session.read().finals for c, trial in runs):
             return
         self.progress.on_phase("time")
         folders = [c.folder(trial) for c, trial in runs]
-        with checked_out(self.depot, *folders):
+        with checked_out(self.remote, *folders):
             times = workers.call(work.time, folders)
         for (controller, trial), found in zip(runs, times, strict=True):
-            later = controller.ledger.record_final(trial.number, found)
-            end_trial(self.tracker, self.store, controller.ledger.name, trial, later)
+            later = controller.session.record_final(trial.number, found)
+            end_trial(self.tracker, self.store, controller.session.name, trial, later)
 
 
 def flops_per_image(trial: TrialRecord, epochs: int) -> float:
@@ -267,5 +267,5 @@ def flops_per_image(trial: TrialRecord, epochs: int) -> float:
 def _why(search: StudyController) -> str:
     reasons = [t.verdict.reason for t in search.study().trials if t.verdict and t.verdict.reason]
     if not reasons:
-        raise StudyError(f"study {search.ledger.name}: no trial was completed")
+        raise StudyError(f"study {search.session.name}: no trial was completed")
     return last_line(str(reasons[0]))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from erpe.checkpoints.filesystem import Remote
-from erpe.checkpoints.remote import checked_out, find_depot
+from erpe.checkpoints.remote import checked_out, find_remote
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError
 from erpe.execution.callbacks import NullCallback, Progress
@@ -26,7 +26,7 @@ from erpe.execution.signals import interruptible
 from erpe.execution.staging import abroad
 from erpe.store import Store
 from erpe.study.backup import backed_up
-from erpe.study.session import Ledger
+from erpe.study.session import StudySession
 from erpe.study.spec import StudySpec
 from erpe.tracking.backfill import rebuild
 from erpe.tracking.study_logger import end_study, folder_of, study_tags
@@ -104,22 +104,22 @@ def tune(
     asked = ResourceRequest(concurrency, cpus_per_trial, gpus_per_trial, address, pack)
     asked.check(device)
     progress = progress or NullCallback()
-    depot = find_depot()
+    remote = find_remote()
     work = work or vision(spec.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
-    work = abroad(work, depot)
-    with Ledger.open(store, spec, trials=trials, name=name, new=new) as ledger, contextlib.ExitStack() as opened:
-        controller = _controller(ledger, store, spec, trials, cpus_per_trial, progress)
-        controller.depot = depot
+    work = abroad(work, remote)
+    with StudySession.open(store, spec, trials=trials, name=name, new=new) as session, contextlib.ExitStack() as opened:
+        controller = _controller(session, store, spec, trials, cpus_per_trial, progress)
+        controller.remote = remote
         opened.callback(controller.tracker.close, 1)  # after an error, too
-        rebuild(ledger.read(), controller.tracker, store)
+        rebuild(session.read(), controller.tracker, store)
         opened.enter_context(interruptible(controller))
-        if _left(ledger, trials):
+        if _left(session, trials):
             progress.on_phase("data")
             work.prepare()
-            controller.tracker.start_study(ledger.uid, spec.model_dump(mode="json"), controller.tags)
+            controller.tracker.start_study(session.uid, spec.model_dump(mode="json"), controller.tags)
             progress.on_phase("workers")
-            scratch = store.root / "ray" / ledger.name
-            kept = depot or Remote(str(store.checkpoints))
+            scratch = store.root / "ray" / session.name
+            kept = remote or Remote(str(store.checkpoints))
             place = in_process(asked) if executor == "inline" else on_ray(asked, trials, scratch, kept)
             with place as workers:
                 controller.tags["device"] = workers.device if device == "auto" else device
@@ -128,18 +128,18 @@ def tune(
 
 
 def _controller(
-    ledger: Ledger, store: Store, spec: StudySpec, trials: int, threads: int, progress: Progress
+    session: StudySession, store: Store, spec: StudySpec, trials: int, threads: int, progress: Progress
 ) -> StudyController:
     from erpe.tracking.provenance import collect
     from erpe.tracking.tracker import Tracker
 
-    tags = collect("erpe tune", threads) | study_tags(spec, ledger.name, None)
-    return StudyController(ledger, spec, Tracker(store, ledger.name), store, trials, progress, tags)
+    tags = collect("erpe tune", threads) | study_tags(spec, session.name, None)
+    return StudyController(session, spec, Tracker(store, session.name), store, trials, progress, tags)
 
 
-def _left(ledger: Ledger, trials: int) -> bool:
+def _left(session: StudySession, trials: int) -> bool:
     """Whether there are trials to run or to continue, or a best one to test."""
-    study = ledger.read()
+    study = session.read()
     running = study.counts["RUNNING"]
     return (
         bool(running)
@@ -152,22 +152,22 @@ def _run(controller: StudyController, work: Objective, workers: Workers) -> None
     """Search; then the best trial meets the test split, once."""
     controller.progress.on_phase("search")
     workers.search(controller, work.start)
-    study = controller.ledger.read()
+    study = controller.session.read()
     if controller.draining or study.best is None or study.best.number in study.finals:
         return
     controller.progress.on_phase("test")
     best = study.best
     folder = folder_of(controller.store, study.name, best)
-    with checked_out(controller.depot, folder):
+    with checked_out(controller.remote, folder):
         tested = workers.call(work.evaluate, folder)
-    controller.ledger.record_final(best.number, tested)
+    controller.session.record_final(best.number, tested)
 
 
 def _close(controller: StudyController, began: float) -> TuneResult:
     """Tell the tracker how the study ends, or pauses, and sum up."""
-    ledger, tracker = controller.ledger, controller.tracker
-    study = ledger.read()
-    best, over = study.best, not _left(ledger, controller.budget)
+    session, tracker = controller.session, controller.tracker
+    study = session.read()
+    best, over = study.best, not _left(session, controller.budget)
     test = study.finals.get(best.number) if best else None
     rebuild(study, tracker, controller.store)
     end_study(tracker, controller.store, study, over)

@@ -1,4 +1,4 @@
-"""What the ledger holds, read without a lease: `erpe status`, the reconciler and the report look here.
+"""What the session holds, read without a lease: `erpe status`, the reconciler and the report look here.
 
 for study in read_studies(store):
     study.name, study.counts, study.best
@@ -105,7 +105,7 @@ class StudyRecord(NamedTuple):
 
     @property
     def family(self) -> str:
-        """Name of the greater study it is a part of, or its own: that of its spool, and of its experiment."""
+        """Name of the greater study it is a part of, or its own: that of its outbox, and of its experiment."""
         return self.group.study if self.group else self.name
 
     @property

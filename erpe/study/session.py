@@ -1,10 +1,10 @@
 """The Optuna database as the only truth about a study's trials. Nothing of Ray in here.
 
-    with Ledger.open(store, spec) as ledger:              # leased: one driver a study
-        ticket = ledger.ask(budget=20)                    # or None; after a crash the orphans come first
-        prune = ledger.report(ticket.number, epoch=1, value=0.8)
-        ledger.decide(ticket.number, "COMPLETE", metrics)  # written ahead ...
-        ledger.tell(ticket.number)                         # ... and frozen
+    with StudySession.open(store, spec) as session:              # leased: one driver a study
+        ticket = session.ask(budget=20)                    # or None; after a crash the orphans come first
+        prune = session.report(ticket.number, epoch=1, value=0.8)
+        session.decide(ticket.number, "COMPLETE", metrics)  # written ahead ...
+        session.tell(ticket.number)                         # ... and frozen
 
 Every call may be repeated, by this process or by the next one: nothing is counted twice. A trial counts
 towards the budget from the moment its configuration is written.
@@ -52,12 +52,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _fenced(write: Callable[Concatenate[Ledger, P], R]) -> Callable[Concatenate[Ledger, P], R]:
+def _fenced(write: Callable[Concatenate[StudySession, P], R]) -> Callable[Concatenate[StudySession, P], R]:
     """A write of the driver alone: waits for a database that is away, and is refused when another driver took over."""
 
     @storage.retry_while_unavailable
     @functools.wraps(write)
-    def fenced(self: Ledger, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def fenced(self: StudySession, /, *args: P.args, **kwargs: P.kwargs) -> R:
         self._guard()
         try:
             return write(self, *args, **kwargs)
@@ -68,7 +68,7 @@ def _fenced(write: Callable[Concatenate[Ledger, P], R]) -> Callable[Concatenate[
     return fenced
 
 
-class Ledger:
+class StudySession:
     """One study, leased by this process. Raises `StudyError` when another process took over."""
 
     def __init__(
@@ -103,7 +103,7 @@ class Ledger:
         name: str | None = None,
         new: bool = False,
         group: ExperimentRef | None = None,
-    ) -> Ledger:
+    ) -> StudySession:
         """Continue the newest study of this name, or make one.
 
         Args:
@@ -123,11 +123,11 @@ class Ledger:
             lease = acquire(database.url, chosen)
             opened.callback(lease.release)
             remedy = "--set name=ANOTHER" if group else "--new"
-            ledger = storage.retry_while_unavailable(cls._enter)(database, lease, chosen, wanted, spec, trials, remedy)
+            session = storage.retry_while_unavailable(cls._enter)(database, lease, chosen, wanted, spec, trials, remedy)
             if group:
-                storage.retry_while_unavailable(ledger._study.set_user_attr)(GROUP, group._asdict())
-            ledger._opened = opened.pop_all()
-            return ledger
+                storage.retry_while_unavailable(session._study.set_user_attr)(GROUP, group._asdict())
+            session._opened = opened.pop_all()
+            return session
 
     @classmethod
     def _enter(
@@ -139,7 +139,7 @@ class Ledger:
         spec: StudySpec,
         trials: int | None,
         remedy: str,
-    ) -> Ledger:
+    ) -> StudySession:
         settings = samplers.settings(spec, trials)
         try:
             study = optuna.create_study(study_name=name, storage=database.backend, direction="maximize")

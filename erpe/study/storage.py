@@ -1,4 +1,4 @@
-"""The database under the ledger: opened with one line for what is wrong, and waited for when it goes away.
+"""The database under the session: opened with one line for what is wrong, and waited for when it goes away.
 
 Two homes: SQLite, a file, and PostgreSQL, a server.
 """

@@ -1,10 +1,10 @@
-"""The tracker's spool, rebuilt from the Optuna database and the trials' folders: only what it does not have.
+"""The tracker's outbox, rebuilt from the Optuna database and the trials' folders: only what it does not have.
 
     reconcile(Store.open("runs"))             # every study that nobody is running
     rebuild(study, tracker, store)            # by the driver of a study, at its start and end
 
 The database knows every trial, its configuration, the value of each epoch, how it ended and what was measured later;
-a folder knows the other measures of the epochs. What only the spool knew is gone with it: versions, commit and machine
+a folder knows the other measures of the epochs. What only the outbox knew is gone with it: versions, commit and machine
 of `erpe tune`. The studies' own time stands in for the time of the events.
 """
 
@@ -38,7 +38,7 @@ class Rebuilt(NamedTuple):
     running: bool = False
     """Left alone, since an erpe is running it, which tells what is missing itself."""
     damage: str = ""
-    """What was wrong with the spool; that line is now beside it."""
+    """What was wrong with the outbox; that line is now beside it."""
     broken: StoreError | None = None
     """Why nothing could be done."""
 
@@ -48,7 +48,7 @@ Tale = tuple[int, Callable[[], None]]
 
 
 def reconcile(store: Store, study: str | None = None) -> list[Rebuilt]:
-    """Tell the spools of a store what only the database knows. Nothing is sent; a study in order costs a look.
+    """Tell the outboxes of a store what only the database knows. Nothing is sent; a study in order costs a look.
 
     Args:
         study: of this name; none: all.
@@ -85,7 +85,7 @@ def _reconcile(store: Store, family: str, members: list[StudyRecord]) -> Rebuilt
 
 
 def _open(store: Store, family: str) -> tuple[Tracker, str]:
-    """The spool, and what was wrong with it: once that has been moved away, it opens."""
+    """The outbox, and what was wrong with it: once that has been moved away, it opens."""
     try:
         return Tracker(store, family, send=False), ""
     except StoreError as damaged:
@@ -103,7 +103,7 @@ def _missing(member: StudyRecord, members: list[StudyRecord], tracker: Tracker, 
 
 
 def rebuild(member: StudyRecord, tracker: Tracker, store: Store) -> int:
-    """Tell what the spool lacks of the trials that have ended. The driver tells of the others, and of the study's end.
+    """Tell what the outbox lacks of the trials that have ended. The driver tells of the others, and of the study's end.
 
     Returns:
         How many events.
@@ -120,7 +120,7 @@ def _tell(tales: list[Tale], tracker: Tracker) -> int:
 
 
 def _trials(member: StudyRecord, tracker: Tracker, store: Store, trials: list[TrialRecord]) -> Iterator[Tale]:
-    """What the spool lacks of some trials of a study, and of its start, without which they have no parent."""
+    """What the outbox lacks of some trials of a study, and of its start, without which they have no parent."""
     trials = [trial for trial in trials if not trial.removed]
     lacking = [trial for trial in trials if _lacks(member, trial, tracker)]
     started = tracker.known(member.about.uid).started
@@ -148,7 +148,7 @@ def _lacks(member: StudyRecord, trial: TrialRecord, tracker: Tracker) -> bool:
 def _trial(
     member: StudyRecord, trial: TrialRecord, tracker: Tracker, store: Store, spec: StudySpec, tags: dict[str, str]
 ) -> Iterator[Tale]:
-    """A trial's start, the epochs and the end that the spool lacks, each at its time or what is known of it."""
+    """A trial's start, the epochs and the end that the outbox lacks, each at its time or what is known of it."""
     known, began = tracker.known(trial.uid), _ms(trial.started)
     if not known.started:
         arm = member.group.arm if member.group else ""

@@ -33,7 +33,7 @@ _ENVIRONMENT = {
     "MLFLOW_UV_AUTO_DETECT": "false",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
 }
-WAITING = "events wait in the spool, `erpe sync` sends them"
+WAITING = "events wait in the outbox, `erpe sync` sends them"
 _MOST_RUNS = 100_000
 """More come from no study of ours."""
 _SEARCH = "/api/2.0/mlflow/experiments/search"

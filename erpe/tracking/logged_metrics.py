@@ -1,6 +1,6 @@
-"""Which measures MLflow has of its runs, so that none is logged twice, not even when the spool was lost.
+"""Which measures MLflow has of its runs, so that none is logged twice, not even when the outbox was lost.
 
-MLflow itself takes a measure again only if its time is another one; a spool that was rebuilt does not know the time.
+MLflow itself takes a measure again only if its time is another one; an outbox that was rebuilt does not know the time.
 """
 
 from __future__ import annotations

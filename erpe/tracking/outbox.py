@@ -1,9 +1,9 @@
 """Events on their way to MLflow: one append-only file of JSON lines a study, which outlives every process.
 
-    with spool.exclusive():       # one writer at a time; first reads what others have written
-        spool.write(event)        # one line
-    spool.read(offset)            # the sender, at its own pace
-    spool.acknowledge(...)        # how far the tracking server has everything
+    with outbox.exclusive():       # one writer at a time; first reads what others have written
+        outbox.write(event)        # one line
+    outbox.read(offset)            # the sender, at its own pace
+    outbox.acknowledge(...)        # how far the tracking server has everything
 
 A kill loses nothing. A power cut may lose the last epochs, as it may lose them in the database beside, and they are
 trained again or told again from a checkpoint; what was acknowledged is always on the disk.
@@ -52,9 +52,9 @@ class Event(BaseModel):
     uid: Uid
     """Whose event: the run's tag in MLflow, which is searched for by it."""
     seq: NonNegativeInt = 0
-    """Position in the spool, from 1; the spool gives it."""
+    """Position in the outbox, from 1; the outbox gives it."""
     ts: NonNegativeInt = 0
-    """Milliseconds since 1970; the spool gives it, and it rises with seq even when the clock steps back. What is
+    """Milliseconds since 1970; the outbox gives it, and it rises with seq even when the clock steps back. What is
     rebuilt has the time when it happened."""
     step: int = 0
     metrics: dict[str, float] = {}
@@ -109,7 +109,7 @@ def decode(line: bytes) -> Event | None:
         return None
 
 
-class Spool:
+class Outbox:
     """One study's events.
 
     Raises:
@@ -144,9 +144,9 @@ class Spool:
                 finally:
                     os.close(self._fd)
         except Timeout:
-            raise StoreError(f"spool {self.path}: another process has held its lock for 10 s; end it") from None
+            raise StoreError(f"outbox {self.path}: another process has held its lock for 10 s; end it") from None
         except OSError as error:
-            raise StoreError(f"spool {self.path}: cannot be written ({error.strerror or error})") from None
+            raise StoreError(f"outbox {self.path}: cannot be written ({error.strerror or error})") from None
 
     def write(self, event: Event) -> Event:
         """Append under `exclusive`; gives the event its place, and its time if it has none."""
@@ -156,7 +156,7 @@ class Spool:
         return event
 
     def adopt(self, events: Sequence[Event]) -> None:
-        """Append under `exclusive` what another spool has; gives each event its place, and leaves it its time."""
+        """Append under `exclusive` what another outbox has; gives each event its place, and leaves it its time."""
         self._append([event.model_copy(update={"seq": self.seq + n}) for n, event in enumerate(events, 1)])
 
     def _append(self, events: Sequence[Event]) -> None:
@@ -179,9 +179,9 @@ class Spool:
 
     def _catch_up(self) -> None:
         if os.fstat(self._fd).st_size < self._end:
-            raise StoreError(f"spool {self.path}: it has shrunk while in use; put it back, or use a new store")
+            raise StoreError(f"outbox {self.path}: it has shrunk while in use; put it back, or use a new store")
         if self._end == 0 and os.fstat(self._fd).st_size == 0:
-            self._beside(".ack").unlink(missing_ok=True)  # of a spool that was deleted
+            self._beside(".ack").unlink(missing_ok=True)  # of an outbox that was deleted
         damaged = 0
         with open(self._fd, "rb", closefd=False) as file:
             file.seek(self._end)
@@ -200,7 +200,7 @@ class Spool:
                     self._end += len(line)
         if damaged:
             raise StoreError(
-                f"spool {self.path}: {damaged} damaged line(s), moved to {self._beside('.corrupt').name}; "
+                f"outbox {self.path}: {damaged} damaged line(s), moved to {self._beside('.corrupt').name}; "
                 f"all others are kept, and the same command goes on"
             )
 
@@ -218,7 +218,7 @@ class Spool:
     def _lines(self, file: IO[bytes]) -> Iterator[bytes]:
         while line := file.readline(MOST_LINE):
             if len(line) == MOST_LINE:
-                raise StoreError(f"spool {self.path}: a line of more than {MOST_LINE} bytes, which erpe did not write")
+                raise StoreError(f"outbox {self.path}: a line of more than {MOST_LINE} bytes, which erpe did not write")
             yield line
 
     def _beside(self, suffix: str) -> Path:
@@ -244,10 +244,10 @@ class Spool:
                         events.append((event, offset))
                     elif line.strip():
                         raise StoreError(
-                            f"spool {self.path}: a damaged line ends at byte {offset}; `erpe sync` mends it"
+                            f"outbox {self.path}: a damaged line ends at byte {offset}; `erpe sync` mends it"
                         )
         except OSError as error:
-            raise StoreError(f"spool {self.path}: cannot be read ({error.strerror})") from None
+            raise StoreError(f"outbox {self.path}: cannot be read ({error.strerror})") from None
         return events
 
     def events(self) -> Iterator[Event]:
@@ -293,4 +293,4 @@ class Spool:
                     os.close(handle)
             write_atomic(self._beside(".ack"), json.dumps(ack._asdict()))
         except OSError as error:
-            raise StoreError(f"spool {self.path}: cannot be written ({error.strerror})") from None
+            raise StoreError(f"outbox {self.path}: cannot be written ({error.strerror})") from None

@@ -1,4 +1,4 @@
-"""MLflow as the image of a spool's events: every event may be applied again, and changes nothing then."""
+"""MLflow as the image of an outbox's events: every event may be applied again, and changes nothing then."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def folder_of(event: Event, store: Store) -> Path:
     """Where the results of an event lie.
 
     Raises:
-        ValueError: not in the store; a spool that someone else wrote could send any folder's files to MLflow.
+        ValueError: not in the store; an outbox that someone else wrote could send any folder's files to MLflow.
     """
     folder = store.root / str(event.folder)
     if not folder.resolve().is_relative_to(store.root.resolve()):

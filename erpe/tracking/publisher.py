@@ -1,4 +1,4 @@
-"""Carries a spool to MLflow: as often as it takes, in bounded memory, one process at a time."""
+"""Carries an outbox to MLflow: as often as it takes, in bounded memory, one process at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from erpe.io import open_plain
 from erpe.store import Store
 from erpe.text import first_line, redact
 from erpe.tracking.connection import Health, examine
-from erpe.tracking.outbox import Ack, Event, Spool
+from erpe.tracking.outbox import Ack, Event, Outbox
 from erpe.tracking.run_state import RunState
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ class Sender:
     """Sends one study's events in order; how far they have arrived is in `STUDY.ack`."""
 
     def __init__(self, store: Store, study: str, removed: set[str] | None = None) -> None:
-        """`removed` has the uids of trials that the spool removes later on."""
+        """`removed` has the uids of trials that the outbox removes later on."""
         self.store, self.study = store, study
         self._removed = set() if removed is None else removed
-        self.spool = Spool(store.spool, study)
+        self.outbox = Outbox(store.outbox, study)
         self.problem: str | None = None
         """What someone must mend; nothing while the server is merely down."""
         self.repaired = Repaired()
@@ -56,13 +56,13 @@ class Sender:
         self._look, self._sent = True, False
         self._whole: set[str] = set()
         self._until = 0
-        self._refused = store.spool / f"{study}.refused"
-        self._lock = FileLock(store.spool / f"{study}.sender", thread_local=False)
+        self._refused = store.outbox / f"{study}.refused"
+        self._lock = FileLock(store.outbox / f"{study}.sender", thread_local=False)
 
     @property
     def ack(self) -> Ack:
         """How far this destination has everything; another destination has nothing yet."""
-        ack = self.spool.ack
+        ack = self.outbox.ack
         return ack if ack.uri == self._uri else Ack(self._uri)
 
     def run(self, stop: threading.Event, wake: threading.Event, last: threading.Event) -> None:
@@ -74,7 +74,7 @@ class Sender:
         try:
             while not stop.is_set():
                 wake.clear()
-                closing = last.is_set()  # asked before the step: what is told until then is in the spool
+                closing = last.is_set()  # asked before the step: what is told until then is in the outbox
                 moved = self.step()
                 if closing and moved is None and self._sent and once_more:
                     self._look, once_more = True, False
@@ -82,7 +82,7 @@ class Sender:
                 if closing and not moved and (moved is None or self.problem or self._all_sent()):
                     break
                 if moved is None:
-                    wake.wait(1)  # another process may write to the spool, too
+                    wake.wait(1)  # another process may write to the outbox, too
                 elif not moved:
                     stop.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE) if moved is False else FIRST_PAUSE
@@ -92,7 +92,7 @@ class Sender:
     def again(self) -> None:
         """Send from the first event on, if some were refused: what has arrived does not change."""
         if self._refused.exists():
-            self.spool.acknowledge(Ack(self._uri))
+            self.outbox.acknowledge(Ack(self._uri))
             self._refused.unlink()
 
     def step(self) -> bool | None:
@@ -104,7 +104,7 @@ class Sender:
                 self._audit(self.ack)
             self._look = False
             ack = self.ack
-            events = self.spool.read(ack.offset)
+            events = self.outbox.read(ack.offset)
             if not events:
                 return None
             self._take_turn()
@@ -131,13 +131,13 @@ class Sender:
             self._lock.acquire(timeout=0)
 
     def _all_sent(self) -> bool:
-        return not self.spool.read(self.ack.offset)
+        return not self.outbox.read(self.ack.offset)
 
     def _audit(self, ack: Ack) -> None:
         """Begin again from the first event if MLflow lacks some that it acknowledged; runs that are whole are left."""
         expected: defaultdict[str, RunState] = defaultdict(RunState)
         offset, seq, behind = 0, 0, False
-        while not behind and (batch := self.spool.read(offset)):
+        while not behind and (batch := self.outbox.read(offset)):
             for event, offset in batch:
                 expected[event.uid].observe(event)
                 seq = event.seq
@@ -154,8 +154,8 @@ class Sender:
         missing, short = audit(projection.client, projection.experiment, expected)
         self._whole, self._until = expected.keys() - missing - short, seq
         self.repaired = Repaired(self.repaired.missing + len(missing), self.repaired.short + len(short))
-        if missing or short or not behind:  # or the spool is another one than that which was acknowledged
-            self.spool.acknowledge(Ack(self._uri))
+        if missing or short or not behind:  # or the outbox is another one than that which was acknowledged
+            self.outbox.acknowledge(Ack(self._uri))
 
     def _open(self, ack: Ack) -> Projection | None:
         """Connect; nothing if the experiment has vanished, so that all must be sent again from the first event."""
@@ -169,7 +169,7 @@ class Sender:
             if not projection.find_experiment():
                 if ack.offset:
                     self._whole = set()
-                    self.spool.acknowledge(Ack(self._uri))
+                    self.outbox.acknowledge(Ack(self._uri))
                     return None
                 projection.create_experiment()
             self._projection = projection
@@ -177,7 +177,7 @@ class Sender:
 
     def _arrived(self, last: tuple[Event, int]) -> None:
         event, end = last
-        self.spool.acknowledge(Ack(self._uri, end, event.seq))
+        self.outbox.acknowledge(Ack(self._uri, end, event.seq))
         self._failures, self._sent = 0, True
         self.problem = f"MLflow refused events; {self._refused} says why" if self._refused.exists() else None
 

@@ -1,4 +1,4 @@
-"""What the events of a spool tell of a run: whether one more is news, and what MLflow should show of it."""
+"""What the events of an outbox tell of a run: whether one more is news, and what MLflow should show of it."""
 
 from __future__ import annotations
 
@@ -95,5 +95,5 @@ def same(one: float, other: float) -> bool:
 
 
 def _essence(event: Event) -> str:
-    """The event without what the spool adds, and without measures, which are compared one by one."""
+    """The event without what the outbox adds, and without measures, which are compared one by one."""
     return event.model_dump_json(exclude={"seq", "ts", "step", "metrics", "rebuilt"})

@@ -1,4 +1,4 @@
-"""What a study calls: every call is one line in the spool, and returns; MLflow gets it in the background."""
+"""What a study calls: every call is one line in the outbox, and returns; MLflow gets it in the background."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from erpe.config import TrialConfig
 from erpe.errors import ErpeError, StoreError, StudyError, TrackingError, nearest
 from erpe.store import Store
 from erpe.tracking.connection import examine
-from erpe.tracking.outbox import Event, Spool
+from erpe.tracking.outbox import Event, Outbox
 from erpe.tracking.publisher import Repaired, Sender
 from erpe.tracking.run_state import RunState
 
@@ -27,17 +27,17 @@ and the workers that start meanwhile need both cores."""
 class Tracker:
     """Records one study. Calls may be repeated, also by a later process: nothing is recorded twice.
 
-    Every call raises `StoreError` if the spool cannot be written, and nothing else.
+    Every call raises `StoreError` if the outbox cannot be written, and nothing else.
     """
 
     def __init__(self, store: Store, study: str, *, send: bool = True) -> None:
         """Read what earlier processes recorded, and start sending what has not arrived.
 
         Args:
-            send: False leaves everything in the spool, for `sync`.
+            send: False leaves everything in the outbox, for `sync`.
         Raises:
             ConfigError: the name of the study cannot be the name of a file.
-            StoreError: the spool cannot be written, or had a damaged line, which is now beside it.
+            StoreError: the outbox cannot be written, or had a damaged line, which is now beside it.
         """
         self._store = store
         self._runs: defaultdict[str, RunState] = defaultdict(RunState)
@@ -47,8 +47,8 @@ class Tracker:
         """uids of trials whose model is registered, as soon as MLflow has the events."""
         self._at = 0
         self._mutex = threading.Lock()
-        self._spool = Spool(store.spool, study, self._observe)
-        with self._spool.exclusive():
+        self._outbox = Outbox(store.outbox, study, self._observe)
+        with self._outbox.exclusive():
             pass
         self._sender = Sender(store, study, self.removed)
         self._stop, self._wake, self._last = threading.Event(), threading.Event(), threading.Event()
@@ -63,12 +63,12 @@ class Tracker:
 
     @property
     def problem(self) -> str | None:
-        """What keeps MLflow from getting the events and will not mend itself: one line. The spool keeps them."""
+        """What keeps MLflow from getting the events and will not mend itself: one line. The outbox keeps them."""
         return self._sender.problem
 
     @contextmanager
     def rebuilding(self, at: int) -> Iterator[None]:
-        """What is told inside happened at `at` (milliseconds since 1970), and the spool has lost it or never had it."""
+        """What is told inside happened at `at` (milliseconds since 1970), which the outbox has lost or never had."""
         self._at = at
         try:
             yield
@@ -77,11 +77,11 @@ class Tracker:
 
     @property
     def seq(self) -> int:
-        """How many events the spool has had."""
-        return self._spool.seq
+        """How many events the outbox has had."""
+        return self._outbox.seq
 
     def known(self, uid: str) -> RunState:
-        """What the spool has of a run."""
+        """What the outbox has of a run."""
         return self._runs.get(uid) or RunState()
 
     @property
@@ -175,9 +175,9 @@ class Tracker:
     def _put(self, event: Event) -> None:
         if self._at:
             event = event.model_copy(update={"ts": self._at, "rebuilt": True})
-        with self._mutex, self._spool.exclusive():
+        with self._mutex, self._outbox.exclusive():
             if not self._runs[event.uid].covers(event):
-                self._spool.write(event)
+                self._outbox.write(event)
         if not event.kind.startswith("start"):
             self._begin.set()
         self._wake.set()
@@ -191,13 +191,13 @@ class Tracker:
 
     def lag(self) -> int:
         """Events that have not been acknowledged by the tracking server."""
-        return max(0, self._spool.seq - self._sender.ack.seq)
+        return max(0, self._outbox.seq - self._sender.ack.seq)
 
     def close(self, timeout: float = 30) -> int:
         """Send what is left, for at most `timeout` seconds or until someone must mend something.
 
         Returns:
-            Events left in the spool; `sync` sends them later.
+            Events left in the outbox; `sync` sends them later.
         """
         self._last.set()
         self._begin.set()
@@ -209,7 +209,7 @@ class Tracker:
 
 
 class Waiting(NamedTuple):
-    """What MLflow has not got yet of a spool."""
+    """What MLflow has not got yet of an outbox."""
 
     events: Counter[str]
     """Run -> how many."""
@@ -218,17 +218,17 @@ class Waiting(NamedTuple):
 
 
 def waiting(store: Store) -> dict[str, Waiting]:
-    """What waits in each spool; neither they nor MLflow are touched."""
+    """What waits in each outbox; neither they nor MLflow are touched."""
     found = {}
     for study in _studies(store):
         sender = Sender(store, study)
-        events, oldest = sender.spool.waiting(sender.ack.offset)
+        events, oldest = sender.outbox.waiting(sender.ack.offset)
         found[study] = Waiting(events, oldest / 1000 if events else None)
     return found
 
 
 def lags(store: Store) -> dict[str, int]:
-    """How many events of each study wait in the spool."""
+    """How many events of each study wait in the outbox."""
     return {study: found.events.total() for study, found in waiting(store).items()}
 
 
@@ -241,15 +241,15 @@ def sync(
     timeout: float = 600,
     tell: Callable[[str, int, Repaired], None] = lambda study, left, repaired: None,
 ) -> dict[str, int]:
-    """Send what waits in the spools of the store, and again what MLflow has lost.
+    """Send what waits in the outboxes of the store, and again what MLflow has lost.
 
     Args:
         tell: hears of each study how many events are left and what MLflow had lost.
     Returns:
         Events left, by study.
     Raises:
-        StudyError: the store has no spool of this name.
-        StoreError: a spool cannot be read, or had a damaged line, which is now beside it; the others were sent.
+        StudyError: the store has no outbox of this name.
+        StoreError: an outbox cannot be read, or had a damaged line, which is now beside it; the others were sent.
         TrackingError: the server is down, refuses, or is not MLflow.
     """
     deadline = time.monotonic() + timeout
@@ -277,4 +277,4 @@ def sync(
 
 
 def _studies(store: Store) -> list[str]:
-    return sorted(path.stem for path in store.spool.glob("*.jsonl"))
+    return sorted(path.stem for path in store.outbox.glob("*.jsonl"))

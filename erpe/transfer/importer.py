@@ -6,7 +6,7 @@ Everything is read and checked first; what is refused is refused before a byte i
 
 1. files: results and checkpoints, each whole or not at all. Nobody looks at them before the database names them.
 2. the Optuna database: all studies in one transaction. From now on the trials are known here, with their files.
-3. the spool: the events it does not have yet. The sender needs the files and, for Optuna's plots, the studies.
+3. the outbox: the events it does not have yet. The sender needs the files and, for Optuna's plots, the studies.
 4. what `erpe gc` removed, here or there: those trials are removed in both, and do not return.
 
 Killed in between, the same call starts from the first step and finds what it did: a file of equal content, a study
@@ -29,7 +29,7 @@ from erpe.study import storage
 from erpe.study.backup import backed_up
 from erpe.study.lock import acquire
 from erpe.study.records import EPOCH, REMOVED, mark_removed, read_about, read_studies
-from erpe.tracking.outbox import Event, Spool
+from erpe.tracking.outbox import Event, Outbox
 from erpe.transfer.optuna_copy import continues, facts, transplant
 from erpe.transfer.source import Foreign, Member
 
@@ -41,7 +41,7 @@ class Adopted(NamedTuple):
     trials: int
     """New ones, and those that went on."""
     events: int
-    """New in the spool; `erpe.tracking.tracker.sync` sends them."""
+    """New in the outbox; `erpe.tracking.tracker.sync` sends them."""
 
 
 @backed_up
@@ -169,13 +169,13 @@ def _copy(paths: dict[str, Path], folder: Path) -> None:
 def _append(store: Store, family: str, told: list[Event]) -> int:
     """Write the events that are not here yet, in one go; how many."""
     seen: set[tuple[str, str, int]] = set()
-    spool = Spool(store.spool, family, lambda event: seen.add(_key(event)))
-    with spool.exclusive():
+    outbox = Outbox(store.outbox, family, lambda event: seen.add(_key(event)))
+    with outbox.exclusive():
         new = [event for event in told if _key(event) not in seen]
-        spool.adopt(new)
+        outbox.adopt(new)
     return len(new)
 
 
 def _key(event: Event) -> tuple[str, str, int]:
-    """An epoch is told once; of the others, a spool gives no two of a run the same time."""
+    """An epoch is told once; of the others, an outbox gives no two of a run the same time."""
     return event.uid, event.kind, event.step if event.kind == "epoch" else event.ts

@@ -23,9 +23,9 @@ from erpe.study.plan import Plan
 from erpe.study.records import REMOVED, StudyRecord, TrialRecord, irreplaceable, read_study
 from erpe.study.spec import check_name
 from erpe.study.storage import Database, first_line
-from erpe.tracking.outbox import Event, Spool
+from erpe.tracking.outbox import Event, Outbox
 
-_DATABASE, _SPOOL = 1024 * MIB, 1024 * MIB
+_DATABASE, _OUTBOX = 1024 * MIB, 1024 * MIB
 _RECORD, _NUMBERS = TypeAdapter(StudyRecord), TypeAdapter(list[StrictInt])
 
 
@@ -113,13 +113,13 @@ class Foreign:
         return found
 
     def events(self, family: str) -> list[Event]:
-        """What the spool of a study tells of the studies and trials in the database; other runs stay there.
+        """What the outbox of a study tells of the studies and trials in the database; other runs stay there.
 
         Raises:
             StoreError: it is damaged, or names a folder, a run or a model that is not the study's own.
         """
         path = self.root / "spool" / f"{family}.jsonl"
-        if not plain(self.root, path, _SPOOL):
+        if not plain(self.root, path, _OUTBOX):
             return []
         members = [member for member in self.members.values() if member.record.family == family]
         uids, folders, models = {""}, {""}, {""}
@@ -127,7 +127,7 @@ class Foreign:
             uids |= {about.uid, *(trial.uid for trial in trials)}
             folders |= {f"checkpoints/{name}/{trial.number:04d}-{trial.config.seed}" for trial in trials}
             models.add(f"{group.study}.{group.arm}" if group else name)
-        found = [event for event in Spool(path.parent, family).events() if event.uid in uids - {""}]
+        found = [event for event in Outbox(path.parent, family).events() if event.uid in uids - {""}]
         for event in found:
             own = {event.best or "", event.parent or ""} <= uids and event.model in models
             if not own or (event.folder or "") not in folders:

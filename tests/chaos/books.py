@@ -1,4 +1,4 @@
-"""What Optuna, the checkpoints, the spool and MLflow say of a study, compared trial by trial and epoch by epoch."""
+"""What Optuna, the checkpoints, the outbox and MLflow say of a study, compared trial by trial and epoch by epoch."""
 
 import json
 from collections import Counter
@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from erpe.study.records import read_studies
 from erpe.tracking.connection import connect
-from erpe.tracking.outbox import Spool
+from erpe.tracking.outbox import Outbox
 
 MEASURE = "val/accuracy"
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
@@ -46,7 +46,7 @@ def compare_books(store, name, trials):
         if list(trial.epochs) != list(range(1, len(trial.epochs) + 1)):
             books.wrong.append(f"trial {trial.number}: Optuna has epochs {list(trial.epochs)}")
         _compare_files(books, store, study, trial)
-    _compare_spool(books, store, study)
+    _compare_outbox(books, store, study)
     _compare_mlflow(books, store, study)
     return books
 
@@ -79,9 +79,9 @@ def _compare_files(books, store, study, trial):
             books.wrong.append(f"trial {trial.number} epoch {epoch}: {saved[epoch]} saved, {trial.epochs[epoch]} told")
 
 
-def _compare_spool(books, store, study):
-    events, offset, spool = [], 0, Spool(store.spool, study.name)
-    while batch := spool.read(offset):
+def _compare_outbox(books, store, study):
+    events, offset, outbox = [], 0, Outbox(store.outbox, study.name)
+    while batch := outbox.read(offset):
         events, offset = events + [event for event, _ in batch], batch[-1][1]
     # A trial that goes on under another version of erpe is told again, with that version: one trial, one run.
     starts = [(event.uid, json.dumps(event.tags)) for event in events if event.kind == "start_trial"]
@@ -96,7 +96,7 @@ def _compare_spool(books, store, study):
         books.epochs_lost += max(0, len(trial.epochs) - len(told))
         books.epochs_doubled += sum(told) - len(told)
     if [event.seq for event in events] != list(range(1, len(events) + 1)):
-        books.wrong.append("the spool's numbers have gaps")
+        books.wrong.append("the outbox's numbers have gaps")
 
 
 def _compare_mlflow(books, store, study):

@@ -15,18 +15,18 @@ from case import Result
 
 POINTS = {
     "between create_run and save": "mlflow.tracking.client:MlflowClient.create_run:after:2",
-    "between a batch and its acknowledgement": "erpe.tracking.outbox:Spool.acknowledge:before:1",
+    "between a batch and its acknowledgement": "erpe.tracking.outbox:Outbox.acknowledge:before:1",
     "between ask and write": "optuna.study:Study.ask:after:3",
-    "between write and the worker": "erpe.study.session:Ledger.ask:after:4",
-    "between an epoch in Optuna and in the spool": "erpe.study.session:Ledger.report:after:5",
-    "during a spool write": "erpe.tracking.outbox:Spool._append:half:6",
-    "between a decision and its spooling": "erpe.study.session:Ledger.decide:after:2",
-    "before tell": "erpe.study.session:Ledger.tell:before:2",
-    "after tell": "erpe.study.session:Ledger.tell:after:2",
+    "between write and the worker": "erpe.study.session:StudySession.ask:after:4",
+    "between an epoch in Optuna and in the spool": "erpe.study.session:StudySession.report:after:5",
+    "during a spool write": "erpe.tracking.outbox:Outbox._append:half:6",
+    "between a decision and its spooling": "erpe.study.session:StudySession.decide:after:2",
+    "before tell": "erpe.study.session:StudySession.tell:before:2",
+    "after tell": "erpe.study.session:StudySession.tell:after:2",
     "during a checkpoint write": "erpe.training.checkpoint:write_atomic:half:3",
     "between a checkpoint and its report": "erpe.training.trial:save_tensors:after:5",
     "between a result and its report": "erpe.training.trial:Trial.finish:after:1",
-    "between the test and its record": "erpe.study.session:Ledger.record_final:before:1",
+    "between the test and its record": "erpe.study.session:StudySession.record_final:before:1",
 }
 """Named points of a kill; in the driver, or in the worker where there is one."""
 

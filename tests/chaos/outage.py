@@ -17,7 +17,7 @@ from mlflow_server import hanging_server
 
 from erpe.config import defaults
 from erpe.store import Store
-from erpe.study.session import Ledger
+from erpe.study.session import StudySession
 from erpe.study.spec import define
 from erpe.tracking.tracker import Tracker
 from erpe.training.trial import Trial
@@ -43,18 +43,18 @@ class Told:
         self.spec = define("relu_general", "digits", epochs=10_000, pruner="none")
 
     def turn(self, trial):
-        """Seconds an epoch: trained, saved, in the ledger and in the spool."""
+        """Seconds an epoch: trained, saved, in the session and in the spool."""
         os.environ |= {"MLFLOW_TRACKING_URI": self.uri, "ERPE_STORAGE_URL": ""}
         tracker = Tracker(self.store, "outage")
-        with Ledger.open(self.store, self.spec, name="outage") as ledger:
-            ticket = ledger.ask(1)
-            tracker.start_study(ledger.uid, {}, {})
-            tracker.start_trial(ticket.uid, 0, ticket.config, {}, parent=ledger.uid)
+        with StudySession.open(self.store, self.spec, name="outage") as session:
+            ticket = session.ask(1)
+            tracker.start_study(session.uid, {}, {})
+            tracker.start_trial(ticket.uid, 0, ticket.config, {}, parent=session.uid)
             began = time.perf_counter()
             for _ in range(BLOCK):
                 measured = trial.epoch()
                 step = int(measured["epoch"])
-                ledger.report(0, step, measured["val/accuracy"])
+                session.report(0, step, measured["val/accuracy"])
                 tracker.epoch(ticket.uid, step, measured)
             took = time.perf_counter() - began
         tracker.close(0)

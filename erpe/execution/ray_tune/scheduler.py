@@ -66,8 +66,8 @@ class TuneBridge:
             return otherwise
 
 
-class LedgerSearcher(Searcher):
-    """Hands the ledger's tickets to Tune."""
+class StudySearcher(Searcher):
+    """Hands the session's tickets to Tune."""
 
     def __init__(self, link: TuneBridge) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class LedgerSearcher(Searcher):
         return Searcher, ()
 
 
-class LedgerScheduler(FIFOScheduler):
+class StudyScheduler(FIFOScheduler):
     """Lets the controller hear every event, and stops a pack when a trial of it ends: the others are a new one."""
 
     def __init__(self, link: TuneBridge) -> None:
@@ -128,7 +128,7 @@ class LedgerScheduler(FIFOScheduler):
         return TrialScheduler.STOP
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """A trial is new, or comes back after a crash: whether it is run again is the ledger's decision."""
+        """A trial is new, or comes back after a crash: whether it is run again is the session's decision."""
         if not trial.run_metadata.error_filename:
             return
         link = self._link
@@ -235,8 +235,8 @@ def _fit(link: TuneBridge, concurrency: int | None, resources: dict[str, float],
     tune.Tuner(
         tune.with_resources(Worker, resources),
         tune_config=tune.TuneConfig(
-            search_alg=LedgerSearcher(link),
-            scheduler=LedgerScheduler(link),
+            search_alg=StudySearcher(link),
+            scheduler=StudyScheduler(link),
             num_samples=-1,
             max_concurrent_trials=concurrency,
             reuse_actors=True,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 NOT_HERE = ("start_api_server", "start_monitor", "start_log_monitor")
-"""What a node need not start that only this run uses: nobody looks at a dashboard, nothing scales, the ledger has the
+"""What a node need not start that only this run uses: nobody looks at a dashboard, nothing scales, the session has the
 errors. Together they take two seconds of its start, three of CPU, and 180 MB."""
 
 ASK_SECONDS = 30.0

@@ -1,6 +1,6 @@
 """Accidents inside a process, asked for by its environment: in the driver, in every worker of Ray, in a sender.
 
-    ERPE_CHAOS_POINT=erpe.study.session:Ledger.tell:before:3   SIGKILL before the third call of this process
+    ERPE_CHAOS_POINT=erpe.study.session:StudySession.tell:before:3   SIGKILL before the third call of this process
     ERPE_CHAOS_JOURNAL=FILE                                     a line when an epoch begins and when it is saved
     ERPE_CHAOS_SLOW=0.2                                         seconds that every epoch takes longer
 
