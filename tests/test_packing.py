@@ -80,12 +80,12 @@ class Hands:
     """Trials of these widths in turn, and no more."""
 
     def __init__(self, widths):
-        self.tickets = [SimpleNamespace(uid=str(n), config=SIZES[width]) for n, width in enumerate(widths)]
+        self.trials = [SimpleNamespace(uid=str(n), config=SIZES[width]) for n, width in enumerate(widths)]
         self.handed = 0
 
     def next_trial(self, beside=None):
         self.handed += 1
-        return self.tickets[self.handed - 1] if self.handed <= len(self.tickets) else None
+        return self.trials[self.handed - 1] if self.handed <= len(self.trials) else None
 
 
 @given(st.lists(st.sampled_from(list(SIZES)), max_size=12), st.integers(1, 5), st.integers())
@@ -110,12 +110,12 @@ def test_every_trial_is_in_one_pack_of_its_shape_whoever_leaves_and_crashes(widt
         else:
             packs.rest(running)
             running = []
-    assert sorted(each.uid for each in ended) == sorted(each.uid for each in hands.tickets) and not packs.left
+    assert sorted(each.uid for each in ended) == sorted(each.uid for each in hands.trials) and not packs.left
 
 
 def test_a_trial_that_is_to_be_compiled_runs_alone():
     hands = Hands([8, 8])
-    hands.tickets[1].config = hands.tickets[0].config.replace({"train.compile": "on"})
+    hands.trials[1].config = hands.trials[0].config.replace({"train.compile": "on"})
     assert [len(pack) for pack in iter(Packs(hands, 4).next_pack, [])] == [1, 1]
 
 

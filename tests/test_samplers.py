@@ -22,11 +22,11 @@ def search(store, spec, count, trials, restart=False, name=None):
     """Parameters of the trials of a search, whose values favour a high learning rate."""
     for budget in range(1, count + 1) if restart else [count]:
         with StudySession.open(store, spec, trials=trials, name=name) as session:
-            while ticket := session.ask(budget):
+            while trial := session.ask(budget):
                 for epoch in range(1, spec.epochs + 1):
-                    session.report(ticket.number, epoch, ticket.config.train.lr)
-                session.decide(ticket.number, "COMPLETE", {})
-                session.tell(ticket.number)
+                    session.report(trial.number, epoch, trial.config.train.lr)
+                session.decide(trial.number, "COMPLETE", {})
+                session.tell(trial.number)
             found = {trial.number: trial.params for trial in session._study.get_trials()}
     return [found[number] for number in sorted(found)]
 

@@ -41,12 +41,12 @@ def home(request, store, monkeypatch):
     return store
 
 
-def run(session, ticket, value=0.5):
+def run(session, trial, value=0.5):
     """A trial from its first epoch to its end."""
-    for epoch in range(1, ticket.config.train.epochs + 1):
-        session.report(ticket.number, epoch, value + epoch / 100)
-    session.decide(ticket.number, "COMPLETE", {"params": 1.0})
-    session.tell(ticket.number)
+    for epoch in range(1, trial.config.train.epochs + 1):
+        session.report(trial.number, epoch, value + epoch / 100)
+    session.decide(trial.number, "COMPLETE", {"params": 1.0})
+    session.tell(trial.number)
 
 
 def states(session):
@@ -58,8 +58,8 @@ def test_a_budget_is_of_the_whole_study(home):
     for budget, asked in ((3, 3), (3, 0), (5, 2), (4, 0)):
         with StudySession.open(home, SPEC, name=name) as session:
             count = 0
-            while ticket := session.ask(budget):
-                run(session, ticket)
+            while trial := session.ask(budget):
+                run(session, trial)
                 count += 1
             assert count == asked
     assert [trial.number for trial in read_studies(home, name)[0].trials] == [0, 1, 2, 3, 4]
@@ -87,17 +87,17 @@ def test_a_second_driver_is_refused_until_the_first_is_gone(home):
 def test_a_driver_that_was_replaced_cannot_write(home):
     name = f"fence-{os.path.basename(home.root)}"
     with StudySession.open(home, SPEC, name=name) as old:
-        ticket = old.ask(2)
+        trial = old.ask(2)
         old._lease.release()  # as when the database restarts, or the machine slept
         old._lease.check = lambda: None
         with StudySession.open(home, SPEC, name=name) as new:
             same = new.ask(2)
             for write in (
-                lambda: old.report(ticket.number, 1, 0.1),
-                lambda: old.decide(ticket.number, "FAIL", {}),
+                lambda: old.report(trial.number, 1, 0.1),
+                lambda: old.decide(trial.number, "FAIL", {}),
                 lambda: old.ask(2),
-                lambda: old.record_crash(ticket.number, "x"),
-                lambda: old.record_final(ticket.number, {}),
+                lambda: old.record_crash(trial.number, "x"),
+                lambda: old.record_final(trial.number, {}),
             ):
                 with pytest.raises(StudyError, match="took over"):
                     write()
@@ -118,10 +118,10 @@ WRITES = {
 @pytest.mark.parametrize("write", WRITES)
 def test_a_driver_that_is_replaced_between_its_check_and_its_write_says_so(home, write):
     with StudySession.open(home, SPEC) as old, contextlib.ExitStack() as opened:
-        ticket = old.ask(1)
-        old.report(ticket.number, 1, 0.5)
+        trial = old.ask(1)
+        old.report(trial.number, 1, 0.5)
         if write == "tell":
-            old.decide(ticket.number, "PRUNED", {})
+            old.decide(trial.number, "PRUNED", {})
         guard = old._guard
 
         def replaced():
@@ -131,14 +131,14 @@ def test_a_driver_that_is_replaced_between_its_check_and_its_write_says_so(home,
             new = opened.enter_context(StudySession.open(home, SPEC))
             run(new, new.ask(1))
             assert new.ask(1) is None
-            new.record_final(ticket.number, {"test/accuracy": 0.9})
+            new.record_final(trial.number, {"test/accuracy": 0.9})
             opened.close()
 
         old._guard = replaced
         with contextlib.suppress(StudyError):  # what was found before the write is an answer too
-            WRITES[write](old, ticket.number)
+            WRITES[write](old, trial.number)
         with pytest.raises(StudyError, match="took over"):
-            old.report(ticket.number, 2, 0.1)
+            old.report(trial.number, 2, 0.1)
         trial = read_studies(home, SPEC.name)[0].trials[0]
         assert trial.state == ("PRUNED" if write == "tell" else "COMPLETE")
         assert trial.epochs == {1: 0.5, 2: 0.52, 3: 0.53, 4: 0.54}
@@ -174,13 +174,13 @@ def test_a_server_that_stays_away_stops_the_study_in_one_line(store, postgres, m
     monkeypatch.setenv("ERPE_STORAGE_URL", postgres.url)
     monkeypatch.setattr(storage, "PATIENCE_SECONDS", 0.5)
     with StudySession.open(store, SPEC, name="away") as session:
-        ticket = session.ask(1)
+        trial = session.ask(1)
         postgres.stop()
         with pytest.raises(StoreError, match="nothing is lost"):
-            session.report(ticket.number, 1, 0.5)
+            session.report(trial.number, 1, 0.5)
         postgres.start()
     with StudySession.open(store, SPEC, name="away") as session:
-        assert session.ask(1).number == ticket.number
+        assert session.ask(1).number == trial.number
 
 
 def test_a_trial_killed_before_its_configuration_was_written_is_void(store, monkeypatch):
@@ -191,10 +191,10 @@ def test_a_trial_killed_before_its_configuration_was_written_is_void(store, monk
                 session.ask(1)
         assert session._study.get_trials()[0].state == optuna.trial.TrialState.RUNNING
     with StudySession.open(store, SPEC) as session:
-        ticket = session.ask(1)
+        trial = session.ask(1)
         assert session._study.get_trials()[0].state == optuna.trial.TrialState.FAIL
-        assert ticket.number == 1 and session.ask(1) is None
-        run(session, ticket)
+        assert trial.number == 1 and session.ask(1) is None
+        run(session, trial)
         assert states(session) == ["COMPLETE"] and session.read().counts == {"COMPLETE": 1}
 
 
@@ -215,9 +215,9 @@ def test_a_restart_repeats_no_suggestion_and_a_seed_repeats_all(tmp_path, sample
         found, store = [], Store.open(tmp_path / root)
         session = StudySession.open(store, spec)
         for i in range(10):
-            ticket = session.ask(99)
-            found.append(ticket.config)
-            run(session, ticket, ticket.config.train.lr)
+            trial = session.ask(99)
+            found.append(trial.config)
+            run(session, trial, trial.config.train.lr)
             if restart and i % 4 == 2:
                 session.__exit__()
                 session = StudySession.open(store, spec)
@@ -255,16 +255,16 @@ def test_the_last_epoch_is_never_pruned(store):
 
 def test_the_first_word_counts(store):
     with StudySession.open(store, SPEC) as session:
-        ticket = session.ask(1)
-        session.report(ticket.number, 1, 0.25)
-        session.report(ticket.number, 1, 0.75)
-        assert session.trial(ticket.number).epochs == {1: 0.25}
-        assert session.decide(ticket.number, "COMPLETE", {"a": 1.0}).state == "COMPLETE"
-        assert session.decide(ticket.number, "FAIL", {}, "late").state == "COMPLETE"
+        trial = session.ask(1)
+        session.report(trial.number, 1, 0.25)
+        session.report(trial.number, 1, 0.75)
+        assert session.trial(trial.number).epochs == {1: 0.25}
+        assert session.decide(trial.number, "COMPLETE", {"a": 1.0}).state == "COMPLETE"
+        assert session.decide(trial.number, "FAIL", {}, "late").state == "COMPLETE"
         for _ in range(2):
-            session.tell(ticket.number)
-        assert session.record_final(ticket.number, {"test/accuracy": 0.5}) == {"test/accuracy": 0.5}
-        assert session.record_final(ticket.number, {"test/accuracy": 0.9}) == {"test/accuracy": 0.5}
+            session.tell(trial.number)
+        assert session.record_final(trial.number, {"test/accuracy": 0.5}) == {"test/accuracy": 0.5}
+        assert session.record_final(trial.number, {"test/accuracy": 0.9}) == {"test/accuracy": 0.5}
 
 
 @pytest.mark.parametrize("state", ["PRUNED", "FAIL"])
@@ -300,39 +300,39 @@ def test_a_driver_that_remembers_prunes_as_one_that_reads_all_again(tmp_path, pr
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_no_number_fails_the_trial(store, value):
     with StudySession.open(store, SPEC) as session:
-        ticket = session.ask(1)
+        trial = session.ask(1)
         with pytest.raises(TrialError, match="epoch 1"):
-            session.report(ticket.number, 1, value)
-        assert session.decide(ticket.number, "COMPLETE", {}).state == "FAIL", "it has no value"
-        session.tell(ticket.number)
+            session.report(trial.number, 1, value)
+        assert session.decide(trial.number, "COMPLETE", {}).state == "FAIL", "it has no value"
+        session.tell(trial.number)
         assert session.read().counts == {"FAIL": 1} and session.ask(1) is None, "its slot is used up"
 
 
 def test_a_poisonous_configuration_ends_after_a_bounded_number_of_tries(store):
     with StudySession.open(store, SPEC) as session:
-        ticket = session.ask(1)
-        again = [session.record_crash(ticket.number, "Segmentation fault") for _ in range(session_module.MAX_ATTEMPTS)]
+        trial = session.ask(1)
+        again = [session.record_crash(trial.number, "Segmentation fault") for _ in range(session_module.MAX_ATTEMPTS)]
         assert again == [True] * (session_module.MAX_ATTEMPTS - 1) + [False]
-        verdict = session.trial(ticket.number).verdict
+        verdict = session.trial(trial.number).verdict
         assert verdict.state == "FAIL" and "Segmentation fault" in verdict.reason
         assert verdict.reason.endswith("(crashed 3 times without finishing an epoch)")
 
 
 def test_a_crash_in_the_final_measures_is_told_with_the_last_epoch(store):
     with StudySession.open(store, SPEC) as session:
-        ticket = session.ask(1)
-        session.report(ticket.number, 1, 0.5)
-        while session.record_crash(ticket.number, "killed"):
+        trial = session.ask(1)
+        session.report(trial.number, 1, 0.5)
+        while session.record_crash(trial.number, "killed"):
             pass
-        assert session.trial(ticket.number).verdict.reason == "killed (crashed 3 times after epoch 1)"
+        assert session.trial(trial.number).verdict.reason == "killed (crashed 3 times after epoch 1)"
 
 
 def test_a_worker_that_dies_between_epochs_never_uses_up_its_tries(store):
     with StudySession.open(store, SPEC) as session:
-        ticket = session.ask(1)
+        trial = session.ask(1)
         for epoch in range(1, 5):
-            assert all(session.record_crash(ticket.number, "killed") for _ in range(session_module.MAX_ATTEMPTS - 1))
-            session.report(ticket.number, epoch, 0.5)
+            assert all(session.record_crash(trial.number, "killed") for _ in range(session_module.MAX_ATTEMPTS - 1))
+            session.report(trial.number, epoch, 0.5)
 
 
 def test_another_study_of_the_same_name_is_refused_with_the_difference(store):
@@ -531,13 +531,13 @@ class SessionMachine(RuleBasedStateMachine):
         self.store = Store.open(self.folder)
         shutil.copy(self.empty, self.store.root / "optuna.db")
         self.session = StudySession.open(self.store, SPEC)
-        self.tickets, self.model, self.ended = {}, {}, {}
+        self.trials, self.model, self.ended = {}, {}, {}
 
     def teardown(self):
         self.session.__exit__()
 
     def running(self):
-        return [number for number in self.tickets if number not in self.ended]
+        return [number for number in self.trials if number not in self.ended]
 
     def attempt(self, call, kill_at):
         """Do it, or be killed before the n-th write of it and start again; True if it was done."""
@@ -572,27 +572,27 @@ class SessionMachine(RuleBasedStateMachine):
         self.session = StudySession.open(self.store, SPEC)
         orphans = list(self.running())
         waiting = {trial.number for trial in self.session.read().trials if trial.state == "RUNNING"}
-        self.tickets = {number: self.tickets[number] for number in self.ended}
+        self.trials = {number: self.trials[number] for number in self.ended}
         seen = []
         for _ in waiting:
-            ticket = self.session.ask(self.budget)
-            seen.append(ticket.number)
-            if ticket.number in self.model:
-                assert ticket.config == self.model[ticket.number]
-            self.model[ticket.number] = ticket.config
-            self.tickets[ticket.number] = ticket
+            trial = self.session.ask(self.budget)
+            seen.append(trial.number)
+            if trial.number in self.model:
+                assert trial.config == self.model[trial.number]
+            self.model[trial.number] = trial.config
+            self.trials[trial.number] = trial
         assert set(orphans) <= waiting == set(seen) and len(seen) == len(waiting)
 
     @rule(kill_at=st.integers(0, 20))
     def ask(self, kill_at):
         def call():
-            ticket = self.session.ask(self.budget)
-            if ticket is None:
+            trial = self.session.ask(self.budget)
+            if trial is None:
                 assert len(self.model) >= self.budget
             else:
-                assert ticket.number not in self.model
-                self.model[ticket.number] = ticket.config
-                self.tickets[ticket.number] = ticket
+                assert trial.number not in self.model
+                self.model[trial.number] = trial.config
+                self.trials[trial.number] = trial
 
         self.attempt(call, kill_at)
 

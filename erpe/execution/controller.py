@@ -46,27 +46,27 @@ class StudyController:
     _study: StudyRecord | None = None
     """As it was when a trial last started or ended."""
 
-    def folder(self, ticket: TrialRecord) -> Path:
+    def folder(self, trial: TrialRecord) -> Path:
         """Where a trial's checkpoint and results lie."""
-        return folder_of(self.store, self.session.name, ticket)
+        return folder_of(self.store, self.session.name, trial)
 
     def next_trial(self, beside: TrialRecord | None = None) -> TrialRecord | None:
         """A trial to run; None when the budget is used, or when draining."""
         while not self.draining:
-            ticket = self.session.ask(self.budget)
-            if ticket is None:
+            trial = self.session.ask(self.budget)
+            if trial is None:
                 return None
-            start_trial(self.tracker, self.session.uid, ticket, self.tags, self.arm, self.spec.phase)
-            if ticket.verdict is None:
+            start_trial(self.tracker, self.session.uid, trial, self.tags, self.arm, self.spec.phase)
+            if trial.verdict is None:
                 if self.remote:
-                    self.remote.upload(self.folder(ticket))
-                self._study = self.study().knowing(ticket)
-                self.progress.on_start(self._moment(ticket))
-                return ticket
-            self._end(ticket)  # was decided by a driver that was killed before it told anyone
+                    self.remote.upload(self.folder(trial))
+                self._study = self.study().knowing(trial)
+                self.progress.on_start(self._moment(trial))
+                return trial
+            self._end(trial)  # was decided by a driver that was killed before it told anyone
         return None
 
-    def on_trial_result(self, ticket: TrialRecord, event: TrialEvent) -> bool:
+    def on_trial_result(self, trial: TrialRecord, event: TrialEvent) -> bool:
         """Record what a worker says.
 
         Returns:
@@ -78,37 +78,37 @@ class StudyController:
             raise event.broken
         if event.warning:
             self.progress.on_warning(event.warning)
-        known = set(ticket.epochs)
+        known = set(trial.epochs)
         try:
             for epoch in event.epochs:
                 step = int(epoch["epoch"])
                 value = self.spec.value(epoch)
-                prune = self.session.report(ticket.number, step, value)
-                self.tracker.epoch(ticket.uid, step, epoch)
-                ticket.epochs.setdefault(step, value)
+                prune = self.session.report(trial.number, step, value)
+                self.tracker.epoch(trial.uid, step, epoch)
+                trial.epochs.setdefault(step, value)
                 if prune:
-                    return self._decide(ticket, "PRUNED")
+                    return self._decide(trial, "PRUNED")
             if event.epochs:
                 last = int(event.epochs[-1]["epoch"])
                 if last not in known or len(event.epochs) == 1:  # else a trial that goes on says where it was
-                    self.progress.on_epoch(self._moment(ticket)._replace(epoch=last, value=ticket.epochs[last]))
+                    self.progress.on_epoch(self._moment(trial)._replace(epoch=last, value=trial.epochs[last]))
         except TrialError as error:
-            return self._decide(ticket, "FAIL", reason=str(error))
+            return self._decide(trial, "FAIL", reason=str(error))
         if event.outcome is not None:
-            return self._decide(ticket, "COMPLETE", event.outcome)
+            return self._decide(trial, "COMPLETE", event.outcome)
         if event.failure is not None:
-            return self._decide(ticket, "FAIL", reason=event.failure)
+            return self._decide(trial, "FAIL", reason=event.failure)
         return not self.draining
 
-    def on_trial_error(self, ticket: TrialRecord, reason: str) -> bool:
+    def on_trial_error(self, trial: TrialRecord, reason: str) -> bool:
         """Record that a worker died, or raised something nobody foresaw.
 
         Returns:
             Whether to run the trial again.
         """
-        if self.session.record_crash(ticket.number, reason):
+        if self.session.record_crash(trial.number, reason):
             return not self.draining
-        return self._end(ticket)
+        return self._end(trial)
 
     def study(self) -> StudyRecord:
         """As it was when a trial last started or ended here."""
@@ -117,21 +117,21 @@ class StudyController:
         return self._study
 
     def _decide(
-        self, ticket: TrialRecord, state: Any, metrics: dict[str, float] | None = None, reason: str | None = None
+        self, trial: TrialRecord, state: Any, metrics: dict[str, float] | None = None, reason: str | None = None
     ) -> bool:
         if self.remote and state != "FAIL":
-            self.remote.collect(self.folder(ticket), finished=state == "COMPLETE")
-        self.session.decide(ticket.number, state, metrics or {}, reason)
-        return self._end(ticket)
+            self.remote.collect(self.folder(trial), finished=state == "COMPLETE")
+        self.session.decide(trial.number, state, metrics or {}, reason)
+        return self._end(trial)
 
-    def _end(self, ticket: TrialRecord) -> bool:
-        decided = self.session.trial(ticket.number)
+    def _end(self, trial: TrialRecord) -> bool:
+        decided = self.session.trial(trial.number)
         if decided.verdict:
             end_trial(self.tracker, self.store, self.session.name, decided)
-            self.session.tell(ticket.number)
+            self.session.tell(trial.number)
             self._study = self.session.read()
             if self.remote:
-                self.remote.remove(self.folder(ticket))
+                self.remote.remove(self.folder(trial))
             self.progress.on_end(self._moment(decided._replace(state=decided.verdict.state)))
         return False
 
@@ -167,11 +167,11 @@ class TrialController(Protocol):
     def next_trial(self, beside: TrialRecord | None = None) -> TrialRecord | None:
         """A trial to run, of the same arm as the one it should run beside."""
 
-    def on_trial_result(self, ticket: TrialRecord, event: TrialEvent) -> bool:
+    def on_trial_result(self, trial: TrialRecord, event: TrialEvent) -> bool:
         """Record what a worker says."""
 
-    def on_trial_error(self, ticket: TrialRecord, reason: str) -> bool:
+    def on_trial_error(self, trial: TrialRecord, reason: str) -> bool:
         """Record that a worker died."""
 
-    def folder(self, ticket: TrialRecord) -> Path:
+    def folder(self, trial: TrialRecord) -> Path:
         """A trial's own."""

@@ -82,20 +82,20 @@ class FairShareController:
             arms = [arm for arm in arms if arm[0] is self._whose[beside.uid]]
         for controller, budget in arms:
             controller.budget = budget.allowed(controller.study())
-            ticket = controller.next_trial()
-            if ticket is not None:
-                self._whose[ticket.uid] = controller
-                return ticket
+            trial = controller.next_trial()
+            if trial is not None:
+                self._whose[trial.uid] = controller
+                return trial
         return None
 
-    def on_trial_result(self, ticket: TrialRecord, event: TrialEvent) -> bool:
+    def on_trial_result(self, trial: TrialRecord, event: TrialEvent) -> bool:
         """See `StudyController.on_trial_result`."""
-        return self._whose[ticket.uid].on_trial_result(ticket, event)
+        return self._whose[trial.uid].on_trial_result(trial, event)
 
-    def on_trial_error(self, ticket: TrialRecord, reason: str) -> bool:
+    def on_trial_error(self, trial: TrialRecord, reason: str) -> bool:
         """See `StudyController.on_trial_error`."""
-        return self._whose[ticket.uid].on_trial_error(ticket, reason)
+        return self._whose[trial.uid].on_trial_error(trial, reason)
 
-    def folder(self, ticket: TrialRecord) -> Path:
+    def folder(self, trial: TrialRecord) -> Path:
         """See `StudyController.folder`."""
-        return self._whose[ticket.uid].folder(ticket)
+        return self._whose[trial.uid].folder(trial)

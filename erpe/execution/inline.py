@@ -19,17 +19,17 @@ def run_inline(controller: TrialController, start: TrialFactory, pack: int = 1) 
         ErpeError: see `StudyController.on_trial_result`.
     """
     packs, together = Packs(controller, pack), PackRunner(start)
-    tickets: dict[str, TrialRecord] = {}
+    trials: dict[str, TrialRecord] = {}
     while True:
-        for ticket in packs.join(list(tickets.values())):
-            tickets[ticket.uid] = ticket
-            together.add(ticket.uid, ticket.config, controller.folder(ticket))
-        if not tickets:
+        for trial in packs.join(list(trials.values())):
+            trials[trial.uid] = trial
+            together.add(trial.uid, trial.config, controller.folder(trial))
+        if not trials:
             return
-        packs.apart(_round(controller, together, tickets))
+        packs.apart(_round(controller, together, trials))
 
 
-def _round(controller: TrialController, together: PackRunner, tickets: dict[str, TrialRecord]) -> list[TrialRecord]:
+def _round(controller: TrialController, together: PackRunner, trials: dict[str, TrialRecord]) -> list[TrialRecord]:
     """Hear an event of each trial, and forget those that end; the trials to run again after a crash."""
     events = together.round()
     while True:
@@ -38,11 +38,11 @@ def _round(controller: TrialController, together: PackRunner, tickets: dict[str,
         except StopIteration:
             return []
         except Exception:
-            reason, crashed = traceback.format_exc(), list(tickets.values())
-            for ticket in crashed:
-                together.drop(ticket.uid)
-            tickets.clear()
-            return [ticket for ticket in crashed if controller.on_trial_error(ticket, reason)]
-        if not controller.on_trial_result(tickets[uid], event):
+            reason, crashed = traceback.format_exc(), list(trials.values())
+            for trial in crashed:
+                together.drop(trial.uid)
+            trials.clear()
+            return [trial for trial in crashed if controller.on_trial_error(trial, reason)]
+        if not controller.on_trial_result(trials[uid], event):
             together.drop(uid)
-            del tickets[uid]
+            del trials[uid]

@@ -59,9 +59,9 @@ class Packs:
                 return []
             group = [first]
             beside = first
-        for ticket in [ticket for ticket in self._waiting if self._fits(group, ticket)][: self.most - len(group)]:
-            self._waiting.remove(ticket)
-            group.append(ticket)
+        for trial in [trial for trial in self._waiting if self._fits(group, trial)][: self.most - len(group)]:
+            self._waiting.remove(trial)
+            group.append(trial)
         while self._room(group, beside):
             found = self._hands.next_trial(beside)
             if found is None:
@@ -74,14 +74,14 @@ class Packs:
         if members:
             self._resting.append(members)
 
-    def apart(self, tickets: list[TrialRecord]) -> None:
+    def apart(self, trials: list[TrialRecord]) -> None:
         """Trials whose worker crashed: each goes on alone, so that a poisonous one takes no other along again."""
-        self._apart.update(ticket.uid for ticket in tickets)
-        self._waiting = tickets + self._waiting
+        self._apart.update(trial.uid for trial in trials)
+        self._waiting = trials + self._waiting
 
-    def _fits(self, group: list[TrialRecord], ticket: TrialRecord) -> bool:
-        alone = any(each.uid in self._apart or each.config.train.compile == "on" for each in (*group, ticket))
-        return not alone and shape(ticket.config) == shape(group[0].config)
+    def _fits(self, group: list[TrialRecord], trial: TrialRecord) -> bool:
+        alone = any(each.uid in self._apart or each.config.train.compile == "on" for each in (*group, trial))
+        return not alone and shape(trial.config) == shape(group[0].config)
 
     def _room(self, group: list[TrialRecord], beside: TrialRecord | None) -> bool:
         if any(each.uid in self._apart for each in group):

@@ -1,10 +1,10 @@
 """The Optuna database as the only truth about a study's trials. Nothing of Ray in here.
 
     with StudySession.open(store, spec) as session:              # leased: one driver a study
-        ticket = session.ask(budget=20)                    # or None; after a crash the orphans come first
-        prune = session.report(ticket.number, epoch=1, value=0.8)
-        session.decide(ticket.number, "COMPLETE", metrics)  # written ahead ...
-        session.tell(ticket.number)                         # ... and frozen
+        trial = session.ask(budget=20)                    # or None; after a crash the orphans come first
+        prune = session.report(trial.number, epoch=1, value=0.8)
+        session.decide(trial.number, "COMPLETE", metrics)  # written ahead ...
+        session.tell(trial.number)                         # ... and frozen
 
 Every call may be repeated, by this process or by the next one: nothing is counted twice. A trial counts
 towards the budget from the moment its configuration is written.

@@ -47,15 +47,15 @@ class Told:
         os.environ |= {"MLFLOW_TRACKING_URI": self.uri, "ERPE_STORAGE_URL": ""}
         tracker = Tracker(self.store, "outage")
         with StudySession.open(self.store, self.spec, name="outage") as session:
-            ticket = session.ask(1)
+            trial = session.ask(1)
             tracker.start_study(session.uid, {}, {})
-            tracker.start_trial(ticket.uid, 0, ticket.config, {}, parent=session.uid)
+            tracker.start_trial(trial.uid, 0, trial.config, {}, parent=session.uid)
             began = time.perf_counter()
             for _ in range(BLOCK):
                 measured = trial.epoch()
                 step = int(measured["epoch"])
                 session.report(0, step, measured["val/accuracy"])
-                tracker.epoch(ticket.uid, step, measured)
+                tracker.epoch(trial.uid, step, measured)
             took = time.perf_counter() - began
         tracker.close(0)
         tracker._thread.join(60)  # before the next one's turn

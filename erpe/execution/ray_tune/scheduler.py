@@ -38,21 +38,21 @@ LOOK_SECONDS = 5.0
 
 
 class TuneBridge:
-    """Which trial of Tune is which pack of tickets, and the first error of ours, which Tune would wrap and swallow."""
+    """Which trial of Tune is which pack of trials, and the first error of ours, which Tune would wrap and swallow."""
 
     def __init__(self, controller: TrialController, start: TrialFactory, pack: int) -> None:
         self.controller, self.start = controller, start
         self.packs = Packs(controller, pack)
-        self.tickets: dict[str, list[TrialRecord]] = {}
+        self.trials: dict[str, list[TrialRecord]] = {}
         self.running: set[str] = set()
         """Trials of Tune that have not ended."""
         self.heard: set[str] = set()  # which a worker has begun
         self.error: BaseException | None = None
 
-    def on_trial_error(self, tickets: list[TrialRecord], reason: str) -> list[TrialRecord]:
-        """Record that a pack's worker died; its tickets that should be run again."""
+    def on_trial_error(self, trials: list[TrialRecord], reason: str) -> list[TrialRecord]:
+        """Record that a pack's worker died; its trials that should be run again."""
         return self.guarded(
-            lambda: [each for each in tickets if self.controller.on_trial_error(each, reason)], list[TrialRecord]()
+            lambda: [each for each in trials if self.controller.on_trial_error(each, reason)], list[TrialRecord]()
         )
 
     def guarded(self, call: Callable[[], T], otherwise: T) -> T:
@@ -67,7 +67,7 @@ class TuneBridge:
 
 
 class StudySearcher(Searcher):
-    """Hands the session's tickets to Tune."""
+    """Hands the session's trials to Tune."""
 
     def __init__(self, link: TuneBridge) -> None:
         super().__init__()
@@ -76,15 +76,15 @@ class StudySearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """A pack as Tune's configuration."""
         link = self._link
-        tickets = link.guarded(link.packs.next_pack, list[TrialRecord]())
-        if not tickets:
+        trials = link.guarded(link.packs.next_pack, list[TrialRecord]())
+        if not trials:
             # What is left of a running pack may yet need a worker.
             return None if link.running and link.packs.most > 1 else Searcher.FINISHED
-        link.tickets[trial_id] = tickets
+        link.trials[trial_id] = trials
         link.running.add(trial_id)
         pack = [
-            {"config": ticket.config.model_dump(mode="json"), "folder": str(link.controller.folder(ticket))}
-            for ticket in tickets
+            {"config": each.config.model_dump(mode="json"), "folder": str(link.controller.folder(each))}
+            for each in trials
         ]
         return {"pack": pack, "start": link.start}
 
@@ -93,7 +93,7 @@ class StudySearcher(Searcher):
         link = self._link
         link.running.discard(trial_id)
         if error:
-            link.packs.apart(link.on_trial_error(link.tickets[trial_id], KILLED))
+            link.packs.apart(link.on_trial_error(link.trials[trial_id], KILLED))
 
     def save(self, checkpoint_path: str) -> None:
         """The database is the state."""
@@ -116,15 +116,15 @@ class StudyScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
         """Record what the worker says."""
         link = self._link
-        tickets = link.tickets[trial.trial_id]
+        trials = link.trials[trial.trial_id]
         link.heard.add(trial.trial_id)
-        heard = [(tickets[place], event) for place, event in result["events"]]
+        heard = [(trials[place], event) for place, event in result["events"]]
         ended = link.guarded(
-            lambda: [each for each, event in heard if not link.controller.on_trial_result(each, event)], tickets
+            lambda: [each for each, event in heard if not link.controller.on_trial_result(each, event)], trials
         )
         if not ended:
             return TrialScheduler.CONTINUE
-        link.packs.rest([ticket for ticket in tickets if ticket not in ended])
+        link.packs.rest([each for each in trials if each not in ended])
         return TrialScheduler.STOP
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
@@ -132,15 +132,15 @@ class StudyScheduler(FIFOScheduler):
         if not trial.run_metadata.error_filename:
             return
         link = self._link
-        tickets = link.tickets[trial.trial_id]
-        reason = last_error(trial, link.controller.folder(tickets[0]))
+        trials = link.trials[trial.trial_id]
+        reason = last_error(trial, link.controller.folder(trials[0]))
         if trial.trial_id not in link.heard and RAISED.search(reason):  # no fault of the trial, which never began
             why = reason.splitlines()[-1].strip()
             link.error = link.error or StudyError(f"ray: a worker cannot begin ({why}); the same command continues")
-        again = link.on_trial_error(tickets, reason)  # after an error of ours, nothing is recorded
-        if len(tickets) > 1:
+        again = link.on_trial_error(trials, reason)  # after an error of ours, nothing is recorded
+        if len(trials) > 1:
             link.packs.apart(again)
-        if len(tickets) > 1 or not again:
+        if len(trials) > 1 or not again:
             tune_controller.stop_trial(trial)
 
     def __reduce__(self) -> Any:

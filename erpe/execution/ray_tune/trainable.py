@@ -32,8 +32,8 @@ class Worker(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Take a pack; nothing is built before the first step, whose errors are reported."""
         self._together = PackRunner(config["start"])
-        for place, ticket in enumerate(config["pack"]):
-            self._together.add(str(place), TrialConfig(**ticket["config"]), Path(ticket["folder"]))
+        for place, trial in enumerate(config["pack"]):
+            self._together.add(str(place), TrialConfig(**trial["config"]), Path(trial["folder"]))
         folder = Path(config["pack"][0]["folder"])
         with suppress(OSError):  # a full disk is told by the first step
             folder.mkdir(parents=True, exist_ok=True)
