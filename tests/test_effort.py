@@ -42,8 +42,8 @@ def test_an_arm_spent_what_its_trials_and_runs_trained(digits_study):
     found = compute(load(digits_study)).set_index("arm")
     assert set(found.index) == {"softmax", "relu", "relu_rope"}
     for study in read_studies(digits_study):
-        epochs, flops = f"{study.group.phase}_epochs", f"{study.group.phase}_flops"
-        row = found.loc[study.group.arm]
+        epochs, flops = f"{study.part_of.phase}_epochs", f"{study.part_of.phase}_flops"
+        row = found.loc[study.part_of.arm]
         assert row[epochs] == sum(len(trial.epochs) for trial in study.trials) > 0
         spent = sum(len(trial.epochs) * train_step_flops(trial.config.model) for trial in study.trials)
         assert row[flops] == pytest.approx(spent)

@@ -129,15 +129,15 @@ def database(store):
     return Path(store.tracking_uri.removeprefix("sqlite:///"))
 
 
-def check_nothing_dangles(store, family=NAME):
+def check_nothing_dangles(store, experiment=NAME):
     """Database, folders, outbox and MLflow, if there is one, agree trial by trial on what was removed."""
-    members = [study for study in read_studies(store) if study.family == family]
+    members = [study for study in read_studies(store) if study.experiment == experiment]
     every = [(study.name, trial) for study in members for trial in study.trials]
     alive = {f"{name}/{trial.number:04d}-{trial.config.seed}" for name, trial in every if not trial.removed}
     names = {study.name for study in members}
     assert {folder for folder in folders(store) if folder.partition("/")[0] in names} == alive
     gone = {trial.uid for _, trial in every if trial.removed}
-    events = list(Outbox(store.outbox, family).events())
+    events = list(Outbox(store.outbox, experiment).events())
     assert {event.uid for event in events if event.kind == "remove_trial"} == gone
     assert sum(event.kind == "remove_trial" for event in events) == len(gone), "each is told once"
     for uid in gone:
@@ -149,7 +149,7 @@ def check_nothing_dangles(store, family=NAME):
         runs = {run for (run,) in rows(mlflow, "SELECT run_uuid FROM runs")}
         for table in ("metrics", "latest_metrics", "params", "tags"):
             assert {run for (run,) in rows(mlflow, f"SELECT DISTINCT run_uuid FROM {table}")} <= runs
-        assert {path.name for path in (store.artifacts / family).iterdir()} <= runs
+        assert {path.name for path in (store.artifacts / experiment).iterdir()} <= runs
 
 
 # What goes and what stays

@@ -41,7 +41,7 @@ def test_a_row_is_what_the_run_wrote(digits_study):
     outcomes = load(digits_study)
     assert list(outcomes.arms["arm"]) == ["softmax", "relu", "relu_rope"] and outcomes.arms["finished"].all()
     for study in read_studies(digits_study):
-        if study.group.phase != "confirm":
+        if study.part_of.phase != "confirm":
             continue
         for trial in study.trials:
             folder = digits_study.trial_folder(study.name, trial.number, trial.config.seed)
@@ -72,9 +72,9 @@ def test_a_confirmed_run_trains_on_everything_and_a_search_never_sees_what_it_is
     for study in read_studies(digits_study):
         for trial in study.trials:
             held_out = trial.config.data.validation
-            assert (held_out == 0) == (study.group.phase == "confirm")
+            assert (held_out == 0) == (study.part_of.phase == "confirm")
             folder = digits_study.trial_folder(study.name, trial.number, trial.config.seed)
-            assert (folder / "test.json").exists() == (study.group.phase == "confirm")
+            assert (folder / "test.json").exists() == (study.part_of.phase == "confirm")
 
 
 def test_seconds_of_training_beside_other_trials_are_no_time_of_a_run(digits_study, tmp_path):
@@ -146,7 +146,7 @@ def test_the_commands_end_with_tables_figures_and_a_page_that_is_in_mlflow(synce
     assert "relu_rope" in erpe("compare") and "undecided" in erpe("compare", "--format", "markdown")
     erpe("compare", "--format", "parquet", "--output", "table.parquet")
     assert set(pd.read_parquet("table.parquet")["arm"].dropna()) >= {"softmax", "relu", "relu_rope"}
-    plan = Plan(**read_studies(synced)[0].group.plan)
+    plan = Plan(**read_studies(synced)[0].part_of.plan)
     page, lag = publish(plan, synced)
     assert lag == 0 and page.read_text().startswith("<!DOCTYPE html>")
     client = connect(synced.tracking_uri)

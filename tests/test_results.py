@@ -49,8 +49,8 @@ def test_the_tables_are_those_that_compare_reads_and_each_row_is_there_once(stud
 
 def test_best_is_the_configuration_that_was_confirmed(study, digits_study):
     for member in read_studies(digits_study):
-        if member.group.phase == "search":
-            assert study.best(member.group.arm) == member.best.config
+        if member.part_of.phase == "search":
+            assert study.best(member.part_of.arm) == member.best.config
     rows = study.trials.set_index("uid")
     best = study.best("relu_rope")
     row = rows.loc[rows.loc[rows["arm"] == "relu_rope", "value"].idxmax()]

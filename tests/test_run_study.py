@@ -131,7 +131,7 @@ def test_more_seeds_and_more_trials_continue_and_a_new_best_is_confirmed_anew(st
     assert (outcomes.arms["trials"] == 5).all() and (outcomes.arms["seeds"] == 3).all()
     best = outcomes.trials.loc[outcomes.trials.groupby("arm")["value"].idxmax()].set_index("arm")["train.lr"]
     for study in read_studies(store):
-        if study.group.phase == "confirm" and study.trials[0].config.train.lr == best[study.group.arm]:
+        if study.part_of.phase == "confirm" and study.trials[0].config.train.lr == best[study.part_of.arm]:
             assert study.counts["COMPLETE"] == 3
 
 
@@ -196,7 +196,7 @@ def test_a_budget_of_epochs_or_flops_is_spent_by_every_arm_to_within_a_trial(sto
     plan = load_plan(FILE, [*SMALL, "search.trials=4", "search.pruner=median", f"search.budget={budget}"])
     run(plan, store, executor="inline", offline=True, work=work())
     for study in read_studies(store):
-        if study.group.phase == "search":
+        if study.part_of.phase == "search":
             assert study.counts["RUNNING"] == 0
             spent = [len(trial.epochs) for trial in study.trials]
             if budget == "epochs":

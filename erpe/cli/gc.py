@@ -24,8 +24,8 @@ def sweep_table(found: Sweep, store: Store, dry_run: bool) -> None:
         for swept in found.studies:
             table.add_row(*_cells(swept), style="" if swept.going else "dim")
         console.print_table(table)
-    for family in found.running:
-        print(f"{printable(family)}: another erpe is running it, so it was left alone")
+    for experiment in found.running:
+        print(f"{printable(experiment)}: another erpe is running it, so it was left alone")
     words = "belongs to nothing" if dry_run else "belonged to nothing, removed"
     for path, mib in found.strays:
         print(f"{printable(str(path.relative_to(store.root)))}: {words}, {_mib(mib)}")

@@ -266,7 +266,7 @@ def _status_row(found: StudyRecord, waits: dict[str, Waiting]) -> dict[str, Any]
         "study": found.name, "phase": found.phase, "counts": dict(found.counts),
         "best": best.number if best and searched else None, "value": best.value if best and searched else None,
         "test": found.finals.get(best.number) if best and searched else None,
-        **lag_of(waits.get(found.family), found),
+        **lag_of(waits.get(found.experiment), found),
         "trials": [
             {
                 "number": trial.number, "state": trial.state, "epochs": len(trial.epochs),
@@ -284,7 +284,7 @@ def lag_of(waits: Waiting | None, study: StudyRecord | None = None) -> dict[str,
     """How many events MLflow has not got yet, and for how many seconds the oldest has waited.
 
     Args:
-        study: a part of a greater study, whose own events are counted; none: all.
+        study: an arm's phase, whose own events are counted; default: all.
     """
     if waits is None:
         return {"lag": 0, "lag_seconds": None}

@@ -11,7 +11,7 @@ class TrialProgress(NamedTuple):
     """Where a trial and its study stand, for whoever shows it."""
 
     arm: str
-    """Of a greater study; none: the study is its own."""
+    """Arm of a study file's study; empty for `tune`."""
     phase: str
     """`search` or `confirm`."""
     number: int

@@ -38,7 +38,7 @@ class StudyController:
     tags: dict[str, str] = field(default_factory=dict)
     """Tags of every run."""
     arm: str = ""
-    """Which arm of a greater study this one is; none: it is a study of its own."""
+    """Arm of a study file's study; empty for `tune`."""
     remote: RemoteCheckpoints | None = None
     """Where workers keep their trials' folders; none: in the store itself."""
     draining: bool = False

@@ -98,16 +98,16 @@ def gc(
             "gc: nothing was asked for; --keep-best K, --older-than DAYS, --failed (together they spare more) or "
             "--dangling would do, and --dry-run shows what would go"
         )
-    families = _choose(store, study)
+    experiments = _choose(store, study)
     logged = Logged(store)
     swept: list[Swept] = []
     running: list[str] = []
     lag, problem = 0, None
-    for family, names in families.items():
+    for experiment, names in experiments.items():
         try:
             with (
                 contextlib.nullcontext() if dry_run else keeping(store),
-                _Family.lease(store, logged, family, names) as held,
+                _LeasedExperiment.lease(store, logged, experiment, names) as held,
             ):
                 plans = [held.plan(name, policy) for name in names]  # all is known before anything is written
                 swept += [plan.swept for plan in plans]
@@ -118,8 +118,8 @@ def gc(
         except BusyError:
             if study is not None:
                 raise
-            running.append(family)
-    strays = sweep_strays(store, logged, None if study is None else families, dry_run) if dangling else []
+            running.append(experiment)
+    strays = sweep_strays(store, logged, None if study is None else experiments, dry_run) if dangling else []
     return Sweep(swept, running, strays, lag, problem, is_server(store))
 
 
@@ -131,32 +131,32 @@ def _choose(store: Store, study: str | None) -> dict[str, list[str]]:
     """
     known: dict[str, list[str]] = {}
     for record in read_studies(store):
-        known.setdefault(record.family, []).append(record.name)
-    own = {family: names for family, names in known.items() if (store.outbox / f"{family}.jsonl").exists()}
+        known.setdefault(record.experiment, []).append(record.name)
+    own = {experiment: names for experiment, names in known.items() if (store.outbox / f"{experiment}.jsonl").exists()}
     if study is None:
         return own
-    chosen = known if study in known else {family: [study] for family, names in known.items() if study in names}
-    family = study if study in known else next(iter(chosen), None)
-    if family is None:
+    chosen = known if study in known else {experiment: [study] for experiment, names in known.items() if study in names}
+    experiment = study if study in known else next(iter(chosen), None)
+    if experiment is None:
         names = [*known, *(name for each in known.values() for name in each)]
         raise StudyError(f"study {study}: not in this store; {nearest(study, names) if names else 'it has none'}")
-    if family not in own:
+    if experiment not in own:
         raise StudyError(f"study {study}: was run from another store, which has its files; --store names it")
-    return {family: chosen[family]}
+    return {experiment: chosen[experiment]}
 
 
-class _Family(NamedTuple):
+class _LeasedExperiment(NamedTuple):
     """Studies that share an outbox, leased."""
 
     store: Store
     database: storage.Database
-    family: str
+    experiment: str
     logged: LoggedStudy
     tracker: Tracker
 
     @classmethod
     @contextlib.contextmanager
-    def lease(cls, store: Store, logged: Logged, family: str, names: list[str]) -> Iterator[_Family]:
+    def lease(cls, store: Store, logged: Logged, experiment: str, names: list[str]) -> Iterator[_LeasedExperiment]:
         """Hold them until the block ends.
 
         Raises:
@@ -168,7 +168,7 @@ class _Family(NamedTuple):
         ):
             for name in names:
                 leases.callback(acquire(database.url, name).release)
-            yield cls(store, database, family, logged.study(family), Tracker(store, family, send=False))
+            yield cls(store, database, experiment, logged.study(experiment), Tracker(store, experiment, send=False))
 
     def plan(self, name: str, policy: Policy) -> _Plan:
         """What becomes of a study; what a killed call has marked and not removed goes, too."""
@@ -215,7 +215,7 @@ class _Family(NamedTuple):
         """Bring MLflow the removals, if it has the study: events that it has not got, and what keeps it from them."""
         if not self.tracker.removed or not self.logged.exists:
             return 0, None
-        sender = Tracker(self.store, self.family)
+        sender = Tracker(self.store, self.experiment)
         return sender.close(SECONDS), sender.problem
 
 

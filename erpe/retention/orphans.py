@@ -35,23 +35,25 @@ class Stray(NamedTuple):
     mib: float
 
 
-def sweep_strays(store: Store, logged: Logged, families: dict[str, list[str]] | None, dry_run: bool) -> list[Stray]:
+def sweep_strays(store: Store, logged: Logged, experiments: dict[str, list[str]] | None, dry_run: bool) -> list[Stray]:
     """Find what belongs to nothing, and remove it unless it is a dry run; a study that runs is left alone.
 
     Args:
-        families: outbox -> studies that are looked at; none: all there is.
+        experiments: outbox -> studies that are looked at; none: all there is.
     Raises:
         StoreError: the database or an outbox cannot be read; or something cannot be removed.
     """
-    places = _names(store.checkpoints) if families is None else [name for each in families.values() for name in each]
+    places = (
+        _names(store.checkpoints) if experiments is None else [name for each in experiments.values() for name in each]
+    )
     told = {folder for outbox in store.outbox.glob("*.jsonl") for folder in _told(Outbox(store.outbox, outbox.stem))}
     found: list[Stray] = []
     for name in places:
         if any(_candidates(store, name, told)):
             with contextlib.suppress(BusyError), _leased(store, name):
                 found += _sweep(_candidates(store, name, told | _counted(store, name)), dry_run)
-    for family in _names(store.artifacts) if families is None else families:
-        found += _sweep(stray_artifacts(logged, family), dry_run)
+    for experiment in _names(store.artifacts) if experiments is None else experiments:
+        found += _sweep(stray_artifacts(logged, experiment), dry_run)
     return found
 
 

@@ -137,7 +137,7 @@ def run(
 
 def _members(store: Store, plan: Plan) -> list[StudyRecord]:
     """Every search and confirmation of the study that was begun."""
-    return [found for found in read_studies(store) if found.group and found.group.study == plan.name]
+    return [found for found in read_studies(store) if found.part_of and found.part_of.study == plan.name]
 
 
 @dataclass
@@ -198,13 +198,13 @@ class _Campaign:
             yield found
 
     def _open(self, opened: contextlib.ExitStack, arm: Arm, spec: StudySpec, name: str) -> StudyController:
-        group = ExperimentRef(
+        part_of = ExperimentRef(
             self.plan.name, arm.name, spec.phase, self.plan.model_dump(mode="json"), self._made_with()
         )
         trials = self.plan.search.trials if spec.phase == "search" else self.plan.confirm.seeds
-        session = opened.enter_context(StudySession.open(self.store, spec, trials=trials, name=name, group=group))
+        session = opened.enter_context(StudySession.open(self.store, spec, trials=trials, name=name, part_of=part_of))
         rebuild(session.read(), self.tracker, self.store)
-        tags = self.tags | study_tags(spec, name, group)
+        tags = self.tags | study_tags(spec, name, part_of)
         return StudyController(session, spec, self.tracker, self.store, 0, self.progress, tags, arm.name, self.remote)
 
     def _made_with(self) -> dict[str, str]:

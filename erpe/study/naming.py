@@ -20,20 +20,20 @@ from erpe.study.spec import StudySpec, differences_from
 
 def newest(database: storage.Database, wanted: str) -> str:
     """The study of a name, or the newest that `--new` made beside it; the name itself if there is none."""
-    family = _family(database, wanted)
-    return family[max(family)] if family else wanted
+    found = _numbered(database, wanted)
+    return found[max(found)] if found else wanted
 
 
 def beside(database: storage.Database, wanted: str) -> str:
     """A name that is free: the wanted one, or else NAME-2, NAME-3, ... above those that `--new` made before."""
-    family, names = _family(database, wanted), set(database.names())
-    if not family:
+    found, names = _numbered(database, wanted), set(database.names())
+    if not found:
         return wanted
-    numbers = itertools.count(max(family) + 1)
+    numbers = itertools.count(max(found) + 1)
     return next(name for name in (f"{wanted}-{number}" for number in numbers) if name not in names)
 
 
-def _family(database: storage.Database, wanted: str) -> dict[int, str]:
+def _numbered(database: storage.Database, wanted: str) -> dict[int, str]:
     """Number -> study; the one of the wanted name is number 1. A study that was named NAME-2 by hand is not in it."""
     found = {}
     for name in database.names():

@@ -42,7 +42,7 @@ def openings(members: list[StudyRecord], arms: Iterable[str]) -> Openings:
 
 def openings_of(members: list[StudyRecord], arm: str) -> Openings:
     """Of one arm."""
-    return openings([member for member in members if member.group and member.group.arm == arm], [arm])
+    return openings([member for member in members if member.part_of and member.part_of.arm == arm], [arm])
 
 
 def check_replacing(plan: Plan, members: list[StudyRecord], replace: bool) -> str | None:
@@ -58,8 +58,8 @@ def check_replacing(plan: Plan, members: list[StudyRecord], replace: bool) -> st
     changes, runs, now = [], 0, _protocol(plan.model_dump(mode="json"))
     for arm in plan.arms():
         search, confirm = arm_of(members, arm.name)
-        if search and search.group and confirm and confirm.opened:
-            changed = differences(_protocol(search.group.plan), now)
+        if search and search.part_of and confirm and confirm.opened:
+            changed = differences(_protocol(search.part_of.plan), now)
             changes += changed
             runs += len(confirm.opened) if changed else 0
     if not changes:

@@ -79,7 +79,7 @@ class StudyInfo(NamedTuple):
 
 
 class ExperimentRef(NamedTuple):
-    """The greater study that a study is a part of."""
+    """The study of a study file whose arm this one searches or confirms; its name is that of the MLflow experiment."""
 
     study: str
     """Its name."""
@@ -88,7 +88,7 @@ class ExperimentRef(NamedTuple):
     phase: str
     """`search` or `confirm`."""
     plan: dict[str, Any]
-    """`Plan.model_dump` of the greater study."""
+    """`Plan.model_dump` of it."""
     made_with: dict[str, str] = {}  # noqa: RUF012  never changed
     """Hardware, threads, versions, commit."""
 
@@ -101,17 +101,17 @@ class StudyRecord(NamedTuple):
     trials: list[TrialRecord]
     finals: dict[int, dict[str, float]]
     """Number of a trial -> what was measured after its end: on the test split in a search, times in a confirmation."""
-    group: ExperimentRef | None
+    part_of: ExperimentRef | None
 
     @property
-    def family(self) -> str:
-        """Name of the greater study it is a part of, or its own: that of its outbox, and of its experiment."""
-        return self.group.study if self.group else self.name
+    def experiment(self) -> str:
+        """The MLflow experiment, and the outbox: named after the study file's study, or after this one."""
+        return self.part_of.study if self.part_of else self.name
 
     @property
     def phase(self) -> str:
         """`search` or `confirm`."""
-        return self.group.phase if self.group else "search"
+        return self.part_of.phase if self.part_of else "search"
 
     @property
     def counts(self) -> Counter[str]:
@@ -210,20 +210,20 @@ def read_study(study: optuna.Study, ended: dict[int, TrialRecord] | None = None)
         about=about,
         trials=[record._replace(removed=number in gone) for number, record in found.items()],
         finals={int(key.removeprefix(f"{FINAL}.")): found for key, found in attrs.items() if key.startswith(FINAL)},
-        group=ExperimentRef(**attrs[GROUP]) if GROUP in attrs else None,
+        part_of=ExperimentRef(**attrs[GROUP]) if GROUP in attrs else None,
     )
 
 
 def grouped(studies: list[StudyRecord], name: str | None = None) -> list[tuple[dict[str, Any], list[StudyRecord]]]:
-    """The greater studies, or the one of that name: its plan as it was last run, and its members.
+    """Studies of study files, or the one of that name: its plan as it was last run, and its members.
 
     Raises:
         StudyError: there is none of that name.
     """
     found: dict[str, tuple[dict[str, Any], list[StudyRecord]]] = {}
     for study in studies:
-        if study.group:
-            found.setdefault(study.group.study, (study.group.plan, []))[1].append(study)
+        if study.part_of:
+            found.setdefault(study.part_of.study, (study.part_of.plan, []))[1].append(study)
     if name is not None and name not in found:
         known = nearest(name, list(found)) if found else "there is none; `erpe study run FILE` makes one"
         raise StudyError(f"study {name}: not one of `erpe study run`; {known}")
@@ -232,14 +232,14 @@ def grouped(studies: list[StudyRecord], name: str | None = None) -> list[tuple[d
 
 def arm_of(members: list[StudyRecord], arm: str) -> tuple[StudyRecord | None, StudyRecord | None]:
     """Search and confirmation of an arm; the confirmation is that of the best configuration as it is now."""
-    own = [member for member in members if member.group and member.group.arm == arm]
-    search = next((member for member in own if member.group and member.group.phase == "search"), None)
-    if search is None or search.group is None or search.best is None:
+    own = [member for member in members if member.part_of and member.part_of.arm == arm]
+    search = next((member for member in own if member.part_of and member.part_of.phase == "search"), None)
+    if search is None or search.part_of is None or search.best is None:
         return search, None
-    how, own_epochs = search.group.plan["search"], search.best.config.train.epochs
-    epochs = confirmed_epochs(search.group.plan["confirm"]["epochs"], own_epochs, how["epochs"], how["budget"])
+    how, own_epochs = search.part_of.plan["search"], search.best.config.train.epochs
+    epochs = confirmed_epochs(search.part_of.plan["confirm"]["epochs"], own_epochs, how["epochs"], how["budget"])
     wanted = search.best.config.replace({"seed": 0, "data.validation": 0.0, "train.epochs": epochs})
-    confirmed = (m for m in own if m.group and m.group.phase == "confirm" and m.trials)
+    confirmed = (m for m in own if m.part_of and m.part_of.phase == "confirm" and m.trials)
     return search, next((m for m in confirmed if m.trials[0].config.replace({"seed": 0}) == wanted), None)
 
 
@@ -288,7 +288,7 @@ def mark_removed(database: storage.Database, name: str, numbers: set[int]) -> No
 
 def irreplaceable(study: StudyRecord, keep_best: int = 1) -> dict[int, str]:
     """The trials that stay whatever is asked, as the database alone knows: number -> why."""
-    if study.group and study.group.phase == "confirm":
+    if study.part_of and study.part_of.phase == "confirm":
         return {trial.number: CONFIRMED for trial in study.trials}
     complete = [trial for trial in study.trials if trial.state == "COMPLETE" and trial.value is not None]
     complete.sort(key=lambda trial: (-(trial.value or 0), trial.number))  # of equals the first, as in `best_of`

@@ -102,7 +102,7 @@ class StudySession:
         trials: int | None = None,
         name: str | None = None,
         new: bool = False,
-        group: ExperimentRef | None = None,
+        part_of: ExperimentRef | None = None,
     ) -> StudySession:
         """Continue the newest study of this name, or make one.
 
@@ -110,7 +110,7 @@ class StudySession:
             trials: of the whole search, which decide about start-up and pruning; default: a long search.
             name: default: `spec.name`.
             new: make another one beside the studies of this name: NAME-2, NAME-3, ...
-            group: the greater study it is a part of.
+            part_of: the study file's study, of which this is an arm's phase.
         Raises:
             StudyError: the study has other settings (the text says which), or someone is running it.
             StoreError: the database cannot be used.
@@ -122,10 +122,10 @@ class StudySession:
             chosen = (naming.beside if new else naming.newest)(database, wanted)
             lease = acquire(database.url, chosen)
             opened.callback(lease.release)
-            remedy = "--set name=ANOTHER" if group else "--new"
+            remedy = "--set name=ANOTHER" if part_of else "--new"
             session = storage.retry_while_unavailable(cls._enter)(database, lease, chosen, wanted, spec, trials, remedy)
-            if group:
-                storage.retry_while_unavailable(session._study.set_user_attr)(GROUP, group._asdict())
+            if part_of:
+                storage.retry_while_unavailable(session._study.set_user_attr)(GROUP, part_of._asdict())
             session._opened = opened.pop_all()
             return session
 

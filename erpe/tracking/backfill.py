@@ -55,41 +55,41 @@ def reconcile(store: Store, study: str | None = None) -> list[Rebuilt]:
     Raises:
         StoreError: the database cannot be read.
     """
-    families: dict[str, list[StudyRecord]] = {}
+    experiments: dict[str, list[StudyRecord]] = {}
     for record in read_studies(store):
-        families.setdefault(record.family, []).append(record)
-    return [_attempt(store, name, members) for name, members in families.items() if study in (None, name)]
+        experiments.setdefault(record.experiment, []).append(record)
+    return [_attempt(store, name, members) for name, members in experiments.items() if study in (None, name)]
 
 
-def _attempt(store: Store, family: str, members: list[StudyRecord]) -> Rebuilt:
+def _attempt(store: Store, experiment: str, members: list[StudyRecord]) -> Rebuilt:
     try:
-        return _reconcile(store, family, members)
+        return _reconcile(store, experiment, members)
     except StoreError as error:
-        return Rebuilt(family, broken=error)
+        return Rebuilt(experiment, broken=error)
 
 
-def _reconcile(store: Store, family: str, members: list[StudyRecord]) -> Rebuilt:
-    tracker, damage = _open(store, family)
+def _reconcile(store: Store, experiment: str, members: list[StudyRecord]) -> Rebuilt:
+    tracker, damage = _open(store, experiment)
     if not any(_missing(member, members, tracker, store) for member in members):
-        return Rebuilt(family, damage=damage)
+        return Rebuilt(experiment, damage=damage)
     with contextlib.ExitStack() as leases:
         url = storage.parse(store.storage_url)
         try:
             for member in members:
                 leases.callback(acquire(url, member.name).release)
         except StudyError:
-            return Rebuilt(family, running=True, damage=damage)
-        members = [now for now in read_studies(store) if now.family == family]  # nobody changes them now
+            return Rebuilt(experiment, running=True, damage=damage)
+        members = [now for now in read_studies(store) if now.experiment == experiment]  # nobody changes them now
         tales = [tale for member in members for tale in _missing(member, members, tracker, store)]
-        return Rebuilt(family, _tell(tales, tracker), damage=damage)
+        return Rebuilt(experiment, _tell(tales, tracker), damage=damage)
 
 
-def _open(store: Store, family: str) -> tuple[Tracker, str]:
+def _open(store: Store, experiment: str) -> tuple[Tracker, str]:
     """The outbox, and what was wrong with it: once that has been moved away, it opens."""
     try:
-        return Tracker(store, family, send=False), ""
+        return Tracker(store, experiment, send=False), ""
     except StoreError as damaged:
-        return Tracker(store, family, send=False), str(damaged)
+        return Tracker(store, experiment, send=False), str(damaged)
 
 
 def _missing(member: StudyRecord, members: list[StudyRecord], tracker: Tracker, store: Store) -> list[Tale]:
@@ -126,10 +126,10 @@ def _trials(member: StudyRecord, tracker: Tracker, store: Store, trials: list[Tr
     started = tracker.known(member.about.uid).started
     if not trials or (started and not lacking):
         return
-    spec, group = _spec(member), member.group
-    tags = _made_with(member) | study_tags(spec, member.name, group)
+    spec, part_of = _spec(member), member.part_of
+    tags = _made_with(member) | study_tags(spec, member.name, part_of)
     if not started:
-        name = member.name if group else ""
+        name = member.name if part_of else ""
         tell = partial(tracker.start_study, member.about.uid, member.about.spec, tags, name)
         yield min(_ms(trial.started) for trial in trials), tell
     for trial in lacking:
@@ -151,7 +151,7 @@ def _trial(
     """A trial's start, the epochs and the end that the outbox lacks, each at its time or what is known of it."""
     known, began = tracker.known(trial.uid), _ms(trial.started)
     if not known.started:
-        arm = member.group.arm if member.group else ""
+        arm = member.part_of.arm if member.part_of else ""
         yield began, partial(start_trial, tracker, member.about.uid, trial, tags, arm, spec.phase)
     lost = sorted(trial.epochs.keys() - known.steps)
     measured = _measured(trial, folder_of(store, member.name, trial), spec) if lost else {}
@@ -200,20 +200,20 @@ def _is_over(member: StudyRecord, members: list[StudyRecord]) -> bool:
     """Whether a study had all it was last asked for. A search that is no part of another one ends with a test."""
     if member.counts["RUNNING"]:
         return False
-    if member.group is None:
+    if member.part_of is None:
         return member.best is None or member.best.number in member.finals
-    plan = member.group.plan
+    plan = member.part_of.plan
     if member.phase == "confirm":
         return len(member.trials) >= plan["confirm"]["seeds"]
     if plan["search"]["budget"] == "trials":
         return len(member.trials) >= plan["search"]["trials"]
-    return arm_of(members, member.group.arm)[1] is not None
+    return arm_of(members, member.part_of.arm)[1] is not None
 
 
 def _made_with(member: StudyRecord) -> dict[str, str]:
     """Where a study was made, as far as the database knows."""
-    made = member.group.made_with if member.group else {}
-    command = "study run" if member.group else "train" if member.name.startswith("train-") else "tune"
+    made = member.part_of.made_with if member.part_of else {}
+    command = "study run" if member.part_of else "train" if member.name.startswith("train-") else "tune"
     commit = {"mlflow.source.git.commit": made["git_sha"]} if made.get("git_sha", "unknown") != "unknown" else {}
     return made | commit | {"mlflow.source.name": f"erpe {command}", "mlflow.source.type": "LOCAL"}
 

@@ -11,20 +11,20 @@ from erpe.study.search_space import NO_AXES, own_axes
 from erpe.study.spec import StudySpec
 
 
-def study_tags(spec: StudySpec, name: str, group: ExperimentRef | None) -> dict[str, str]:
+def study_tags(spec: StudySpec, name: str, part_of: ExperimentRef | None) -> dict[str, str]:
     """What every run of a study is tagged with: the same keys for all.
 
     Args:
-        name: of the study; a part of a greater study is tagged with the greater one's.
+        name: of the study; an arm's phase is tagged with the name of its experiment.
     """
     tags = {
-        "arm": group.arm if group else spec.variant, "variant": spec.variant, "dataset": spec.dataset,
+        "arm": part_of.arm if part_of else spec.variant, "variant": spec.variant, "dataset": spec.dataset,
         "phase": spec.phase, "data_sha256": DATASETS[spec.dataset].sha256, "study_hash": spec.identity,
         "study_seed": str(spec.seed), "sampler": spec.sampler, "pruner": spec.pruner,
-        "study": group.study if group else name,
+        "study": part_of.study if part_of else name,
         "own_axes": ", ".join(own_axes(spec.variant, spec.space)) or NO_AXES,
     }  # fmt: skip
-    return tags | (_planned(group.plan) if group else {})
+    return tags | (_planned(part_of.plan) if part_of else {})
 
 
 def _planned(plan: dict[str, Any]) -> dict[str, str]:
@@ -38,7 +38,7 @@ def start_trial(tracker: Any, study: str, trial: TrialRecord, tags: dict[str, st
     Args:
         study: uid of its study.
         tags: of every run of the study.
-        arm: none: the study is no part of a greater one.
+        arm: of a study file's study; empty for `tune`.
     """
     what = "seed" if phase == "confirm" else "trial"
     own = {"optuna.number": str(trial.number), "seed": str(trial.config.seed)}
@@ -67,21 +67,21 @@ def end_study(tracker: Any, store: Store, study: StudyRecord, over: bool) -> Non
     Args:
         over: whether all it was asked for is done.
     """
-    group, confirm = study.group, study.phase == "confirm"
+    part_of, confirm = study.part_of, study.phase == "confirm"
     complete = [trial for trial in study.trials if trial.state == "COMPLETE"]
     best = (complete[0] if complete else None) if confirm else study.best
     metrics: dict[str, float] = {}
     if best:
         tested = {} if confirm else study.finals.get(best.number, {})
         metrics = (best.verdict.metrics if best.verdict else {}) | tested
-    model = (f"{group.study}.{group.arm}" if confirm and over else "") if group else study.name
+    model = (f"{part_of.study}.{part_of.arm}" if confirm and over else "") if part_of else study.name
     tracker.end_study(
         study.about.uid,
         best.uid if best else None,
         metrics,
         folder_of(store, study.name, best) if best and over else None,
         ("COMPLETE" if best else "FAIL") if over else "INTERRUPTED",
-        name=study.name if group else "",
+        name=study.name if part_of else "",
         model=model,
     )
 

@@ -57,8 +57,8 @@ def adopt(folder: Path, store: Store) -> list[Adopted]:
         foreign = opened.enter_context(Foreign.open(folder))
         if foreign.root == store.root:
             raise StoreError(f"{folder}: is this store itself; --store names another")
-        families = dict.fromkeys(member.record.family for member in foreign.members.values())
-        events = {family: foreign.events(family) for family in families}
+        experiments = dict.fromkeys(member.record.experiment for member in foreign.members.values())
+        events = {experiment: foreign.events(experiment) for experiment in experiments}
         files = {
             name: [(trial, foreign.files(member, trial)) for trial in member.record.trials]
             for name, member in foreign.members.items()
@@ -66,7 +66,7 @@ def adopt(folder: Path, store: Store) -> list[Adopted]:
         with contextlib.closing(storage.Database(store.storage_url)) as here:
             for name in foreign.members:
                 opened.callback(acquire(here.url, name).release)
-            _check_families(foreign, store)
+            _check_experiments(foreign, store)
             news = {name: _compare(member, here) for name, member in foreign.members.items()}
             folders = {
                 name: {trial.number: store.trial_folder(name, trial.number, trial.config.seed) for trial, _ in found}
@@ -79,17 +79,17 @@ def adopt(folder: Path, store: Store) -> list[Adopted]:
             transplant(foreign.database, here, [name for name in news if news[name].rows])
             for name, new in news.items():
                 mark_removed(here, name, new.removed)
-            arrived = {family: _append(store, family, told) for family, told in events.items()}
+            arrived = {experiment: _append(store, experiment, told) for experiment, told in events.items()}
             for name, new in news.items():
                 for number in new.removed & folders[name].keys():
                     remove_folder(folders[name][number])
         return [
             Adopted(
-                family,
-                sum(news[name].trials for name, member in foreign.members.items() if member.family == family),
+                experiment,
+                sum(news[name].trials for name, member in foreign.members.items() if member.experiment == experiment),
                 count,
             )
-            for family, count in arrived.items()
+            for experiment, count in arrived.items()
         ]
 
 
@@ -104,20 +104,20 @@ class _News(NamedTuple):
     """Numbers of the trials that were given up, here or there."""
 
 
-def _check_families(foreign: Foreign, store: Store) -> None:
-    """A greater study here has no parts, unless it or the foreign one has all parts of the other.
+def _check_experiments(foreign: Foreign, store: Store) -> None:
+    """A study file's study is here in part only if one side has all parts of the other.
 
     Raises:
         StudyError: both have parts of their own.
     """
     known: dict[str, set[str]] = {}
     for record in read_studies(store):
-        known.setdefault(record.family, set()).add(record.name)
-    for family in {member.family for member in foreign.members.values()} & set(known):
-        theirs = {name for name, member in foreign.members.items() if member.family == family}
-        if not (theirs <= known[family] or known[family] <= theirs):
-            own = ", ".join(sorted(known[family] - theirs)[:3])
-            raise StudyError(f"study {family}: another one is here, or it went on here, too ({own}); {_WOULD_DO}")
+        known.setdefault(record.experiment, set()).add(record.name)
+    for experiment in {member.experiment for member in foreign.members.values()} & set(known):
+        theirs = {name for name, member in foreign.members.items() if member.experiment == experiment}
+        if not (theirs <= known[experiment] or known[experiment] <= theirs):
+            own = ", ".join(sorted(known[experiment] - theirs)[:3])
+            raise StudyError(f"study {experiment}: another one is here, or it went on here, too ({own}); {_WOULD_DO}")
 
 
 _WOULD_DO = "--store NEW takes it into a store of its own"
@@ -166,10 +166,10 @@ def _copy(paths: dict[str, Path], folder: Path) -> None:
         raise StoreError(f"{error.filename or folder}: {error.strerror or error}; the same call goes on") from None
 
 
-def _append(store: Store, family: str, told: list[Event]) -> int:
+def _append(store: Store, experiment: str, told: list[Event]) -> int:
     """Write the events that are not here yet, in one go; how many."""
     seen: set[tuple[str, str, int]] = set()
-    outbox = Outbox(store.outbox, family, lambda event: seen.add(_key(event)))
+    outbox = Outbox(store.outbox, experiment, lambda event: seen.add(_key(event)))
     with outbox.exclusive():
         new = [event for event in told if _key(event) not in seen]
         outbox.adopt(new)

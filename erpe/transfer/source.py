@@ -36,9 +36,9 @@ class Member(NamedTuple):
     record: StudyRecord
 
     @property
-    def family(self) -> str:
-        """See `StudyRecord.family`."""
-        return self.record.family
+    def experiment(self) -> str:
+        """See `StudyRecord.experiment`."""
+        return self.record.experiment
 
 
 class Foreign:
@@ -90,9 +90,9 @@ class Foreign:
         removed = _NUMBERS.validate_python(study.user_attrs.get(REMOVED, []))
         if gone := irreplaceable(found.record).keys() & set(removed):
             raise ValueError(f"study {name}: trials {sorted(gone)} were removed, which erpe never does")
-        if group := found.record.group:
-            check_name(group.arm)
-            if Plan(**group.plan).name != check_name(group.study):
+        if part_of := found.record.part_of:
+            check_name(part_of.arm)
+            if Plan(**part_of.plan).name != check_name(part_of.study):
                 raise ValueError(f"study {name}: its plan is of another one")
         return found
 
@@ -112,26 +112,26 @@ class Foreign:
             raise StoreError(f"{folder}: the trial is complete and its outcome.json is missing; copy the store whole")
         return found
 
-    def events(self, family: str) -> list[Event]:
+    def events(self, experiment: str) -> list[Event]:
         """What the outbox of a study tells of the studies and trials in the database; other runs stay there.
 
         Raises:
             StoreError: it is damaged, or names a folder, a run or a model that is not the study's own.
         """
-        path = self.root / "spool" / f"{family}.jsonl"
+        path = self.root / "spool" / f"{experiment}.jsonl"
         if not plain(self.root, path, _OUTBOX):
             return []
-        members = [member for member in self.members.values() if member.record.family == family]
+        members = [member for member in self.members.values() if member.record.experiment == experiment]
         uids, folders, models = {""}, {""}, {""}
-        for name, about, trials, _, group in (member.record for member in members):
+        for name, about, trials, _, part_of in (member.record for member in members):
             uids |= {about.uid, *(trial.uid for trial in trials)}
             folders |= {f"checkpoints/{name}/{trial.number:04d}-{trial.config.seed}" for trial in trials}
-            models.add(f"{group.study}.{group.arm}" if group else name)
-        found = [event for event in Outbox(path.parent, family).events() if event.uid in uids - {""}]
+            models.add(f"{part_of.study}.{part_of.arm}" if part_of else name)
+        found = [event for event in Outbox(path.parent, experiment).events() if event.uid in uids - {""}]
         for event in found:
             own = {event.best or "", event.parent or ""} <= uids and event.model in models
             if not own or (event.folder or "") not in folders:
-                raise StoreError(f"{path}: event {event.seq} names a run, model or folder that is not of {family}")
+                raise StoreError(f"{path}: event {event.seq} names a run, model or folder that is not of {experiment}")
         return found
 
 

@@ -63,7 +63,7 @@ def _read_study(rows: Rows, plan: Plan, members: list[StudyRecord], store: Store
             rows.add_run(who | what | _run_row(trial, confirm, folder))
             rows.tables["epochs"] += [who | row for row in _epochs(trial, "confirm")]
             rows.add_folder(trial.uid, plan.dataset, folder)
-        made = next((member.group.made_with for member in members if member.group), {})
+        made = next((member.part_of.made_with for member in members if member.part_of), {})
         rows.made_with[plan.name] = describe(made | {"device": _devices(rows, plan)})
     rows.notes.append(f"{plan.name}: {openings(members, [arm.name for arm in plan.arms()]).told()}")
 
@@ -87,7 +87,7 @@ def _settings(trial: TrialRecord) -> dict[str, Any]:
 def _run_row(trial: TrialRecord, study: StudyRecord, folder: Path) -> dict[str, Any]:
     """A confirmed run: times were taken later, when nothing else ran."""
     assert trial.verdict is not None
-    made = study.group.made_with if study.group else {}
+    made = study.part_of.made_with if study.part_of else {}
     contract = study.about.spec.get("contract")
     version = made.get("version.erpe", __version__) if contract == CONTRACT else f"with contract {contract}"
     try:
