@@ -110,6 +110,7 @@ def test_a_tracking_server_tells_the_same_as_the_store(synced):
         first, second = (frame[shared].sort_values(order).reset_index(drop=True) for frame in (ours, theirs))
         pd.testing.assert_frame_equal(first, second, check_dtype=False, obj=name)
     assert here.made_with == there.made_with and here.notes == there.notes
+    assert here.margins == there.margins == {"digits-nine": 0.4}
     assert {uid: list(found) for uid, found in here.predictions.items()} == {
         uid: list(found) for uid, found in there.predictions.items()
     }

@@ -60,6 +60,14 @@ def test_the_schema_for_editors_is_that_of_the_code_and_accepts_every_file():
     assert list(check.iter_errors({"dataset": "digits", "variants": "nine", "seed": 0, "sede": 1}))
 
 
+def test_a_margin_is_no_part_of_what_is_run(plan_of):
+    plan, other = plan_of(SMALL), plan_of(SMALL, "compare.margin=1")
+    assert (plan.compare.margin, other.compare.margin) == (0.5, 1)
+    assert [plan.search_spec(arm).identity for arm in plan.arms()] == [
+        other.search_spec(arm).identity for arm in other.arms()
+    ]
+
+
 def test_all_arms_get_one_budget_and_one_space_but_for_their_own_knobs(plan_of):
     plan = plan_of(SMALL)
     specs = {arm.name: plan.search_spec(arm) for arm in plan.arms()}
@@ -170,6 +178,8 @@ def test_a_confirmation_trains_the_best_configuration_on_everything_with_seeds_o
         (SMALL, ["space.train.lrr=0.01"], 'space."train.lrr": unknown setting; did you mean train.lr?'),
         (SMALL, ["settings.model.bool=1"], "settings: unknown setting 'model.bool'"),
         (SMALL, ["settings.model.patch=[2]"], "settings.model.patch: [2] given; use a finite number, text, true or"),
+        (SMALL, ["compare.margin=0"], "compare.margin: 0 given; use a number greater than 0 instead"),
+        (SMALL, ["compare.margin=-1"], "compare.margin: -1 given; use a number greater than 0 instead"),
         (SMALL, ["switches.model.patch=2"], "switches.model.patch: 2 given; use a list instead"),
         (SMALL, ["settings.train.lr=1", "space.train.lr=2"], "train.lr: [settings] has 1 and [space] has 2; use one"),
         (SMALL, ["settings.model.patch=2", "switches.model.patch=[2, 4]"], "[settings] has 2 and [switches] has [2"),

@@ -78,6 +78,13 @@ def test_paired_test_by_hand():
     assert found == pytest.approx((3, 3 - 2.48414, 3 + 2.48414, 1 - sqrt(27) / sqrt(29), 3), abs=1e-5)
 
 
+def test_paired_test_is_that_of_scipy():
+    first, second = np.random.default_rng(3).normal(0.9, 0.01, (2, 8))
+    theirs = stats.ttest_rel(first, second)
+    found = paired_test(first, second)
+    assert found[1:4] == pytest.approx((*theirs.confidence_interval(0.95), theirs.pvalue), rel=1e-9)
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.01])
 def test_equal_differences_prove_nothing_and_do_not_warn(shift):
     second = np.array([0.9, 0.91, 0.93])
@@ -143,9 +150,9 @@ def test_the_margin_is_that_of_the_study_unless_one_is_given():
     assert [one["verdict"] for one in found] == ["equivalent", "undecided", "equivalent"]
 
 
-@pytest.mark.parametrize("margin", [-0.1, float("nan"), 101])
+@pytest.mark.parametrize("margin", [-0.1, 0.0, float("nan"), 101])
 def test_a_margin_that_is_none_is_one_line(margin):
-    with pytest.raises(ConfigError, match=r"margin .*: points of accuracy; use 0 to 100 instead") as error:
+    with pytest.raises(ConfigError, match=r"margin: .* given; use a .*number.* instead") as error:
         compare(study({"softmax": [0.9, 0.8], "relu": [0.9, 0.8]}), margin=margin)
     assert "\n" not in str(error.value)
 

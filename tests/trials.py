@@ -44,7 +44,7 @@ def small_study(root, *changes, arms=ARMS):
     from erpe.store import Store
     from erpe.study.plan import load_plan
 
-    small = ["search.trials=2", "search.epochs=2", "search.pruner=none", "confirm.seeds=2"]
+    small = ["search.trials=2", "search.epochs=2", "search.pruner=none", "confirm.seeds=2", "compare.margin=0.4"]
     small += [f"variants={json.dumps(arms)}", 'settings."data.train_limit"=300', 'settings."model.mlp_ratio"=2']
     small += [f'space."model.{name}"={value}' for name, value in (("width", 16), ("depth", 2), ("heads", 2))]
     store = Store.open(root)

@@ -16,6 +16,10 @@ Against = Annotated[
     str | None,
     typer.Option(help="A study whose arms those of the others are compared with; default: each with its own."),
 ]
+Margin = Annotated[
+    float | None,
+    typer.Option(help="Points of accuracy that are too few to matter; default: what the study file says, or 0.5."),
+]
 Server = Annotated[str | None, typer.Option("--server", help="Read a tracking server, as http://HOST:5000.")]
 
 
@@ -26,6 +30,7 @@ def compare(
     ] = "terminal",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; default: print.")] = None,
     against: Against = None,
+    margin: Margin = None,
     store: StoreOption = STORE,
     server: Server = None,
 ) -> None:
@@ -34,7 +39,7 @@ def compare(
     from erpe.report.tables import FORMATS, render
 
     style = one_of("format", style, tuple(FORMATS))
-    text = render(compared(outcomes_of(studies, against, store, server), against), style)
+    text = render(compared(outcomes_of(studies, against, store, server), against, margin), style)
     if output is not None:
         write_output(output, text)
     elif isinstance(text, bytes):
@@ -48,6 +53,7 @@ def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
     figures: Annotated[Path | None, typer.Option(help="Folder for the figures as PDF and SVG.")] = None,
     against: Against = None,
+    margin: Margin = None,
     store: StoreOption = STORE,
     server: Server = None,
 ) -> None:
@@ -58,7 +64,7 @@ def report(
     from erpe.text import printable
 
     outcomes = outcomes_of(studies, against, store, server)
-    comparison = compared(outcomes, against)
+    comparison = compared(outcomes, against, margin)
     written(output, lambda: write_report(outcomes, comparison, output))
     print(f"{printable(str(output))}: open it in a browser")
     if figures:

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 
 from erpe import __version__
-from erpe.errors import ConfigError, StudyError
+from erpe.errors import StudyError
 from erpe.report.gaps import gap_closed
 from erpe.report.outcomes import TIMED, Outcomes
-from erpe.report.pairing import KEY, arm_keys, by_arm, partner, reference_version, sound_runs
+from erpe.report.pairing import KEY, arm_keys, by_arm, named, partner, reference_version, sound_runs
 from erpe.report.ranks import friedman, nemenyi, ranks
 from erpe.report.significance import verdicts
 from erpe.report.statistics import HIGHER_IS_BETTER, differences, summary
+from erpe.study.plan import Compare
 
 WIDEST = 0.2
 """Half of the 95 % interval of a time, as a part of its mean, beyond which something is amiss with it."""
@@ -58,12 +59,12 @@ def compare(outcomes: Outcomes, against: str | None = None, margin: float | None
         against: a study whose arms those of the other studies are compared with, too.
         margin: points of accuracy that are too few to matter; default: what each study says.
     Raises:
-        ConfigError: the margin is below 0, or no number.
+        ConfigError: the margin is not above 0, or no number.
         StudyError: there is no confirmed run, a study's arms share no data set, or the study `against` shares none
             with the others.
     """
-    if margin is not None and not 0 <= margin <= 100:
-        raise ConfigError(f"margin {margin:g}: points of accuracy; use 0 to 100 instead")
+    if margin is not None:
+        Compare(margin=margin)
     _check(outcomes)
     pairs = differences(outcomes, against=against, margin=margin)
     gaps = gap_closed(outcomes, pairs)
@@ -147,9 +148,10 @@ def _missing_seeds(outcomes: Outcomes) -> Iterator[str]:
 
 
 def _without_partner(arms: pd.DataFrame) -> Iterator[str]:
+    known = named(arms)
     for arm in arms.itertuples(index=False):
         wanted = dict.fromkeys([arm.attention, "softmax"])
-        lacking = [variant for variant in wanted if partner(arms, arm, variant) is None]
+        lacking = [variant for variant in wanted if partner(known, arm, variant) is None]
         if lacking:
             names = " or ".join(lacking)
             yield f"{arm.study}: no arm {names} with its switches on {arm.dataset} to compare {arm.arm} with"

@@ -24,8 +24,6 @@ LEVEL = 0.95
 """Of every interval."""
 ALPHA = 1 - LEVEL
 """Familywise error rate of each kind of verdict."""
-MARGIN = 0.5
-"""Points of accuracy that are too few to matter, unless a study file or `--margin` says otherwise."""
 VERDICTS = ("better", "worse", "equivalent", "undecided")
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from erpe.report.decisions import fieller
 from erpe.report.outcomes import Outcomes
-from erpe.report.pairing import KEY, arm_keys, by_arm, partner, sound_runs
+from erpe.report.pairing import KEY, arm_keys, by_arm, named, partner, sound_runs
 from erpe.report.statistics import ACCURACY, differences
 
 NOT_SHOWN = "no gap shown"
@@ -31,11 +31,11 @@ def gap_closed(outcomes: Outcomes, tests: pd.DataFrame | None = None, measure: s
     tests = differences(outcomes, [measure]) if tests is None else tests
     of_gaps = tests[(tests["measure"] == measure) & (tests["kind"] == "gap")]
     known = {tuple(test[name] for name in KEY): test for test in of_gaps.to_dict("records")}
-    runs, rows = by_arm(sound_runs(outcomes)), []
+    runs, arms, rows = by_arm(sound_runs(outcomes)), named(outcomes.arms), []
     finished = dict(zip(arm_keys(outcomes.arms), outcomes.arms["finished"].astype(bool), strict=True))
     for arm in outcomes.arms.itertuples(index=False):
         here = (arm.study, arm.dataset)
-        baseline = partner(outcomes.arms, arm, arm.attention)
+        baseline = partner(arms, arm, arm.attention)
         if arm.attention == "softmax" or arm.encoding == "none" or (*here, baseline) not in known:
             continue
         test = known[(*here, baseline)]

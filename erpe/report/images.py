@@ -60,21 +60,21 @@ def image_intervals(outcomes: Outcomes, table: pd.DataFrame, families: Iterable[
     Returns:
         Index of `table`; `images_low`, `images_high`, NaN where a run has no predictions or one seed is all there is.
     """
-    found = pd.DataFrame(np.nan, index=table.index, columns=["images_low", "images_high"])
     parts = _parts(outcomes, table)
     errors = pd.Series(np.nan, index=table.index)
     for dataset, rows in table.loc[list(parts)].groupby("dataset").groups.items():
         assert dataset is not None
         errors.loc[rows] = crossed_errors([parts[row] for row in rows])
-    for rows in families:
-        half = errors[rows] * stats.t.isf(ALPHA / 2 / len(rows), np.maximum(table.loc[rows, "n"] - 1, 1))
-        found.loc[rows, "images_low"] = table.loc[rows, "difference"] - half
-        found.loc[rows, "images_high"] = table.loc[rows, "difference"] + half
-    return found
+    sizes = {row: len(rows) for rows in families for row in rows}
+    tests = np.array([sizes[row] for row in table.index], float)
+    half = errors * stats.t.isf(ALPHA / 2 / tests, np.maximum(table["n"] - 1, 1))
+    return pd.DataFrame({"images_low": table["difference"] - half, "images_high": table["difference"] + half})
 
 
 def _parts(outcomes: Outcomes, table: pd.DataFrame) -> dict[object, np.ndarray]:
     """Row -> (images, seeds): 1 where only the arm is right, -1 where only the other is, else 0."""
+    if not outcomes.predictions:
+        return {}
     runs, right, parts = by_arm(sound_runs(outcomes)), {}, {}
     for uid, dataset in outcomes.runs[["uid", "dataset"]].itertuples(index=False, name=None):
         labels, predicted = outcomes.labels.get(dataset), outcomes.predictions.get(uid)

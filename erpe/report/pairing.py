@@ -30,6 +30,7 @@ arm of its name in another study."""
 NO_POSITIONS = frozenset({"position_none", "positionnone"})
 LEARNED_POSITIONS = frozenset({"learned", "position_learned", "positionlearned"})
 """How arms' names tell of `model.position`."""
+NO_RUNS = pd.DataFrame()
 
 
 def reference_version(runs: pd.DataFrame) -> str:
@@ -61,7 +62,19 @@ def switches(arm: str, variant: str) -> frozenset[str]:
     return frozenset(filter(None, arm.removeprefix(variant).split("-")))
 
 
-def partner(arms: pd.DataFrame, arm: Any, variant: str) -> str | None:
+Named = dict[tuple[str, str, str], list[str]]
+"""(study, data set, variant) -> its arms, in the order of the study."""
+
+
+def named(arms: pd.DataFrame) -> Named:
+    """The arms of each variant, to look partners up in."""
+    found: Named = {}
+    for study, dataset, variant, arm in zip(*(arms[name] for name in (*KEY[:2], "variant", "arm")), strict=True):
+        found.setdefault((study, dataset, variant), []).append(arm)
+    return found
+
+
+def partner(arms: Named, arm: Any, variant: str) -> str | None:
     """The arm of another variant that differs in nothing but the variant; the switches it knows are equal.
 
     `relu_rope-post-patch2` has `relu-patch2`, since only rotations have a placement. None: there is none.
@@ -69,7 +82,7 @@ def partner(arms: pd.DataFrame, arm: Any, variant: str) -> str | None:
     return _fitting(arms, arm, variant, switches(arm.arm, arm.variant))
 
 
-def with_learned_positions(arms: pd.DataFrame, arm: Any) -> str | None:
+def with_learned_positions(arms: Named, arm: Any) -> str | None:
     """Of an encoding without absolute positions: the same attention with learned positions and without the encoding.
 
     `relu_rope-position_none` has `relu-learned`. None: there is none, or the arm is none of these.
@@ -82,10 +95,10 @@ def with_learned_positions(arms: pd.DataFrame, arm: Any) -> str | None:
     return found if found is not None and switches(found, arm.attention) & learned else None
 
 
-def _fitting(arms: pd.DataFrame, arm: Any, variant: str, own: frozenset[str]) -> str | None:
+def _fitting(arms: Named, arm: Any, variant: str, own: frozenset[str]) -> str | None:
     """The arm of a variant that has most of these switches, and no other."""
-    here = arms[(arms["study"] == arm.study) & (arms["dataset"] == arm.dataset) & (arms["variant"] == variant)]
-    fitting = [name for name in here["arm"] if switches(name, variant) <= own]
+    here = arms.get((arm.study, arm.dataset, variant), [])
+    fitting = [name for name in here if switches(name, variant) <= own]
     return max(fitting, key=lambda name: len(switches(name, variant)), default=None)
 
 
@@ -103,10 +116,10 @@ def pairs(arms: pd.DataFrame, against: str | None = None) -> pd.DataFrame:
     """
     finished = dict(zip(arm_keys(arms), arms["finished"].astype(bool), strict=True))
     variants = dict(zip(arm_keys(arms), arms["variant"], strict=True))
-    rows = []
+    known, rows = named(arms), []
     for arm in arms.itertuples(index=False):
         here = (arm.study, arm.dataset)
-        for kind, study, other in _wanted(arms, arm, against):
+        for kind, study, other in _wanted(known, arm, against):
             key = (study, arm.dataset, other)
             if other is not None and key in finished:
                 whole = finished[(*here, arm.arm)] and finished[key]
@@ -118,7 +131,7 @@ def pairs(arms: pd.DataFrame, against: str | None = None) -> pd.DataFrame:
     return found
 
 
-def _wanted(arms: pd.DataFrame, arm: Any, against: str | None) -> Iterator[tuple[str, str, str | None]]:
+def _wanted(arms: Named, arm: Any, against: str | None) -> Iterator[tuple[str, str, str | None]]:
     """Kind, study and name of every arm that one is compared with."""
     if arm.encoding != "none":
         yield "encoding", arm.study, partner(arms, arm, arm.attention)
@@ -140,10 +153,9 @@ def _family(kind: str, own: frozenset[str], other: frozenset[str]) -> str:
     return f"{kind} of {of}" if of else kind
 
 
-def _neighbours(arms: pd.DataFrame, arm: Any) -> list[str]:
+def _neighbours(arms: Named, arm: Any) -> list[str]:
     """The arms above it, of its variant, that differ from it in one switch."""
-    same = (arms["study"] == arm.study) & (arms["dataset"] == arm.dataset) & (arms["variant"] == arm.variant)
-    names = list(arms.loc[same, "arm"])
+    names = arms[arm.study, arm.dataset, arm.variant]
     own = switches(arm.arm, arm.variant)
     return [
         name
@@ -167,8 +179,8 @@ def _why_apart(arms: pd.DataFrame, against: str) -> str:
 
 def common(runs: dict[tuple[str, str, str], pd.DataFrame], pair: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The runs of both arms of a pair, over the seeds both have, in the same order."""
-    first = runs.get((pair["study"], pair["dataset"], pair["arm"]), pd.DataFrame())
-    second = runs.get((pair["against_study"], pair["dataset"], pair["against"]), pd.DataFrame())
+    first = runs.get((pair["study"], pair["dataset"], pair["arm"]), NO_RUNS)
+    second = runs.get((pair["against_study"], pair["dataset"], pair["against"]), NO_RUNS)
     if first.index.equals(second.index):
         return first, second
     seeds = first.index.intersection(second.index).sort_values()

@@ -6,17 +6,19 @@ its data set and its name. Only runs of one version of erpe are compared, seed b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special, stats
 
-from erpe.report.decisions import ALPHA, LEVEL, MARGIN, VERDICTS, Decided, decide
+from erpe.report.decisions import ALPHA, LEVEL, VERDICTS, Decided, decide
 from erpe.report.images import image_intervals
 from erpe.report.outcomes import Outcomes
 from erpe.report.pairing import KEY, PAIR, arm_keys, by_arm, common, pairs, reference_version, sound_runs
+from erpe.study.plan import Compare
 
 ACCURACY = "test/accuracy"
 PARTS = (ACCURACY, "test/precision", "test/recall", "test/f1")
@@ -73,7 +75,7 @@ def paired_test(first: np.ndarray, second: np.ndarray) -> Paired:
     """Two-sided paired t-test of two (n,) arrays; pairs with a NaN are not counted.
 
     Differences that are the same on every seed leave nothing to test against: p is 1 where all are 0 and else NaN, as
-    equal accuracies of two seeds prove nothing; there is no interval. Source: scipy.stats.ttest_rel.
+    equal accuracies of two seeds prove nothing; there is no interval. The same as `scipy.stats.ttest_rel`, sooner.
     """
     first, second = np.asarray(first, float), np.asarray(second, float)
     both = ~(np.isnan(first) | np.isnan(second))
@@ -84,9 +86,9 @@ def paired_test(first: np.ndarray, second: np.ndarray) -> Paired:
         return Paired(mean, np.nan, np.nan, np.nan, n)
     if _flat(difference, np.concatenate([first, second])):
         return Paired(mean, np.nan, np.nan, np.nan if np.any(first != second) else 1.0, n)
-    found = stats.ttest_rel(first, second)
-    low, high = found.confidence_interval(LEVEL)
-    return Paired(mean, float(low), float(high), float(found.pvalue), n)
+    error = float(difference.std(ddof=1)) / math.sqrt(n)
+    half = error * float(special.stdtrit(n - 1, 1 - ALPHA / 2))
+    return Paired(mean, mean - half, mean + half, 2 * float(special.stdtr(n - 1, -abs(mean) / error)), n)
 
 
 def _flat(values: np.ndarray, scale: np.ndarray) -> bool:
@@ -131,10 +133,11 @@ def differences(
         the family's `p_holm`, `p_equivalent`, `all_low`, `all_high`, `verdict`; see `decisions.Decided`.
         `images_low`, `images_high`: of accuracy, for new images too; see `images.image_intervals`.
     """
+    usual = Compare().margin
     runs, rows = by_arm(sound_runs(outcomes)), []
     for pair in pairs(outcomes.arms, against).to_dict("records"):
         first, second = common(runs, pair)
-        points = outcomes.margins.get(pair["study"], MARGIN) if margin is None else margin
+        points = outcomes.margins.get(pair["study"], usual) if margin is None else margin
         for measure in measures or TESTED:
             if measure in outcomes.runs:
                 found = paired_test(first.get(measure, np.array([])), second.get(measure, np.array([])))
@@ -145,17 +148,18 @@ def differences(
 
 
 def _decided(table: pd.DataFrame, outcomes: Outcomes) -> pd.DataFrame:
-    table = table.assign(**dict.fromkeys(Decided._fields[:-1], np.nan), verdict=VERDICTS[-1])
-    families = [rows.index for _, rows in table.groupby([*KEY[:2], "family", "measure"], sort=False)]
+    families = list(table.groupby([*KEY[:2], "family", "measure"], sort=False).indices.values())
+    difference, low, high, margin = (table[name].to_numpy(float) for name in ("difference", "low", "high", "margin"))
+    freedom = np.maximum(table["n"].to_numpy(float) - 1, 1)
+    error = (high - low) / 2 / stats.t.isf(ALPHA / 2, freedom)
+    decided = {name: np.full(len(table), np.nan) for name in Decided._fields[:-1]}
+    decided["verdict"] = np.full(len(table), VERDICTS[-1], dtype=object)
     for rows in families:
-        own = table.loc[rows]
-        freedom = (own["n"] - 1).clip(lower=1)
-        error = (own["high"] - own["low"]) / 2 / stats.t.isf(ALPHA / 2, freedom)
-        found = decide(own["difference"], error, freedom, own["margin"].iloc[0])
+        found = decide(difference[rows], error[rows], freedom[rows], margin[rows[0]])
         for name, values in found._asdict().items():
-            table.loc[rows, name] = values
-    same = table["p"].eq(1) & table["low"].isna()  # equal on every seed: p is 1, and there is no interval
-    table.loc[same, "p_holm"] = 1.0
+            decided[name][rows] = values
+    same = (table["p"] == 1) & table["low"].isna()  # equal on every seed: p is 1, and there is no interval
+    table = table.assign(**decided | {"p_holm": np.where(same, 1.0, decided["p_holm"])})
     of_accuracy = table["measure"] == ACCURACY
-    accurate = [rows for rows in families if of_accuracy[rows[0]]]
+    accurate = [table.index[rows] for rows in families if of_accuracy.iloc[rows[0]]]
     return table.join(image_intervals(outcomes, table[of_accuracy], accurate))

@@ -24,7 +24,8 @@ from erpe.study.search_space import apply_overrides, read_toml, variant_params
 from erpe.study.spec import Pruner, Sampler, StudySpec, confirmation, confirmed_epochs, define
 
 Count = Annotated[int, Field(gt=0, lt=2**31)]
-
+Margin = Annotated[float, Field(gt=0, le=100)]
+"""Points of accuracy."""
 
 _NAMED = {"nine": NINE, "twelve": VARIANTS}
 
@@ -66,6 +67,13 @@ class Confirm(Config):
     """Epochs; none: those of the search."""
 
 
+class Compare(Config):
+    """What is concluded from the confirmed runs. It shapes no run, so that it may change at any time."""
+
+    margin: Margin = 0.5
+    """Points of accuracy that are too few to matter: two arms that differ by less are equivalent."""
+
+
 class Arm(NamedTuple):
     """What a study compares."""
 
@@ -91,6 +99,8 @@ class Plan(Config):
     """The first phase."""
     confirm: Confirm = Confirm()
     """The second phase."""
+    compare: Compare = Compare()
+    """What the report concludes."""
     switches: dict[str, tuple[Scalar, ...]] = Field(default={})
     """Settings whose every combination is an arm; a variant without such a setting ignores it."""
     settings: dict[str, Scalar] = Field(default={})

@@ -28,8 +28,10 @@ def study_tags(spec: StudySpec, name: str, part_of: ExperimentRef | None) -> dic
 
 
 def _planned(plan: dict[str, Any]) -> dict[str, str]:
+    """What a study file plans; one that an older erpe stored says nothing of a margin."""
     search, seeds = plan["search"], plan["confirm"]["seeds"]
-    return {"trials_planned": str(search["trials"]), "seeds_planned": str(seeds), "budget": search["budget"]}
+    margin = {"margin": f"{plan['compare']['margin']:g}"} if "compare" in plan else {}
+    return {"trials_planned": str(search["trials"]), "seeds_planned": str(seeds), "budget": search["budget"]} | margin
 
 
 def start_trial(tracker: Any, study: str, trial: TrialRecord, tags: dict[str, str], arm: str, phase: str) -> None:

@@ -18,6 +18,7 @@ from erpe.errors import ConfigError, StudyError, TrackingError, nearest
 from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
 from erpe.store import FILES
 from erpe.study.openings import Openings
+from erpe.study.plan import Compare
 from erpe.study.search_space import NO_AXES
 from erpe.study.spec import check_name
 from erpe.tracking.artifacts import CHECKPOINT
@@ -177,6 +178,8 @@ def _read_study(rows: Rows, client: MlflowClient, uri: str, study: str, runs: li
     opened, shown = len(_tested(runs)), sum(run["study"] == study for run in rows.tables["runs"])
     rows.notes.append(f"{study}: {Openings(opened, opened - shown).told()}")
     rows.made_with[study] = describe(runs[-1].data.tags)
+    margins = [run.data.tags["margin"] for run in runs if "margin" in run.data.tags]
+    rows.margins[study] = Compare(margin=float(margins[-1])).margin if margins else Compare().margin
 
 
 def _place(runs: list[Run], arm: str) -> tuple[int, int]:

@@ -65,6 +65,7 @@ def _read_study(rows: Rows, plan: Plan, members: list[StudyRecord], store: Store
             rows.add_folder(trial.uid, plan.dataset, folder)
         made = next((member.part_of.made_with for member in members if member.part_of), {})
         rows.made_with[plan.name] = describe(made | {"device": _devices(rows, plan)})
+    rows.margins[plan.name] = plan.compare.margin
     rows.notes.append(f"{plan.name}: {openings(members, [arm.name for arm in plan.arms()]).told()}")
 
 
