@@ -128,7 +128,7 @@ def test_two_processes_write_without_losing_or_mixing_a_line(tmp_path):
     assert sorted(event.step for event in seen) == [*range(60), *range(1000, 1060)]
 
 
-def _write_until_full(folder, outbox):
+def _write_until_full(folder, queue):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
     outbox = Outbox(folder, "study")
     try:
@@ -140,15 +140,15 @@ def _write_until_full(folder, outbox):
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         with outbox.exclusive():
             outbox.write(epoch(1000))
-        outbox.put((str(error), written, steps(folder)))
+        queue.put((str(error), written, steps(folder)))
 
 
 def test_a_full_disk_is_one_line_and_leaves_whole_lines(tmp_path):
     context = multiprocessing.get_context("spawn")
-    outbox = context.Queue()
-    writer = context.Process(target=_write_until_full, args=(tmp_path, outbox))
+    queue = context.Queue()
+    writer = context.Process(target=_write_until_full, args=(tmp_path, queue))
     writer.start()
-    error, written, after = outbox.get(timeout=60)
+    error, written, after = queue.get(timeout=60)
     writer.join(60)
     assert str(tmp_path / "study.jsonl") in error and "cannot be written" in error and "\n" not in error
     assert written == list(range(len(written))) and after == [*written, 1000]

@@ -498,7 +498,7 @@ def test_who_syncs_with_a_server_that_is_down_is_not_told_to_sync(store, monkeyp
 HELD = """
 import tracemalloc
 from erpe.store import Store
-from erpe.tracking import outbox as outbox
+from erpe.tracking import outbox
 from erpe.tracking.connection import probe
 from erpe.tracking.tracker import Tracker
 outbox.BATCH_BYTES = 10_000
