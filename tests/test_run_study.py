@@ -263,6 +263,19 @@ def test_outbox_and_session_tell_of_the_same_trials_with_the_same_keys(store):
     assert len(ends) == 6
 
 
+def test_the_parent_of_a_confirmation_has_means_over_seeds_and_how_many_they_are(store):
+    play(store)
+    ends = {event.uid: event for event, _ in Outbox(store.outbox, "digits-nine").read(0) if event.kind == "end_study"}
+    confirmed = [study for study in read_studies(store) if study.phase == "confirm"]
+    assert len(confirmed) == 3
+    for study in confirmed:
+        own = [trial.verdict.metrics | study.finals[trial.number] for trial in study.trials]
+        told = ends[study.about.uid].metrics
+        assert told["seeds"] == len(own) == 2
+        for name in ("test/accuracy", "time/inference_ms_per_image"):
+            assert told[name] == pytest.approx((own[0][name] + own[1][name]) / 2)
+
+
 def test_runs_of_all_twelve_variants_have_the_same_parameters_and_tags(store):
     play(store, 'variants="twelve"', "search.trials=1", "search.epochs=1", "confirm.seeds=1")
     starts = [event for event, _ in Outbox(store.outbox, "digits-nine").read(0) if event.kind == "start_trial"]

@@ -166,13 +166,17 @@ class _Campaign:
     def play(self, searches: list[StudyController], work: Objective, workers: Workers) -> dict[str, int]:
         """All three phases; those that are done are done. The number of confirmed runs of each arm."""
         self._take_turns(searches, [self._budget(c) for c in searches], "search", work.start, workers)
+        self._close(searches)
         if self.draining:
             return {}
         with self.confirmations(searches) as confirmations:
             seeds = [Budget(self.plan.confirm.seeds)] * len(confirmations)
             self._take_turns(confirmations, seeds, "confirm", work.confirm, workers)
-            if not self.draining:
-                self._time(confirmations, work, workers)
+            try:
+                if not self.draining:
+                    self._time(confirmations, work, workers)
+            finally:
+                self._close(confirmations)  # now that the times are known, whose means it tells
             return {c.arm: c.study().counts["COMPLETE"] for c in confirmations}
 
     @contextlib.contextmanager
@@ -222,7 +226,7 @@ class _Campaign:
     def _take_turns(
         self, controllers: list[StudyController], budgets: list[Budget], phase: str, start: Any, workers: Workers
     ) -> None:
-        """Run a phase to its end; the parents' runs are opened and closed around it."""
+        """Run a phase to its end; the parents' runs are opened before it."""
         shared = self._controller = FairShareController(controllers, budgets, self.progress)
         shared.draining = self.draining
         if shared.left():
@@ -233,14 +237,13 @@ class _Campaign:
                 self.tracker.start_study(controller.session.uid, spec, controller.tags, controller.session.name)
         while shared.left() and not self.draining:  # pruned trials may have left some budget
             workers.search(shared, start)
-        for controller in controllers:
-            self._close(controller, over=not self.draining)
 
-    def _close(self, controller: StudyController, over: bool) -> None:
-        """Tell the tracker how an arm's phase ended."""
-        study = controller.study()
-        rebuild(study, self.tracker, self.store)
-        end_study(self.tracker, self.store, study, over)
+    def _close(self, controllers: list[StudyController]) -> None:
+        """Tell the tracker how a phase ended for each arm."""
+        for controller in controllers:
+            study = controller.session.read()
+            rebuild(study, self.tracker, self.store)
+            end_study(self.tracker, self.store, study, over=not self.draining)
 
     def _time(self, confirmations: list[StudyController], work: Objective, workers: Workers) -> None:
         """Time every confirmed run in one go, seed by seed, unless all are timed already."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from erpe.config import DATASETS
@@ -64,7 +65,8 @@ def end_trial(
 
 
 def end_study(tracker: Any, store: Store, study: StudyRecord, over: bool) -> None:
-    """A study ends, or pauses. Of a confirmation, the champion is seed 0: no test score chooses it.
+    """A study ends, or pauses. A search has the measures of its best trial; a confirmation their means over seeds, and
+    its champion is seed 0: no test score chooses it.
 
     Args:
         over: whether all it was asked for is done.
@@ -72,10 +74,7 @@ def end_study(tracker: Any, store: Store, study: StudyRecord, over: bool) -> Non
     part_of, confirm = study.part_of, study.phase == "confirm"
     complete = [trial for trial in study.trials if trial.state == "COMPLETE"]
     best = (complete[0] if complete else None) if confirm else study.best
-    metrics: dict[str, float] = {}
-    if best:
-        tested = {} if confirm else study.finals.get(best.number, {})
-        metrics = (best.verdict.metrics if best.verdict else {}) | tested
+    metrics = means(study, complete) if confirm else _measures(study, best) if best else {}
     model = (f"{part_of.study}.{part_of.arm}" if confirm and over else "") if part_of else study.name
     tracker.end_study(
         study.about.uid,
@@ -86,6 +85,19 @@ def end_study(tracker: Any, store: Store, study: StudyRecord, over: bool) -> Non
         name=study.name if part_of else "",
         model=model,
     )
+
+
+def means(study: StudyRecord, trials: list[TrialRecord]) -> dict[str, float]:
+    """Mean over seeds of every measure that each of these trials has, and `seeds`, how many they are."""
+    measured = [_measures(study, trial) for trial in trials]
+    shared = [name for name in measured[0] if all(name in own for own in measured)] if measured else []
+    found = {name: math.fsum(own[name] for own in measured) / len(measured) for name in shared}
+    return found | ({"seeds": float(len(measured))} if measured else {})
+
+
+def _measures(study: StudyRecord, trial: TrialRecord) -> dict[str, float]:
+    """What was measured at the end of a trial, and later: the test of a search's best, the times of a seed."""
+    return (trial.verdict.metrics if trial.verdict else {}) | study.finals.get(trial.number, {})
 
 
 def folder_of(store: Store, study: str, trial: TrialRecord) -> Any:
