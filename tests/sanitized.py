@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erpe.model import cpu_kernels
 from erpe.model.attention import build_attention
+from erpe.model.kernels import cpu
 
 VARIANTS = ["relu", "relu_rope", "relu_circulant", "relu_general", "favor", "favor_rope", "favor_circulant"]
 VARIANTS += ["favor_general"]
@@ -69,7 +69,7 @@ def check(problem):
 
 if __name__ == "__main__":
     library, examples = sys.argv[1], int((sys.argv[2:] or ["150"])[0])
-    cpu_kernels.LIBRARY = cpu_kernels.load([Path(library)])
-    assert cpu_kernels.LIBRARY, f"{library} does not load"
+    cpu.LIBRARY = cpu.load([Path(library)])
+    assert cpu.LIBRARY, f"{library} does not load"
     settings(max_examples=examples, deadline=None, database=None)(check)()
     print("clean")

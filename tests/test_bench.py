@@ -23,7 +23,7 @@ from erpe.bench.timing import compete
 from erpe.bench.train import bench_training
 from erpe.config import VARIANTS
 from erpe.errors import ConfigError, StoreError
-from erpe.model import cpu_kernels
+from erpe.model.kernels import cpu
 from erpe.training.precision import bfloat16_unit
 
 CPU = torch.device("cpu")
@@ -191,10 +191,10 @@ def test_linear_attention_grows_linearly_and_makes_no_tensor_of_tokens_squared(v
 def test_a_general_encoding_that_is_dense_grows_quadratically_in_time_and_linearly_in_memory(variant, monkeypatch):
     small, great = cost_at(variant, 1024), cost_at(variant, 4096)
     assert great[0] > 12 * small[0]
-    if cpu_kernels.LIBRARY and variant != "softmax_general":
+    if cpu.LIBRARY and variant != "softmax_general":
         assert great[1] < 4.5 * small[1]
     # Without the kernels, what torch keeps of the pairs is the memory of few tokens.
-    monkeypatch.setattr(cpu_kernels, "LIBRARY", None)
+    monkeypatch.setattr(cpu, "LIBRARY", None)
     small, great = cost_at(variant, 64), cost_at(variant, 256)
     assert great[1] > 8 * small[1] and great[2] >= 256**2
 

@@ -9,11 +9,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from erpe.config import ModelConfig
-from erpe.model import cpu_kernels, general_attention
 from erpe.model.attention import build_attention
 from erpe.model.features import AS_THEY_ARE
 from erpe.model.flops import forward_flops
-from erpe.model.kernel_abi import masked_sizes
+from erpe.model.kernels import cpu, masked
+from erpe.model.kernels.abi import masked_sizes
 from erpe.model.vit import build
 
 LINEAR = ["relu", "relu_rope", "relu_circulant", "favor", "favor_rope", "favor_circulant"]
@@ -23,8 +23,8 @@ MASKED = ["relu_general", "favor_general"]
 @pytest.fixture
 def calls(monkeypatch):
     """Names of the functions that were called."""
-    seen, call = [], cpu_kernels._call
-    monkeypatch.setattr(cpu_kernels, "_call", lambda name, *rest: (seen.append(name), call(name, *rest)))
+    seen, call = [], cpu._call
+    monkeypatch.setattr(cpu, "_call", lambda name, *rest: (seen.append(name), call(name, *rest)))
     return seen
 
 
@@ -63,13 +63,14 @@ def at_a_kink(layer, q, k):
     """Whether a number is so near to zero that rounding decides on which side ReLU sees it, so on its slope."""
     if not layer.config.variant.startswith("relu"):
         return False
-    q, k, w = layer.features.prepare(*layer.turned(q, k))
-    numbers = torch.stack([q, k])
-    return bool((numbers if w is None else numbers @ w).abs().amin() < 2e-6)
+    q, k, phi = layer.features.prepare(q, k)
+    rotation = layer.encoding.rotation(q)
+    numbers = torch.stack([q, k] if rotation is None else rotation.turn(q, k))
+    return bool((numbers if phi.w is None else numbers @ phi.w).abs().amin() < 2e-6)
 
 
 def test_they_are_there_where_a_compiler_is():
-    assert cpu_kernels.LIBRARY or not shutil.which("cc")
+    assert cpu.LIBRARY or not shutil.which("cc")
 
 
 @pytest.mark.parametrize("variant", LINEAR + MASKED)
@@ -85,10 +86,10 @@ def test_they_are_the_dense_weights_times_v_with_all_gradients(variant, data):
     options |= {"rope": draw("axial", "mixed"), "circulant_block": draw(None, size // 2) if size > 4 else None}
     layer = random_layer(variant, grid=grid, heads=heads, head_dim=size, **options)
     inputs = views(batch, heads, layer.shape.tokens, size)
-    assert cpu_kernels.serves(*inputs) or not cpu_kernels.LIBRARY
+    assert cpu.serves(*inputs) or not cpu.LIBRARY
     found = learnt(layer, inputs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu_kernels, "LIBRARY", None)
+        patch.setattr(cpu, "LIBRARY", None)
         others = learnt(layer, inputs)
     inputs = [x.double() for x in inputs]
     assume(not at_a_kink(layer.double(), *inputs[:2]))
@@ -112,7 +113,7 @@ def test_layers_in_float32_use_them_and_none_other_does(variant, names, calls, m
     assert calls == names
     learnt(layer.double(), [x.double() for x in inputs])
     assert calls == names
-    monkeypatch.setattr(cpu_kernels, "LIBRARY", None)
+    monkeypatch.setattr(cpu, "LIBRARY", None)
     without = learnt(layer.float(), inputs)
     assert calls == names
     monkeypatch.undo()
@@ -127,7 +128,7 @@ def test_a_layer_of_another_type_than_its_inputs_turns_and_learns_the_same(varia
     inputs = views(2, 2, 15, 16)
     expected = learnt(layer, inputs)
     found = learnt(layer.to(dtype), inputs)
-    assert len(calls) == 4 if cpu_kernels.LIBRARY else not calls
+    assert len(calls) == 4 if cpu.LIBRARY else not calls
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.to(other.dtype), other, rtol=2e-2, atol=2e-3)
 
@@ -164,7 +165,7 @@ def test_log_weights_too_far_apart_for_one_factor_are_left_to_torch(calls):
     assert_rounding(learnt(layer, inputs), learnt(layer.double(), [x.double() for x in inputs], weights=True))
     assert not calls
     with torch.no_grad():
-        layer.float().encoding.bias.mul_((general_attention.SPAN - 1) / 150)
+        layer.float().encoding.bias.mul_((masked.SPAN - 1) / 150)
     assert_rounding(learnt(layer, inputs), learnt(layer.double(), [x.double() for x in inputs], weights=True))
     assert len(calls) == 2
 
@@ -188,13 +189,13 @@ def test_what_is_no_number_stays_visible(variant, which):
     assert layer(*inputs).isnan().any()
 
 
-@pytest.mark.skipif(not cpu_kernels.LIBRARY, reason="no C compiler when erpe was installed")
+@pytest.mark.skipif(not cpu.LIBRARY, reason="no C compiler when erpe was installed")
 @pytest.mark.parametrize("way", ["forward", "backward"])
 def test_the_scratch_of_the_masked_product_grows_with_n(way):
     def entries(side):
         q = torch.empty(1, 1, side * side, 32)
-        size = masked_sizes(q, q, torch.empty(1, 2 * side - 1, 2 * side - 1), None, AS_THEY_ARE)
-        return getattr(cpu_kernels.LIBRARY, f"masked_{way}_room")(size, 1)
+        size = masked_sizes(q, q, torch.empty(1, 2 * side - 1, 2 * side - 1), None, AS_THEY_ARE.maps)
+        return getattr(cpu.LIBRARY, f"masked_{way}_room")(size, 1)
 
     assert entries(128) / entries(64) == pytest.approx(4, rel=0.1)
     assert entries(128) < 20 * 128**2 * 32

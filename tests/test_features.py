@@ -37,8 +37,8 @@ def estimates(projections, x):
     features = FavorFeatures(AttentionConfig(variant="favor"), d, generator())
     features.projection = projections.reshape(-1, d)
     x = x * d**0.25  # the layer takes it out
-    _, key, w = features.prepare(x, x[None, None, None])
-    phi = features.maps.k._replace(eps=0.0)(key, w) * highest_feature(features, x)
+    _, key, phi = features.prepare(x, x[None, None, None])
+    phi = features.maps.k._replace(eps=0.0)(key, phi.w) * highest_feature(features, x)
     return phi.square().view(draws, m).mean(1)
 
 

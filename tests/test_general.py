@@ -151,7 +151,7 @@ def test_fft_in_pieces_is_fft_at_once(variant, monkeypatch):
     layer = random_layer(variant, method="fft", cls=True)
     q, k, v = inputs(layer)
     y = layer(q, k, v)
-    monkeypatch.setattr("erpe.model.attention.CHUNK", B * H * 16 * (DV + 1) * 4 * 5)  # five features at a time
+    monkeypatch.setattr("erpe.model.kernels.fft.CHUNK", B * H * 16 * (DV + 1) * 4 * 5)  # five features at a time
     torch.testing.assert_close(layer(q, k, v), y, rtol=0, atol=1e-12)
 
 

@@ -5,8 +5,8 @@ import torch
 from oracle import LINEAR
 from torch.func import functional_call, grad, jacrev, vmap
 
-from erpe.model import cpu_kernels, general_attention, tiles
 from erpe.model.attention import build_attention
+from erpe.model.kernels import cpu, masked, tiles
 
 OPTIONS = [{}, {"relu_projection": "orthogonal", "rope": "mixed"}, {"cls": True, "circulant_block": 4}]
 B, H, D, GRID = 2, 2, 8, (3, 4)
@@ -55,7 +55,7 @@ def assert_close(found, expected, tolerance=1e-3):
 def prepared(way, monkeypatch):
     """Layer and inputs as the way wants them."""
     if way == "torch":
-        monkeypatch.setattr(cpu_kernels, "LIBRARY", None)
+        monkeypatch.setattr(cpu, "LIBRARY", None)
     dtype = torch.float64 if way == "float64" else torch.float32
     return lambda layer, *inputs: (layer.to(dtype), *(x.to(dtype) for x in inputs))
 
@@ -74,7 +74,7 @@ def test_gradients_of_gradients_are_those_of_the_dense_formula(variant, options,
 @pytest.mark.parametrize("variant", ["relu_general", "favor_general"])
 def test_so_they_are_in_tiles_and_where_one_factor_does_not_serve(variant, whole, monkeypatch):
     monkeypatch.setattr(tiles, "WHOLE", whole)
-    monkeypatch.setattr(general_attention, "SPAN", 0.1)
+    monkeypatch.setattr(masked, "SPAN", 0.1)
     layer = random_layer(variant)
     inputs = made(layer)
     found = twice(layer, layer, inputs)

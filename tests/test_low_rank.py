@@ -4,7 +4,7 @@ import pytest
 import torch
 from oracle import inputs, random_layer
 
-from erpe.model.low_rank import series, terms_used
+from erpe.model.kernels.low_rank import series, terms_used
 
 GRID = (3, 4)
 OFFSETS = 5 * 7

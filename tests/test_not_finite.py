@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from erpe.model import VARIANTS, cpu_kernels
+from erpe.model import VARIANTS
 from erpe.model.attention import build_attention
+from erpe.model.kernels import cpu
 
 OPTIONS = [
     {},
@@ -19,7 +20,7 @@ OPTIONS = [
 def answers(layer, q, k, v):
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         found = {"kernels": layer(q, k, v), "dense": layer.weights(q, k) @ v}
-        patch.setattr(cpu_kernels, "LIBRARY", None)
+        patch.setattr(cpu, "LIBRARY", None)
         return found | {"torch": layer(q, k, v)}
 
 

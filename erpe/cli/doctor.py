@@ -49,7 +49,7 @@ def devices() -> Iterator[Finding]:
     """Processors, what torch can use, and the network within this machine."""
     import torch
 
-    from erpe.model.cpu_kernels import LIBRARY
+    from erpe.model.kernels.cpu import LIBRARY
     from erpe.training.loop import pick_device
     from erpe.training.precision import explain_auto
     from erpe.training.vision import torchvision

@@ -10,18 +10,14 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.functional import normalize, pad, scaled_dot_product_attention
+from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from erpe.config import AttentionConfig
 from erpe.errors import ConfigError, ShapeError
-from erpe.model import cpu_kernels
 from erpe.model.encoding import Encoding, GeneralRPE, Shape, full_precision
 from erpe.model.features import FavorFeatures, Features, ReluFeatures
-from erpe.model.linear import linear_product
+from erpe.model.kernels import linear_attention, masked_attention
 from erpe.model.rotary import CirculantString, Rope
-
-CHUNK = 2**22
-"""Entries of the tensor that the FFT path transforms at once: bounded memory for long sequences."""
 
 ENCODING = {"none": Encoding, "general": GeneralRPE, "circulant": CirculantString, "rope": Rope}
 
@@ -58,7 +54,8 @@ class Softmax(Attention):
 
     def scaled(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float]:
         """Rotated q and k (B, H, N, D), and the factor of their products."""
-        q, k = self.encoding.align(q, k)
+        rotation = self.encoding.rotation(q)
+        q, k = (q, k) if rotation is None else rotation.align(q, k)
         if self.config.normalize_qk:
             return normalize(q, dim=-1), normalize(k, dim=-1), 1.0
         return q, k, self.shape.head_dim**-0.5
@@ -112,77 +109,28 @@ class Linear(Attention):
         """(B, H, N, D) twice and (B, H, N, Dv) -> (B, H, N, Dv)."""
         self.check(q, k, v)
         with torch.autocast(q.device.type, enabled=False):
-            return self.quotient(*(full_precision(x) for x in (q, k, v))).to(v.dtype)
+            return self.attend(*(full_precision(x) for x in (q, k, v))).to(v.dtype)
 
-    def quotient(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`forward` in full precision: (B, H, N, D) twice and (B, H, N, Dv) -> (B, H, N, Dv)."""
-        encoding = self.encoding
-        if isinstance(encoding, GeneralRPE):
-            return self.masked(q, k, v, encoding)
-        if cpu_kernels.serves(q, k, v) and not self.rotates_features:
-            q, k, w = self.features.prepare(q, k, encoding.frame(q) if self.config.projected else None)
-            return linear_product(q, k, v, w, self.features.maps, *encoding.rotation(q))
-        num, den = self.sums(*self.phi(q, k), v)
-        return num / den[..., None]
-
-    def masked(self, q: Tensor, k: Tensor, v: Tensor, encoding: GeneralRPE) -> Tensor:
-        """`quotient` with the general encoding."""
-        q, k, w = self.features.prepare(q, k)
-        maps = self.features.maps
-        method: str = self.config.method
-        if method == "auto":
-            method = faster_method(self.shape.tokens, self.features.m, v.shape[-1])
-        if method == "dense" or self.config.rank:
-            return encoding.mix(q, k, v, w, maps)
-        num, den = self.fft(maps.q(q, w), maps.k(k, w), v, encoding)
-        return num / den[..., None]
-
-    def sums(self, phi_q: Tensor, phi_k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Numerators (B, H, N, Dv) and denominators (B, H, N), without weights of pairs."""
-        den = (phi_q * phi_k.sum(dim=-2, keepdim=True)).sum(dim=-1)                 # (B, H, N)
-        if self.rotates_features:  # RoFormer equation 19: signed weights above, the positive unrotated sum below
-            phi_q, phi_k = self.encoding.rotate(phi_q, phi_k)
-        return phi_q @ (phi_k.mT @ v), den
+        q, k, phi = self.features.prepare(q, k)
+        mask, rotation = self.encoding.mask(), self.encoding.rotation(q)
+        if mask is not None:
+            return masked_attention(q, k, v, phi, mask, self.config.method, self.config.rank)
+        return linear_attention(q, k, v, phi, rotation, after=self.rotates_features)
 
     @property
     def rotates_features(self) -> bool:
-        """Whether a rotary encoding turns the features instead of q and k."""
+        """Whether a rotary encoding turns the features, in the numerator alone, instead of q and k."""
         return self.config.rotary_placement == "post" and self.config.encoding in ("rope", "circulant")
 
     def phi(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Features of q and k, rotated before the map unless placed after: (B, H, N, m) each."""
-        return self.features(*self.turned(q, k))
-
-    def turned(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """q and k (B, H, N, D), rotated unless that comes after the map; and the basis of their coordinates, if any."""
-        if self.rotates_features:
-            return q, k, None
-        q, k = self.encoding.align(q, k)
-        return q, k, self.encoding.frame(q)
-
-    def fft(self, phi_q: Tensor, phi_k: Tensor, v: Tensor, encoding: GeneralRPE) -> tuple[Tensor, Tensor]:
-        """`sums` with the general encoding, by FFT over each feature-value channel; a column of ones in v gives den.
-
-        Source: Luo et al. 2021 (NeurIPS), algorithm 1, on a 2-D grid.
-        """
-        v1 = pad(v, (0, 1), value=1.0)                            # (B, H, N, Dv + 1)
-        channels = v1.shape[-1]
-        step = max(1, CHUNK // (v1.numel() * 4))                  # the padded grid has four times the tokens
-        # In float32 the error of an FFT, relative to its largest value, drowns what far offsets weigh.
-        wide = torch.float32 if v1.device.type == "mps" else torch.float64
-        phi_q, phi_k, narrow, v1 = phi_q.to(wide), phi_k.to(wide), v1.dtype, v1.to(wide)
-        total = torch.zeros_like(v1)
-        for q_part, k_part in zip(phi_q.split(step, dim=-1), phi_k.split(step, dim=-1), strict=True):
-            outer = k_part.mT[:, :, :, None] * v1.mT[:, :, None]  # (B, H, .., Dv + 1, N)
-            mixed = encoding.weigh(outer.flatten(2, 3)).unflatten(2, (-1, channels))
-            total = total + torch.einsum("bhnf,bhfcn->bhnc", q_part, mixed)
-        # It may still leave a tiny denominator negative. All its terms are positive: it is at least the token's own.
-        c, c_cls = encoding.relative_weights()
-        own = c[:, c.shape[1] // 2, c.shape[2] // 2, None].expand(-1, phi_q.shape[2])     # (H, N)
-        if c_cls is not None:
-            own = torch.cat([c_cls[2, :, None], own[:, 1:]], dim=1)
-        least = (phi_q * phi_k).sum(-1) * own                     # (B, H, N)
-        return total[..., :-1].to(narrow), torch.maximum(total[..., -1], least).to(narrow)
+        q, k, phi = self.features.prepare(q, k)
+        rotation = self.encoding.rotation(q)
+        if rotation is not None and not self.rotates_features:
+            (q, k), phi = rotation.align(q, k), phi.of(rotation.basis)
+        return phi(q, k)
 
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
         """A (B, H, N, N), dense; with `rotary_placement="post"` some weights are negative and rows do not sum to 1."""
@@ -227,23 +175,6 @@ def no_numbers(q: Tensor, k: Tensor) -> Tensor:
 def row_weights(log_c: Tensor) -> Tensor:
     """exp of log-weights (H, N, N), each row divided by its largest: a factor of the query, which cancels."""
     return (full_precision(log_c) - full_precision(log_c).amax(dim=-1, keepdim=True).detach()).exp()
-
-
-def faster_method(tokens: int, features: int, v_dim: int) -> str:
-    """`dense` or `fft`: the faster exact path of the general encoding on linear attention, from the sizes.
-
-    Measured on two threads of an AMD EPYC (torch 2.13, float32, B = 1, H = 2, the dense path compiled; one interleaved
-    run of 1 to 3 rounds), fft time over dense time, forward / training step:
-
-        N                  1024          4096          16384
-        m = 8,  Dv = 8     2.9 / 2.9     1.2 / 1.2
-        m = 16, Dv = 16    8.1 / 9.0     5.3 / 4.2     2.0 / 1.3
-        m = 32, Dv = 32                  12.5 / 9.2    3.1 / 2.4
-
-    From N = 4096 on that is 40 to 120 times m (Dv + 1) / N: one path transforms m (Dv + 1) channels of N entries, the
-    other computes N x N. Without kernels the dense path takes about three times as long; GPUs were not measured.
-    """
-    return "fft" if 60 * features * (v_dim + 1) < tokens else "dense"
 
 
 def build_attention(

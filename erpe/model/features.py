@@ -45,7 +45,29 @@ class Maps(NamedTuple):
     k: Map
 
 
-AS_THEY_ARE = Maps(Map("plain", 0.0), Map("plain", 0.0))
+class FeatureMap(NamedTuple):
+    """phi: vectors (B, H, N, D) -> features (B, H, N, m)."""
+
+    maps: Maps
+    w: Tensor | None = None
+    """(D, m) projections, which `maps` are of; (H, D, m): one for each head; None: m is D."""
+
+    def __call__(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, H, N, D) twice -> phi_q, phi_k (B, H, N, m), non-negative."""
+        return self.maps.q(q, self.w), self.maps.k(k, self.w)
+
+    def size(self, q: Tensor) -> int:
+        """m."""
+        return q.shape[-1] if self.w is None else self.w.shape[-1]
+
+    def of(self, basis: Tensor | None) -> FeatureMap:
+        """The same features, of vectors in the coordinates of a `basis` (D, D)."""
+        if basis is None:
+            return self
+        return self._replace(w=basis.T if self.w is None else basis.T @ self.w)
+
+
+AS_THEY_ARE = FeatureMap(Maps(Map("plain", 0.0), Map("plain", 0.0)))
 
 
 def orthogonal_gaussian(m: int, d: int, generator: Generator) -> Tensor:
@@ -87,19 +109,17 @@ class Features(nn.Module):
             drawn = orthogonal_gaussian(self.m, head_dim, generator)
             self.register_buffer("projection", drawn.to(torch.float32))
 
-    def forward(self, q: Tensor, k: Tensor, basis: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, H, N, D) twice -> phi_q, phi_k (B, H, N, m), non-negative; `basis` as for `prepare`."""
-        q, k, w = self.prepare(q, k, basis)
-        return self.maps.q(q, w), self.maps.k(k, w)
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, H, N, D) twice -> phi_q, phi_k (B, H, N, m), non-negative."""
+        q, k, phi = self.prepare(q, k)
+        return phi(q, k)
 
-    def prepare(self, q: Tensor, k: Tensor, basis: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(B, H, N, D) twice, in coordinates of a `basis` (D, D) -> what `maps` take, with the projections (D, m)."""
+    def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, FeatureMap]:
+        """(B, H, N, D) twice -> the vectors whose features are wanted, and the map."""
         if self.normalize:
             q, k = normalize(q, dim=-1), normalize(k, dim=-1)
-        if not hasattr(self, "projection"):
-            return q, k, None if basis is None else basis.T
-        w = self.projection.to(q.dtype).T * self.scale
-        return q, k, w if basis is None else basis.T @ w
+        w = self.projection.to(q.dtype).T * self.scale if hasattr(self, "projection") else None
+        return q, k, FeatureMap(self.maps, w)
 
     def redraw(self, generator: Generator) -> None:
         """Replace the random projection by a fresh one; nothing to do without a projection."""

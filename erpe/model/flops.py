@@ -11,9 +11,9 @@ import math
 from typing import NamedTuple
 
 from erpe.config import ModelConfig
-from erpe.model.attention import faster_method
-from erpe.model.low_rank import terms_used
-from erpe.model.tiles import product_flops
+from erpe.model.kernels import faster_method
+from erpe.model.kernels.low_rank import terms_used
+from erpe.model.kernels.tiles import product_flops
 
 
 class Cost(NamedTuple):
@@ -73,7 +73,7 @@ def attention_cost(config: ModelConfig, n: int) -> Cost:
         with general    2 N^2 m + 2 N^2 D         dense; or 2 m (D + 1) FFTs of 4 N and 2 N m (D + 1);
                                                   or 4 N R m D + 2 (2h-1) (2w-1) R with a series of R terms
         projection      4 N D m                   of q and of k
-        circulant       8 N S^2 + 4 S P           S rotated channels into the Fourier basis and back, P planes;
+        circulant       8 N S^2                   S rotated channels into the Fourier basis and back;
                                                   softmax and projections need no way back: 4 N S^2, and for
                                                   the latter 2 S^2 m for all heads: the basis in them
     """
@@ -85,11 +85,9 @@ def attention_cost(config: ModelConfig, n: int) -> Cost:
     circulant = NOTHING
     if config.encoding == "circulant":
         size = config.rotated_size(d)
-        block = config.circulant_block or size
-        planes = size // block * ((block - 1) // 2)
         folded = config.projected and config.rotary_placement == "pre"
         ways = 1 if config.attention == "softmax" or folded else 2
-        circulant = one(4 * ways * n * size**2) + one(4 * size * planes)
+        circulant = one(4 * ways * n * size**2)
         core += Cost(*[folded * 2 * size**2 * m / heads] * 2)            # once for all heads, without a gradient
     return Cost(*(heads * flops for flops in core + projection + circulant))
 

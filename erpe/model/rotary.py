@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.functional import pad
 
 from erpe.config import AttentionConfig
 from erpe.model.encoding import Encoding, Shape, full_precision, zeros
-from erpe.model.kernel_abi import Rotation
-
-
-def rotate_planes(x: Tensor, phase: Tensor) -> Tensor:
-    """Turn adjacent channel pairs (2t, 2t+1) by the angles of `phase`; further channels stay.
-
-    Args:
-        x: (B, H, N, D).
-        phase: (H, N, P) complex of modulus one, 2 P <= D.
-    Returns:
-        (B, H, N, D).
-    Source: Su et al. 2021 (RoFormer), equation 34, as one complex product.
-    """
-    free = x.shape[-1] - 2 * phase.shape[-1]
-    if free % 2:
-        return torch.cat([rotate_planes(x[..., :-1], phase), x[..., -1:]], dim=-1)
-    phase = pad(phase, (0, free // 2), value=1.0)                 # one pass over all channels
-    pairs = x.unflatten(-1, (-1, 2)).contiguous()
-    pairs = pairs.clone() if pairs.storage_offset() % 2 else pairs                  # no complex number begins there
-    return torch.view_as_real(torch.view_as_complex(pairs) * phase).flatten(-2)
+from erpe.model.rotation import Rotation
 
 
 class Rotary(Encoding):
@@ -52,52 +31,19 @@ class Rotary(Encoding):
         """(2, H, P) frequencies in rad per patch along y and x."""
         raise NotImplementedError
 
-    def planes_of_kernels(self) -> Tensor:
-        """The same, on a CPU and outside of what counts FLOPs: no BLAS, whose threads wake longer than this takes."""
-        return self.planes()
+    def basis(self, like: Tensor) -> Tensor | None:
+        """(D, D) orthogonal, columns are the axes of the planes' coordinates; None: the usual ones."""
+        return None
 
-    def along(self, planes: Tensor) -> Tensor:
-        """(H, h + w, P) complex e^(i angle) of each row, then of each column, for frequencies (2, H, P)."""
-        steps = (each.to(planes.dtype)[:, None] for each in (self.rows, self.columns))
-        angles = [each * frequency for each, frequency in zip(steps, planes[:, :, None], strict=True)]
-        angle = torch.cat(angles, dim=1)                          # (H, h + w, P)
-        return torch.polar(torch.ones_like(angle), angle)
-
-    def phase(self) -> Tensor:
-        """(H, N, P) complex e^(i angle), in float32 at least."""
-        # e^(i (y fy + x fx)) is a product: few cosines for many tokens
-        along, h = self.along(full_precision(self.planes())), self.shape.grid[0]
-        phase = (along[:, :h, None] * along[:, None, h:]).flatten(1, 2)             # (H, hw, P)
-        return pad(phase, (0, 0, 1, 0), value=1.0) if self.shape.cls else phase     # R(0) = I
-
-    def rotation(self, like: Tensor) -> tuple[Tensor, Rotation]:
-        """(2, H, P) frequencies, and their tables; see `Encoding`."""
-        planes = self.planes_of_kernels().to(like.dtype)  # the kernels read what they are given as that
-        y, x = (steps.to(like.dtype) for steps in (self.rows, self.columns))
-        along = self.along(planes.detach())
-        return planes, Rotation(along, self.frame(like), y, x, planes.requires_grad, self.folds)
+    def rotation(self, like: Tensor) -> Rotation:
+        """See `Encoding`."""
+        wide = full_precision(like)
+        planes, y, x = (each.to(wide.dtype) for each in (self.planes(), self.rows, self.columns))
+        return Rotation(planes, y, x, int(self.shape.cls), self.basis(wide), self.folds)
 
     def rotate(self, *vectors: Tensor) -> tuple[Tensor, ...]:
         """Each (B, H, N, D) turned, computed in float32 at least and given back in its own dtype."""
-        return self._each(self.turn, vectors)
-
-    def align(self, q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
-        """Left in the basis of the planes: half of the products, where that is not the usual one."""
-        return self._each(self.turn_planes, (q, k))
-
-    def turn_planes(self, x: Tensor, phase: Tensor) -> Tensor:
-        """(B, H, N, D) -> (B, H, N, D), left in that basis."""
-        return rotate_planes(x, phase)
-
-    def turn(self, x: Tensor, phase: Tensor) -> Tensor:
-        """(B, H, N, D) -> (B, H, N, D)."""
-        basis = self.frame(x)
-        return self.turn_planes(x, phase) if basis is None else self.turn_planes(x, phase) @ basis.T
-
-    def _each(self, turn: Callable[[Tensor, Tensor], Tensor], vectors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        with torch.autocast(vectors[0].device.type, enabled=False):
-            phase = self.phase()
-            return tuple(turn(full_precision(x), phase).to(x.dtype) for x in vectors)
+        return self.rotation(vectors[0]).turn(*vectors)
 
 
 class Rope(Rotary):
@@ -174,30 +120,17 @@ class CirculantString(Rotary):
             self.coefficients.data = planes @ self.sines(planes).T / (2 * self.block)
 
     def basis(self, like: Tensor) -> Tensor:
-        """(D, D) orthogonal, in the dtype and on the device of `like`."""
+        """The Fourier basis."""
         return fourier_basis(self.size, self.block, like.dtype, like.device)
 
     def planes(self) -> Tensor:
         """(2, H, P) rad per patch: theta = 2 Im fft(c) for the frequencies below half the block size."""
         c = full_precision(self.coefficients)
-        return c @ self.sines(c)
-
-    def planes_of_kernels(self) -> Tensor:
-        """See `Rotary`."""
-        c = full_precision(self.coefficients)
-        return (c[..., None] * self.sines(c)).sum(dim=-2)
+        return (c[..., None] * self.sines(c)).sum(dim=-2)         # no BLAS, whose threads wake longer than this takes
 
     def sines(self, like: Tensor) -> Tensor:
         """(D, P), by which coefficients give frequencies, in the dtype and on the device of `like`."""
         return fourier_sines(self.size, self.block, like.dtype, like.device)
-
-    def turn_planes(self, x: Tensor, phase: Tensor) -> Tensor:
-        """See `Rotary`."""
-        return rotate_planes(x @ self.basis(x), phase)
-
-    def frame(self, like: Tensor) -> Tensor:
-        """The Fourier basis."""
-        return self.basis(like)
 
 
 @lru_cache(maxsize=64)

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 from torch.fft import irfft2, rfft2
 from torch.nn.functional import pad
 
 from erpe.errors import ShapeError
+
+
+class Mask(NamedTuple):
+    """Log-weights of pairs of tokens: one for each offset of a key from a query on an (h, w) grid."""
+
+    grid: tuple[int, int]
+    """(h, w)."""
+    bias: Tensor
+    """(H, 2h-1, 2w-1), zero offset in the centre."""
+    cls: Tensor | None = None
+    """(3, H), where token 0 is a class token: patch to class token, class token to patch, class token to itself."""
+
+    def dense(self) -> Tensor:
+        """(H, N, N)."""
+        patches = toeplitz_dense(self.bias)                       # (H, hw, hw)
+        if self.cls is None:
+            return patches
+        to_cls, from_cls, own = self.cls[:, :, None, None]        # (H, 1, 1) each
+        n = patches.shape[-1]
+        first = torch.cat([own, from_cls.expand(-1, 1, n)], dim=2)
+        rest = torch.cat([to_cls.expand(-1, n, 1), patches], dim=2)
+        return torch.cat([first, rest], dim=1)                    # (H, N, N)
 
 
 def toeplitz_dense(c: Tensor) -> Tensor:

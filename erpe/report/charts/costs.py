@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
 from erpe.config import DATASETS, ModelConfig, defaults
-from erpe.model.attention import faster_method
 from erpe.model.flops import attention_cost
+from erpe.model.kernels import faster_method
 from erpe.report.charts.intervals import interval
 from erpe.report.charts.style import (
     COLOURS,

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from erpe.model.features import KINDS, Maps
+from erpe.model.rotation import Rotation
 
 
 def _longs(names: str) -> list[tuple[str, Any]]:
@@ -54,22 +55,26 @@ class CView(ctypes.Structure):
     _fields_ = [("at", ctypes.c_void_p), *_longs("image head row")]
 
 
-class Rotation(NamedTuple):
-    """What turns queries and keys before the maps, by their places in a grid of h rows and w columns."""
+class Turn(NamedTuple):
+    """All of a `Rotation` but its frequencies, which may learn: what is not differentiated."""
 
-    along: Tensor
-    """(H, h + w, P) complex, by which a plane of two coordinates is turned in each row, then in each column; further
-    coordinates stay."""
     basis: Tensor | None
-    """(D, D) orthogonal, columns are the axes of the coordinates; none: the usual ones."""
     y: Tensor
-    """(h), where the rows are."""
     x: Tensor
-    """(w), where the columns are."""
+    outside: int
     learns: bool
-    """Whether slopes of the planes' frequencies are wanted."""
+    """Whether slopes of the frequencies are wanted."""
     folds: bool
-    """Whether the basis has its first half of rows as the second, with the other sign in the first half of columns."""
+
+    @classmethod
+    def of(cls, rotation: Rotation) -> Turn:
+        """What remains of it."""
+        planes, y, x, outside, basis, folds = rotation
+        return cls(basis, y, x, outside, planes.requires_grad, folds)
+
+    def rotation(self, planes: Tensor, like: Tensor) -> Rotation:
+        """The whole again."""
+        return Rotation(planes, self.y, self.x, self.outside, self.basis, self.folds)
 
 
 def whole(n: int) -> int:
@@ -113,17 +118,16 @@ class Tables(NamedTuple):
     folded: bool
 
 
-def tables(rotation: Rotation | None, d: int) -> Tables | None:
+def tables(along: Tensor | None, turn: Turn | None, d: int) -> Tables | None:
     """Of a rotation of vectors of size D."""
-    if rotation is None:
+    if along is None or turn is None:
         return None
-    along, basis, y, x, learns, folds = rotation
     missing = whole(d) // 2 - along.shape[-1]
     phases = (pad(along, (0, missing), value=1.0) if missing else along).contiguous()
-    wide, turned = (None, None) if basis is None else (_widened(basis), _widened(basis.T))
-    places = (y, x) if learns else (None, None)
-    folded = folds and d % (2 * whole(1)) == 0                    # halves as wide as a column of results, or twice that
-    return Tables(torch.view_as_real(phases), wide, turned, places[0], places[1], len(y), len(x), folded)
+    wide, turned = (None, None) if turn.basis is None else (_widened(turn.basis), _widened(turn.basis.T))
+    y, x = (turn.y, turn.x) if turn.learns else (None, None)
+    folded = turn.folds and d % (2 * whole(1)) == 0               # halves as wide as a column of results, or twice that
+    return Tables(torch.view_as_real(phases), wide, turned, y, x, len(turn.y), len(turn.x), folded)
 
 
 def _pointers_to(tensors: Iterable[Tensor | None]) -> list[int]:

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erpe.model import tiles as by_torch
-from erpe.model.general_attention import masked_product
-from erpe.model.tiles import window_top
+from erpe.model.kernels import tiles as by_torch
+from erpe.model.kernels.masked import masked_product
+from erpe.model.kernels.tiles import window_top
 from erpe.model.toeplitz import toeplitz_dense
 
 

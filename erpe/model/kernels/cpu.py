@@ -1,6 +1,6 @@
-"""`kernels/` from Python: built when erpe is installed, where there is a C compiler.
+"""The kernels in C from Python: built when erpe is installed, where there is a C compiler.
 
-Without it, and on other devices and types, torch's operators do the same (masked.py, attention.py).
+Without it, and on other devices and types, torch's operators do the same (linear.py, masked.py).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from erpe.model.features import Maps
-from erpe.model.kernel_abi import (
+from erpe.model.kernels.abi import (
     CLinear,
     CMasked,
     CView,
-    Rotation,
+    Turn,
     linear_sizes,
     masked_sizes,
     projections,
@@ -44,7 +44,7 @@ def load(paths: Iterable[Path]) -> ctypes.CDLL | None:
     return None
 
 
-LIBRARY = load(sorted(Path(__file__).parent.glob("_kernels*.so")))
+LIBRARY = load(sorted(Path(__file__).parents[1].glob("_kernels*.so")))
 
 
 def serves(*inputs: Tensor) -> bool:
@@ -115,7 +115,7 @@ Made = tuple[Tensor, Tensor, Tensor]
 
 
 def linear_forward(
-    q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps, rotation: Rotation | None
+    q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps, along: Tensor | None, turn: Turn | None
 ) -> tuple[Tensor, Made]:
     """y_i = phi_q_i S / (phi_q_i . z), S = sum_j phi_k_j v_j^T, z = sum_j phi_k_j.
 
@@ -123,13 +123,14 @@ def linear_forward(
         q, k: (B, H, N, D), of which `maps` make features (B, H, N, m).
         v: (B, H, N, Dv).
         w: projections (D, m) of the rotation's coordinates for the maps, or (H, D, m); none: m is D.
-        rotation: of q and k.
+        along: see `Rotation.along`; with
+        turn: the rest of a rotation of q and k.
     Returns:
         y (B, H, N, Dv).
     """
     q, k, v = (plain(x) for x in (q, k, v))
-    weights, turn = projections(w, back=False), tables(rotation, q.shape[-1])
-    size = linear_sizes(q, v, weights, maps, turn)
+    weights, rotation = projections(w, back=False), tables(along, turn, q.shape[-1])
+    size = linear_sizes(q, v, weights, maps, rotation)
     m, dv, pairs = whole(size.m), whole(size.dv), size.images * size.heads
     y, made = _side_by_side(v), (v.new_empty(pairs, m, dv), v.new_empty(pairs, m), v.new_empty(pairs, size.n))
     _call("linear_forward", size, q, k, v, y, *made)
@@ -142,7 +143,8 @@ def linear_backward(
     v: Tensor,
     w: Tensor | None,
     maps: Maps,
-    rotation: Rotation | None,
+    along: Tensor | None,
+    turn: Turn | None,
     y: Tensor,
     made: Made,
     d_y: Tensor,
@@ -155,23 +157,23 @@ def linear_backward(
     """
     q, k, v = (plain(x) for x in (q, k, v))
     d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
-    weights, turn = projections(w, back=True), tables(rotation, q.shape[-1])
-    size, d_angles = linear_sizes(q, v, weights, maps, turn), _angles(rotation, q)
+    weights, rotation = projections(w, back=True), tables(along, turn, q.shape[-1])
+    size, d_angles = linear_sizes(q, v, weights, maps, rotation), _angles(turn, q)
     _call("linear_backward", size, q, k, v, y, plain(d_y), *made, d_q, d_k, d_v, d_angles)
-    return d_q, d_k, d_v, _of_planes(rotation, d_angles)
+    return d_q, d_k, d_v, None if along is None or turn is None else _of_planes(along, turn, d_angles)
 
 
-def _angles(rotation: Rotation | None, x: Tensor) -> Tensor:
+def _angles(turn: Turn | None, x: Tensor) -> Tensor:
     """Room for slopes of angles times places: (B, H, 2, planes, 2), or nothing."""
-    wanted = rotation is not None and rotation.learns
+    wanted = turn is not None and turn.learns
     return x.new_empty((*x.shape[:2], 2, whole(x.shape[-1]) // 2, 2) if wanted else 0)
 
 
-def _of_planes(rotation: Rotation | None, d_angles: Tensor) -> Tensor | None:
+def _of_planes(along: Tensor, turn: Turn, d_angles: Tensor) -> Tensor | None:
     """Those of the frequencies (2, H, P): for each plane, the second less the first."""
-    if rotation is None or not rotation.learns:
+    if not turn.learns:
         return None
-    first, second = d_angles.sum(0)[:, :, : rotation.along.shape[-1]].unbind(-1)
+    first, second = d_angles.sum(0)[:, :, : along.shape[-1]].unbind(-1)
     return (second - first).transpose(0, 1)
 
 

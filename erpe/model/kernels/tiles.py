@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erpe.model.linear import again, more_heads, own_projections, repeated, slopes
+from erpe.model.kernels.functions import again, bound, folded_mask, more_heads, repeated, slopes, unfolded_mask
 from erpe.model.toeplitz import toeplitz_dense
 
 WHOLE = 1024
@@ -54,25 +54,13 @@ def dense_product(phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Te
     return a @ v, a.sum(-1)
 
 
-def layers_as_heads(size: int, dims: Any, inputs: Any) -> list[Any]:
-    """q, k, v, bias, top and perhaps w and maps of several layers -> of one."""
-    top = [None] if inputs[4] is None else more_heads(size, dims[4:5], inputs[4:5], axis=0)
-    found = [*more_heads(size, dims[:3], inputs[:3]), *more_heads(size, dims[3:4], inputs[3:4], axis=0), *top]
-    if len(inputs) == 5:
-        return found
-    return [*found, own_projections(size, dims[5], inputs[5], heads=len(found[3]) // size), inputs[6]]
-
-
-def layers_apart(size: int, found: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """Gradients of q, k, v and bias of one layer -> of several, and where those are."""
-    *those, d_bias = found
-    return (*(x.unflatten(1, (size, -1)) for x in those), d_bias.unflatten(0, (size, -1))), (1, 1, 1, 0)
-
-
 class _MaskedProduct(torch.autograd.Function):
+    """phi_q, phi_k, v, bias, top -> numerators, denominators, and A where it is kept."""
+
     @staticmethod
-    def forward(*inputs: Any) -> Any:
-        return _forward(*inputs)
+    @bound
+    def forward(phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor) -> Any:
+        return _forward(phi_q, phi_k, v, bias, top)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -91,8 +79,7 @@ class _MaskedProduct(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Tensor) -> Any:
-        """Layers side by side are more heads."""
-        num, den, kept = _MaskedProduct.apply(*layers_as_heads(info.batch_size, in_dims, inputs))
+        num, den, kept = _MaskedProduct.apply(*folded_mask(info.batch_size, in_dims, *inputs))
         split = [x.unflatten(1, (info.batch_size, -1)) for x in (num, den)]
         return (*split, kept), (1, 1, None)
 
@@ -101,9 +88,12 @@ class _MaskedSlopes(torch.autograd.Function):
     """Gradients of phi_q, phi_k, v and bias, which have gradients of their own."""
 
     @staticmethod
-    def forward(*inputs: Any) -> Any:
-        *saved, d_num, d_den, kept = inputs
-        return _backward((*saved, kept), d_num, d_den)
+    @bound
+    def forward(
+        phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor,
+        d_num: Tensor, d_den: Tensor, kept: Tensor,
+    ) -> Any:  # fmt: skip
+        return _backward((phi_q, phi_k, v, bias, top, kept), d_num, d_den)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -117,13 +107,12 @@ class _MaskedSlopes(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        """Layers side by side are more heads."""
         d_num, d_den = more_heads(info.batch_size, in_dims[5:7], inputs[5:7])
         kept = inputs[7]
         if len(kept) and not any(isinstance(dim, int) for dim in in_dims[:5]):  # the product itself was of one layer
             kept = repeated(info.batch_size, kept, len(d_num))
-        found = _MaskedSlopes.apply(*layers_as_heads(info.batch_size, in_dims[:5], inputs[:5]), d_num, d_den, kept)
-        return layers_apart(info.batch_size, found)
+        found = _MaskedSlopes.apply(*folded_mask(info.batch_size, in_dims, *inputs[:5]), d_num, d_den, kept)
+        return unfolded_mask(info.batch_size, found)
 
 
 def _forward(phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor) -> tuple[Tensor, Tensor, Tensor]:

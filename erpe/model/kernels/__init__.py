@@ -1,0 +1,75 @@
+"""Attention that needs no softmax, by whatever serves a device best. Layers call two functions and know no more.
+
+    y = linear_attention(q, k, v, phi, rotation)        y_i = phi_q_i S / (phi_q_i . z),   S = sum_j phi_k_j v_j^T
+    y = masked_attention(q, k, v, phi, mask)            y_i = sum_j A_ij v_j / sum_j A_ij, A = (phi_q phi_k^T) * C
+
+Who computes what, all of it exact but for the series of `rank`:
+
+    | function         | float32 on a CPU, C compiler     | everything else                              |
+    |------------------|----------------------------------|----------------------------------------------|
+    | linear_attention | `kernels/linear.c` (linear.py);  | torch's operators (linear.py)                |
+    |                  | `after` the map: torch           |                                              |
+    | masked_attention | `kernels/masked.c` (masked.py)   | torch's operators, in tiles for long grids   |
+    |                  |                                  | (masked.py, tiles.py)                        |
+    | ... method=fft   | FFTs of each feature and value (fft.py), for very long grids                    |
+    | ... rank=R       | a truncated Fourier series of C, of linear cost (low_rank.py)                   |
+
+"Everything else" is other devices and types, machines without a C compiler, and whatever looks at torch's operators:
+`torch.compile`, counters of FLOPs, tracing.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from erpe.model.features import FeatureMap
+from erpe.model.kernels import cpu, linear, masked
+from erpe.model.kernels.fft import fft_attention
+from erpe.model.kernels.masked import faster_method
+from erpe.model.rotation import Rotation
+from erpe.model.toeplitz import Mask
+
+__all__ = ["faster_method", "linear_attention", "masked_attention"]
+
+
+def linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, phi: FeatureMap, rotation: Rotation | None = None, after: bool = False
+) -> Tensor:
+    """Linear attention without weights of pairs: rotate, make features, average the values.
+
+    Args:
+        q, k: (B, H, N, D).
+        v: (B, H, N, Dv).
+        phi: makes features (B, H, N, m) of them.
+        rotation: of q and k, by their places; None: they stay.
+        after: rotate the features instead, and in the numerator alone (RoFormer equation 19).
+    Returns:
+        (B, H, N, Dv), in the precision of the inputs; features and both sums are never in less.
+    """
+    if cpu.serves(q, k, v) and not after:
+        return linear.compiled(q, k, v, phi, rotation)
+    return linear.by_torch(q, k, v, phi, rotation, after)
+
+
+def masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, phi: FeatureMap, mask: Mask, method: str = "auto", rank: int | None = None
+) -> Tensor:
+    """Linear attention with a weight C of each pair of tokens, by their offset on the grid.
+
+    Args:
+        q, k: (B, H, N, D).
+        v: (B, H, N, Dv).
+        phi: makes features (B, H, N, m) of them.
+        mask: the logarithm of C.
+        method: `dense` or `fft`, both exact; `auto`: the faster one.
+        rank: take so many terms of the Fourier series of C, which is then not exact; None: all of C.
+    Returns:
+        (B, H, N, Dv), in the precision of the inputs.
+    """
+    if method == "auto":
+        method = faster_method(q.shape[2], phi.size(q), v.shape[-1])
+    if method == "fft" and not rank:
+        return fft_attention(*phi(q, k), v, mask)
+    if mask.cls is None and not rank:
+        return masked.masked_product(q, k, v, mask.bias, None, phi)[0]
+    return masked.with_class_token(*phi(q, k), v, mask, rank)
