@@ -11,7 +11,7 @@ import erpe
 
 ROOT = Path(erpe.__file__).parent
 ORDER = """
-    openmp
+    openmp _upstream
     errors
     explain
     text

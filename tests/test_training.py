@@ -558,22 +558,35 @@ def test_a_model_that_cannot_be_compiled_runs_as_it_is(monkeypatch, tmp_path):
     def no_compiler(model):
         def fail(images):
             calls.append(len(images))
-            raise torch._dynamo.exc.BackendCompilerFailed(model, RuntimeError("no compiler"), None)
+            raise RuntimeError("no compiler\n\nSet TORCHDYNAMO_VERBOSE=1")
 
         return fail
 
     expected = train(tiny(settings=EVERYTHING), tmp_path / "plain")[0]
     monkeypatch.setattr(torch, "compile", no_compiler)
-    assert train(tiny(settings=EVERYTHING | {"train.compile": "on"}), tmp_path / "tried")[0] == expected
+    told = []
+    config = tiny(settings=EVERYTHING | {"train.compile": "on"})
+    found = train(config, tmp_path / "tried", lambda trial: told.append(trial.warning))
+    assert found[0] == expected
     assert calls == [64], "tried once, then never again"
+    assert told[0] == "torch.compile: no compiler; the model runs without it, slower"
 
 
 def test_a_mistake_of_ours_is_not_taken_for_a_missing_compiler(monkeypatch):
-    def broken(model):
-        return lambda images: images.no_such_thing
+    def mistaken(images):
+        return images.no_such_thing
 
-    monkeypatch.setattr(torch, "compile", broken)
-    with pytest.raises(AttributeError):
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    with pytest.raises(AttributeError), pytest.warns(UserWarning, match="torch.compile"):
+        compiled(mistaken, TrainConfig(compile="on"), CPU)(torch.zeros(1))
+
+
+def test_no_memory_is_not_taken_for_a_missing_compiler(monkeypatch):
+    def full(images):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(torch, "compile", lambda model: full)
+    with pytest.raises(torch.OutOfMemoryError):
         compiled(torch.nn.Identity(), TrainConfig(compile="on"), CPU)(torch.zeros(1))
 
 

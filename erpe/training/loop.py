@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from textwrap import shorten
 
@@ -16,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from erpe.config import TrainConfig, TrialConfig
 from erpe.errors import ConfigError, TrialError, either
 from erpe.model import ViT
+from erpe.text import first_line
 from erpe.training.augment import augmentation, mixing
 from erpe.training.data import Images, batches, normalise
 from erpe.training.precision import autocast, pick_precision
@@ -26,6 +29,8 @@ CHECK_EVERY = 50
 OnStep = Callable[[int, int], None]
 """Called with the steps done and all steps of the epoch."""
 
+Warn = Callable[[str], None]
+"""Called with what someone should know: a line."""
 
 DEVICES = ("cpu", "cuda", "mps")
 """Kinds of devices; a number may follow, as in cuda:1."""
@@ -66,7 +71,9 @@ def learning_rate(step: int, steps: int, train: TrainConfig) -> float:
 class Trainer:
     """A model and its optimiser, an epoch at a time. All randomness of epoch e comes from (seed, e)."""
 
-    def __init__(self, config: TrialConfig, model: ViT, images: Images, device: torch.device) -> None:
+    def __init__(
+        self, config: TrialConfig, model: ViT, images: Images, device: torch.device, warn: Warn = warnings.warn
+    ) -> None:
         self.config, self.model, self.images, self.device = config, model, images, device
         train = config.train
         self.steps = math.ceil(len(images.labels) / train.batch)
@@ -79,7 +86,7 @@ class Trainer:
         if train.ema:
             self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema))
         self.augment, self.mix = augmentation(config.data), mixing(config.data)
-        self.forward = compiled(model, train, device)
+        self.forward = compiled(model, train, device, warn)
 
     @property
     def final(self) -> ViT:
@@ -213,14 +220,17 @@ def check_finite(losses: list[Tensor], last_step: int) -> None:
         raise TrialError(f"the loss of step {step} is not finite; a smaller train.lr or train.clip_norm would do")
 
 
-def compiled(model: ViT, train: TrainConfig, device: torch.device) -> Callable[[Tensor], Tensor]:
+def compiled(
+    model: ViT, train: TrainConfig, device: torch.device, warn: Warn = warnings.warn
+) -> Callable[[Tensor], Tensor]:
     """The model, through torch.compile where asked for or, left to us, on CUDA with Triton at hand.
 
     Measured on 2 CPU cores (Xeon-class, float32, 205k and 2.7M parameters): 6 to 19 % faster steps for 18 to 58 s
-    of compilation, so `auto` leaves the CPU alone. Without a compiler, or where it fails, the model runs as it is.
+    of compilation, so `auto` leaves the CPU alone. Where there is no compiler, or it fails, the model runs as it is,
+    with a warning.
     """
-    wanted = train.compile == "on" or (train.compile == "auto" and device.type == "cuda" and _has_triton())
-    if not wanted:
+    triton = importlib.util.find_spec("triton") is not None
+    if train.compile == "off" or (train.compile == "auto" and not (device.type == "cuda" and triton)):
         return model
     fast: Callable[[Tensor], Tensor] | None = torch.compile(model)
 
@@ -229,14 +239,11 @@ def compiled(model: ViT, train: TrainConfig, device: torch.device) -> Callable[[
         if fast is not None:
             try:
                 return fast(images)
-            except (torch._dynamo.exc.TorchDynamoException, ImportError, OSError):
-                fast = None  # no compiler, or none for this model: the same mathematics, slower
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # torch names none of a compiler's; the model's own comes again below
+                warn(f"torch.compile: {first_line(error)}; the model runs without it, slower")
+                fast = None
         return model(images)
 
     return forward
-
-
-def _has_triton() -> bool:
-    from torch.utils._triton import has_triton
-
-    return bool(has_triton())

@@ -76,9 +76,9 @@ class Trial:
         self.split = load_training(config.data, data_dir)
         self.validation = self.split.validation.to(self.device)
         self.images = self.split.train.to(self.device)
-        self.trainer = self._at_start()
         self.warning: str | None = None
-        """What someone should know: a damaged checkpoint, batches that had to be split."""
+        """What someone should know: a damaged checkpoint, batches that had to be split, a compiler that failed."""
+        self.trainer = self._at_start()
         self.history: list[dict[str, float]] = []
         """An entry an epoch: `epoch` (from 1), `train/loss`, `val/loss`, `val/accuracy`, `lr`, `time/epoch_seconds`."""
         self._trained: dict[str, float] | TrialError | None = None
@@ -181,7 +181,10 @@ class Trial:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         model = build(self.config.model, self.config.seed).to(self.device)
-        return Trainer(self.config, model, self.images, self.device)
+        return Trainer(self.config, model, self.images, self.device, self._warn)
+
+    def _warn(self, text: str) -> None:
+        self.warning = text
 
     def finish(self) -> dict[str, float]:
         """Measure the trained model, write the trial's results, and let go of the last epoch's checkpoint.

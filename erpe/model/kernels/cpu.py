@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from erpe._upstream import openmp_of_torch, operators_are_watched
 from erpe.model.features import Maps
 from erpe.model.kernels.abi import (
     CLinear,
@@ -29,7 +30,7 @@ from erpe.model.kernels.abi import (
 
 def load(paths: Iterable[Path]) -> ctypes.CDLL | None:
     """The first library that is one of ours; None: there is none. It wants the OpenMP that torch brought along."""
-    for openmp in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
+    for openmp in openmp_of_torch():
         ctypes.CDLL(str(openmp), mode=ctypes.RTLD_GLOBAL)
     for path in paths:
         try:
@@ -49,7 +50,7 @@ LIBRARY = load(sorted(Path(__file__).parents[1].glob("_kernels*.so")))
 
 def serves(*inputs: Tensor) -> bool:
     """Whether the library takes these: not where tools watch torch's operators, as those that count FLOPs do."""
-    watched = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+    watched = torch.jit.is_tracing() or torch.compiler.is_compiling() or operators_are_watched()
     if LIBRARY is None or watched:
         return False
     return all(x.device.type == "cpu" and x.dtype == torch.float32 for x in inputs)
