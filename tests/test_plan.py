@@ -238,7 +238,7 @@ def test_show_says_what_each_arm_searches_alone_how_much_is_run_and_what_can_be_
     assert "the first 3 of 6 are the same draws for every arm; sampler tpe; pruner none (fewer than 16" in told
     assert "9 arms x (6 trials + 10 seeds) = 144 runs" in told
     assert "at most 216 epochs of search and 450 of confirmation" in told
-    assert "\n  favor, favor_general, favor_circulant, favor_rope: model.features, model.normalize_qk\n" in told
+    assert "\n  favor, favor_general: model.features, model.normalize_qk\n" in told
     assert "\n  softmax" not in told
     own = {row["arm"]: set(row["own"]) for row in rows}
     for arm in plan.arms():
