@@ -1,17 +1,17 @@
 """A real MLflow server for tests, in its own process group, and the rows of its database."""
 
 import os
-import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+
+from forks import Fork
 
 
 def free_port():
@@ -20,27 +20,39 @@ def free_port():
         return found.getsockname()[1]
 
 
+def start_server(uri: str, artifacts: Path, port: int, log: Path, *, allowed_hosts: str | None = None) -> Fork:
+    """`mlflow server`, whose words go to `log`, in the folder of that."""
+    words = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", uri]
+    words += ["--artifacts-destination", artifacts.as_uri()]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment |= {"MLFLOW_SERVER_ALLOWED_HOSTS": allowed_hosts} if allowed_hosts else {}
+    return Fork(_serve, (words,), environment, log, log.parent)
+
+
+def _serve(words):
+    """In the child: MLflow's command, and the server that it would start as a process of its own."""
+    import uvicorn.main
+
+    def here(command, env, **_):
+        os.environ.update(env)
+        uvicorn.main.main(command[command.index("uvicorn") + 1 :])
+
+    subprocess.Popen = here
+    from mlflow.cli import cli
+
+    cli(["server", *words])
+
+
 @contextmanager
 def mlflow_server(database: Path, artifacts: Path, port: int | None = None, *, allowed_hosts: str | None = None):
     """Serve a SQLite database on 127.0.0.1 until the block ends; yields the URL."""
-    port = port or free_port()
-    command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", artifacts.as_uri()),
-        *(("--allowed-hosts", allowed_hosts) if allowed_hosts else ()),
-    ]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    log = database.with_suffix(".log")
-    with log.open("wb") as out:
-        server = subprocess.Popen(
-            command, stdout=out, stderr=out, env=environment, cwd=database.parent, start_new_session=True
-        )
+    port, log = port or free_port(), database.with_suffix(".log")
+    server = start_server(f"sqlite:///{database}", artifacts, port, log, allowed_hosts=allowed_hosts)
     try:
         await_server(f"http://127.0.0.1:{port}", server, log)
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        server.end()
 
 
 @contextmanager

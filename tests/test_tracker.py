@@ -3,7 +3,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import Fork
 from mlflow_server import free_port, hanging_server, mlflow_server, rows
 
 from erpe.config import defaults
@@ -479,7 +479,7 @@ def test_what_was_told_while_the_server_was_down_arrives_when_it_is_up(store, em
     monkeypatch.setattr("erpe.tracking.publisher.LONGEST_PAUSE", 1.0)
     tracker = Tracker(store, STUDY)
     play(store, tracker, files=True)
-    time.sleep(3)
+    time.sleep(1)
     assert tracker.lag() == Outbox(store.outbox, STUDY).read(0)[-1][0].seq
     assert tracker.problem is None and not rows(database, "SELECT * FROM runs")
     with mlflow_server(database, tmp_path / "served", port):
@@ -520,14 +520,13 @@ print(growth)
 """
 
 
-def test_memory_stays_bounded_while_a_server_accepts_and_never_answers(store):
+def test_memory_stays_bounded_while_a_server_accepts_and_never_answers(store, tmp_path):
     """What waits is on disk; a batch is in memory, and of an epoch some bytes. No thread of another test is counted."""
     with hanging_server() as silent:
         script = HELD.format(store=str(store.root))
-        told = subprocess.check_output(
-            [sys.executable, "-c", script], env=environment() | {"MLFLOW_TRACKING_URI": silent}, text=True
-        )
-    assert int(told) < 2000 * 300, told
+        told = Fork(exec, (script, {}), environment() | {"MLFLOW_TRACKING_URI": silent}, tmp_path / "log")
+        assert told.wait() == 0
+    assert int((tmp_path / "log").read_text()) < 2000 * 300
 
 
 TELLER = """
@@ -547,7 +546,7 @@ sys.exit(tracker.close(120))
 
 
 @slow
-def test_a_sender_killed_in_the_middle_again_and_again_sends_everything_once(store, server, monkeypatch):
+def test_a_sender_killed_in_the_middle_again_and_again_sends_everything_once(store, server, tmp_path):
     database, port = server
     script = TELLER.format(store=str(store.root))
     with_server = environment() | {"MLFLOW_TRACKING_URI": f"http://localhost:{port}"}
@@ -555,13 +554,15 @@ def test_a_sender_killed_in_the_middle_again_and_again_sends_everything_once(sto
     def arrived():
         return sum(map(len, metrics(database, "killed").values()))
 
+    def told():
+        return Fork(exec, (script, {}), with_server, tmp_path / "log")
+
     for _ in range(3):
-        teller, before = subprocess.Popen([sys.executable, "-c", script], env=with_server), arrived()
+        teller, before = told(), arrived()
         while arrived() == before and teller.poll() is None:
             time.sleep(0.01)
-        teller.send_signal(signal.SIGKILL)  # some of what it was sending has arrived
-        teller.wait()
-    subprocess.run([sys.executable, "-c", script], env=with_server, check=True)
+        teller.end()  # some of what it was sending has arrived
+    assert told().wait() == 0, (tmp_path / "log").read_text()
     found = metrics(database, "killed")
     assert len(found) == 6 * 3
     for n in range(6):
@@ -590,12 +591,14 @@ def test_a_server_that_refuses_our_host_is_one_line_and_nothing_is_lost(store, s
 
 
 @contextmanager
-def http_server(answer):
-    """A web server that is not MLflow."""
+def http_server(answer, asked=None):
+    """A web server that is not MLflow; `asked` is set as soon as it was."""
+    asked = asked or threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             status, kind, body = answer
+            asked.set()
             if status is None:
                 return time.sleep(60)
             self.send_response(status)
@@ -637,7 +640,10 @@ def test_another_server_is_one_line_and_nothing_is_lost(store, monkeypatch, answ
         tracker = Tracker(store, STUDY)
         tracker.start_trial("s:0", 0, CONFIG, {})
         tracker.epoch("s:0", 1, {"val/accuracy": 0.1})
-        assert tracker.close(4) == 2
+        until = time.monotonic() + (60 if told else 1)
+        while tracker.problem is None and time.monotonic() < until:
+            time.sleep(0.05)
+        assert tracker.close(0) == 2
         if told:
             assert told in tracker.problem and url in tracker.problem and "\n" not in tracker.problem
         else:
@@ -647,14 +653,16 @@ def test_another_server_is_one_line_and_nothing_is_lost(store, monkeypatch, answ
 @slow
 @pytest.mark.timeout(60)
 def test_a_server_that_never_answers_holds_nobody_up(store, monkeypatch):
-    with http_server((None, "", b"")) as url:
+    asked = threading.Event()
+    with http_server((None, "", b""), asked) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
         tracker = Tracker(store, STUDY)
         tracker.start_trial("s:0", 0, CONFIG, {})
-        time.sleep(3)  # the sender hangs in its first call
-        for step in range(50):
+        tracker.epoch("s:0", 0, {"val/accuracy": 0.5})
+        assert asked.wait(30)  # the sender hangs in its first call
+        for step in range(1, 50):
             tracker.epoch("s:0", step, {"val/accuracy": 0.5})
-        assert tracker.close(2) == 51
+        assert tracker.close(1) == 51
 
 
 @slow

@@ -111,12 +111,28 @@ def started(arguments, changes, log):
         )  # fmt: skip
 
 
+def forked_command(arguments, changes, log):
+    """`erpe` where its modules are loaded already."""
+    return Fork(_command, (arguments,), os.environ | changes, log)
+
+
+def _command(arguments):
+    sys.path.insert(0, str(Path(__file__).parent / "inject"))
+    import accidents
+
+    accidents.arm()
+    sys.argv = ["erpe", *arguments]
+    from erpe.cli.app import main
+
+    main()
+
+
 class Process:
     """A command that runs."""
 
     def __init__(self, arguments, changes, log, forked):
         self.began, self.path = time.time(), log
-        self._process = (Fork if forked else started)(arguments, changes, log)
+        self._process = forked_command(arguments, changes, log) if forked else started(arguments, changes, log)
         self.pid = self._process.pid
 
     def said(self):

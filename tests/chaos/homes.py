@@ -2,14 +2,11 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import sqlalchemy
-from mlflow_server import await_server, free_port
+from mlflow_server import await_server, free_port, start_server
 from postgres import Postgres
 
 from erpe.store import Store
@@ -65,25 +62,15 @@ class Served:
 
     def start_server(self, wait=True):
         """At the same address every time, as a service that is started again."""
-        command = [
-            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
-            *("--workers", "1", "--backend-store-uri", self.postgres.address("mlflow")),
-            *("--artifacts-destination", (self.folder / "served").as_uri()),
-        ]
-        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        log = self.folder / "server.log"
-        with log.open("ab") as out:
-            self._server = subprocess.Popen(
-                command, stdout=out, stderr=out, env=os.environ | quiet, cwd=self.folder, start_new_session=True
-            )
+        log, uri = self.folder / "server.log", self.postgres.address("mlflow")
+        self._server = start_server(uri, self.folder / "served", self.port, log)
         if wait:
             await_server(f"http://127.0.0.1:{self.port}", self._server, log)
 
     def kill_server(self):
         """All its processes, at once."""
         if self._server is not None:
-            os.killpg(self._server.pid, signal.SIGKILL)
-            self._server.wait()
+            self._server.end()
             self._server = None
 
     def restart_database(self):
