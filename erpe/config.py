@@ -6,81 +6,27 @@ defaults(variant, dataset) -> TrialConfig -> .replace({"train.lr": 1e-3}) -> Tri
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
+from erpe.datasets import AnyDataset, Dataset, Size, facts_of
 from erpe.errors import ConfigError, nearest
-from erpe.explain import explain
+from erpe.settings import Config
 
 ATTENTIONS = ("softmax", "favor", "relu")
 ENCODINGS = ("none", "general", "circulant", "rope")
 VARIANTS = tuple(a if e == "none" else f"{a}_{e}" for a in ATTENTIONS for e in ENCODINGS)
 NINE = ("softmax", *VARIANTS[4:])
 """The models of the question; the other three tell what an encoding does for softmax."""
-
-
-class DatasetFacts(NamedTuple):
-    """What is known of a data set before it is loaded."""
-
-    image: tuple[int, int, int]
-    """(channels, height, width) in pixels."""
-    classes: int
-    train: int
-    """Images of the training set, validation part included."""
-    test: int
-    mean: tuple[float, ...]
-    """Mean of each channel over the training set, pixels in [0, 1]."""
-    std: tuple[float, ...]
-    sha256: str
-    """Of pixels and labels of the training set, as `erpe.training.data` computes it."""
-    names: tuple[str, ...] = tuple("0123456789")
-    """Of the classes."""
-
-
-_OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-DATASETS = {
-    "digits": DatasetFacts(
-        (1, 8, 8),
-        10,
-        1437,
-        360,
-        (0.3054,),
-        (0.3760,),
-        "cf523fcf146ab6c4a2fc65ac83b5a8f7bbca3d816b439954e27c285d3462cf27",
-    ),
-    "mnist": DatasetFacts(
-        (1, 28, 28),
-        10,
-        60_000,
-        10_000,
-        (0.1307,),
-        (0.3081,),
-        "d18cfd466eb143ac1097fde604dba9eec4116885869d04cc648b510949f9e88c",
-    ),
-    "cifar10": DatasetFacts(
-        (3, 32, 32),
-        10,
-        50_000,
-        10_000,
-        (0.4914, 0.4822, 0.4465),
-        (0.2470, 0.2435, 0.2616),
-        "973ef2abb5897efc795681a4d79a6f5f642fa2bcb1a828f7476017c89db53a57",
-        _OBJECTS,
-    ),
-}
 
 
 def split_variant(variant: str) -> tuple[str, str]:
@@ -100,76 +46,11 @@ def _known_variant(variant: str) -> str:
     return variant
 
 
-def _known_dataset(dataset: str) -> str:
-    if dataset not in DATASETS:
-        raise ConfigError(f"unknown data set {dataset!r}; {nearest(dataset, DATASETS)}")
-    return dataset
-
-
 Variant = Annotated[str, AfterValidator(_known_variant)]
-Dataset = Annotated[str, AfterValidator(_known_dataset)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Size = Annotated[int, Field(gt=0, lt=2**16)]
 Depth = Annotated[int, Field(gt=0, le=1000)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What scikit-learn and torch both take."""
-
-
-class Config(BaseModel):
-    """Frozen; an unknown key, a NaN or an infinity is a `ConfigError` of one line."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ConfigError(*explain(error, type(self))) from None
-
-    def flat(self) -> dict[str, Any]:
-        """Every setting under its dotted name: `{"model.width": 64, ...}`."""
-        return flatten(self.tree("json"))
-
-    def tree(self, mode: str = "python") -> dict[str, Any]:
-        """As `model_dump`, with what is not written there unless it is set."""
-        found, dumped = {}, self.model_dump(mode=mode)
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            found[name] = value.tree(mode) if isinstance(value, Config) else dumped.get(name, value)
-        return found
-
-    def replace(self, values: dict[str, Any]) -> Self:
-        """A copy with some dotted names changed: `{"train.lr": 1e-3}`.
-
-        Raises:
-            ConfigError: an unknown name, or a value that does not fit.
-        """
-        tree, known = self.tree(), self.flat()
-        mistakes = []
-        for name, value in values.items():
-            *path, leaf = name.split(".")
-            branch: Any = tree
-            for key in path:
-                branch = branch.get(key) if isinstance(branch, dict) else None
-            if not isinstance(branch, dict) or leaf not in branch:
-                mistakes.append(f"unknown setting {name[:100]!r}; {nearest(name, known)}")
-            else:
-                branch[leaf] = value
-        try:
-            changed = type(self)(**tree)
-        except ConfigError as error:
-            mistakes += error.args
-        if mistakes:
-            raise ConfigError(*mistakes)
-        return changed
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts to one dict of dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 class AttentionConfig(Config):
@@ -309,8 +190,8 @@ def largest_divisor(number: int, limit: int) -> int:
 class DataConfig(Config):
     """Which images, in which split, how they are varied in training."""
 
-    dataset: Dataset
-    """One of `DATASETS`."""
+    dataset: AnyDataset
+    """The name of a published data set, or what is known of own data; see `erpe.datasets`."""
     validation: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     """Part of the training set that is held out, stratified; 0 trains on all of it."""
     split_seed: Seed = 0
@@ -318,7 +199,9 @@ class DataConfig(Config):
     train_limit: PositiveInt | None = None
     """Train on this many images only, stratified; none: on all."""
     augment: Literal["none", "standard", "rand", "trivial"] = "standard"
-    """Standard: shifts (and flips for CIFAR-10); rand and trivial: RandAugment and TrivialAugment (wide) on top."""
+    """Standard: shifts (and flips, see below); rand and trivial: RandAugment and TrivialAugment (wide) on top."""
+    flips: bool | None = Field(None, exclude_if=lambda flips: flips is None)  # as `rank`
+    """Mirror half of the augmented images; default: where the data set allows it. Own data are not flipped."""
     mixup: NonNegativeFloat = 0.0
     """Alpha of mixup; 0 is off."""
     cutmix: NonNegativeFloat = 0.0
@@ -326,9 +209,14 @@ class DataConfig(Config):
     erase: Annotated[float, Field(ge=0, le=1)] = Field(0.0, exclude_if=lambda erase: not erase)  # as `rank`
     """Probability that a rectangle of an image is painted over, with the mean colour of the data set; 0 is off."""
 
+    @property
+    def facts(self) -> Dataset:
+        """What is known of the data set."""
+        return facts_of(self.dataset)
+
     @model_validator(mode="after")
     def _every_class_in_every_part(self) -> Self:
-        facts = DATASETS[self.dataset]
+        facts = self.facts
         held = math.ceil(self.validation * facts.train)
         if 0 < held < facts.classes:
             would_do = math.ceil(1000 * facts.classes / facts.train) / 1000
@@ -388,7 +276,7 @@ class TrialConfig(Config):
 
     @model_validator(mode="after")
     def _model_fits_data(self) -> Self:
-        facts = DATASETS[self.data.dataset]
+        facts = self.data.facts
         if self.model.image != facts.image or self.model.classes != facts.classes:
             raise ConfigError(
                 f"{self.data.dataset} has {facts.image} images of {facts.classes} classes, "
@@ -397,27 +285,17 @@ class TrialConfig(Config):
         return self
 
 
-_BY_DATASET: dict[str, dict[str, Any]] = {
-    "digits": {
-        "model.patch": 2, "data.validation": 0.15, "data.augment": "none",
-        "train.epochs": 30, "train.batch": 64, "train.lr": 2e-3,
-    },
-    "mnist": {"train.epochs": 5, "train.batch": 64, "train.lr": 2e-3},
-    "cifar10": {"model.width": 192, "model.depth": 6, "model.heads": 6, "train.epochs": 50},
-}  # fmt: skip
-
-
-def defaults(variant: str, dataset: str, seed: int = 0) -> TrialConfig:
+def defaults(variant: str, dataset: str | Dataset, seed: int = 0) -> TrialConfig:
     """The default trial of a variant on a data set; equal for all variants but for the variant.
 
     Raises:
         ConfigError: unknown variant or data set.
     """
     split_variant(variant)
-    facts = DATASETS[_known_dataset(dataset)]
+    facts = facts_of(dataset)
     model = ModelConfig(variant=variant, image=facts.image, classes=facts.classes)
     config = TrialConfig(model=model, data=DataConfig(dataset=dataset), seed=seed)
-    return config.replace(_BY_DATASET[dataset])
+    return config.replace(facts.usual)
 
 
 def is_history(found: Any, config: TrialConfig) -> bool:

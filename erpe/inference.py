@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from erpe.config import DATASETS
+from erpe.datasets import facts_of
 from erpe.errors import StoreError, StudyError, nearest
 from erpe.store import Store
 from erpe.text import first_line
@@ -82,5 +82,5 @@ def predict(folder: Path, picture: str | os.PathLike[str], raw: bool = False) ->
     pixels = torch.from_numpy(read_picture(picture, dataset, raw))
     with torch.no_grad():
         logits = model(normalise(pixels[None], dataset))[0]
-    shares = zip(DATASETS[dataset].names, logits.softmax(dim=0).tolist(), strict=True)
+    shares = zip(facts_of(dataset).names, logits.softmax(dim=0).tolist(), strict=True)
     return dict(sorted(shares, key=lambda share: -share[1]))

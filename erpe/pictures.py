@@ -8,12 +8,11 @@ from __future__ import annotations
 import io
 import os
 import struct
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from erpe.config import DATASETS
+from erpe.datasets import Dataset, Frame, facts_of
 from erpe.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
@@ -29,20 +28,7 @@ FAINT = 0.7
 """Contrast below which a handwritten digit is stretched to black and white."""
 
 
-class Frame(NamedTuple):
-    """How the digits of a data set lie in their image."""
-
-    box: int
-    """Longer side of the ink, in pixels of the image."""
-    by_mass: bool
-    """Whether the centre of mass lies in the middle, or that of the bounding box."""
-
-
-FRAMES = {"mnist": Frame(20, True), "digits": Frame(8, False)}
-"""Data sets of white digits on black. Source: LeCun et al. 1998; Alpaydin and Kaynak 1998."""
-
-
-def read_picture(picture: str | os.PathLike[str], dataset: str, raw: bool = False) -> np.ndarray:
+def read_picture(picture: str | os.PathLike[str], dataset: str | Dataset, raw: bool = False) -> np.ndarray:
     """Read a picture as an image of a data set.
 
     The orientation that a camera notes is applied, transparent parts are laid on a background that contrasts with the
@@ -57,17 +43,34 @@ def read_picture(picture: str | os.PathLike[str], dataset: str, raw: bool = Fals
     Raises:
         DataError: it cannot be read, or shows nothing.
     """
-    channels, height, width = DATASETS[dataset].image
-    shown = _opaque(_open(picture))  # (h, w, 3) in [0, 1]
+    facts = facts_of(dataset)
+    channels, height, width = facts.image
+    shown = read_image(picture)
     if channels == 1:
         shown = (shown @ [0.299, 0.587, 0.114])[..., None]  # (h, w, 1)  ITU-R 601, as Pillow
     if np.ptp(shown.reshape(-1, channels), axis=0).max() < LEAST_CONTRAST:
         raise DataError(f"{picture}: nothing to see, all pixels are alike")
-    if dataset in FRAMES and not raw:
-        found = _framed(_white_on_black(shown[..., 0]), FRAMES[dataset], height)[..., None]
+    if facts.frame and not raw:
+        found = _framed(_white_on_black(shown[..., 0]), facts.frame, height)[..., None]
     else:
-        found = np.stack([_fit(shown[..., c], height, width) for c in range(channels)], axis=-1)
+        found = fitted(shown, height, width)
     return np.rint(found.clip(0, 1) * 255).astype(np.uint8).transpose(2, 0, 1).copy()
+
+
+def read_image(picture: str | os.PathLike[str]) -> np.ndarray:
+    """A picture file in colours, upright, transparent parts laid on a background: (h, w, 3) in [0, 1].
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return _opaque(_open(picture))
+
+
+def fitted(shown: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle part of the wanted form, scaled: (h, w, channels) -> (height, width, channels)."""
+    if shown.shape[:2] == (height, width):
+        return shown
+    return np.stack([_fit(shown[..., c], height, width) for c in range(shown.shape[2])], axis=-1)
 
 
 def _open(picture: str | os.PathLike[str]) -> Image.Image:

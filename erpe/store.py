@@ -104,6 +104,11 @@ class Store:
         return self.root / "checkpoints"
 
     @property
+    def datasets(self) -> Path:
+        """Descriptions of own data, and their images packed."""
+        return self.root / "datasets"
+
+    @property
     def storage_url(self) -> str:
         """SQLAlchemy URL of the Optuna database."""
         return os.environ.get("ERPE_STORAGE_URL") or sqlite_url(self.root / "optuna.db")
@@ -156,7 +161,8 @@ def _refuse_links(root: Path) -> None:
     Raises:
         StoreError: something in it, or in one of its folders, is a link.
     """
-    for folder in [root, *(root / name for name in ("spool", "checkpoints", "locks", "reports", "ray", "backups"))]:
+    names = ("spool", "checkpoints", "locks", "reports", "ray", "backups", "datasets")
+    for folder in [root, *(root / name for name in names)]:
         if folder.is_dir():
             with os.scandir(folder) as entries:
                 links = [entry.path for entry in entries if entry.is_symlink()]

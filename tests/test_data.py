@@ -20,7 +20,8 @@ import torch
 from sklearn.datasets import load_digits
 from trials import TINY
 
-from erpe.config import DATASETS, DataConfig, defaults
+from erpe.config import DataConfig, defaults
+from erpe.datasets import DATASETS
 from erpe.errors import DataError
 from erpe.training import download
 from erpe.training.data import batches, load_test, load_training, normalise

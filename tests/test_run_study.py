@@ -15,12 +15,12 @@ from trials import TINY
 from erpe.cli.status import result_lines, statuses
 from erpe.cli.status import status_table as study_table
 from erpe.cli.tables import status_rows, status_table
-from erpe.config import flatten
 from erpe.errors import StudyError
 from erpe.execution.callbacks import NullCallback
 from erpe.execution.fair_share import Budget
 from erpe.report.sources.store import load
 from erpe.search.run_study import run
+from erpe.settings import flatten
 from erpe.store import Store
 from erpe.study.plan import load_plan
 from erpe.study.records import read_studies

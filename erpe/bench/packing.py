@@ -9,7 +9,7 @@ import torch
 
 from erpe.bench.timing import compete, machine
 from erpe.bench.train import imagined
-from erpe.config import DATASETS, TrialConfig, defaults
+from erpe.config import TrialConfig, defaults
 from erpe.errors import ConfigError
 from erpe.model import build
 from erpe.training.batched import Pack
@@ -58,7 +58,7 @@ def bench_packs(
 
 def steps_of_trial(config: TrialConfig) -> int:
     """All steps of a trial."""
-    images = DATASETS[config.data.dataset].train * (1 - config.data.validation)
+    images = config.data.facts.train * (1 - config.data.validation)
     return config.train.epochs * -(-round(config.data.train_limit or images) // config.train.batch)
 
 

@@ -16,7 +16,8 @@ import torch
 
 from erpe.bench.timing import machine
 from erpe.bench.train import epochs_of
-from erpe.config import DATASETS, TrialConfig
+from erpe.config import TrialConfig
+from erpe.datasets import facts_of
 from erpe.errors import ConfigError
 from erpe.model import build
 from erpe.study.distributions import typical
@@ -91,7 +92,7 @@ def _images_per_second(config: TrialConfig, device: torch.device, seconds: float
 
 def _images(plan: Plan, arm: Arm, config: TrialConfig) -> float:
     """Images that all trials and confirmed runs of an arm train on; one that is only looked at counts a third."""
-    facts, data = DATASETS[plan.dataset], config.data
+    facts, data = facts_of(plan.dataset), config.data
     held_out = facts.train * data.validation
     least = data.train_limit or facts.train
     confirm = plan.confirm_spec(arm, config).epochs

@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from erpe.config import DATASETS
 from erpe.credentials import read_secret_files
+from erpe.datasets import DATASETS
 from erpe.errors import ErpeError, TrackingError
 from erpe.store import Store
 from erpe.surroundings import cores, require_loopback

@@ -126,8 +126,9 @@ def families(plan: Plan) -> dict[str, int]:
     from erpe.config import split_variant
     from erpe.report.pairing import pairs
 
+    who = (plan.name, str(plan.dataset))
     arms = pd.DataFrame(
-        [(plan.name, plan.dataset, arm.name, arm.variant, *split_variant(arm.variant), True) for arm in plan.arms()],
+        [(*who, arm.name, arm.variant, *split_variant(arm.variant), True) for arm in plan.arms()],
         columns=["study", "dataset", "arm", "variant", "attention", "encoding", "finished"],
     )
     named = {

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from erpe.config import TrialConfig
+from erpe.datasets import Dataset
 from erpe.execution.trial_loop import Training, TrialFactory
 from erpe.training.download import find_data_dir, prepare
+from erpe.training.own import location, read_pack
 
 OnStep = Callable[[int, int], None]
 
@@ -29,20 +31,30 @@ class Objective(NamedTuple):
     """Times the runs in these folders, one after the other."""
 
 
-def vision(dataset: str, data_dir: Path | None, device: str, on_step: OnStep | None = None) -> Objective:
+def vision(
+    dataset: str | Dataset, data_dir: Path | None, device: str, on_step: OnStep | None = None
+) -> Objective:
     """Train and test Vision Transformers.
 
     Args:
         on_step: called in the worker with the steps done and all steps of an epoch; for trials in this process.
     """
-    data = find_data_dir(data_dir).resolve()  # a worker runs in another folder
+    place = location(dataset) if isinstance(dataset, Dataset) else find_data_dir(data_dir)
+    data = place.resolve()  # a worker runs in another folder
     return Objective(
-        prepare=partial(prepare, dataset, data),
+        prepare=partial(_prepare, dataset, data),
         start=partial(_start, "Trial", data_dir=data, device=device, on_step=on_step),
         evaluate=partial(_evaluate, data_dir=data, device=device),
         confirm=partial(_start, "Confirmation", data_dir=data, device=device, on_step=on_step),
         time=partial(_time, data_dir=data, device=device),
     )
+
+
+def _prepare(dataset: str | Dataset, data: Path) -> None:
+    if isinstance(dataset, Dataset):
+        read_pack(data, dataset, "train")
+    else:
+        prepare(dataset, data)
 
 
 def _start(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from erpe.config import DATASETS
+from erpe.datasets import DATASETS
 from erpe.report.outcomes import Outcomes
 from erpe.report.statistics import HIGHER_IS_BETTER
 

@@ -28,7 +28,7 @@ def publish(plan: Plan, store: Store) -> tuple[Path, int]:
     page = write_report(outcomes, compare(outcomes), folder / "report.html")
     tracker = Tracker(store, plan.name)
     uid, digest = f"report of {plan.name}", hashlib.sha256(page.read_bytes()).hexdigest()
-    tags = {"study": plan.name, "dataset": plan.dataset, "phase": "report", "report_sha256": digest}
+    tags = {"study": plan.name, "dataset": str(plan.dataset), "phase": "report", "report_sha256": digest}
     tracker.start_study(uid, plan.model_dump(mode="json"), tags, name=f"{plan.name} report")
     tracker.end_study(uid, None, {}, folder, "COMPLETE", name=f"{plan.name} report")
     return page, tracker.close(60)

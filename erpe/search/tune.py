@@ -105,7 +105,7 @@ def tune(
     asked.check(device)
     progress = progress or NullCallback()
     remote = find_remote()
-    work = work or vision(spec.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
+    work = work or vision(spec.base.data.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
     work = abroad(work, remote)
     with StudySession.open(store, spec, trials=trials, name=name, new=new) as session, contextlib.ExitStack() as opened:
         controller = _controller(session, store, spec, trials, cpus_per_trial, progress)

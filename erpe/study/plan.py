@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, WithJsonSchema, field_validator, model_validator
 
-from erpe.config import NINE, VARIANTS, Config, Dataset, Size, Variant, defaults
+from erpe.config import NINE, VARIANTS, Config, Variant, defaults
+from erpe.datasets import AnyDataset, Size
 from erpe.errors import ConfigError, ErpeError
 from erpe.study.distributions import Axis, Choices, Scalar, typical
 from erpe.study.entries import combine, contradictions, dotted, read_line
@@ -89,8 +90,8 @@ class Plan(Config):
 
     name: str
     """Of the study; none: the file's."""
-    dataset: Dataset
-    """digits, mnist or cifar10."""
+    dataset: AnyDataset
+    """Its name, or the path of own images, relative to the study file."""
     variants: Variants
     """The nine of the question, all twelve, or a list."""
     seed: NonNegativeInt = 0

@@ -12,24 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from erpe.config import TrialConfig, defaults, split_variant
+from erpe.datasets import Dataset, facts_of
 from erpe.errors import ConfigError, ErpeError, nearest
 from erpe.study.distributions import MOST_VALUES, Axis, Choices, Floats, Ints, Space
 from erpe.study.entries import contradictions, dotted, typed
 
 # Sizes that fit together: every width is divisible by 4 x every number of heads, as rope asks.
-_BY_DATASET: dict[str, dict[str, Axis]] = {
+_BY_KIND: dict[str, dict[str, Axis]] = {
     "digits": {
-        "model.patch": Choices(values=(2, 4)), "model.width": Choices(values=(32, 64, 96)),
+        "model.width": Choices(values=(32, 64, 96)),
         "model.depth": Ints(low=2, high=4), "model.heads": Choices(values=(2, 4, 8)),
         "train.batch": Choices(values=(32, 64, 128)), "train.lr": Floats(low=5e-4, high=1e-2, log=True),
     },
     "mnist": {
-        "model.patch": Choices(values=(4, 7)), "model.width": Choices(values=(32, 64, 96)),
+        "model.width": Choices(values=(32, 64, 96)),
         "model.depth": Ints(low=2, high=6), "model.heads": Choices(values=(2, 4, 8)),
         "train.batch": Choices(values=(64, 128, 256)), "train.lr": Floats(low=3e-4, high=5e-3, log=True),
     },
     "cifar10": {
-        "model.patch": Choices(values=(4, 8)), "model.width": Choices(values=(96, 192, 288, 384)),
+        "model.width": Choices(values=(96, 192, 288, 384)),
         "model.depth": Ints(low=4, high=9), "model.heads": Choices(values=(3, 6, 12)),
         "train.batch": Choices(values=(64, 128, 256)), "train.lr": Floats(low=1e-4, high=3e-3, log=True),
     },
@@ -63,20 +64,20 @@ _SAME_FOR_ALL = ("data.validation", "data.split_seed", "data.train_limit")
 """Trials are compared on one split: a space may fix these, not vary them."""
 
 
-def variant_params(variant: str, dataset: str) -> dict[str, Axis]:
+def variant_params(variant: str, dataset: str | Dataset) -> dict[str, Axis]:
     """The axes only some variants have: features m, placement, projection, normalisation, frequencies.
 
     Raises:
         ConfigError: unknown variant or data set.
     """
     attention, encoding = split_variant(variant)
-    defaults(variant, dataset)  # refuses an unknown data set
+    kind = facts_of(dataset).like
     linear, rotary = attention != "softmax", encoding in ("circulant", "rope")
     found: dict[str, Axis] = {}
     if attention == "relu":
         found["model.relu_projection"] = Choices(values=("none", "orthogonal"))
     if linear:
-        found["model.features"] = Choices(values=_FEATURES[dataset])
+        found["model.features"] = Choices(values=_FEATURES[kind])
         found["model.normalize_qk"] = Choices(values=(False, True))
     if linear and rotary:
         found["model.rotary_placement"] = Choices(values=("pre", "post"))
@@ -87,19 +88,20 @@ def variant_params(variant: str, dataset: str) -> dict[str, Axis]:
 
 def own_axes(variant: str, space: Space) -> list[str]:
     """What an arm searches beyond the axes that all variants have."""
-    dataset = next(iter(_BY_DATASET))  # which settings are knobs does not depend on it
+    dataset = next(iter(_BY_KIND))  # which settings are knobs does not depend on it
     return [
         name for name in variant_params(variant, dataset) if name in space.axes and len(space.axes[name].probes()) > 1
     ]
 
 
-def default_space(variant: str, dataset: str) -> Space:
+def default_space(variant: str, dataset: str | Dataset) -> Space:
     """The space of a variant on a data set: the same for all variants, plus the variant's own knobs."""
-    own = variant_params(variant, dataset)
-    return Space(axes=_BY_DATASET[dataset] | _COMMON | own)
+    facts = facts_of(dataset)
+    patch = {"model.patch": Choices(values=facts.patches)}
+    return Space(axes=patch | _BY_KIND[facts.like] | _COMMON | variant_params(variant, facts))
 
 
-def load_space(path: str | Path, variant: str, dataset: str, settings: dict[str, Any] | None = None) -> Space:
+def load_space(path: str | Path, variant: str, dataset: str | Dataset, settings: dict[str, Any] | None = None) -> Space:
     """The default space with the entries of a TOML file's `[space]` table laid over it.
 
     Args:
@@ -142,7 +144,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ValueError("nested too deeply") from None
 
 
-def apply_overrides(entries: dict[str, Any], variant: str, dataset: str) -> Space:
+def apply_overrides(entries: dict[str, Any], variant: str, dataset: str | Dataset) -> Space:
     """The default space with other ranges for some settings.
 
         train.lr = {low = 1e-4, high = 1e-2, log = true}        # a range

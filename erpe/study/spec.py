@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeInt
 
-from erpe.config import Config, TrialConfig, defaults, flatten
+from erpe.config import Config, TrialConfig, defaults
+from erpe.datasets import Dataset
 from erpe.errors import ConfigError
+from erpe.settings import flatten
 from erpe.study.distributions import Space
 from erpe.study.entries import dotted, typed
 from erpe.study.search_space import RESERVED, check_together, default_space
@@ -56,7 +58,7 @@ class StudySpec(Config):
     @property
     def dataset(self) -> str:
         """Name of the data set."""
-        return self.base.data.dataset
+        return str(self.base.data.dataset)
 
     @property
     def epochs(self) -> int:
@@ -89,7 +91,8 @@ class StudySpec(Config):
         always = {name: getattr(self, name) for name in ("sampler", "pruner", "seed", "phase", "contract")}
         space = {name: axis.model_dump(mode="json", exclude_defaults=True) for name, axis in self.space.axes.items()}
         others = self.model_dump(mode="json", exclude={"base", "space"}, exclude_defaults=True)
-        chosen = {"variant": self.variant, "dataset": self.dataset, "settings": self.base.overrides, "space": space}
+        dataset = self.base.data.facts.key
+        chosen = {"variant": self.variant, "dataset": dataset, "settings": self.base.overrides, "space": space}
         return others | always | chosen
 
     @property
@@ -101,7 +104,7 @@ class StudySpec(Config):
 
 def define(
     variant: str,
-    dataset: str,
+    dataset: str | Dataset,
     *,
     space: Space | None = None,
     settings: dict[str, Any] | None = None,
@@ -188,8 +191,13 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         f"{shown(name)}: {show(before.get(name, absent))}, now {show(after.get(name, absent))}"
         for name in names
-        if before.get(name, absent) != after.get(name, absent)
+        if _content(before.get(name, absent)) != _content(after.get(name, absent))
     ]
+
+
+def _content(value: Any) -> Any:
+    """A value; of own data the content, whatever its folder is called."""
+    return value.rpartition("@")[2] if isinstance(value, str) else value
 
 
 def differences_from(stored: dict[str, Any], spec: StudySpec) -> list[str]:

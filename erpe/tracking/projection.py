@@ -8,8 +8,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from erpe.config import flatten
 from erpe.errors import TrackingError
+from erpe.settings import flatten
 from erpe.store import Store
 from erpe.text import redact
 from erpe.tracking import artifacts, deletion

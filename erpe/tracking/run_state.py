@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from erpe.config import flatten
+from erpe.settings import flatten
 from erpe.tracking.outbox import Event
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from erpe.config import DATASETS
 from erpe.store import Store
 from erpe.study.records import ExperimentRef, StudyRecord, TrialRecord
 from erpe.study.search_space import NO_AXES, own_axes
@@ -18,9 +17,10 @@ def study_tags(spec: StudySpec, name: str, part_of: ExperimentRef | None) -> dic
     Args:
         name: of the study; an arm's phase is tagged with the name of its experiment.
     """
+    facts = spec.base.data.facts
     tags = {
         "arm": part_of.arm if part_of else spec.variant, "variant": spec.variant, "dataset": spec.dataset,
-        "phase": spec.phase, "data_sha256": DATASETS[spec.dataset].sha256, "study_hash": spec.identity,
+        "phase": spec.phase, "data_sha256": facts.sha256 or facts.name, "study_hash": spec.identity,
         "study_seed": str(spec.seed), "sampler": spec.sampler, "pruner": spec.pruner,
         "study": part_of.study if part_of else name,
         "own_axes": ", ".join(own_axes(spec.variant, spec.space)) or NO_AXES,

@@ -9,13 +9,10 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import pad
 
-from erpe.config import DATASETS, DataConfig
+from erpe.config import DataConfig
 from erpe.training.data import sent
 from erpe.training.policies import Policy
 from erpe.training.vision import torchvision
-
-SHIFT = {"digits": 1, "mnist": 2, "cifar10": 4}
-"""Largest shift of an image in pixels."""
 
 ERASED, ASPECT, TRIES = (0.02, 0.33), (0.3, 3.3), 10
 """Of an erased rectangle: its part of the image, its height over its width, and the draws of a size that fits."""
@@ -26,10 +23,10 @@ Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 def augmentation(config: DataConfig) -> Augment:
     """uint8 (B, channels, height, width) -> the same, varied; one generator of the CPU decides all of it."""
-    facts, steps = DATASETS[config.dataset], list[Augment]()
+    facts, steps = config.facts, list[Augment]()
     if config.augment != "none":
-        steps.append(lambda pixels, generator: shift(pixels, SHIFT[config.dataset], generator))
-        if config.dataset == "cifar10":
+        steps.append(lambda pixels, generator: shift(pixels, facts.shift, generator))
+        if facts.flips if config.flips is None else config.flips:
             steps.append(flip)
     if config.augment == "rand" or config.augment == "trivial":
         steps.append(Policy(config.augment, facts.image[1:]))
@@ -46,7 +43,7 @@ def augmentation(config: DataConfig) -> Augment:
 
 def mixing(config: DataConfig) -> Mix:
     """Images and labels (B,) -> mixed images and class probabilities (B, classes), or both unchanged."""
-    transforms, classes = [], DATASETS[config.dataset].classes
+    transforms, classes = [], config.facts.classes
     if config.mixup:
         transforms.append(torchvision().transforms.v2.MixUp(alpha=config.mixup, num_classes=classes))
     if config.cutmix:

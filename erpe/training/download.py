@@ -1,4 +1,4 @@
-"""The published files of MNIST and CIFAR-10: where they lie, whether they are unaltered, how they get there.
+"""The files of published data sets: where they lie, whether they are unaltered, how they get there.
 
 Without torch: a driver that looks whether all is there starts sooner.
 """
@@ -34,6 +34,27 @@ MD5 = {
         "test_batch": "40351d587109b95175f43aff81a1287e",
         "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
     },
+    "fashion_mnist": {
+        "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+        "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+        "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+    },
+    "kmnist": {
+        "train-images-idx3-ubyte.gz": "bdb82020997e1d708af4cf47b453dcf7",
+        "train-labels-idx1-ubyte.gz": "e144d726b3acfaa3e44228e80efcd344",
+        "t10k-images-idx3-ubyte.gz": "5c965bf0a639b31b8f53240b1b52f4d7",
+        "t10k-labels-idx1-ubyte.gz": "7320c461ea6c1c855c0b718fb2a4b134",
+    },
+    "cifar100": {
+        "train": "16019d7e3df5f24257cddd939b257f8d",
+        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+        "meta": "7973b15100ade9c7d40fb424638fde48",
+    },
+    "svhn": {
+        "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
+        "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
+    },
 }
 """Of each data set's files, as torchvision knows them; digits have none, for scikit-learn brings them."""
 
@@ -45,7 +66,10 @@ UNPACKED = {
 }
 """MD5 of MNIST's files without their gzip."""
 
-LAYOUT = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py", "digits": ""}
+LAYOUT = {
+    "mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py", "digits": "", "fashion_mnist": "FashionMNIST/raw",
+    "kmnist": "KMNIST/raw", "cifar100": "cifar-100-python", "svhn": "svhn",
+}  # fmt: skip
 """Where torchvision puts the files, below what it calls root."""
 
 
@@ -62,6 +86,13 @@ def find_data_dir(data_dir: str | Path | None) -> Path:
         raise DataError(f"data folder {given}: no such place ({error}); --data-dir names another") from None
 
 
+TORCHVISION = {
+    "mnist": "MNIST", "fashion_mnist": "FashionMNIST", "kmnist": "KMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100",
+    "svhn": "SVHN",
+}  # fmt: skip
+"""Its class of each data set."""
+
+
 def prepare(dataset: str, data_dir: str | Path | None = None) -> None:
     """Make sure that every file of the data set is there and unaltered; download what is missing.
 
@@ -73,7 +104,7 @@ def prepare(dataset: str, data_dir: str | Path | None = None) -> None:
         _download(dataset, root)
     folder = folder_of(dataset, root)
     for name, packed in MD5[dataset].items():
-        path = find_file(folder, name)
+        path = find_file(folder, name, dataset)
         expected = packed if path.name == name else UNPACKED[name.removesuffix(".gz")]
         try:
             found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
@@ -86,7 +117,7 @@ def prepare(dataset: str, data_dir: str | Path | None = None) -> None:
 def missing_files(dataset: str, root: Path) -> list[str]:
     """Names of the data set's files that are not below `root`; none for digits."""
     folder = folder_of(dataset, root)
-    return sorted(name for name in MD5[dataset] if not find_file(folder, name).exists())
+    return sorted(name for name in MD5[dataset] if not find_file(folder, name, dataset).exists())
 
 
 def folder_of(dataset: str, root: Path) -> Path:
@@ -97,16 +128,18 @@ def folder_of(dataset: str, root: Path) -> Path:
     layout = LAYOUT[dataset]
     below = [layout, Path(layout).name, ""]
     folders = [base / part for base in (root / dataset, root) for part in below]
-    there = [sum(find_file(folder, name).exists() for name in MD5[dataset]) for folder in folders]
+    if dataset in ("fashion_mnist", "kmnist"):  # their files are called as MNIST's: the folder's name tells them apart
+        folders = [each for each in folders if {dataset, layout.partition("/")[0]} & set(each.absolute().parts)]
+    there = [sum(find_file(folder, name, dataset).exists() for name in MD5[dataset]) for folder in folders]
     if any(there):
         return folders[there.index(max(there))]
     return folders[0] if folders[0].exists() else root / layout
 
 
-def find_file(folder: Path, name: str) -> Path:
+def find_file(folder: Path, name: str, dataset: str) -> Path:
     """Find a file as it was published; or, of MNIST, without its gzip, `.idx3` or `-idx3` in its name."""
     plain = name.removesuffix(".gz")
-    names = [name, plain, plain.replace("-idx", ".idx")]
+    names = [name, plain, plain.replace("-idx", ".idx")] if dataset == "mnist" else [name]
     return next((folder / each for each in names if (folder / each).exists()), folder / name)
 
 
@@ -116,14 +149,15 @@ def _download(dataset: str, root: Path) -> None:
     folder = folder_of(dataset, root)
     if not folder.match(LAYOUT[dataset]):
         folder = root / LAYOUT[dataset]  # torchvision knows no other
-    home = folder.parents[1] if dataset == "mnist" else folder.parent  # what torchvision calls root
+    home = folder.parents[LAYOUT[dataset].count("/")] if dataset != "svhn" else folder  # what torchvision calls root
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE_S)  # torchvision would wait for a silent server for ever
     try:
         known = torchvision().datasets
         home.mkdir(parents=True, exist_ok=True)
-        (known.MNIST if dataset == "mnist" else known.CIFAR10)(home, download=True)
+        for part in ({"split": "train"}, {"split": "test"}) if dataset == "svhn" else ({},):
+            getattr(known, TORCHVISION[dataset])(home, download=True, **part)
     except (OSError, RuntimeError) as error:
         for each in made:
             with suppress(OSError):

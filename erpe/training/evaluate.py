@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from erpe.config import DATASETS
+from erpe.datasets import Dataset, facts_of
 from erpe.io import write_atomic
 from erpe.model import ViT
 from erpe.training.data import Images, normalise
@@ -28,7 +28,7 @@ FULL_BATCH = 256
 
 
 @torch.no_grad()
-def logits_of(model: ViT, images: Images, dataset: str) -> Tensor:
+def logits_of(model: ViT, images: Images, dataset: str | Dataset) -> Tensor:
     """(n, classes) float32 on the CPU, in eval mode, clean images, no autocast."""
     model.eval()
     parts = [model(normalise(pixels, dataset)) for pixels in images.pixels.split(FULL_BATCH)]
@@ -63,20 +63,20 @@ def scores(logits: Tensor, labels: Tensor, split: str) -> dict[str, float]:
     return {f"{split}/{name}": value for name, value in found.items()}
 
 
-def confusion(logits: Tensor, labels: Tensor, dataset: str, split: str) -> dict[str, Any]:
+def confusion(logits: Tensor, labels: Tensor, dataset: str | Dataset, split: str) -> dict[str, Any]:
     """`matrix[true][predicted]` counts, for a figure."""
     from sklearn.metrics import confusion_matrix
 
-    names = list(DATASETS[dataset].names)
+    names = list(facts_of(dataset).names)
     matrix = confusion_matrix(labels.cpu(), logits.argmax(dim=1), labels=range(len(names)))
     return {"split": split, "classes": names, "matrix": matrix.tolist()}
 
 
-def per_class(logits: Tensor, labels: Tensor, dataset: str) -> dict[str, Any]:
+def per_class(logits: Tensor, labels: Tensor, dataset: str | Dataset) -> dict[str, Any]:
     """Precision, recall, F1 and support of each class (scikit-learn)."""
     from sklearn.metrics import classification_report
 
-    names, predicted = DATASETS[dataset].names, logits.argmax(dim=1)
+    names, predicted = facts_of(dataset).names, logits.argmax(dim=1)
     report: dict[str, Any] = classification_report(
         labels.cpu(), predicted, labels=range(len(names)), target_names=names, output_dict=True, zero_division=0
     )
@@ -91,7 +91,7 @@ def information_criteria(log_likelihood: float, k: int, n: int) -> dict[str, flo
     return {"aic": 2 * k - 2 * log_likelihood, "bic": k * math.log(n) - 2 * log_likelihood, "train/images": n}
 
 
-def inference_time(model: ViT, images: Images, dataset: str, repeats: int = 30) -> dict[str, float]:
+def inference_time(model: ViT, images: Images, dataset: str | Dataset, repeats: int = 30) -> dict[str, float]:
     """Milliseconds an image: median and 95th percentile over repeats after warm-up, the device synchronised.
 
     `_ms_per_image` is of a full batch of `time/inference_batch` images, `_ms_batch1` of one image alone. The images
@@ -129,7 +129,7 @@ def wait_for(device: torch.device) -> None:
 
 
 @torch.no_grad()
-def save_attention_example(path: Path, model: ViT, images: Images, dataset: str) -> None:
+def save_attention_example(path: Path, model: ViT, images: Images, dataset: str | Dataset) -> None:
     """Write what the first image's tokens attend to, as an `.npz` without pickles.
 
     `image` (channels, height, width) in [0, 1], `maps` (depth, H, N, N), `grid` (h, w). For more than 256 tokens the

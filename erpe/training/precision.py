@@ -9,7 +9,8 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 
-from erpe.config import DATASETS, TrialConfig, defaults
+from erpe.config import TrialConfig, defaults
+from erpe.datasets import DATASETS
 from erpe.errors import StoreError
 
 Precision = Literal["float32", "bfloat16"]

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
-from erpe.config import DATASETS, ModelConfig, defaults
+from erpe.config import ModelConfig, defaults
+from erpe.datasets import DATASETS
 from erpe.model.flops import attention_cost
 from erpe.model.kernels import faster_method
 from erpe.report.charts.intervals import interval

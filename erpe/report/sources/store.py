@@ -45,7 +45,7 @@ def _read_study(rows: Rows, plan: Plan, members: list[StudyRecord], store: Store
         search, confirm = arm_of(members, arm.name)
         attention, encoding = split_variant(arm.variant)
         who = {"study": plan.name, "arm": arm.name, "variant": arm.variant}
-        what = {"dataset": plan.dataset, "attention": attention, "encoding": encoding}
+        what = {"dataset": str(plan.dataset), "attention": attention, "encoding": encoding}
         done = [trial for trial in confirm.trials if trial.state == "COMPLETE"] if confirm else []
         opened, axes = openings_of(members, arm.name), own_axes(arm.variant, plan.search_spec(arm).space)
         rows.tables["arms"].append(
@@ -62,7 +62,7 @@ def _read_study(rows: Rows, plan: Plan, members: list[StudyRecord], store: Store
             folder = store.trial_folder(confirm.name, trial.number, trial.config.seed)
             rows.add_run(who | what | _run_row(trial, confirm, folder))
             rows.tables["epochs"] += [who | row for row in _epochs(trial, "confirm")]
-            rows.add_folder(trial.uid, plan.dataset, folder)
+            rows.add_folder(trial.uid, str(plan.dataset), folder)
         made = next((member.part_of.made_with for member in members if member.part_of), {})
         rows.made_with[plan.name] = describe(made | {"device": _devices(rows, plan)})
     rows.margins[plan.name] = plan.compare.margin
