@@ -438,6 +438,11 @@ def test_what_is_verified_is_what_torchvision_downloads():
     assert download.MD5["mnist"] == dict(known.MNIST.resources)
     parts = dict([*known.CIFAR10.train_list, *known.CIFAR10.test_list])
     assert download.MD5["cifar10"] == parts | {known.CIFAR10.meta["filename"]: known.CIFAR10.meta["md5"]}
+    parts = dict([*known.CIFAR100.train_list, *known.CIFAR100.test_list])
+    assert download.MD5["cifar100"] == parts | {known.CIFAR100.meta["filename"]: known.CIFAR100.meta["md5"]}
+    assert download.MD5["fashion_mnist"] == dict(known.FashionMNIST.resources)
+    assert download.MD5["kmnist"] == dict(known.KMNIST.resources)
+    assert download.MD5["svhn"] == {name: md5 for _, name, md5 in map(known.SVHN.split_list.get, ("train", "test"))}
 
 
 def test_missing_files_are_downloaded_and_verified(mirror, monkeypatch, tmp_path):

@@ -38,7 +38,7 @@ SET = {
     "model.width": 32, "model.depth": 2, "model.heads": 2, "model.mlp_ratio": 2, "model.dropout": 0.1,
     "model.drop_path": 0.1, "model.position": "none", "model.pooling": "cls", "data.validation": 0.2,
     "data.split_seed": 1, "data.train_limit": 100, "data.augment": "standard", "data.mixup": 0.1, "data.cutmix": 0.1,
-    "data.erase": 0.1,
+    "data.flips": True, "data.erase": 0.1,
     "train.epochs": 7, "train.batch": 32, "train.lr": 0.01, "train.weight_decay": 0.0, "train.warmup": 0.2,
     "train.label_smoothing": 0.0, "train.clip_norm": 0.0, "train.ema": 0.9, "train.redraw": 5,
     "train.precision": "float32", "train.compile": "off",

@@ -31,9 +31,7 @@ class Objective(NamedTuple):
     """Times the runs in these folders, one after the other."""
 
 
-def vision(
-    dataset: str | Dataset, data_dir: Path | None, device: str, on_step: OnStep | None = None
-) -> Objective:
+def vision(dataset: str | Dataset, data_dir: Path | None, device: str, on_step: OnStep | None = None) -> Objective:
     """Train and test Vision Transformers.
 
     Args:
