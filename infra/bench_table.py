@@ -1,4 +1,4 @@
-"""README's table of performance, from `studies/results/bench/*.json`: `python infra/bench_table.py`."""
+"""The table of erpe/bench/README.md, from `studies/results/bench/*.json`: `python infra/bench_table.py`."""
 
 from __future__ import annotations
 
@@ -48,5 +48,5 @@ def rewritten(text: str, results: Path) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
+    readme = ROOT / "erpe/bench/README.md"
     readme.write_text(rewritten(readme.read_text(), ROOT / "studies/results/bench"))

@@ -1,52 +1,106 @@
-"""What the repository says of itself is true: README, dependencies, scripts."""
+"""What the repository says of itself is true: READMEs, dependencies, scripts."""
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
+import shlex
 import subprocess
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import typer
 
 from erpe.cli.app import app
 from erpe.cli.doctor import PACKAGES
-from erpe.config import VARIANTS
+from erpe.config import VARIANTS, defaults
 from erpe.study.search_space import load_space
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+READMES = {
+    name: (ROOT / name / "README.md").read_text() for name in (".", "studies", "infra", "erpe", "erpe/bench", "tests")
+    if (ROOT / name / "README.md").exists()
+}  # fmt: skip
 COMMANDS = [
-    line.split()[1:]
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    shlex.split(line)[1:]
+    for text in READMES.values()
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     for line in block.splitlines()
-    if line.startswith("infra/run ")
+    if line.startswith("erpe ")
 ]
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_each_command_of_the_readme_exists_with_its_options(words):
+def test_each_command_of_the_readmes_exists_with_its_options(words):
     command = typer.main.get_command(app)
     while hasattr(command, "commands"):  # a group
         command, words = command.commands[words[0]], words[1:]
     command.make_context(command.name, list(words))
 
 
-def test_the_readme_shows_every_command():
+def test_the_readmes_show_every_command():
     assert {words[0] for words in COMMANDS} == set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
-def test_the_readme_has_no_gap_and_its_pictures_are_there():
-    assert "<!-- output" not in README
-    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
-        assert (ROOT / picture).stat().st_size > 10_000
+def test_the_files_that_the_architecture_names_are_there():
+    named = set(re.findall(r"[`\"]([a-z_/]+\.py)\b", READMES["erpe"]))
+    assert len(named) > 20 and not [
+        name for name in named if not ((ROOT / "erpe" / name).exists() or (ROOT / name).exists())
+    ]
+
+
+def test_a_newcomer_reads_200_lines_at_most():
+    assert len(READMES["."].splitlines()) <= 200
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_a_readme_has_no_gap_and_what_it_links_to_is_there(name):
+    text = READMES[name]
+    assert not re.search(r"<!-- output|^@[A-Z]+@$", text, re.MULTILINE)
+    for picture, target in re.findall(r"(!?)\[[^]]*\]\(([^)#]+)[^)]*\)", text):
+        if not target.startswith("https://"):
+            assert (ROOT / name / target).exists(), target
+            assert not picture or (ROOT / name / target).stat().st_size > 10_000
 
 
 def test_the_table_of_performance_is_that_of_the_results():
     rewritten = runpy.run_path(str(ROOT / "infra/bench_table.py"))["rewritten"]
-    assert rewritten(README, ROOT / "studies/results/bench") == README
+    assert rewritten(READMES["erpe/bench"], ROOT / "studies/results/bench") == READMES["erpe/bench"]
+
+
+def test_the_readme_tells_what_a_layer_of_4096_tokens_costs_as_it_was_measured():
+    rows = json.loads((ROOT / "studies/results/bench/layers-cpu.json").read_text())["rows"]
+    ratios = {(row["name"], row["pass"]): row["ratio"] for row in rows if row["tokens"] == 4096}
+    linear = {key: 100 * ratio for key, ratio in ratios.items() if key[0].startswith(("favor", "relu"))}
+    general = [ratio for (name, _), ratio in linear.items() if name.endswith("_general")]
+    others = [ratio for (name, _), ratio in linear.items() if not name.endswith("_general")]
+    said = (
+        "takes {:.0f} to {:.0f} % of the time of softmax attention, with the exact general encoding {:.0f} to {:.0f} %"
+    )
+    assert said.format(min(others), max(others), min(general), max(general)) in READMES["."]
+
+
+def test_the_readme_tells_the_accuracies_of_mnist_as_they_were_measured():
+    runs = pd.read_csv(ROOT / "studies/results/mnist_nine_small.csv")
+    rows = runs[(runs["table"] == "summary") & (runs["measure"] == "test/accuracy")]
+    means = 100 * rows.set_index("arm")["mean"]
+    assert len(means) == 9
+    assert f"all nine arms reach {means.min():.1f} to {means.max():.1f} % test accuracy" in READMES["."]
+
+
+def test_the_table_of_settings_is_that_of_the_configuration():
+    config = defaults("relu_general", "mnist")
+    rows = re.findall(r"^\| `((?:model|data|train)\.\w+)` \| (\S+) \| (.*) \|$", READMES["studies"], re.MULTILINE)
+    given = {"model.variant", "model.image", "model.classes", "data.dataset"}
+    assert [name for name, _, _ in rows] == [name for name in config.flat() if "." in name and name not in given]
+    for name, value, meaning in rows:
+        section, field = name.split(".")
+        found = config.flat()[name]
+        assert value == ("none" if found is None else found if isinstance(found, str) else json.dumps(found)), name
+        assert meaning.lower() == type(getattr(config, section)).model_fields[field].description.lower(), name
 
 
 def test_each_dependency_names_the_file_that_needs_it_and_is_locked():

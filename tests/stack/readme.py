@@ -1,4 +1,4 @@
-"""The commands of README.md's section "The stack", made small enough for a test."""
+"""The commands of the section "The stack" of infra/README.md, made small enough for a test."""
 
 import re
 
@@ -13,7 +13,7 @@ SMALLER = {"tune": "--trials 2 --epochs 1", "study": " ".join(f"--set '{line}'" 
 
 def commands():
     """In their order."""
-    section = (ROOT / "README.md").read_text().partition("\n## The stack\n")[2].partition("\n## ")[0]
+    section = (ROOT / "infra/README.md").read_text().partition("\n## The stack\n")[2].partition("\n## ")[0]
     for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL):
         for line in block.splitlines():
             words = line.split()

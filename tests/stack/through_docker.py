@@ -1,4 +1,4 @@
-"""`infra/test --docker`: the README's commands through Docker itself, from nothing.
+"""`infra/test --docker`: the commands of infra/README.md through Docker itself, from nothing.
 
 Where no engine runs: installs Debian's docker.io and docker-compose, starts an engine of its own in a temporary folder
 and, since there may be no registry, makes the images that the Dockerfiles start from with debootstrap. Needs root,
