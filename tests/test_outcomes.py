@@ -148,7 +148,8 @@ def test_the_commands_end_with_tables_figures_and_a_page_that_is_in_mlflow(synce
     erpe("compare", "--format", "parquet", "--output", "table.parquet")
     assert set(pd.read_parquet("table.parquet")["arm"].dropna()) >= {"softmax", "relu", "relu_rope"}
     plan = Plan(**read_studies(synced)[0].part_of.plan)
-    page, lag = publish(plan, synced)
+    outcomes = load(synced)
+    page, lag = publish(plan, synced, outcomes, compare(outcomes))
     assert lag == 0 and page.read_text().startswith("<!DOCTYPE html>")
     client = connect(synced.tracking_uri)
     (run,) = client.search_runs([client.get_experiment_by_name(plan.name).experiment_id], "tags.phase = 'report'")

@@ -36,12 +36,15 @@ def compare(
 ) -> None:
     """Compare confirmed runs: every measure with its interval, and which differences are real."""
     from erpe.report.comparison import compare as compared
-    from erpe.report.tables import FORMATS, render
+    from erpe.report.tables import FORMATS, exports, render
 
     style = one_of("format", style, tuple(FORMATS))
-    text = render(compared(outcomes_of(studies, against, store, server), against, margin), style)
+    outcomes = outcomes_of(studies, against, store, server)
+    text = render(compared(outcomes, against, margin), style)
     if output is not None:
         write_output(output, text)
+        for name, table in exports(outcomes, style) if style in ("csv", "parquet") else ():
+            write_output(output.with_name(f"{output.stem}_{name}{output.suffix}"), table)
     elif isinstance(text, bytes):
         raise ConfigError(f"--format {style}: not for a terminal; --output FILE would do")
     else:

@@ -222,7 +222,10 @@ def study_run(
 ) -> None:
     """Search, confirm and test every variant of a study file. The same command continues."""
     from erpe.cli.status import StudyProgress, result_lines
+    from erpe.report.comparison import compare
     from erpe.report.publish import publish
+    from erpe.report.sources.store import load
+    from erpe.report.terminal import ending
     from erpe.search.run_study import run
     from erpe.store import Store
     from erpe.study.plan import load_plan
@@ -242,11 +245,14 @@ def study_run(
             raise KeyboardInterrupt
         if not result.confirmed:
             raise ErpeError(f"study {result.study}: no trial was completed; {next(iter(result.failed.values()))}")
-        page, lag = (None, 0) if offline else publish(plan, opened)
-    lines = result_lines(result, lag, page, store)
-    print(
-        json.dumps(asdict(result) | {"openings": result.openings._asdict(), "report": page and str(page), "lag": lag})
-    ) if as_json else print("\n".join(lines))
+        outcomes = load(opened, [plan.name])
+        comparison = compare(outcomes)
+        page, lag = (None, 0) if offline else publish(plan, opened, outcomes, comparison)
+    if as_json:
+        told = {"openings": result.openings._asdict(), "report": page and str(page), "lag": lag}
+        print(json.dumps(asdict(result) | told))
+    else:
+        print("\n".join(result_lines(result, lag, page, store)), end=f"\n\n{ending(comparison)}")
     if lag:
         raise typer.Exit(UNSENT)
 

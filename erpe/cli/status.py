@@ -273,10 +273,10 @@ def watch(store: Store, study: str | None) -> None:
 
 
 def result_lines(result: CampaignResult, lag: int, page: Path | None, store: Path) -> list[str]:
-    """The end of `erpe study run`: what to look at."""
+    """What `erpe study run` tells before the answer: how long it took, and what to look at."""
     where = "" if store == Path("runs") else f" --store {shlex.quote(str(store))}"
     lines = [f"{arm}: no trial was completed, so nothing is confirmed; {why}" for arm, why in result.failed.items()]
-    lines.append(f"{sum(result.confirmed.values())} confirmed runs, {clock(result.seconds)}; {result.openings.told()}")
+    lines.append(f"{result.study}: done in {clock(result.seconds)}; {result.openings.told()}")
     lines.append(
         f"page: {page}" if page else f"for MLflow: erpe sync{where}    page: erpe report {result.study}{where}"
     )

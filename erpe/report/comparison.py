@@ -14,6 +14,7 @@ from erpe.report.gaps import gap_closed
 from erpe.report.outcomes import TIMED, Outcomes
 from erpe.report.pairing import KEY, arm_keys, by_arm, named, partner, reference_version, sound_runs
 from erpe.report.ranks import friedman, nemenyi, ranks
+from erpe.report.ratios import time_ratios
 from erpe.report.significance import verdicts
 from erpe.report.statistics import HIGHER_IS_BETTER, differences, summary
 from erpe.study.plan import Compare
@@ -34,6 +35,8 @@ class Comparison:
     """Paired comparisons and their verdicts; see `statistics.differences`."""
     gaps: pd.DataFrame
     """The gap closed; see `gaps.gap_closed`."""
+    ratios: pd.DataFrame
+    """Times over those of softmax; see `ratios.time_ratios`."""
     ranks: pd.DataFrame
     """Average ranks; see `ranks.ranks`."""
     friedman: pd.DataFrame
@@ -71,8 +74,8 @@ def compare(outcomes: Outcomes, against: str | None = None, margin: float | None
     means = summary(outcomes)
     return Comparison(
         arms=outcomes.arms.assign(mark=_marks(outcomes)), summary=means, differences=pairs,
-        gaps=gaps, ranks=ranks(outcomes), friedman=friedman(outcomes), nemenyi=nemenyi(outcomes),
-        verdicts=verdicts(outcomes.arms, pairs, gaps), notes=tuple(_notes(outcomes, means)),
+        gaps=gaps, ratios=time_ratios(outcomes), ranks=ranks(outcomes), friedman=friedman(outcomes),
+        nemenyi=nemenyi(outcomes), verdicts=verdicts(outcomes.arms, pairs, gaps), notes=tuple(_notes(outcomes, means)),
     )  # fmt: skip
 
 

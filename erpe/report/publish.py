@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from erpe.store import Store
 from erpe.study.plan import Plan
 
+if TYPE_CHECKING:
+    from erpe.report.comparison import Comparison
+    from erpe.report.outcomes import Outcomes
 
-def publish(plan: Plan, store: Store) -> tuple[Path, int]:
+
+def publish(plan: Plan, store: Store, outcomes: Outcomes, comparison: Comparison) -> tuple[Path, int]:
     """Write `reports/STUDY/report.html` of a study's confirmed runs and log it to MLflow, once for each content.
 
     Returns:
@@ -17,15 +22,12 @@ def publish(plan: Plan, store: Store) -> tuple[Path, int]:
     Raises:
         StoreError: it cannot be written.
     """
-    from erpe.report.comparison import compare
     from erpe.report.page import write_report
-    from erpe.report.sources.store import load
     from erpe.tracking.tracker import Tracker
 
-    outcomes = load(store, [plan.name])
     folder = store.root / "reports" / plan.name
     folder.mkdir(parents=True, exist_ok=True)
-    page = write_report(outcomes, compare(outcomes), folder / "report.html")
+    page = write_report(outcomes, comparison, folder / "report.html")
     tracker = Tracker(store, plan.name)
     uid, digest = f"report of {plan.name}", hashlib.sha256(page.read_bytes()).hexdigest()
     tags = {"study": plan.name, "dataset": str(plan.dataset), "phase": "report", "report_sha256": digest}

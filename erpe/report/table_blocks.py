@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,11 +11,11 @@ import pandas as pd
 from erpe.report.comparison import Comparison
 from erpe.report.gaps import NOT_SHOWN
 from erpe.report.grid import as_lines
+from erpe.report.measures import MAIN, PERCENT, WIDE, Column
 from erpe.report.pairing import KINDS
+from erpe.report.ratios import TIMES
 from erpe.report.significance import MEASURE, digits_of, p_value, point_digits, signed
 from erpe.report.summary import answer
-
-PLUS_MINUS = "mean ± half-width of the 95 % interval over n seeds (no ±: one seed, or all are equal)"
 
 
 @dataclass(frozen=True)
@@ -36,45 +35,6 @@ class Block:
     """Columns that a narrow terminal does without, the first one first."""
 
 
-class Column(NamedTuple):
-    """How a measure is shown."""
-
-    name: str
-    unit: float
-    """The measure is divided by this."""
-    exact: bool = False
-    """A count, not an estimate: no interval, no digit too many."""
-
-
-PERCENT, MEGA = 0.01, 1e6
-WIDE = 1e5
-"""From here on two more digits would break the lines of a terminal."""
-QUALITY = {
-    "test/accuracy": Column("accuracy %", PERCENT), "test/precision": Column("precision %", PERCENT),
-    "test/recall": Column("recall %", PERCENT), "test/f1": Column("F1 %", PERCENT),
-}  # fmt: skip
-FIT = {
-    "test/log_likelihood": Column("test lnL", 1), "train/log_likelihood": Column("train lnL", 1),
-    "aic": Column("AIC", 1), "bic": Column("BIC", 1),
-}  # fmt: skip
-SIZE = {
-    "params": Column("parameters", 1, exact=True), "flops/forward": Column("forward MFLOPs", MEGA, exact=True),
-    "flops/train_step": Column("training step MFLOPs", MEGA, exact=True),
-}  # fmt: skip
-COST = {
-    "time/inference_ms_per_image": Column("ms/image", 1), "time/inference_ms_batch1": Column("ms, batch 1", 1),
-    "time/train_seconds_per_epoch": Column("train s/epoch", 1), "memory/peak_mib": Column("peak MiB", 1),
-}  # fmt: skip
-MAIN = {
-    "quality on the test set": (QUALITY, f"{PLUS_MINUS}; precision, recall and F1 are macro averages"),
-    "fit": (
-        FIT,
-        f"{PLUS_MINUS}; lnL in nats, summed over the images; AIC and BIC of the training set, which mostly count "
-        "parameters here: no ranks and no tests of them",
-    ),
-    "size": (SIZE, "FLOPs of one image, a multiplication and an addition counted as two"),
-    "time and memory": (COST, f"{PLUS_MINUS}; inference in full batches unless it says batch 1"),
-}
 FAMILIES = {kind: f"test accuracy, {words}" for kind, words in KINDS.items()}
 """Kind of pair -> what its table is called."""
 REMARK = (
@@ -88,7 +48,7 @@ def blocks(comparison: Comparison) -> list[Block]:
     found = []
     for study, dataset in comparison.arms[["study", "dataset"]].drop_duplicates().itertuples(index=False, name=None):
         one = Slice(comparison, study, dataset)
-        made = [*_answer(one), *_differences(one), _gaps(one), *_main(one), _ranks(one)]
+        made = [*_answer(one), *_differences(one), _gaps(one), *_main(one), _ratios(one), _ranks(one)]
         starred = [block for block in made if any(row[0].endswith(" *") for row in block.rows)]
         for block in starred[:1]:
             block.remarks.append(one.stars())
@@ -214,6 +174,27 @@ def _gaps(one: Slice) -> Block:
         "Fieller's interval of a ratio of two means"
     )
     return replace(one.block("gap closed", columns, rows, 2, remark), spare=("n", "95 % interval", "from"))
+
+
+def _ratios(one: Slice) -> Block:
+    table, rows = one.of("ratios"), []
+    for arm, own in table.groupby("arm", sort=False):
+        row = [one.name(str(arm)), str(own["against"].iloc[0])]
+        for measure in TIMES:
+            for found in own[own["measure"] == measure].to_dict("records") or [NO_RATIO]:
+                row += [_ratio(found["ratio"]), "-" if np.isnan(found["low"]) else " to ".join(
+                    _ratio(found[end]) for end in ("low", "high"))]  # fmt: skip
+        rows.append([*row, str(own["n"].max())])
+    columns = ["arm", "over", *(f"{what} {part}" for what in TIMES.values() for part in ("×", "95 %")), "n"]
+    remark = "times of the arm over those of softmax on the same seed; geometric mean, interval of the logarithms"
+    return replace(one.block("times as ratios to softmax", columns, rows, 2, remark), spare=("n", "over"))
+
+
+NO_RATIO = dict.fromkeys(("ratio", "low", "high"), np.nan)
+
+
+def _ratio(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def _ranks(one: Slice) -> Block:
