@@ -108,23 +108,23 @@ class AttentionConfig(Config):
         """Refuse what a rotary encoding cannot rotate.
 
         Raises:
-            ConfigError: names the size that was given and one that would do.
+            ConfigError: names the size that was given and one that fits.
         """
         if self.encoding not in ("rope", "circulant"):
             return
         if self.rotary_placement == "post" and self.attention == "softmax":
-            raise ConfigError(f"rotary_placement post rotates features and {self.variant} has none; pre would do")
+            raise ConfigError(f"rotary_placement post rotates features and {self.variant} has none; use pre instead")
         size = self.rotated_size(head_dim)
         what = "features" if self.rotary_placement == "post" else "the head size"
         if self.encoding == "rope" and size % 4:
-            raise ConfigError(f"rope needs 4 to divide {what}, got {size}; {4 * max(1, round(size / 4))} would do")
+            raise ConfigError(f"rope needs 4 to divide {what}, got {size}; use {4 * max(1, round(size / 4))} instead")
         block = self.circulant_block or size
         if self.encoding == "circulant" and block > 4096:  # its basis is a matrix of that side
-            raise ConfigError(f"circulant needs blocks of at most 4096, got {block}; circulant_block 64 would do")
+            raise ConfigError(f"circulant needs blocks of at most 4096, got {block}; use circulant_block 64 instead")
         if self.encoding == "circulant" and (block < 3 or size % block):
-            would_do = f"circulant_block {size}" if size >= 3 else "4"
+            fitting = f"circulant_block {size}" if size >= 3 else "4"
             raise ConfigError(
-                f"circulant needs blocks of 3 or more that divide {what}, got {block} for {size}; {would_do} would do"
+                f"circulant needs blocks of 3 or more that divide {what}, got {block} for {size}; use {fitting} instead"
             )
 
 
@@ -168,16 +168,18 @@ class ModelConfig(AttentionConfig):
     def _fits_together(self) -> Self:
         _, height, width = self.image
         if height % self.patch or width % self.patch:
-            would_do = largest_divisor(math.gcd(height, width), self.patch)
-            raise ConfigError(f"patch {self.patch} does not divide the {height} x {width} image; {would_do} would do")
+            fitting = largest_divisor(math.gcd(height, width), self.patch)
+            raise ConfigError(f"patch {self.patch} does not divide the {height} x {width} image; use {fitting} instead")
         if self.width % self.heads:
-            would_do = largest_divisor(self.width, self.heads)
-            raise ConfigError(f"heads {self.heads} does not divide width {self.width}; {would_do} would do")
+            fitting = largest_divisor(self.width, self.heads)
+            raise ConfigError(f"heads {self.heads} does not divide width {self.width}; use {fitting} instead")
         if self.position == "sincos2d" and self.width % 4:
-            would_do = self.width + -self.width % 4
-            raise ConfigError(f"position sincos2d needs a width that 4 divides, not {self.width}; {would_do} would do")
+            fitting = self.width + -self.width % 4
+            raise ConfigError(
+                f"position sincos2d needs a width that 4 divides, not {self.width}; use {fitting} instead"
+            )
         if round(self.width * self.mlp_ratio) < 1:
-            raise ConfigError(f"mlp_ratio {self.mlp_ratio} leaves the MLP nothing of width {self.width}; 1 would do")
+            raise ConfigError(f"mlp_ratio {self.mlp_ratio} leaves the MLP nothing of width {self.width}; use 1 instead")
         self.check_rotation(self.head_dim)
         return self
 
@@ -219,15 +221,15 @@ class DataConfig(Config):
         facts = self.facts
         held = math.ceil(self.validation * facts.train)
         if 0 < held < facts.classes:
-            would_do = math.ceil(1000 * facts.classes / facts.train) / 1000
+            fitting = math.ceil(1000 * facts.classes / facts.train) / 1000
             raise ConfigError(
-                f"validation {self.validation} of {facts.train} images is less than one a class; {would_do} would do"
+                f"validation {self.validation} of {facts.train} images is less than one a class; use {fitting} instead"
             )
         least, most = facts.classes, facts.train - held - facts.classes
         if self.train_limit and (self.train_limit < least or most < self.train_limit < most + facts.classes):
             raise ConfigError(
                 f"train_limit {self.train_limit}: one image a class must be used and one left out; "
-                f"{least} to {most} would do, or none"
+                f"use {least} to {most}, or none, instead"
             )
         return self
 

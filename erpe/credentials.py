@@ -25,7 +25,7 @@ def read_secret_files() -> None:
             secret = Path(path).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "no text"
-            raise ConfigError(f"{name}_FILE {path}: cannot be read ({why}); a file with the secret would do") from None
+            raise ConfigError(f"{name}_FILE {path}: cannot be read ({why}); name a file with the secret") from None
         if not secret:
-            raise ConfigError(f"{name}_FILE {path}: empty; a file with the secret would do")
+            raise ConfigError(f"{name}_FILE {path}: empty; name a file with the secret")
         os.environ[name] = secret

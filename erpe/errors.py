@@ -1,6 +1,6 @@
 """What can go wrong because of what a user gave us.
 
-Every `ErpeError` is shown as one line: where, what was given, what would do. A bug of ours is no
+Every `ErpeError` is shown as one line: where, what was given, what to use instead. A bug of ours is no
 `ErpeError` and keeps its traceback.
 """
 
@@ -62,10 +62,10 @@ class TrialError(ErpeError):
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """The end of an error line: the name that was probably meant, or all that would do."""
+    """The end of an error line: the name that was probably meant, or all that are known."""
     names = list(dict.fromkeys(allowed))
     close = get_close_matches(given, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"one of {', '.join(names)} would do"
+    return f"did you mean {close[0]}?" if close else f"use one of {', '.join(names)}"
 
 
 def either(words: Iterable[str]) -> str:

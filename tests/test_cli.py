@@ -86,7 +86,7 @@ MISTAKES = {
     "placement": (("train", "-v", "softmax_rope", "-d", "digits", "--set", "model.rotary_placement=post"), "pre would"),
     "space file": (("tune", "-v", "relu", "-d", "digits", "--space", "none.toml"), "none.toml: cannot be read"),
     "device": (("train", "-v", "relu", "-d", "digits", "--device", "gpu"), "use auto, cpu, cuda or mps instead"),
-    "gpu": (("tune", "-v", "relu", "-d", "digits", "--gpus-per-trial", "1"), "0 would do"),
+    "gpu": (("tune", "-v", "relu", "-d", "digits", "--gpus-per-trial", "1"), "use 0 instead"),
     "study name": (("tune", "-v", "relu", "-d", "digits", "--name", "../x"), "letters, digits"),
     "empty store": (("status",), "erpe tune"),
     "no such run": (("predict", "nothing", "x.png"), "erpe tune"),

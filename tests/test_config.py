@@ -69,7 +69,7 @@ def test_an_unknown_data_set_is_refused_with_the_names_that_would_do(given, mean
 @pytest.mark.parametrize(
     ("make", "key", "meant"),
     [
-        (lambda: TrainConfig(learning_rate=1e-3), "learning_rate", "would do"),
+        (lambda: TrainConfig(learning_rate=1e-3), "learning_rate", "use one of"),
         (lambda: TrainConfig(epoch=3), "epoch", "did you mean epochs?"),
         (lambda: ModelConfig(variant="relu", image=(1, 8, 8), classes=10, widht=64), "widht", "did you mean width?"),
         (lambda: AttentionConfig(variant="relu", feature=8), "feature", "did you mean features?"),
@@ -137,7 +137,7 @@ def test_a_number_that_fits_into_no_machine_is_refused(name):
         ("model.rope", "2d", "'axial' or 'mixed'"),
         ("model.features", 0, "greater than 0"),
         ("model.circulant_block", 0, "greater than 0"),
-        ("model.mlp_ratio", 0.001, "1 would do"),
+        ("model.mlp_ratio", 0.001, "use 1 instead"),
         ("model.normalize_qk", "maybe", "use true or false instead"),
         ("model.image", (1, 8), "image.2"),
         ("model.image", (1, 8, 0), "greater than 0"),
@@ -157,14 +157,14 @@ def test_a_value_out_of_bounds_is_refused_with_what_would_do(name, value, would_
 @pytest.mark.parametrize("would_do", [{"data.validation": 0.007}, {"data.validation": 0}, {"data.validation": 0.5}])
 def test_every_part_of_the_training_set_has_room_for_every_class(would_do):
     text = refusal(lambda: defaults("relu", "digits").replace({"data.validation": 0.005}))
-    assert text == "data: validation 0.005 of 1437 images is less than one a class; 0.007 would do"
+    assert text == "data: validation 0.005 of 1437 images is less than one a class; use 0.007 instead"
     defaults("relu", "digits").replace(would_do)
 
 
 @pytest.mark.parametrize("limit", [1, 9, 1212, 1220])
 def test_a_train_limit_uses_and_leaves_an_image_a_class(limit):
     digits = defaults("relu", "digits").replace({"data.validation": 0.15})  # holds out 216 of 1437
-    assert "10 to 1211 would do, or none" in refusal(lambda: digits.replace({"data.train_limit": limit}))
+    assert "use 10 to 1211, or none, instead" in refusal(lambda: digits.replace({"data.train_limit": limit}))
     for fits in (10, 1211, 1221, 10**6):
         digits.replace({"data.train_limit": fits})
 
@@ -175,19 +175,19 @@ def test_a_train_limit_uses_and_leaves_an_image_a_class(limit):
 @pytest.mark.parametrize(
     ("variant", "settings", "said"),
     [
-        ("relu", {"patch": 3}, "patch 3 does not divide the 8 x 8 image; 2 would do"),
-        ("relu", {"patch": 16}, "patch 16 does not divide the 8 x 8 image; 8 would do"),
-        ("relu", {"image": (1, 12, 20), "patch": 7}, "patch 7 does not divide the 12 x 20 image; 4 would do"),
-        ("relu", {"heads": 5}, "heads 5 does not divide width 64; 4 would do"),
-        ("relu", {"heads": 100}, "heads 100 does not divide width 64; 64 would do"),
-        ("relu", {"width": 6, "heads": 2, "position": "sincos2d"}, "a width that 4 divides, not 6; 8 would do"),
-        ("relu_rope", {"width": 24, "heads": 4}, "rope needs 4 to divide the head size, got 6; 8 would do"),
-        ("softmax_rope", {"width": 8, "heads": 8}, "rope needs 4 to divide the head size, got 1; 4 would do"),
-        ("favor_rope", {"rotary_placement": "post", "features": 6}, "4 to divide features, got 6; 8 would do"),
+        ("relu", {"patch": 3}, "patch 3 does not divide the 8 x 8 image; use 2 instead"),
+        ("relu", {"patch": 16}, "patch 16 does not divide the 8 x 8 image; use 8 instead"),
+        ("relu", {"image": (1, 12, 20), "patch": 7}, "patch 7 does not divide the 12 x 20 image; use 4 instead"),
+        ("relu", {"heads": 5}, "heads 5 does not divide width 64; use 4 instead"),
+        ("relu", {"heads": 100}, "heads 100 does not divide width 64; use 64 instead"),
+        ("relu", {"width": 6, "heads": 2, "position": "sincos2d"}, "a width that 4 divides, not 6; use 8 instead"),
+        ("relu_rope", {"width": 24, "heads": 4}, "rope needs 4 to divide the head size, got 6; use 8 instead"),
+        ("softmax_rope", {"width": 8, "heads": 8}, "rope needs 4 to divide the head size, got 1; use 4 instead"),
+        ("favor_rope", {"rotary_placement": "post", "features": 6}, "4 to divide features, got 6; use 8 instead"),
         ("relu_circulant", {"width": 8, "heads": 4}, "circulant needs blocks of 3 or more"),
-        ("relu_circulant", {"circulant_block": 5}, "got 5 for 16; circulant_block 16 would do"),
-        ("softmax_rope", {"rotary_placement": "post"}, "softmax_rope has none; pre would do"),
-        ("softmax_circulant", {"rotary_placement": "post"}, "softmax_circulant has none; pre would do"),
+        ("relu_circulant", {"circulant_block": 5}, "got 5 for 16; use circulant_block 16 instead"),
+        ("softmax_rope", {"rotary_placement": "post"}, "softmax_rope has none; use pre instead"),
+        ("softmax_circulant", {"rotary_placement": "post"}, "softmax_circulant has none; use pre instead"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_with_what_would(variant, settings, said):
@@ -274,4 +274,4 @@ def test_configurations_need_no_torch():
 
 
 def test_advice_names_each_name_once():
-    assert nearest("z", ["a", "b", "a"]) == "one of a, b would do"
+    assert nearest("z", ["a", "b", "a"]) == "use one of a, b"

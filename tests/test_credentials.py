@@ -1,4 +1,4 @@
-"""Passwords come from files, too; whoever is refused hears why, and the doctor says what would do."""
+"""Passwords come from files, too; whoever is refused is told why, and the doctor says how to fix it."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def closed_port():
 
 @pytest.mark.slow
 def test_the_doctor_asks_every_service_though_others_are_away(closed_port, monkeypatch, tmp_path, capfd):
-    """None of them stops the next, and each says what would do."""
+    """None of them stops the next, and each says how to fix it."""
     monkeypatch.setattr("erpe.study.storage.OPENING_SECONDS", 0)
     monkeypatch.setenv("ERPE_STORAGE_URL", f"postgresql+psycopg://me@127.0.0.1:{closed_port}/optuna")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port}")

@@ -477,7 +477,7 @@ def erpe(monkeypatch, capsys, *words):
     [
         ((), "nothing was asked for; --keep-best K, --older-than DAYS, --failed"),
         (("--dry-run",), "nothing was asked for"),
-        (("--keep-best", "0"), "keep best: 0 given; 1 or more would do"),
+        (("--keep-best", "0"), "keep best: 0 given; use 1 or more instead"),
         (("--older-than", "-1"), "older than: -1.0 days given"),
         (("--older-than", "nan"), "older than: nan days given"),
         (("--older-than", "inf"), "older than: inf days given"),

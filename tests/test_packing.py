@@ -120,7 +120,7 @@ def test_a_trial_that_is_to_be_compiled_runs_alone():
 
 
 def test_a_pack_of_none_is_refused(store):
-    with pytest.raises(ConfigError, match="pack: 0 given; 1 or more would do"):
+    with pytest.raises(ConfigError, match="pack: 0 given; use 1 or more instead"):
         search(store, pack=0)
 
 

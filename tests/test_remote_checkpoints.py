@@ -171,7 +171,7 @@ def test_what_comes_from_elsewhere_is_looked_at(shared, tmp_path, name, damage, 
 @pytest.mark.parametrize(
     ("url", "error", "line"),
     [
-        ("nosuch://x", ConfigError, "s3://BUCKET/FOLDER would do"),
+        ("nosuch://x", ConfigError, "use s3://BUCKET/FOLDER instead"),
         ("s3://bucket/x", StoreError, "cannot be reached"),
         ("gdrive://folder", ConfigError, "pip install"),
     ],

@@ -368,11 +368,11 @@ def test_weights_rotated_after_the_map_are_signed_and_do_not_sum_to_one():
 @pytest.mark.parametrize(
     ("variant", "head_dim", "options", "said"),
     [
-        ("softmax_rope", 6, {}, "4 to divide the head size, got 6; 8 would do"),
-        ("favor_rope", 8, {"features": 11, "rotary_placement": "post"}, "4 to divide features, got 11; 12 would do"),
-        ("softmax_rope", 8, {"rotary_placement": "post"}, "softmax_rope has none; pre would do"),
-        ("relu_circulant", 8, {"circulant_block": 3}, "got 3 for 8; circulant_block 8 would do"),
-        ("relu_circulant", 2, {}, "got 2 for 2; 4 would do"),
+        ("softmax_rope", 6, {}, "4 to divide the head size, got 6; use 8 instead"),
+        ("favor_rope", 8, {"features": 11, "rotary_placement": "post"}, "4 to divide features, got 11; use 12 instead"),
+        ("softmax_rope", 8, {"rotary_placement": "post"}, "softmax_rope has none; use pre instead"),
+        ("relu_circulant", 8, {"circulant_block": 3}, "got 3 for 8; use circulant_block 8 instead"),
+        ("relu_circulant", 2, {}, "got 2 for 2; use 4 instead"),
     ],
 )
 def test_a_size_that_cannot_be_rotated_is_refused_with_one_that_can(variant, head_dim, options, said):

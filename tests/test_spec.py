@@ -132,7 +132,7 @@ def test_a_given_setting_leaves_the_space():
     ("given", "said"),
     [
         ({"settings": {"train.lrr": 1}}, "did you mean train.lr"),
-        ({"settings": {"data.validation": 0}}, "above 0 would do"),
+        ({"settings": {"data.validation": 0}}, "use a number above 0 instead"),
         ({"settings": {"model.width": 34}}, "heads"),
         ({"settings": {"model.variant": "softmax"}}, "model.variant: softmax given, and favor_rope by --variant; use"),
         ({"settings": {"data.dataset": "mnist"}}, "data.dataset: mnist given, and digits by --dataset; use --dataset"),

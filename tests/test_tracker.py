@@ -230,8 +230,8 @@ def test_a_password_is_never_shown(uri, shown):
 @pytest.mark.parametrize(
     ("uri", "told"),
     [
-        ("ftp://host", "sqlite:///FILE would do"),
-        ("./mlruns", "sqlite:///FILE would do"),
+        ("ftp://host", "sqlite:///FILE instead"),
+        ("./mlruns", "sqlite:///FILE instead"),
         ("sqlite:////no/such/folder/mlflow.db", "unable to open"),
         ("postgresql://me:hunter22@127.0.0.1:1/mlflow", "no answer"),
         ("http://me:hunter22@127.0.0.1:1", "no answer"),

@@ -69,7 +69,7 @@ def bench_layers(
         ConfigError: a number of tokens, or an option, that makes no sense.
     """
     if min(tokens) < 1:
-        raise ConfigError(f"tokens: {min(tokens)} given; 1 or more would do")
+        raise ConfigError(f"tokens: {min(tokens)} given; use 1 or more instead")
     rows = []
     with bounded(device):
         for n in tokens:

@@ -38,7 +38,7 @@ def bench_packs(
         ConfigError: a size below 1.
     """
     if min(sizes) < 1:
-        raise ConfigError(f"pack: {min(sizes)} given; 1 or more would do")
+        raise ConfigError(f"pack: {min(sizes)} given; use 1 or more instead")
     where, rows = pick_device(device), []
     base = defaults("softmax", dataset).replace(settings or {})
     images = imagined(base, STEPS).to(where)

@@ -58,7 +58,7 @@ def probe(
     """
     for name, given in (("threads", threads), ("concurrency", concurrency)):
         if given is not None and given < 1:
-            raise ConfigError(f"{name}: {given} given; 1 or more would do")
+            raise ConfigError(f"{name}: {given} given; use 1 or more instead")
     where, arms = pick_device(device), plan.arms()
     most = torch.cuda.device_count() if where.type == "cuda" else cores() // threads
     at_once = concurrency or max(1, most)

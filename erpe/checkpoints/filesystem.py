@@ -97,7 +97,7 @@ class Remote:
         except ImportError as error:
             raise ConfigError(f"ERPE_CHECKPOINTS {self}: {error} (of s3: `pip install 'erpe[s3]'`)") from None
         except ValueError as error:
-            raise ConfigError(f"ERPE_CHECKPOINTS {self}: {error}; s3://BUCKET/FOLDER would do") from None
+            raise ConfigError(f"ERPE_CHECKPOINTS {self}: {error}; use s3://BUCKET/FOLDER instead") from None
 
     def _put(self, path: Path, name: str) -> bool:
         system, root = self._open()

@@ -68,7 +68,7 @@ def sync(
     from erpe.cli.sync import mend
 
     if source and "/" in source and not os.path.isdir(source):
-        raise ConfigError(f"{source}: no such folder; one that `erpe study run --store` filled would do")
+        raise ConfigError(f"{source}: no such folder; use one that `erpe study run --store` filled instead")
     if source and is_foreign(source, store):
         opened, studies = take_over(Path(source), store)
     else:
@@ -95,7 +95,7 @@ def take_over(folder: Path, store: Path) -> tuple[Any, list[str | None]]:
     from erpe.transfer.importer import adopt
 
     if not (folder / "erpe.json").exists():
-        raise StoreError(f"{folder}: a folder, but not a store; one that `erpe study run --store` filled would do")
+        raise StoreError(f"{folder}: a folder, but not a store; use one that `erpe study run --store` filled instead")
     opened = Store.open(store)
     found = adopt(folder, opened)
     for study, trials, events in found:
@@ -163,7 +163,7 @@ def predict(
 
 @app.command()
 def doctor(data_dir: DataDir = None, store: StoreOption = STORE, as_json: AsJson = False) -> None:
-    """Check versions, devices, data, store and tracking; say what is wrong and what would do."""
+    """Check versions, devices, data, store and tracking; say what is wrong and how to fix it."""
     from erpe.cli.doctor import examine
     from erpe.cli.tables import doctor_table
 

@@ -1,4 +1,4 @@
-"""`erpe doctor`: what is there, what is wrong, what would do."""
+"""`erpe doctor`: what is there, what is wrong, how to fix it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def devices() -> Iterator[Finding]:
     if LIBRARY:
         yield Finding("kernels", "well", "compiled: linear attention of CPUs in C")
     else:
-        text = "not compiled, CPUs take torch's operators, slower; a C compiler, then installing erpe again would do"
+        text = "not compiled, CPUs take torch's operators, slower; install a C compiler, then erpe again"
         yield Finding("kernels", "note", text)
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):

@@ -46,7 +46,7 @@ def compare(
         for name, table in exports(outcomes, style) if style in ("csv", "parquet") else ():
             write_output(output.with_name(f"{output.stem}_{name}{output.suffix}"), table)
     elif isinstance(text, bytes):
-        raise ConfigError(f"--format {style}: not for a terminal; --output FILE would do")
+        raise ConfigError(f"--format {style}: not for a terminal; use --output FILE instead")
     else:
         print(text, end="" if text.endswith("\n") else "\n")
 

@@ -45,22 +45,22 @@ class ResourceRequest(NamedTuple):
         if self.address:
             check_reachable(self.address)
         if self.concurrency is not None and self.concurrency < 1:
-            raise ConfigError(f"concurrency: {self.concurrency} given; 1 or more would do")
+            raise ConfigError(f"concurrency: {self.concurrency} given; use 1 or more instead")
         if self.pack < 1:
-            raise ConfigError(f"pack: {self.pack} given; 1 or more would do")
+            raise ConfigError(f"pack: {self.pack} given; use 1 or more instead")
         if self.cpus < 1:
-            raise ConfigError(f"cpus per trial: {self.cpus} given; 1 or more would do")
+            raise ConfigError(f"cpus per trial: {self.cpus} given; use 1 or more instead")
         if self.address is None:
             self._check_here(device)
         if self.gpus is None:
             return
         if not 0 <= self.gpus < math.inf or (self.gpus > 1 and self.gpus % 1):
-            raise ConfigError(f"gpus per trial: {self.gpus:g} given; a whole number or a part of 1 would do")
+            raise ConfigError(f"gpus per trial: {self.gpus:g} given; use a whole number or a part of 1 instead")
         if self.gpus and self.address is None:
             import torch
 
             if not torch.cuda.is_available():
-                raise ConfigError(f"gpus per trial: {self.gpus:g} given, and torch sees no GPU here; 0 would do")
+                raise ConfigError(f"gpus per trial: {self.gpus:g} given, and torch sees no GPU here; use 0 instead")
 
     def _check_here(self, device: str) -> None:
         if self.cpus > cores():
@@ -87,7 +87,7 @@ def allocate(asked: ResourceRequest, trials: int, cpus: float, gpus: float) -> A
         ConfigError: a trial would wait for ever for what is not there.
     """
     if asked.gpus and asked.gpus > gpus:
-        raise ConfigError(f"gpus per trial: {asked.gpus:g} given, and Ray sees {gpus:g}; --gpus-per-trial 0 would do")
+        raise ConfigError(f"gpus per trial: {asked.gpus:g} given, and Ray sees {gpus:g}; use --gpus-per-trial 0")
     if asked.cpus > cpus:
         raise ConfigError(f"cpus per trial: {asked.cpus} given, and Ray sees {cpus:g}")
     wanted = asked.concurrency or (int(gpus) if gpus and asked.gpus is None else int(cpus // asked.cpus))

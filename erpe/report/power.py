@@ -74,8 +74,8 @@ def seeds_needed(difference: float, sd: float, tests: int = 1, power: float = 0.
 
 def _check(sd: float, tests: int, power: float, alpha: float) -> None:
     if not (0 < sd < math.inf):
-        raise ConfigError(f"standard deviation: {sd:g} given; a number above 0 would do")
+        raise ConfigError(f"standard deviation: {sd:g} given; use a number above 0 instead")
     if tests < 1:
-        raise ConfigError(f"tests: {tests} given; 1 or more would do")
+        raise ConfigError(f"tests: {tests} given; use 1 or more instead")
     if not alpha < power < 1:
-        raise ConfigError(f"power: {power:g} given; a number above {alpha:g} and below 1 would do")
+        raise ConfigError(f"power: {power:g} given; use a number above {alpha:g} and below 1 instead")

@@ -95,8 +95,8 @@ def gc(
     policy.check()
     if not policy.asks and not dangling:
         raise ConfigError(
-            "gc: nothing was asked for; --keep-best K, --older-than DAYS, --failed (together they spare more) or "
-            "--dangling would do, and --dry-run shows what would go"
+            "gc: nothing was asked for; use --keep-best K, --older-than DAYS, --failed (together they spare more) "
+            "or --dangling; --dry-run shows what would be removed"
         )
     experiments = _choose(store, study)
     logged = Logged(store)

@@ -99,7 +99,7 @@ def tune(
     """
     began = time.monotonic()
     if trials < 1:
-        raise ConfigError(f"trials: {trials} given; 1 or more would do")
+        raise ConfigError(f"trials: {trials} given; use 1 or more instead")
     address = ray_address or os.environ.get("ERPE_RAY_ADDRESS")
     asked = ResourceRequest(concurrency, cpus_per_trial, gpus_per_trial, address, pack)
     asked.check(device)

@@ -72,7 +72,7 @@ class Ints(Config):
             raise ConfigError(f"low {self.low} is above high {self.high}")
         if (self.high - self.low) // self.step > MOST_VALUES:
             raise ConfigError(
-                f"more than {MOST_VALUES} whole numbers from {self.low} to {self.high}; a larger step would do"
+                f"more than {MOST_VALUES} whole numbers from {self.low} to {self.high}; use a larger step"
             )
         if (self.high - self.low) % self.step:
             raise ConfigError(f"steps of {self.step} from {self.low} do not end at {self.high}")

@@ -234,7 +234,7 @@ def check_together(space: Space, base: TrialConfig) -> None:
     """
     names = [name for name in _SIZES if name in space.axes]
     if math.prod(len(space.axes[name].probes()) for name in names) > MOST_VALUES:
-        raise ConfigError(f"more than {MOST_VALUES} combinations of {', '.join(names)}; fewer values would do")
+        raise ConfigError(f"more than {MOST_VALUES} combinations of {', '.join(names)}; use fewer values")
     fixed = {name: axis.probes()[0] for name, axis in space.axes.items() if name not in names}
     for values in product(*(space.axes[name].probes() for name in names)):
         chosen = dict(zip(names, values, strict=True))

@@ -136,7 +136,7 @@ def define(
     given |= own
     base = defaults(variant, dataset).replace(given | {"seed": 0})
     if base.data.validation == 0:
-        raise ConfigError(f"data.validation: 0 given; a search needs {METRIC}, so above 0 would do")
+        raise ConfigError(f"data.validation: 0 given; a search needs {METRIC}; use a number above 0 instead")
     space = space or default_space(variant, dataset)
     # Sorted: the order decides what a seed draws.
     space = Space(axes={name: axis for name, axis in sorted(space.axes.items()) if name not in given})
@@ -214,7 +214,7 @@ def check_name(name: str) -> str:
         ConfigError: it holds something else than letters, digits, dots, dashes and underscores.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise ConfigError(f"study name {name!r}: letters, digits, dots, dashes and underscores would do")
+        raise ConfigError(f"study name {name!r}: use letters, digits, dots, dashes and underscores")
     return name
 
 

@@ -69,12 +69,12 @@ def parse(address: str) -> URL:
     try:
         url = make_url(address)
     except (ArgumentError, ValueError):  # a password with a slash, and its rest is no port
-        raise StoreError("database: no address; postgresql+psycopg://USER@HOST/NAME would do") from None
+        raise StoreError("database: no address; use postgresql+psycopg://USER@HOST/NAME instead") from None
     if url.get_backend_name() == "postgres":
         url = url.set(drivername="postgresql+psycopg")
     in_file = is_file(url) and url.database not in (None, "", ":memory:")
     if not in_file and url.get_backend_name() != "postgresql":
-        raise StoreError(f"database {show(url)}: sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME would do")
+        raise StoreError(f"database {show(url)}: use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME instead")
     return url
 
 
@@ -206,7 +206,7 @@ class Database:
         except Exception as error:
             if type(error).__module__.startswith("alembic"):
                 raise StoreError(
-                    f"database {show(self.url)}: another program's tables are in it; one of its own would do"
+                    f"database {show(self.url)}: another program's tables are in it; use one of its own"
                 ) from None
             raise
 

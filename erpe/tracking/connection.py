@@ -142,11 +142,11 @@ def _examine_server(uri: str) -> Health:
     except MlflowException as error:
         said = str(error)
         if "Invalid url" in said:
-            return Health("refuses", f"{name}: not a URL; MLFLOW_TRACKING_URI=http://HOST:PORT would do")
+            return Health("refuses", f"{name}: not a URL; set MLFLOW_TRACKING_URI=http://HOST:PORT")
         if "SOCKS" in said:
             return Health("refuses", f"{name}: this Python knows no SOCKS; use NO_PROXY=HOST, or pysocks, instead")
         if "SSLError" in said or "CERTIFICATE" in said:
-            return Health("refuses", f"{name}: certificate not trusted; MLFLOW_TRACKING_SERVER_CERT_PATH would do")
+            return Health("refuses", f"{name}: certificate not trusted; set MLFLOW_TRACKING_SERVER_CERT_PATH")
         why = re.search(
             r"Tunnel connection failed: [^'\"]+|Connection refused|timed out|timeout|Name or service not known|resolve",
             said,
@@ -162,7 +162,7 @@ def _judge(name: str, status: int, text: str, user: str) -> Health:
         return Health("down", f"{name}: answers {status}", WAITING)
     if status == 401:
         what = f"does not know {user} with this password" if user else "wants a login"
-        return Health("refuses", f"{name}: {what} (401); MLFLOW_TRACKING_USERNAME and _PASSWORD(_FILE) would do")
+        return Health("refuses", f"{name}: {what} (401); set MLFLOW_TRACKING_USERNAME and _PASSWORD(_FILE)")
     if status == 403:
         what = "does not serve this host name" if "host" in text.lower() else "forbids it"
         return Health("refuses", f"{name}: {what} (403); its --allowed-hosts or permissions must include us")
@@ -179,7 +179,7 @@ def _examine_database(uri: str) -> Health:
 
     name, kind = f"tracking database {redact(uri)}", uri.partition(":")[0].partition("+")[0]
     if kind not in ("sqlite", "postgresql", "mysql", "mssql"):
-        return Health("refuses", f"{name}: http://HOST:PORT, postgresql://HOST/NAME or sqlite:///FILE would do")
+        return Health("refuses", f"{name}: use http://HOST:PORT, postgresql://HOST/NAME or sqlite:///FILE instead")
     try:
         path = Path(make_url(uri).database or "")
         if kind == "sqlite" and not path.exists() and path.parent.is_dir():
@@ -201,7 +201,7 @@ def _examine_database(uri: str) -> Health:
     if not tables or versions == newest:
         return Health("well")
     if versions and versions <= known:
-        return Health("refuses", f"{name}: an older MLflow made it; back it up, then `mlflow db upgrade` would do")
+        return Health("refuses", f"{name}: an older MLflow made it; back it up, then run `mlflow db upgrade`")
     return Health("refuses", f"{name}: not of this MLflow version", "move it away, and `erpe sync` fills a new one")
 
 

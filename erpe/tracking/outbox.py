@@ -119,7 +119,7 @@ class Outbox:
     def __init__(self, folder: Path, study: str, observe: Callable[[Event], None] = lambda event: None) -> None:
         """`observe` sees every event once, in order: those already there and those written by anyone."""
         if not re.fullmatch(r"\w[\w.-]*", study):
-            raise ConfigError(f"study name {study!r}: letters, digits, '_', '-' and '.' would do")
+            raise ConfigError(f"study name {study!r}: use letters, digits, '_', '-' and '.'")
         self.path = folder / f"{study}.jsonl"
         self.seq = 0
         self._end = 0

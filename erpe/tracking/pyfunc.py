@@ -32,7 +32,7 @@ class Classifier:
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[1:] != self.config.model.image or images.dtype != np.uint8:
             raise ShapeError(
-                f"a uint8 batch of {self.config.model.image} images would do, not {images.dtype} {images.shape}"
+                f"use a uint8 batch of {self.config.model.image} images instead of {images.dtype} {images.shape}"
             )
         pixels = torch.from_numpy(np.ascontiguousarray(images))
         with torch.inference_mode():

@@ -217,7 +217,7 @@ def check_finite(losses: list[Tensor], last_step: int) -> None:
     finite = torch.stack(losses).isfinite().tolist()
     if not all(finite):
         step = last_step - len(finite) + 1 + finite.index(False)
-        raise TrialError(f"the loss of step {step} is not finite; a smaller train.lr or train.clip_norm would do")
+        raise TrialError(f"the loss of step {step} is not finite; use a smaller train.lr or train.clip_norm")
 
 
 def compiled(

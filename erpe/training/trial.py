@@ -141,7 +141,7 @@ class Trial:
             found |= {name: measured[name] for name in ("val/loss", "val/accuracy")}
             if not math.isfinite(found["val/loss"]):
                 last = int(found["epoch"]) * self.trainer.steps - 1
-                raise TrialError(f"the validation loss after step {last} is not finite; a smaller train.lr would do")
+                raise TrialError(f"the validation loss after step {last} is not finite; use a smaller train.lr")
         self.history.append(found)
         self._check_owner()
         save_tensors(self.folder / STATE, self.trainer.state(), self._facts() | {"history": self.history})
@@ -324,7 +324,7 @@ def final_evaluation(
     train = load_training(config.data, data_dir).train.to(where)
     likelihood = scores(logits_of(model, train, dataset), train.labels, "train")["train/log_likelihood"]
     if not math.isfinite(likelihood):
-        raise TrialError("the loss after the last step is not finite; a smaller train.lr would do")
+        raise TrialError("the loss after the last step is not finite; use a smaller train.lr")
     test = load_test(dataset, data_dir).to(where)
     logits = logits_of(model, test, dataset)
     k = sum(p.numel() for p in model.parameters())

@@ -117,10 +117,10 @@ def _check_experiments(foreign: Foreign, store: Store) -> None:
         theirs = {name for name, member in foreign.members.items() if member.experiment == experiment}
         if not (theirs <= known[experiment] or known[experiment] <= theirs):
             own = ", ".join(sorted(known[experiment] - theirs)[:3])
-            raise StudyError(f"study {experiment}: another one is here, or it went on here, too ({own}); {_WOULD_DO}")
+            raise StudyError(f"study {experiment}: another one is here, or it went on here, too ({own}); {_REMEDY}")
 
 
-_WOULD_DO = "--store NEW takes it into a store of its own"
+_REMEDY = "--store NEW takes it into a store of its own"
 
 
 def _compare(member: Member, here: storage.Database) -> _News:
@@ -135,11 +135,11 @@ def _compare(member: Member, here: storage.Database) -> _News:
         return _News(len(later), rows=True, files=True, removed=removed)
     known = storage.retry_while_unavailable(optuna.load_study)(study_name=name, storage=here.backend)
     if read_about(name, known.user_attrs).uid != member.record.about.uid:
-        raise StudyError(f"study {name}: another one of that name is here; {_WOULD_DO}")
+        raise StudyError(f"study {name}: another one of that name is here; {_REMEDY}")
     removed |= set(known.user_attrs.get(REMOVED, ()))
     newer, older = continues(member.study, known), continues(known, member.study)
     if not newer and not older:
-        raise StudyError(f"study {name}: it went on here and there since it was taken over; {_WOULD_DO}")
+        raise StudyError(f"study {name}: it went on here and there since it was taken over; {_REMEDY}")
     if not newer:
         return _News(0, rows=False, files=False, removed=removed)
     earlier = [facts(trial) for trial in known.get_trials(deepcopy=False)]

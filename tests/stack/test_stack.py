@@ -158,7 +158,7 @@ def test_the_proxy_lets_in_who_trusts_its_certificate_and_others_hear_why(shell,
     told = shell(f"docker compose run --rm {address} {command}", code=1).splitlines()
     shell(f"docker compose run --rm {trusting} {command}")
     assert compare_books(enter(shell, monkeypatch), "tls", 1) == Books()
-    assert len(told) == 1 and "certificate not trusted; MLFLOW_TRACKING_SERVER_CERT_PATH would do" in told[0]
+    assert len(told) == 1 and "certificate not trusted; set MLFLOW_TRACKING_SERVER_CERT_PATH" in told[0]
 
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(shell.project / "secrets/ray_token"))
     jobs = Jobs(f"https://localhost:{shell.stack.ports['tls-jobs']}")

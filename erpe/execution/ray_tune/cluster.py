@@ -37,7 +37,7 @@ def check_reachable(address: str) -> None:
     """
     host, _, port = address.rpartition(":")
     if "/" in address or not host or not port.isdigit():
-        raise ConfigError(f"ray address {address!r}: HOST:PORT of the cluster's head would do, the port mostly 6379")
+        raise ConfigError(f"ray address {address!r}: use HOST:PORT of the cluster's head, the port mostly 6379")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, OverflowError, ValueError) as error:
@@ -111,7 +111,7 @@ def leaving_the_users_folder(folder: str) -> Iterator[None]:
 
 def _wants_token(address: str | None) -> ConfigError:
     return ConfigError(
-        f"ray address {address}: it wants its token; RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or _TOKEN_PATH would do"
+        f"ray address {address}: it asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
     )
 
 
@@ -226,7 +226,7 @@ def cluster_info(address: str) -> ClusterResources:
         len(alive), sum(each.get("CPU", 0) for each in alive), sum(each.get("GPU", 0) for each in alive)
     )
     if not room.cpus:
-        raise ConfigError(f"ray address {address}: {room.nodes} nodes and no CPU among them; a worker would do")
+        raise ConfigError(f"ray address {address}: {room.nodes} nodes and no CPU among them; add a worker")
     require_node(address)
     return room
 

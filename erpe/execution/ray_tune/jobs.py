@@ -64,7 +64,7 @@ class Jobs:
 
     def __init__(self, address: str) -> None:
         if not address.startswith(("http://", "https://")):
-            raise JobError(f"ray jobs {redact(address)!r}: http://HOST:PORT of the head would do, the port mostly 8265")
+            raise JobError(f"ray jobs {redact(address)!r}: use http://HOST:PORT of the head, the port mostly 8265")
         self.address = address.rstrip("/")
         self.name = f"ray jobs {redact(self.address)}"
         bypass_proxies()
@@ -134,14 +134,14 @@ class Jobs:
         except OSError as error:
             reason = getattr(error, "reason", error)
             if isinstance(reason, ssl.SSLCertVerificationError):
-                advice = "SSL_CERT_FILE with a certificate to trust would do"
+                advice = "set SSL_CERT_FILE to a certificate to trust"
                 raise JobError(f"{self.name}: certificate not trusted ({reason.verify_message}); {advice}") from None
             raise JobError(f"{self.name}: nobody answers ({reason}); is the head up, with its dashboard?") from error
 
     def _refused(self, error: urllib.error.HTTPError, job: str) -> JobError:
         if error.code in (401, 403):
             what = "it does not know our token" if self._headers else "it wants its token"
-            return JobError(f"{self.name}: {what} ({error.code}); RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH would do")
+            return JobError(f"{self.name}: {what} ({error.code}); set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH")
         if error.code == 404 and job:
             return JobError(f"{self.name}: no job {job}; `erpe jobs list` shows those that it knows")
         said = (error.read(4096).decode(errors="replace").strip().splitlines() or [error.reason])[-1]
@@ -157,7 +157,7 @@ def _token() -> str:
         return Path(path).read_text().strip() if path else ""
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "no text"
-        raise JobError(f"RAY_AUTH_TOKEN_PATH {path}: cannot be read ({why}); a file with the token would do") from None
+        raise JobError(f"RAY_AUTH_TOKEN_PATH {path}: cannot be read ({why}); name a file with the token") from None
 
 
 def _safe(name: str) -> str:

@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 5.0
 ANSWER_SECONDS = 60.0
 """How long the driver waits for a node: it may have to start a process."""
 
-REMEDY = "one folder that all nodes share, or ERPE_CHECKPOINTS=URL, would do"
+REMEDY = "use one folder that all nodes share, or ERPE_CHECKPOINTS=URL"
 
 
 def preflight(place: Remote) -> dict[str, str]:
