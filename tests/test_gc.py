@@ -475,7 +475,7 @@ def erpe(monkeypatch, capsys, *words):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "nothing was asked for; --keep-best K, --older-than DAYS, --failed"),
+        ((), "nothing was asked for; use --keep-best K, --older-than DAYS, --failed"),
         (("--dry-run",), "nothing was asked for"),
         (("--keep-best", "0"), "keep best: 0 given; use 1 or more instead"),
         (("--older-than", "-1"), "older than: -1.0 days given"),
