@@ -295,9 +295,11 @@ def defaults(variant: str, dataset: str | Dataset, seed: int = 0) -> TrialConfig
     """
     split_variant(variant)
     facts = facts_of(dataset)
-    model = ModelConfig(variant=variant, image=facts.image, classes=facts.classes)
-    config = TrialConfig(model=model, data=DataConfig(dataset=dataset), seed=seed)
-    return config.replace(facts.usual)
+    usual = facts.usual
+    patch = usual["model.patch"]
+    model = ModelConfig(variant=variant, image=facts.image, classes=facts.classes, patch=patch)
+    data = DataConfig(dataset=dataset, validation=usual.get("data.validation", 0.1))
+    return TrialConfig(model=model, data=data, seed=seed).replace(usual)
 
 
 def is_history(found: Any, config: TrialConfig) -> bool:

@@ -175,6 +175,26 @@ def facts_of(dataset: str | Dataset) -> Dataset:
     return DATASETS[dataset]
 
 
+def read_dataset(stored: str | dict[str, Any]) -> str | Dataset:
+    """A data set as a plan stores it: a published one's name, or the description of own data."""
+    return Dataset(**stored) if isinstance(stored, dict) else stored
+
+
+def read_grid(given: Any) -> tuple[int, int] | None:
+    """(height, width) of `"28x40"`, `28`, `[28, 40]`, or nothing of nothing.
+
+    Raises:
+        ConfigError: it is none of these, or not positive.
+    """
+    if given is None:
+        return None
+    sides = str(given).lower().split("x") if isinstance(given, int | str) else list(given)
+    numbers = [int(side) for side in sides if str(side).strip().isdigit()]
+    if len(numbers) != len(sides) or not 1 <= len(numbers) <= 2 or not all(0 < side < 2**12 for side in numbers):
+        raise ConfigError(f"resize: {given!r} given; use HEIGHTxWIDTH in pixels instead, as 32x32")
+    return numbers[0], numbers[-1]
+
+
 def _known(dataset: str | Dataset) -> str | Dataset:
     facts_of(dataset)
     return dataset

@@ -17,7 +17,7 @@ import typer
 from erpe import __version__
 from erpe.cli.bench import bench_app
 from erpe.cli.jobs import jobs_app, submit
-from erpe.cli.options import STORE, AsJson, DataDir, DatasetOption, StoreOption, existing
+from erpe.cli.options import STORE, AsJson, DataDir, DatasetOption, StoreOption, dataset_of, existing
 from erpe.cli.output import close_output
 from erpe.cli.report import compare, report
 from erpe.cli.restore import restore
@@ -40,8 +40,18 @@ def variants(dataset: DatasetOption = "mnist", as_json: AsJson = False) -> None:
     """List the twelve variants with their size and cost at the default configuration."""
     from erpe.cli.tables import variants_rows, variants_table
 
-    rows = variants_rows(dataset)
-    print(json.dumps(rows)) if as_json else variants_table(rows, dataset)
+    found = dataset_of(dataset)
+    rows = variants_rows(found)
+    print(json.dumps(rows)) if as_json else variants_table(rows, str(found))
+
+
+@app.command()
+def datasets(data_dir: DataDir = None, store: StoreOption = STORE, as_json: AsJson = False) -> None:
+    """List data sets: published ones, where they lie, and own images that the store knows."""
+    from erpe.cli.tables import datasets_rows, datasets_table
+
+    rows = datasets_rows(data_dir, store)
+    print(json.dumps(rows)) if as_json else datasets_table(rows)
 
 
 @app.command()

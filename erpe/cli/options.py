@@ -13,7 +13,14 @@ STORE = Path("runs")
 """The folder of results where none is named."""
 
 VariantOption = Annotated[str, typer.Option("--variant", "-v", help="One of the twelve; `erpe variants` lists them.")]
-DatasetOption = Annotated[str, typer.Option("--dataset", "-d", help="digits (no download), mnist or cifar10.")]
+DatasetOption = Annotated[
+    str,
+    typer.Option(
+        "--dataset", "-d", help="digits (no download), mnist, cifar10 and more, or the path of own images: a folder "
+        "with train/CLASS/*, or an .npz; `erpe datasets` lists them."
+    ),
+]  # fmt: skip
+Resize = Annotated[str | None, typer.Option(help="Height and width that own images get, as 32x32.")]
 DataDir = Annotated[
     Path | None,
     typer.Option(help="Folder of the data sets; default: $ERPE_DATA, or ./data. What is missing is downloaded."),
@@ -43,6 +50,32 @@ def parse_settings(given: list[str] | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for line in given or []:
         combine(found, dotted(read_line(line, "train.ema=0.99")), "--set ")
+    return found
+
+
+def dataset_of(given: str, resize: str | None = None, store: Path | None = None, data_dir: Path | None = None) -> Any:
+    """A published data set's name, or the description of own images, of which a line is told.
+
+    Args:
+        store: beside which what is found out of own images is kept.
+    Raises:
+        ConfigError, DataError: see `erpe.training.own.find_dataset`; or the folder of published data sets is given too.
+    """
+    import sys
+
+    from erpe.datasets import DATASETS, Dataset, read_grid
+    from erpe.store import Store
+    from erpe.text import line
+
+    if given in DATASETS and not resize:
+        return given
+    from erpe.training.own import find_dataset, summary
+
+    found = find_dataset(given, resize=read_grid(resize), cache=Store.open(store).datasets if store else None)
+    if data_dir and isinstance(found, Dataset):
+        raise ConfigError("--data-dir is the folder of published data sets; --dataset says where own images lie")
+    if isinstance(found, Dataset):
+        print(line(summary(found)), file=sys.stderr)
     return found
 
 

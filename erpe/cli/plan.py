@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from erpe.cli.tables import clock
+from erpe.datasets import Dataset
 from erpe.study.plan import Plan
 from erpe.text import Terminal
+from erpe.training.own import given_path
 
 if TYPE_CHECKING:
     from erpe.bench.probe import Probe
@@ -53,7 +55,10 @@ def _toml(value: Any) -> str:
 
 def plan_table(plan: Plan, rows: list[dict[str, Any]], notes: list[str]) -> None:
     """The resolved file, setting by setting, and as comments the arms it makes: what is printed is a study file."""
-    for each in toml_lines(plan.resolved().model_dump(mode="json", exclude_none=True)):
+    written = plan.resolved().model_dump(mode="json", exclude_none=True)
+    if isinstance(plan.dataset, Dataset):
+        written["dataset"] = str(given_path(plan.dataset) or plan.dataset)
+    for each in toml_lines(written):
         print(each)
     print(f"\n# {len(rows)} arms; size and cost of a typical model of each")
     table = Table(box=None, padding=(0, 2, 0, 0))

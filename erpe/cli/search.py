@@ -21,10 +21,12 @@ from erpe.cli.options import (
     Epochs,
     New,
     Pack,
+    Resize,
     Seed,
     Settings,
     StoreOption,
     VariantOption,
+    dataset_of,
     existing,
     one_of,
     parse_settings,
@@ -43,6 +45,7 @@ Executor = Annotated[str, typer.Option(help="ray, or inline: one trial after the
 def tune(
     variant: VariantOption,
     dataset: DatasetOption,
+    resize: Resize = None,
     trials: Annotated[
         int | None,
         typer.Option(help="Trials of the study, earlier ones included; default: 6 for digits, 20 for others."),
@@ -67,18 +70,20 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Search the best settings of a variant; test the best model once. The same command continues."""
+    from erpe.datasets import facts_of
     from erpe.study.search_space import load_space
     from erpe.study.spec import define
 
-    given = parse_settings(settings)
-    ranges = load_space(space, variant, dataset, given) if space else None
+    given, data = parse_settings(settings), dataset_of(dataset, resize, store, data_dir)
+    ranges = load_space(space, variant, data, given) if space else None
     spec = define(
-        variant, dataset, space=ranges, settings=given, epochs=epochs,
+        variant, data, space=ranges, settings=given, epochs=epochs,
         sampler=one_of("sampler", sampler, ("tpe", "gp", "cmaes", "random")),
         pruner=one_of("pruner", pruner, ("auto", "asha", "hyperband", "median", "none")), seed=seed,
     )  # fmt: skip
+    usual = DEFAULT_TRIALS[facts_of(data).like]
     run_study(
-        spec, store, as_json, trials=DEFAULT_TRIALS[dataset] if trials is None else trials, data_dir=data_dir,
+        spec, store, as_json, trials=usual if trials is None else trials, data_dir=data_dir,
         name=name, new=new, concurrency=concurrency, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial,
         pack=pack, device=device, ray_address=ray_address, executor=one_of("executor", executor, ("ray", "inline")),
     )  # fmt: skip
@@ -87,6 +92,7 @@ def tune(
 def train(
     variant: VariantOption,
     dataset: DatasetOption,
+    resize: Resize = None,
     epochs: Epochs = None,
     settings: Settings = None,
     seed: Seed = 0,
@@ -102,8 +108,9 @@ def train(
     from erpe.study.naming import identified
     from erpe.study.spec import define
 
+    data = dataset_of(dataset, resize, store, data_dir)
     spec = define(
-        variant, dataset, space=Space(axes={}), settings=parse_settings(settings), epochs=epochs,
+        variant, data, space=Space(axes={}), settings=parse_settings(settings), epochs=epochs,
         sampler="random", pruner="none", seed=seed,
     )  # fmt: skip
     name = identified(Store.open(store), f"train-{spec.name}", spec)
@@ -113,7 +120,7 @@ def train(
 
 
 DEFAULT_TRIALS = {"digits": 6, "mnist": 20, "cifar10": 20}
-"""Trials of `erpe tune`, by data set."""
+"""Trials of `erpe tune`, by the kind of data set."""
 
 
 def run_study(spec: Any, store: Path, as_json: bool, **how: Any) -> None:
@@ -230,8 +237,8 @@ def study_run(
     from erpe.store import Store
     from erpe.study.plan import load_plan
 
-    plan = load_plan(file, changes_of(settings, budget))
     chosen, opened = one_of("executor", executor, ("ray", "inline")), Store.open(store)
+    plan = load_plan(file, changes_of(settings, budget), opened.datasets)
     if not offline:
         check_tracking(opened)
     with interruptible_command():

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from erpe.config import VARIANTS, defaults, split_variant
+from erpe.datasets import Dataset
 from erpe.execution.callbacks import TrialProgress
 from erpe.search.tune import TuneResult
 from erpe.store import Store
@@ -224,7 +225,39 @@ def result_json(result: TuneResult) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def variants_rows(dataset: str) -> list[dict[str, Any]]:
+def datasets_rows(data_dir: Path | None, store: Path) -> list[dict[str, Any]]:
+    """Each data set with its form, and where it lies."""
+    from erpe.datasets import DATASETS
+    from erpe.training.download import find_data_dir, folder_of, missing_files
+    from erpe.training.own import described
+
+    root, found = find_data_dir(data_dir), []
+    for facts in DATASETS.values():
+        missing = missing_files(facts.name, root)
+        where = f"{len(missing)} files not in {root}; downloaded when needed" if missing else ""
+        found.append((facts, where or ("scikit-learn" if facts.name == "digits" else str(folder_of(facts.name, root)))))
+    found += [(facts, f"own, {path}") for facts, path in described(store / "datasets")]
+    return [
+        {"name": facts.name, "image": facts.image, "classes": facts.classes, "train": facts.train, "test": facts.test}
+        | {"where": where, "fingerprint": facts.fingerprint}
+        for facts, where in found
+    ]
+
+
+def datasets_table(rows: list[dict[str, Any]]) -> None:
+    """The same, for people."""
+    table = Table(box=SIMPLE)
+    for name in ("name", "image", "classes", "train", "test", "where"):
+        table.add_column(
+            name, no_wrap=name == "name", justify="right" if name in ("classes", "train", "test") else "left"
+        )
+    for row in rows:
+        image = " x ".join(map(str, row["image"]))
+        table.add_row(row["name"], image, str(row["classes"]), f"{row['train']:,}", f"{row['test']:,}", row["where"])
+    Terminal().print_table(table)
+
+
+def variants_rows(dataset: str | Dataset) -> list[dict[str, Any]]:
     """Each variant's parts, parameters and FLOPs at the default configuration of a data set."""
     from erpe.model.vit import parameter_count
     from erpe.training.trial import cost

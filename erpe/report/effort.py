@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from erpe.config import ModelConfig, defaults
+from erpe.datasets import DATASETS, Dataset
 from erpe.report.outcomes import Outcomes
 from erpe.report.pairing import KEY, arm_keys
 
@@ -63,7 +64,8 @@ def compute(outcomes: Outcomes) -> pd.DataFrame:
         trials = _trials(outcomes, study, arm)
         runs = outcomes.runs[(outcomes.runs["study"] == study) & (outcomes.runs["arm"] == arm)]
         confirmed = outcomes.epochs["uid"].value_counts().reindex(runs["uid"], fill_value=0)
-        flops = [_train_flops(trial, dataset) * trial["epochs"] for trial in trials.to_dict("records")]
+        known = outcomes.datasets.get(dataset) or DATASETS.get(dataset)
+        flops = [_train_flops(trial, known) * trial["epochs"] for trial in trials.to_dict("records")]
         once = runs["flops/train_step"].to_numpy() if "flops/train_step" in runs else np.zeros(len(runs))
         spent = (int(trials["epochs"].sum()), float(sum(flops)), int(confirmed.sum()))
         rows.append((study, dataset, arm, *spent, float(np.sum(once * confirmed.to_numpy()))))
@@ -75,8 +77,13 @@ def _trials(outcomes: Outcomes, study: str, arm: str) -> pd.DataFrame:
     return trials[(trials["study"] == study) & (trials["arm"] == arm)]
 
 
-def _train_flops(trial: dict[Any, Any], dataset: str) -> float:
-    """FLOPs of a training step, an image, of a trial's model; of settings that are not in its row the defaults."""
+def _train_flops(trial: dict[Any, Any], dataset: Dataset | None) -> float:
+    """FLOPs of a training step, an image, of a trial's model; of settings that are not in its row the defaults.
+
+    NaN where nothing is known of the images.
+    """
+    if dataset is None:
+        return math.nan
     from erpe.model.flops import train_step_flops
 
     base = defaults(trial["variant"], dataset)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from erpe.datasets import Dataset
 from erpe.errors import StoreError
 from erpe.io import read_arrays
 
@@ -53,6 +54,8 @@ class Outcomes:
     `val/accuracy` (NaN in a confirmation) and `train/loss` (NaN in a search)."""
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
     """uid of a confirmed run -> (test images,) the class it predicts, as whole numbers."""
+    datasets: dict[str, Dataset] = field(default_factory=dict)
+    """Name of own data -> what is known of it, where that is known."""
     labels: dict[str, np.ndarray] = field(default_factory=dict)
     """Data set -> (test images,) the true classes."""
     folders: dict[str, Path] = field(default_factory=dict)
@@ -75,6 +78,7 @@ class Rows:
         self.folders: dict[str, Path] = {}
         self.made_with: dict[str, str] = {}
         self.margins: dict[str, float] = {}
+        self.datasets: dict[str, Dataset] = {}
         self.notes: list[str] = []
 
     def add_run(self, row: dict[str, Any]) -> None:
@@ -115,7 +119,7 @@ class Rows:
             frames[name] = frame.reindex(columns=[*columns.split(), *frame.columns.difference(columns.split())])
         return Outcomes(
             **frames, predictions=self.predictions, labels=self.labels, folders=self.folders,
-            made_with=self.made_with, margins=self.margins,
+            made_with=self.made_with, margins=self.margins, datasets=self.datasets,
             notes=(*self.notes, *default_wins(self.tables["arms"])),
         )  # fmt: skip
 

@@ -20,9 +20,10 @@ def protocol(outcomes: Outcomes) -> dict[str, str]:
     """What was done, as terms and their description, for one study on one data set."""
     arms, runs = outcomes.arms, outcomes.runs
     dataset = str(arms["dataset"].iloc[0])
-    facts = DATASETS.get(dataset)
+    facts = outcomes.datasets.get(dataset) or DATASETS.get(dataset)
     kept = f" ({_numbers(runs['train/images'])} of them for the confirmation)" if "train/images" in runs else ""
     size = f": {facts.train:,} training images{kept}, {facts.test:,} test images" if facts else ""
+    size += ", a fixed stratified part of the images given" if facts and facts.part else ""
     trials, seeds = _numbers(arms["trials_planned"]), _numbers(arms["seeds_planned"])
     searched, confirmed = _epochs(outcomes)
     steps = {

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from erpe.config import defaults
+from erpe.datasets import read_dataset
 from erpe.errors import StudyError
 from erpe.study.plan import Plan
 from erpe.study.records import StudyRecord, arm_of
@@ -75,7 +76,7 @@ def check_replacing(plan: Plan, members: list[StudyRecord], replace: bool) -> st
 def _protocol(plan: dict[str, Any]) -> dict[str, Any]:
     """What decides which configuration is confirmed, and for how long, with defaults written out."""
     search, confirm = plan["search"], plan["confirm"]
-    usual = search["epochs"] or defaults("softmax", plan["dataset"]).train.epochs
+    usual = search["epochs"] or defaults("softmax", read_dataset(plan["dataset"])).train.epochs
     return {
         "search": {"trials": search["trials"], "budget": search["budget"]},
         "confirm": {"epochs": confirm["epochs"] or usual},

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field, NonNegativeInt, WithJsonSchema, field_validator, model_validator
 
 from erpe.config import NINE, VARIANTS, Config, Variant, defaults
-from erpe.datasets import AnyDataset, Size
+from erpe.datasets import DATASETS, AnyDataset, Size, read_grid
 from erpe.errors import ConfigError, ErpeError
 from erpe.study.distributions import Axis, Choices, Scalar, typical
 from erpe.study.entries import combine, contradictions, dotted, read_line
@@ -40,6 +40,13 @@ def _listed(given: Any) -> Any:
 _LIST = {"type": "array", "items": {"enum": list(VARIANTS)}}
 Variants = Annotated[
     tuple[Variant, ...], BeforeValidator(_listed), WithJsonSchema({"anyOf": [{"enum": list(_NAMED)}, _LIST]})
+]
+
+
+Grid = Annotated[
+    tuple[Size, Size] | None,
+    BeforeValidator(read_grid),
+    WithJsonSchema({"type": ["string", "integer"]}),
 ]
 
 
@@ -92,6 +99,8 @@ class Plan(Config):
     """Of the study; none: the file's."""
     dataset: AnyDataset
     """Its name, or the path of own images, relative to the study file."""
+    resize: Grid = Field(None, exclude_if=lambda grid: grid is None)
+    """Height and width that own images get, as "32x32"; default: they stay as they are."""
     variants: Variants
     """The nine of the question, all twelve, or a list."""
     seed: NonNegativeInt = 0
@@ -209,9 +218,11 @@ def _written(axis: Axis) -> Any:
     return axis.model_dump(exclude_defaults=True)
 
 
-def load_plan(path: str | Path, changes: Sequence[str] = ()) -> Plan:
+def load_plan(path: str | Path, changes: Sequence[str] = (), cache: Path | None = None) -> Plan:
     """A study file, with some lines changed, in this order: `["search.trials=2", "space.model.patch=7"]`.
 
+    Args:
+        cache: where what is found out of own images is kept; see `erpe.training.own.find_dataset`.
     Raises:
         ConfigError: one line naming the file, the key, and what is wrong with it.
     """
@@ -226,9 +237,19 @@ def load_plan(path: str | Path, changes: Sequence[str] = ()) -> Plan:
             _lay_over(table, _read_change(line))
         if against := contradictions({f"[{name}]": found for name, found in _tables_of(table).items()}):
             raise ConfigError(*against)
-        return Plan(**table)
+        return Plan(**_with_dataset(table, path.parent, cache))
     except ErpeError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _with_dataset(table: dict[str, Any], base: Path, cache: Path | None) -> dict[str, Any]:
+    """The file's table; a path of own images, which is relative to the file, becomes their description."""
+    given = table.get("dataset")
+    if not isinstance(given, str) or (given in DATASETS and "resize" not in table):
+        return table
+    from erpe.training.own import find_dataset
+
+    return table | {"dataset": find_dataset(given, base=base, resize=read_grid(table.get("resize")), cache=cache)}
 
 
 def check_agreement(changes: Sequence[str]) -> None:

@@ -30,6 +30,9 @@ Grid = tuple[int, int]
 _LOCATED: dict[str, Path] = {}
 """Fingerprint -> the `.npz` with the images, for those that were found in this process."""
 
+_GIVEN: dict[str, Path] = {}
+"""Fingerprint -> the path that the user gave."""
+
 
 def find_dataset(
     given: str | os.PathLike[str], *, base: Path | None = None, resize: Grid | None = None, cache: Path | None = None
@@ -58,7 +61,9 @@ def find_dataset(
     if not os.path.exists(path):
         facts_of(str(given))  # says what is meant
     try:
-        return _described(path, resize, cache)
+        dataset = _described(path, resize, cache)
+        _GIVEN[dataset.fingerprint or ""] = path
+        return dataset
     except OSError as error:
         raise DataError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
 
@@ -74,6 +79,21 @@ def location(dataset: Dataset, given: str | Path | None = None) -> Path:
     if not given and dataset.fingerprint not in _LOCATED:
         raise DataError(f"data set {dataset}: where its images lie is not known here; use --dataset PATH")
     return Path(given or _LOCATED[dataset.fingerprint or ""])
+
+
+def summary(dataset: Dataset) -> str:
+    """What own data are, in a line."""
+    channels, height, width = dataset.image
+    part = ", a fixed stratified fifth: no test set was given" if dataset.part else ""
+    return (
+        f"{dataset}: {dataset.classes} classes, {channels} x {height} x {width} pixels, {dataset.train:,} images to "
+        f"train with, {dataset.test:,} to test with{part}"
+    )
+
+
+def given_path(dataset: Dataset) -> Path | None:
+    """Where a user said that own images lie, in this process."""
+    return _GIVEN.get(dataset.fingerprint or "")
 
 
 def read_pack(path: Path, dataset: Dataset, part: Literal["train", "test"]) -> tuple[np.ndarray, np.ndarray]:
@@ -95,9 +115,10 @@ def _described(path: Path, resize: Grid | None, cache: Path | None) -> Dataset:
     note = cache / f"{_signature(path, resize)}.json" if cache else None
     known = _noted(note) if note else None
     pack = path if path.is_file() and not resize else None
-    if known and cache:
+    if known and cache and note:
         pack = pack or cache / f"{(known.fingerprint or '')[:16]}.npz"
         if pack.exists():
+            _note(note, known, path)
             return _locate(known, pack)
     found = read_folder(path, resize) if path.is_dir() else read_npz(path, resize)
     dataset = _describe(found, _name_of(found.fingerprint, path, cache))
@@ -106,7 +127,7 @@ def _described(path: Path, resize: Grid | None, cache: Path | None) -> Dataset:
         if pack is None:
             pack = cache / f"{found.fingerprint[:16]}.npz"
             found.save(pack)
-        write_atomic(note, json.dumps({"dataset": dataset.model_dump(mode="json"), "path": str(path)}))
+        _note(note, dataset, path)
     return _locate(dataset, pack) if pack else dataset
 
 
@@ -131,6 +152,10 @@ def described(cache: Path) -> Iterable[tuple[Dataset, str]]:
         if dataset:
             seen[dataset.fingerprint] = (dataset, str(read_json(note).get("path", "")))
     return seen.values()
+
+
+def _note(note: Path, dataset: Dataset, path: Path) -> None:
+    write_atomic(note, json.dumps({"dataset": dataset.model_dump(mode="json"), "path": str(path)}))
 
 
 def _noted(note: Path) -> Dataset | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from erpe import __version__
 from erpe.config import split_variant
+from erpe.datasets import Dataset
 from erpe.errors import StoreError
 from erpe.io import read_json
 from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
@@ -65,6 +66,8 @@ def _read_study(rows: Rows, plan: Plan, members: list[StudyRecord], store: Store
             rows.add_folder(trial.uid, str(plan.dataset), folder)
         made = next((member.part_of.made_with for member in members if member.part_of), {})
         rows.made_with[plan.name] = describe(made | {"device": _devices(rows, plan)})
+    if isinstance(plan.dataset, Dataset):
+        rows.datasets[plan.dataset.name] = plan.dataset
     rows.margins[plan.name] = plan.compare.margin
     rows.notes.append(f"{plan.name}: {openings(members, [arm.name for arm in plan.arms()]).told()}")
 
