@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from erpe.datasets import facts_of
-from erpe.errors import StoreError, StudyError, nearest
+from erpe.errors import StoreError, StudyError
 from erpe.store import Store
 from erpe.text import first_line
 
@@ -15,29 +15,26 @@ def find_folder(run: str, store: Store) -> Path:
     """The folder of a finished trial.
 
     Args:
-        run: a study (its best trial), STUDY/NUMBER, a trial's folder, or the id of an MLflow run.
+        run: see `erpe.study.lookup.find_trial`; or a trial's folder, or the id of an MLflow run.
     Raises:
         StudyError: nothing of that name, or the trial is not finished.
     """
+    from erpe.study.lookup import find_trial, studies_of
+    from erpe.study.naming import part_name
     from erpe.study.records import read_studies
 
     if os.path.exists(Path(run) / "model.safetensors"):  # Path.exists raises for a name that is too long
         return Path(run)
-    study, _, number = run.partition("/")
-    known = {found.name: found for found in read_studies(store)}
-    if study in known:
-        trials = [trial for trial in known[study].trials if str(trial.number) == number]
-        trial = trials[0] if trials else known[study].best if not number else None
-        if trial is None or trial.state != "COMPLETE":
-            raise StudyError(f"{run}: no finished trial; `erpe status {study}` lists them")
-        if trial.removed:
-            raise StudyError(f"{run}: `erpe gc` removed its model; `erpe status {study}` lists those that stayed")
-        return store.trial_folder(study, trial.number, trial.config.seed)
-    if len(run) == 32 and run.isalnum():
+    records = read_studies(store)
+    if len(run) == 32 and run.isalnum() and run not in studies_of(records):
         return download(run, store)
-    raise StudyError(
-        f"{run}: no study, trial folder or MLflow run; {nearest(run, known) if known else 'the store is empty'}"
-    )
+    part, trial = find_trial(records, run)
+    lists = f"`erpe status {part_name(part.experiment, part.arm, 'search')}` lists"
+    if trial is None:
+        raise StudyError(f"{run}: no finished trial; {lists} them")
+    if trial.removed:
+        raise StudyError(f"{run}: `erpe gc` removed its model; {lists} those that stayed")
+    return store.trial_folder(part.name, trial.number, trial.config.seed)
 
 
 def download(run: str, store: Store) -> Path:

@@ -21,7 +21,7 @@ from toys import number_of, work
 
 from erpe.cli.status import statuses
 from erpe.cli.sync import mend
-from erpe.cli.tables import lag_words, status_rows
+from erpe.cli.trials import lag_words, status_rows
 from erpe.errors import StoreError, TrialError
 from erpe.search.run_study import run
 from erpe.search.tune import tune
@@ -310,9 +310,8 @@ def test_nothing_heavy_is_imported(store):
 
 def test_status_tells_how_much_waits_and_for_how_long(store):
     waits = lags(store)
-    found = {row["study"]: row for row in status_rows(store, None)}
-    assert found[SOLO]["lag"] == waits[SOLO] == len(events(store, SOLO))
-    parts = [row["lag"] for name, row in found.items() if name.startswith(GROUP)]
+    assert [row["lag"] for row in status_rows(store, SOLO)] == [waits[SOLO]] == [len(events(store, SOLO))]
+    parts = [row["lag"] for row in status_rows(store, GROUP)]
     assert len(parts) == 2 and all(parts) and sum(parts) == waits[GROUP]
     (whole,) = statuses(store, GROUP)
     assert whole.lag == waits[GROUP] and 0 <= whole.lag_seconds < 3600

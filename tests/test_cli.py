@@ -206,14 +206,16 @@ def test_status_shows_the_trial_and_its_test(erpe, trained):
     (row,) = json.loads(out)
     assert code == 0 and row["study"] == first["study"] and row["counts"] == {"COMPLETE": 1}
     assert row["trials"][0]["epochs"] == 2 and row["test"] == first["test"]
-    assert erpe("status", "--store", str(store))[1].count("complete") == 2
+    assert erpe("status", first["study"], "--store", str(store))[1].count("complete") == 2
+    assert first["study"] in erpe("status", "--store", str(store))[1]
 
 
 def test_status_says_that_a_study_without_data_has_no_trial_yet(erpe, tmp_path):
     store = str(tmp_path / "runs")
     code, _, err = erpe("train", "-v", "relu", "-d", "mnist", "--data-dir", os.devnull, "--store", store)
     assert code == 1 and os.devnull in err
-    code, out, _ = erpe("status", "--store", store)
+    (name,) = (row["study"] for row in json.loads(erpe("status", "--store", store, "--json")[1]))
+    code, out, _ = erpe("status", name, "--store", store)
     assert code == 0 and out.rstrip().endswith("no trial yet; the command that made it goes on")
 
 

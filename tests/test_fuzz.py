@@ -21,7 +21,7 @@ from trials import STUDIES, tiny
 
 from erpe.cli import app
 from erpe.cli.options import parse_settings
-from erpe.cli.tables import status_rows, status_table
+from erpe.cli.trials import status_rows, status_table
 from erpe.errors import ErpeError
 from erpe.inference import predict
 from erpe.io import read_arrays

@@ -210,10 +210,10 @@ def test_unfinished_and_registered_trials_stay_whatever_is_asked(empty):
 def test_all_of_a_confirmation_stays_and_so_does_what_is_compared(nine):
     before = load(nine)
     found = gc(nine, ALL, study="digits-nine")
-    assert {swept.study: len(swept.going) for swept in found.studies if swept.going} == {
-        f"digits-nine.{arm}": 2 for arm in ("softmax", "relu", "relu_rope")
+    assert {(swept.study, swept.arm): len(swept.going) for swept in found.studies if swept.going} == {
+        ("digits-nine", arm): 2 for arm in ("softmax", "relu", "relu_rope")
     }
-    assert all(set(swept.staying) == {"confirmed"} for swept in found.studies if ".confirm-" in swept.study)
+    assert all(set(swept.staying) == {"confirmed"} for swept in found.studies if swept.phase == "confirm")
     check_nothing_dangles(nine, "digits-nine")
     after = load(nine)
     for table in ("arms", "runs", "trials", "epochs"):
@@ -221,9 +221,9 @@ def test_all_of_a_confirmation_stays_and_so_does_what_is_compared(nine):
     play(nine, "search.trials=3", work=work()._replace(start=pytest.fail, confirm=pytest.fail, time=pytest.fail))
 
 
-def test_one_part_of_a_study_can_be_named(nine):
-    found = gc(nine, ALL, study="digits-nine.relu")
-    assert [swept.study for swept in found.studies] == ["digits-nine.relu"]
+def test_one_arm_of_a_study_can_be_named(nine):
+    found = gc(nine, ALL, study="digits-nine/relu")
+    assert {(swept.study, swept.arm) for swept in found.studies} == {("digits-nine", "relu")}
     check_nothing_dangles(nine, "digits-nine")
 
 
@@ -245,14 +245,14 @@ def test_what_was_measured_of_a_removed_trial_can_be_read_and_its_model_is_told_
     gc(nine, ALL)
     gone = next(trial for trial in trials(nine, "digits-nine.relu") if trial.removed)
     with pytest.raises(StudyError, match="`erpe gc` removed its model"):
-        find_folder(f"digits-nine.relu/{gone.number}", nine)
+        find_folder(f"digits-nine/relu/{gone.number}", nine)
     study = load_study("digits-nine", nine.root)
     assert gone.uid in set(study.trials["uid"]) and study.best("relu")
     with pytest.raises(StudyError, match=f"`erpe gc` removed the model of trial {gone.uid}"):
         study.model(gone.uid)
-    code, said = erpe(monkeypatch, capsys, "status", "digits-nine.relu", "--store", nine.root)
+    code, said = erpe(monkeypatch, capsys, "status", "digits-nine/relu", "--store", nine.root)
     assert code == 0 and said.count("complete, removed") == 2
-    code, said = erpe(monkeypatch, capsys, "status", "digits-nine.relu", "--store", nine.root, "--json")
+    code, said = erpe(monkeypatch, capsys, "status", "digits-nine/relu", "--store", nine.root, "--json")
     assert sum(trial["removed"] for trial in json.loads(said)[0]["trials"]) == 2
 
 

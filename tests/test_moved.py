@@ -153,7 +153,7 @@ def champion(store):
 @slow
 def test_the_ui_shows_the_files_of_a_store_that_moved(finished, tmp_path):
     store = Store.existing(shutil.copytree(finished.root, tmp_path / "a%20b?c"))
-    [(run,)] = rows(store.root / "mlflow.db", "SELECT run_uuid FROM runs WHERE name = ?", "trial 0")
+    [(run,)] = rows(store.root / "mlflow.db", "SELECT run_uuid FROM runs WHERE name = ?", f"{STUDY}/0")
     (store.artifacts / STUDY / run / "note.txt").parent.mkdir(exist_ok=True)
     (store.artifacts / STUDY / run / "artifacts" / "note.txt").write_text("moved")
     port = free_port()

@@ -14,7 +14,7 @@ from trials import TINY
 
 from erpe.cli.status import result_lines, statuses
 from erpe.cli.status import status_table as study_table
-from erpe.cli.tables import status_rows, status_table
+from erpe.cli.trials import status_rows, status_table
 from erpe.errors import StudyError
 from erpe.execution.callbacks import NullCallback
 from erpe.execution.fair_share import Budget
@@ -220,8 +220,7 @@ def test_a_failing_trial_uses_some_budget_so_that_a_search_ends():
 
 def test_the_status_of_a_confirmation_shows_test_accuracies_and_no_best(store, capsys):
     play(store)
-    rows = {row["study"]: row for row in status_rows(store, None)}
-    confirmed = [row for row in rows.values() if row["phase"] == "confirm"]
+    confirmed = [row for row in status_rows(store) if row["phase"] == "confirm"]
     assert confirmed and all(row["best"] is row["value"] is row["test"] is None for row in confirmed)
     assert {trial["value"] for row in confirmed for trial in row["trials"]} == {0.9}
     status_table(confirmed)

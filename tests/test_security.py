@@ -207,7 +207,7 @@ def test_hostile_names_are_text_in_every_table(style):
 
 
 def test_a_reason_that_looks_like_markup_is_shown_as_it_is(store, capsys):
-    from erpe.cli.tables import status_rows, status_table
+    from erpe.cli.trials import status_rows, status_table
 
     def accident(folder, number):
         raise RuntimeError(EVIL)

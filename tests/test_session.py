@@ -20,7 +20,7 @@ from erpe.errors import ConfigError, StoreError, StudyError, TrialError
 from erpe.store import Store
 from erpe.study import session as session_module
 from erpe.study import storage
-from erpe.study.naming import identified
+from erpe.study.lookup import identified
 from erpe.study.records import read_studies
 from erpe.study.session import StudySession
 from erpe.study.spec import StudySpec, define

@@ -80,7 +80,7 @@ def test_no_run_lacks_a_measure_a_parameter_or_a_tag(store, study, phase):
 
 def test_runs_are_named_by_arm_and_seed(confirmed):
     for run in confirmed.values():
-        assert run["name"] == f"{run['tags']['arm']} seed {run['tags']['optuna.number']}"
+        assert run["name"] == f"{run['tags']['arm']}/seed-{run['tags']['optuna.number']}"
     seeds = defaultdict(set)
     for run in confirmed.values():
         seeds[run["tags"]["arm"]].add((run["tags"]["optuna.number"], run["params"]["seed"]))

@@ -56,15 +56,25 @@ def datasets(data_dir: DataDir = None, store: StoreOption = STORE, as_json: AsJs
 
 @app.command()
 def status(
-    study: Annotated[str | None, typer.Argument(help="Its name; default: all.")] = None,
+    study: Annotated[str | None, typer.Argument(help="STUDY, or STUDY/ARM; default: all, a line each.")] = None,
     store: StoreOption = STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Show studies and their trials, finished or running."""
-    from erpe.cli.tables import status_rows, status_table
+    """Show studies, finished or running: all, the trials or arms of one, or the trials and seeds of an arm."""
+    from erpe.cli import status as arms
+    from erpe.cli.tables import print_tables
+    from erpe.cli.trials import overview_table, status_rows, status_table
 
-    rows = status_rows(existing(store), study)
-    print(json.dumps(rows)) if as_json else status_table(rows)
+    opened = existing(store)
+    rows = status_rows(opened, study)
+    if as_json:
+        print(json.dumps(rows))
+    elif study is None:
+        overview_table(rows)
+    elif rows[0]["arm"] and "/" not in study:
+        print_tables([arms.status_table(each) for each in arms.statuses(opened, study)], "")
+    else:
+        status_table(rows)
 
 
 @app.command()
@@ -115,7 +125,9 @@ def take_over(folder: Path, store: Path) -> tuple[Any, list[str | None]]:
 
 @app.command()
 def gc(
-    study: Annotated[str | None, typer.Argument(help="Its name; default: all that were run from the store.")] = None,
+    study: Annotated[
+        str | None, typer.Argument(help="STUDY, or STUDY/ARM; default: all that were run from the store.")
+    ] = None,
     keep_best: Annotated[int | None, typer.Option(metavar="K", help="All but the K best trials of a study.")] = None,
     older_than: Annotated[float | None, typer.Option(metavar="DAYS", help="Trials that ended so long ago.")] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Trials that failed.")] = False,
@@ -153,7 +165,10 @@ def ui(
 @app.command()
 def predict(
     run: Annotated[
-        str, typer.Argument(help="A study (its best trial), STUDY/NUMBER, a trial's folder, or an MLflow run.")
+        str,
+        typer.Argument(
+            help="STUDY, STUDY/ARM, STUDY/NUMBER, STUDY/ARM/NUMBER, STUDY/ARM/seed-NUMBER; a folder; an MLflow run."
+        ),
     ],
     image: Annotated[
         Path, typer.Argument(help="A picture, or /dev/stdin; a digit is centred and sized as the model knows them.")

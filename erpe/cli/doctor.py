@@ -155,9 +155,10 @@ def _loopback() -> str:
 
 
 def _studies(store: Store) -> str:
+    from erpe.study.lookup import studies_of
     from erpe.study.records import read_studies
 
-    return f"{len(read_studies(store))} in {redact(store.storage_url)}"
+    return f"{len(studies_of(read_studies(store)))} in {redact(store.storage_url)}"
 
 
 def _tracking(store: Store) -> str:

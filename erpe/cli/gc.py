@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 
+from erpe.cli.options import store_flag
 from erpe.retention.gc import Sweep, Swept
 from erpe.store import Store
+from erpe.study.naming import part_name
 from erpe.text import Terminal, printable
 
 
@@ -21,29 +24,41 @@ def sweep_table(found: Sweep, store: Store, dry_run: bool) -> None:
         for name in ("trials", "checkpoints", "artifacts"):
             table.add_column(name, justify="right")
         table.add_column("stays")
-        for swept in found.studies:
-            table.add_row(*_cells(swept), style="" if swept.going else "dim")
+        for name, parts in _folded(found.studies).items():
+            table.add_row(name, *_cells(parts), style="" if any(part.going for part in parts) else "dim")
         console.print_table(table)
     for experiment in found.running:
         print(f"{printable(experiment)}: another erpe is running it, so it was left alone")
     words = "belongs to nothing" if dry_run else "belonged to nothing, removed"
     for path, mib in found.strays:
         print(f"{printable(str(path.relative_to(store.root)))}: {words}, {_mib(mib)}")
-    for line in _end(found, dry_run):
+    for line in _end(found, store, dry_run):
         print(printable(line))
 
 
-def _cells(swept: Swept) -> list[str]:
-    stays = ", ".join(f"{len(numbers)} {why}" for why, numbers in swept.staying.items())
-    sizes = (_mib(size) if swept.going else "" for size in (swept.checkpoints_mib, swept.artifacts_mib))
-    return [swept.study, str(len(swept.going)), *sizes, stays]
+def _folded(studies: list[Swept]) -> dict[str, list[Swept]]:
+    """Row -> its parts: a study, or an arm where only one study is looked at."""
+    one = len({swept.study for swept in studies}) == 1
+    found: dict[str, list[Swept]] = {}
+    for swept in studies:
+        found.setdefault(part_name(swept.study, swept.arm if one else "", "search"), []).append(swept)
+    return found
+
+
+def _cells(parts: list[Swept]) -> list[str]:
+    going, stays = sum(len(part.going) for part in parts), Counter[str]()
+    for part in parts:
+        stays.update({why: len(numbers) for why, numbers in part.staying.items()})
+    sizes = (sum(part.checkpoints_mib for part in parts), sum(part.artifacts_mib for part in parts))
+    told = ", ".join(f"{count} {why}" for why, count in stays.items())
+    return [str(going), *(_mib(size) if going else "" for size in sizes), told]
 
 
 def _mib(size: float) -> str:
     return f"{size:,.1f} MiB"
 
 
-def _end(found: Sweep, dry_run: bool) -> list[str]:
+def _end(found: Sweep, store: Store, dry_run: bool) -> list[str]:
     """The sum, and what is left to others."""
     trials = sum(len(swept.going) for swept in found.studies)
     freed = sum(swept.checkpoints_mib + swept.artifacts_mib for swept in found.studies)
@@ -54,7 +69,7 @@ def _end(found: Sweep, dry_run: bool) -> list[str]:
         lines.append("rows of deleted runs stay in the tracking server's database until its own `mlflow gc`")
     if found.lag:
         why = f" ({found.problem})" if found.problem else ""
-        lines.append(f"{found.lag} events wait for MLflow; erpe sync sends them{why}")
+        lines.append(f"{found.lag} events wait for MLflow; erpe sync{store_flag(store.root)} sends them{why}")
     return lines
 
 

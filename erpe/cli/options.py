@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,6 +89,11 @@ def one_of(what: str, given: str, allowed: tuple[str, ...]) -> Any:
     if given not in allowed:
         raise ConfigError(f"{what}: {given!r} given; use {either(allowed)} instead")
     return given
+
+
+def store_flag(folder: Path) -> str:
+    """What a command needs to find the store, with a blank before it; nothing for the default one."""
+    return "" if folder.resolve() == STORE.resolve() else f" --store {shlex.quote(str(folder))}"
 
 
 def existing(folder: Path) -> Any:

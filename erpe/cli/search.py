@@ -105,7 +105,7 @@ def train(
     """Train one configuration and test it: a study of one trial, in this process."""
     from erpe.store import Store
     from erpe.study.distributions import Space
-    from erpe.study.naming import identified
+    from erpe.study.lookup import identified
     from erpe.study.spec import define
 
     data = dataset_of(dataset, resize, store, data_dir)

@@ -18,7 +18,8 @@ from rich.box import SIMPLE
 from rich.live import Live
 from rich.table import Table
 
-from erpe.cli.tables import clock, lag_of, lag_words, percent, where_to_look
+from erpe.cli.tables import clock, percent, where_to_look
+from erpe.cli.trials import lag_of, lag_words
 from erpe.execution.callbacks import TrialProgress
 from erpe.search.run_study import CampaignResult
 from erpe.store import Store

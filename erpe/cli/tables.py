@@ -20,11 +20,8 @@ from erpe.config import VARIANTS, defaults, split_variant
 from erpe.datasets import Dataset
 from erpe.execution.callbacks import TrialProgress
 from erpe.search.tune import TuneResult
-from erpe.store import Store
-from erpe.study.records import StudyRecord
 from erpe.study.spec import StudySpec
 from erpe.text import Terminal, last_line, line, printable, redact
-from erpe.tracking.tracker import Waiting, waiting
 
 PHASES = {
     "data": "checking the data",
@@ -284,88 +281,12 @@ def variants_table(rows: list[dict[str, Any]], dataset: str) -> None:
     Terminal().print_table(table)
 
 
-def status_rows(store: Store, study: str | None) -> list[dict[str, Any]]:
-    """Each study with its trials, as the database has them."""
-    from erpe.study.records import read_studies
-
-    waits = waiting(store)
-    return [_status_row(found, waits) for found in read_studies(store, study)]
-
-
-def _status_row(found: StudyRecord, waits: dict[str, Waiting]) -> dict[str, Any]:
-    """Of a search: validation accuracies and the best one's test. Of a confirmation: test accuracies; none is best."""
-    searched, best = found.phase == "search", found.best
-    return {
-        "study": found.name, "phase": found.phase, "counts": dict(found.counts),
-        "best": best.number if best and searched else None, "value": best.value if best and searched else None,
-        "test": found.finals.get(best.number) if best and searched else None,
-        **lag_of(waits.get(found.experiment), found),
-        "trials": [
-            {
-                "number": trial.number, "state": trial.state, "epochs": len(trial.epochs),
-                "value": trial.value if searched else trial.verdict and trial.verdict.metrics.get("test/accuracy"),
-                "of": trial.config.train.epochs, "reason": trial.verdict.reason if trial.verdict else None,
-                "started": trial.started.astimezone().isoformat(timespec="seconds") if trial.started else None,
-                "removed": trial.removed,
-            }
-            for trial in found.trials
-        ],
-    }  # fmt: skip
-
-
-def lag_of(waits: Waiting | None, study: StudyRecord | None = None) -> dict[str, Any]:
-    """How many events MLflow has not got yet, and for how many seconds the oldest has waited.
-
-    Args:
-        study: an arm's phase, whose own events are counted; default: all.
-    """
-    if waits is None:
-        return {"lag": 0, "lag_seconds": None}
-    own = {study.about.uid, *(trial.uid for trial in study.trials)} if study else waits.events.keys()
-    lag = sum(waits.events[uid] for uid in own)
-    return {"lag": lag, "lag_seconds": max(0.0, round(time.time() - waits.since, 1)) if lag and waits.since else None}
-
-
-def lag_words(lag: int, seconds: float | None) -> str:
-    """The end of a title: ` · 96 events wait for MLflow, the oldest for 12 min`."""
-    if not lag:
-        return ""
-    return f" · {lag} event{'s wait' if lag > 1 else ' waits'} for MLflow, the oldest for {clock(seconds or 0)}"
-
-
 def clock(seconds: float) -> str:
     """`45 s`, `12 min`, `3 h 20 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def status_table(rows: list[dict[str, Any]]) -> None:
-    """Studies and trials, for people."""
-    console = Terminal()
-    if not rows:
-        console.print("no studies yet; `erpe tune` makes one")
-    for row in rows:
-        if not row["trials"]:  # as a command leaves it that had no data
-            console.print(f"{row['study']}: no trial yet; the command that made it goes on")
-            continue
-        searched, test = row["phase"] == "search", (row["test"] or {}).get("test/accuracy")
-        title = f"{row['study']}: {tally(row['counts'])}" + (f" · best {percent(row['value'])}" if searched else "")
-        title += ("" if test is None else f" · test {percent(test)}") + lag_words(row["lag"], row["lag_seconds"])
-        table = Table(box=SIMPLE, title=title, title_justify="left")
-        accuracy = "accuracy" if searched else "test accuracy"
-        for name in ("trial", "state", "epoch", accuracy, "started", "why"):
-            table.add_column(name, justify="right" if name in ("trial", "epoch", accuracy) else "left")
-        for trial in row["trials"]:
-            style = "bold" if trial["number"] == row["best"] else STYLES[trial["state"]]
-            epochs = f"{trial['epochs']}/{trial['of']}"
-            state = state_word(trial["state"]) + (", removed" if trial["removed"] else "")
-            cells = (str(trial["number"]), state, epochs, percent(trial["value"]))
-            table.add_row(
-                *cells, (trial["started"] or "").replace("T", " "), last_line(trial["reason"] or ""), style=style
-            )
-        console.print_table(table)
 
 
 def prediction_table(shares: dict[str, float]) -> None:
@@ -380,7 +301,7 @@ def doctor_table(findings: list[Any]) -> None:
     table = Table(show_header=False, box=None)
     for finding in findings:
         table.add_row(signs[finding.state], finding.what, redact(finding.text))
-    Terminal().print(table)
+    Terminal().print_table(table)
 
 
 def print_tables(tables: list[Table], otherwise: str) -> None:

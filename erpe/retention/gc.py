@@ -23,7 +23,7 @@ from typing import NamedTuple
 import optuna
 
 from erpe.checkpoints.remote import find_remote
-from erpe.errors import BusyError, ConfigError, StudyError, nearest
+from erpe.errors import BusyError, ConfigError, StudyError
 from erpe.io import is_own, remove_folder, size_mib
 from erpe.retention.orphans import Stray, sweep_strays
 from erpe.retention.policy import Policy, decide
@@ -31,6 +31,7 @@ from erpe.store import Store
 from erpe.study import storage
 from erpe.study.backup import keeping
 from erpe.study.lock import acquire
+from erpe.study.lookup import parts_of, studies_of
 from erpe.study.records import StudyRecord, TrialRecord, mark_removed, read_studies, read_study
 from erpe.tracking.deletion import Logged, LoggedStudy, is_server
 from erpe.tracking.tracker import Tracker
@@ -43,6 +44,10 @@ class Swept(NamedTuple):
     """What goes of a study, and what stays."""
 
     study: str
+    arm: str
+    """Of it; empty for a study of `erpe tune`."""
+    phase: str
+    """`search` or `confirm`."""
     going: list[int]
     """Numbers of trials."""
     checkpoints_mib: float
@@ -80,8 +85,7 @@ def gc(
     """Remove what the policy names, and finish what a killed call has begun.
 
     Args:
-        study: one of `erpe tune`, one of `erpe study run` with all its parts, or one such part; none: all that were
-            run from this store, but for those that run now.
+        study: STUDY, or STUDY/ARM; default: all that were run from this store, but for those that run now.
         dangling: also remove what belongs to no trial and no run, see `erpe.retention.orphans`; in the store alone,
             since a remote may be that of other stores, too.
         dry_run: change nothing, and say what would go.
@@ -129,20 +133,12 @@ def _choose(store: Store, study: str | None) -> dict[str, list[str]]:
     Raises:
         StudyError: there is none of that name, or it was run from another store.
     """
-    known: dict[str, list[str]] = {}
-    for record in read_studies(store):
-        known.setdefault(record.experiment, []).append(record.name)
-    own = {experiment: names for experiment, names in known.items() if (store.outbox / f"{experiment}.jsonl").exists()}
-    if study is None:
-        return own
-    chosen = known if study in known else {experiment: [study] for experiment, names in known.items() if study in names}
-    experiment = study if study in known else next(iter(chosen), None)
-    if experiment is None:
-        names = [*known, *(name for each in known.values() for name in each)]
-        raise StudyError(f"study {study}: not in this store; {nearest(study, names) if names else 'it has none'}")
-    if experiment not in own:
+    records = read_studies(store)
+    chosen = studies_of(records if study is None else parts_of(records, study))
+    own = {name: parts for name, parts in chosen.items() if (store.outbox / f"{name}.jsonl").exists()}
+    if study is not None and not own:
         raise StudyError(f"study {study}: was run from another store, which has its files; --store names it")
-    return {experiment: chosen[experiment]}
+    return {name: [part.name for part in parts] for name, parts in own.items()}
 
 
 class _LeasedExperiment(NamedTuple):
@@ -184,7 +180,9 @@ class _LeasedExperiment(NamedTuple):
         going = sorted([*half, *fate.going], key=lambda trial: trial.number)
         folders = [self._folder(study, trial) for trial in going]
         swept = Swept(
-            study=name,
+            study=study.experiment,
+            arm=study.arm,
+            phase=study.phase,
             going=[trial.number for trial in going],
             checkpoints_mib=sum(size_mib(folder) for folder in folders if is_own(folder)),
             artifacts_mib=sum(self.logged.size_mib(trial.uid) for trial in going),

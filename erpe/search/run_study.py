@@ -29,7 +29,8 @@ from erpe.execution.signals import interruptible
 from erpe.execution.staging import abroad
 from erpe.store import Store
 from erpe.study.backup import backed_up
-from erpe.study.naming import identified
+from erpe.study.lookup import identified
+from erpe.study.naming import search_name, seeds_stem
 from erpe.study.openings import Openings, check_replacing, openings
 from erpe.study.plan import Arm, Plan
 from erpe.study.records import ExperimentRef, StudyRecord, TrialRecord, read_studies
@@ -182,7 +183,7 @@ class _Campaign:
     @contextlib.contextmanager
     def searches(self) -> Iterator[list[StudyController]]:
         """Every arm's search, leased."""
-        specs = [(arm, self.plan.search_spec(arm), f"{self.plan.name}.{arm.name}") for arm in self.plan.arms()]
+        specs = [(arm, self.plan.search_spec(arm), search_name(self.plan.name, arm.name)) for arm in self.plan.arms()]
         with contextlib.ExitStack() as opened:
             yield [self._open(opened, *each) for each in specs]
 
@@ -197,7 +198,7 @@ class _Campaign:
                     self.failed[arm.name] = _why(search)
                     continue
                 spec = self.plan.confirm_spec(arm, best.config)
-                name = identified(self.store, f"{search.session.name}.confirm", spec)
+                name = identified(self.store, seeds_stem(self.plan.name, arm.name), spec)
                 found.append(self._open(opened, arm, spec, name))
             yield found
 
@@ -270,5 +271,5 @@ def flops_per_image(trial: TrialRecord, epochs: int) -> float:
 def _why(search: StudyController) -> str:
     reasons = [t.verdict.reason for t in search.study().trials if t.verdict and t.verdict.reason]
     if not reasons:
-        raise StudyError(f"study {search.session.name}: no trial was completed")
+        raise StudyError(f"study {search.study().shown}: no trial was completed")
     return last_line(str(reasons[0]))

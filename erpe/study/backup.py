@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from erpe.errors import BusyError, StoreError, StudyError, nearest
 from erpe.store import Store, sqlite_path
+from erpe.study.naming import shown
 from erpe.text import last_line
 
 P = ParamSpec("P")
@@ -125,7 +126,8 @@ def _look(path: Path) -> Copy:
     if not damage:
         try:
             with contextlib.closing(_open(path)) as database:
-                [(studies,)] = database.execute("SELECT count(*) FROM studies")
+                names = database.execute("SELECT study_name FROM studies")
+                studies = len({shown(name).partition("/")[0] for (name,) in names})
                 [(trials,)] = database.execute("SELECT count(*) FROM trials")
         except sqlite3.DatabaseError as error:
             damage = str(error)
@@ -177,7 +179,9 @@ def restore(store: Store, word: str) -> Path:
             try:
                 held.enter_context(FileLock(file, timeout=0, is_singleton=False))
             except Timeout:
-                raise BusyError(f"study {file.stem}: another erpe is running it; wait for it, or stop it") from None
+                raise BusyError(
+                    f"study {shown(file.stem)}: another erpe is running it; wait for it, or stop it"
+                ) from None
         return _exchange(backups[word].path, now.path)
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from erpe.errors import BusyError, StoreError
+from erpe.study.naming import shown
 from erpe.study.storage import connect_args, is_file, retry_while_unavailable
 
 
@@ -40,7 +41,7 @@ def acquire(url: URL, study: str) -> Lease:
 
 
 def _taken(study: str) -> BusyError:
-    return BusyError(f"study {study}: another erpe is running it; wait for it, or stop it")
+    return BusyError(f"study {shown(study)}: another erpe is running it; wait for it, or stop it")
 
 
 class _FileLease:

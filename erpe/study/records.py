@@ -18,6 +18,7 @@ from erpe.config import TrialConfig
 from erpe.errors import ConfigError, ErpeError, StoreError, StudyError, nearest
 from erpe.store import Store
 from erpe.study import storage
+from erpe.study.naming import part_name, shown
 from erpe.study.spec import confirmed_epochs
 
 UNFINISHED, CONFIRMED, BEST, REGISTERED, OTHER = "unfinished", "confirmed", "best", "registered", "not asked for"
@@ -109,6 +110,16 @@ class StudyRecord(NamedTuple):
         return self.part_of.study if self.part_of else self.name
 
     @property
+    def arm(self) -> str:
+        """Which arm of a study file's study it searches or confirms; none: it is a study of its own."""
+        return self.part_of.arm if self.part_of else ""
+
+    @property
+    def shown(self) -> str:
+        """As users know it: STUDY, STUDY/ARM or STUDY/ARM/seeds."""
+        return part_name(self.experiment, self.arm, self.phase)
+
+    @property
     def phase(self) -> str:
         """`search` or `confirm`."""
         return self.part_of.phase if self.part_of else "search"
@@ -158,7 +169,9 @@ def read_about(name: str, attrs: dict[str, Any]) -> StudyInfo:
     try:
         return StudyInfo(**attrs[STUDY])
     except (KeyError, TypeError):
-        raise StudyError(f"study {name}: in Optuna's database, but not made by erpe; --name gives another") from None
+        raise StudyError(
+            f"study {shown(name)}: in Optuna's database, but not made by erpe; --name gives another"
+        ) from None
 
 
 def read_trial(uid: str, trial: FrozenTrial) -> TrialRecord:

@@ -25,9 +25,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from erpe.errors import StudyError, TrialError
 from erpe.store import Store
-from erpe.study import naming, records, samplers, storage
+from erpe.study import lookup, records, samplers, storage
 from erpe.study.distributions import default_point, sample
 from erpe.study.lock import Lease, acquire
+from erpe.study.naming import shown
 from erpe.study.records import (
     CONFIG,
     END,
@@ -119,7 +120,7 @@ class StudySession:
         with contextlib.ExitStack() as opened:
             database = storage.Database(store.storage_url)
             opened.callback(database.close)
-            chosen = (naming.beside if new else naming.newest)(database, wanted)
+            chosen = (lookup.beside if new else lookup.newest)(database, wanted)
             lease = acquire(database.url, chosen)
             opened.callback(lease.release)
             remedy = "--set name=ANOTHER" if part_of else "--new"
@@ -152,7 +153,7 @@ class StudySession:
         changed = differences_from(about.spec, spec)
         if changed:
             raise StudyError(
-                f"study {name} has other settings ({'; '.join(changed)}); {remedy} starts afresh beside it"
+                f"study {shown(name)} has other settings ({'; '.join(changed)}); {remedy} starts afresh beside it"
             )
         if about.settings != settings:  # of another budget, or of another Optuna
             study.set_user_attr(STUDY, about._replace(settings=settings)._asdict())
@@ -168,7 +169,7 @@ class StudySession:
         """Fence: whoever bumped the epoch last is the driver; an older one may not write."""
         self._lease.check()
         if self._database.study_attr(self._id, EPOCH) != self._epoch:
-            raise StudyError(f"study {self.name}: another erpe took over; this one stops, nothing is lost")
+            raise StudyError(f"study {shown(self.name)}: another erpe took over; this one stops, nothing is lost")
 
     def _trial_id(self, number: int) -> int:
         return self._backend.get_trial_id_from_study_id_trial_number(self._id, number)

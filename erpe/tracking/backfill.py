@@ -22,6 +22,7 @@ from erpe.errors import ConfigError, StoreError, StudyError
 from erpe.store import STATE, Store
 from erpe.study import storage
 from erpe.study.lock import acquire
+from erpe.study.lookup import studies_of
 from erpe.study.records import StudyRecord, TrialRecord, arm_of, read_studies
 from erpe.study.spec import StudySpec
 from erpe.tracking.study_logger import end_study, end_trial, folder_of, start_trial, study_tags
@@ -55,10 +56,11 @@ def reconcile(store: Store, study: str | None = None) -> list[Rebuilt]:
     Raises:
         StoreError: the database cannot be read.
     """
-    experiments: dict[str, list[StudyRecord]] = {}
-    for record in read_studies(store):
-        experiments.setdefault(record.experiment, []).append(record)
-    return [_attempt(store, name, members) for name, members in experiments.items() if study in (None, name)]
+    return [
+        _attempt(store, name, members)
+        for name, members in studies_of(read_studies(store)).items()
+        if study in (None, name)
+    ]
 
 
 def _attempt(store: Store, experiment: str, members: list[StudyRecord]) -> Rebuilt:
@@ -222,7 +224,7 @@ def _spec(member: StudyRecord) -> StudySpec:
     try:
         return StudySpec(**member.about.spec)
     except (ConfigError, TypeError) as error:
-        raise StoreError(f"study {member.name}: {error}; another version of erpe wrote it") from None
+        raise StoreError(f"study {member.shown}: {error}; another version of erpe wrote it") from None
 
 
 def _ms(time: datetime | None) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from erpe.errors import TrackingError
 from erpe.settings import flatten
 from erpe.store import Store
+from erpe.study.naming import shown
 from erpe.text import redact
 from erpe.tracking import artifacts, deletion
 from erpe.tracking.connection import connect
@@ -146,9 +147,10 @@ class Projection:
         return self._runs.get(uid)
 
     def _name(self, event: Event) -> str:
-        if event.name or event.kind.endswith("study"):
-            return event.name or self.study
-        return event.uid if event.number is None else f"trial {event.number}"
+        """Behind the experiment's, it is the name that users type: `digits-nine` and `favor/seed-2`."""
+        if event.kind.endswith("study"):
+            return shown(event.name or self.study).removeprefix(f"{self.study}/")
+        return event.name or (event.uid if event.number is None else f"trial {event.number}")
 
     def _start_study(self, event: Event, run: str) -> None:
         if event.tags.get("phase") == "confirm":

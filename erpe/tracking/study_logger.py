@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from erpe.store import Store
+from erpe.study.naming import model_name, trial_name
 from erpe.study.records import ExperimentRef, StudyRecord, TrialRecord
 from erpe.study.search_space import NO_AXES, own_axes
 from erpe.study.spec import StudySpec
@@ -43,9 +44,8 @@ def start_trial(tracker: Any, study: str, trial: TrialRecord, tags: dict[str, st
         tags: of every run of the study.
         arm: of a study file's study; empty for `tune`.
     """
-    what = "seed" if phase == "confirm" else "trial"
     own = {"optuna.number": str(trial.number), "seed": str(trial.config.seed)}
-    name = f"{arm} {what} {trial.number}" if arm else ""
+    name = trial_name(arm or tags["study"], phase, trial.number)
     tracker.start_trial(trial.uid, trial.number, trial.config, tags | own, parent=study, name=name)
 
 
@@ -75,7 +75,7 @@ def end_study(tracker: Any, store: Store, study: StudyRecord, over: bool) -> Non
     complete = [trial for trial in study.trials if trial.state == "COMPLETE"]
     best = (complete[0] if complete else None) if confirm else study.best
     metrics = means(study, complete) if confirm else _measures(study, best) if best else {}
-    model = (f"{part_of.study}.{part_of.arm}" if confirm and over else "") if part_of else study.name
+    model = (model_name(part_of.study, part_of.arm) if confirm and over else "") if part_of else study.name
     tracker.end_study(
         study.about.uid,
         best.uid if best else None,

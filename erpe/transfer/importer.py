@@ -28,6 +28,8 @@ from erpe.store import STATE, Store
 from erpe.study import storage
 from erpe.study.backup import backed_up
 from erpe.study.lock import acquire
+from erpe.study.lookup import studies_of
+from erpe.study.naming import shown
 from erpe.study.records import EPOCH, REMOVED, mark_removed, read_about, read_studies
 from erpe.tracking.outbox import Event, Outbox
 from erpe.transfer.optuna_copy import continues, facts, transplant
@@ -110,13 +112,11 @@ def _check_experiments(foreign: Foreign, store: Store) -> None:
     Raises:
         StudyError: both have parts of their own.
     """
-    known: dict[str, set[str]] = {}
-    for record in read_studies(store):
-        known.setdefault(record.experiment, set()).add(record.name)
+    known = {study: {part.name for part in parts} for study, parts in studies_of(read_studies(store)).items()}
     for experiment in {member.experiment for member in foreign.members.values()} & set(known):
         theirs = {name for name, member in foreign.members.items() if member.experiment == experiment}
         if not (theirs <= known[experiment] or known[experiment] <= theirs):
-            own = ", ".join(sorted(known[experiment] - theirs)[:3])
+            own = ", ".join(map(shown, sorted(known[experiment] - theirs)[:3]))
             raise StudyError(f"study {experiment}: another one is here, or it went on here, too ({own}); {_REMEDY}")
 
 
@@ -135,11 +135,11 @@ def _compare(member: Member, here: storage.Database) -> _News:
         return _News(len(later), rows=True, files=True, removed=removed)
     known = storage.retry_while_unavailable(optuna.load_study)(study_name=name, storage=here.backend)
     if read_about(name, known.user_attrs).uid != member.record.about.uid:
-        raise StudyError(f"study {name}: another one of that name is here; {_REMEDY}")
+        raise StudyError(f"study {shown(name)}: another one of that name is here; {_REMEDY}")
     removed |= set(known.user_attrs.get(REMOVED, ()))
     newer, older = continues(member.study, known), continues(known, member.study)
     if not newer and not older:
-        raise StudyError(f"study {name}: it went on here and there since it was taken over; {_REMEDY}")
+        raise StudyError(f"study {shown(name)}: it went on here and there since it was taken over; {_REMEDY}")
     if not newer:
         return _News(0, rows=False, files=False, removed=removed)
     earlier = [facts(trial) for trial in known.get_trials(deepcopy=False)]

@@ -19,6 +19,7 @@ from pydantic import StrictInt, TypeAdapter
 from erpe.errors import ErpeError, StoreError, StudyError
 from erpe.io import MIB, read_json
 from erpe.store import FILES, LAYOUT, Store, sqlite_url
+from erpe.study.naming import shown
 from erpe.study.plan import Plan
 from erpe.study.records import REMOVED, StudyRecord, TrialRecord, irreplaceable, read_study
 from erpe.study.spec import check_name
@@ -85,15 +86,15 @@ class Foreign:
         found = Member(study, read_study(study))
         numbers = [trial.number for trial in study.get_trials(deepcopy=False)]
         if not re.fullmatch("[0-9a-f]{12}", found.record.about.uid) or numbers != list(range(len(numbers))):
-            raise ValueError(f"study {name}: uid {found.record.about.uid!r}, trials {numbers}")
+            raise ValueError(f"study {shown(name)}: uid {found.record.about.uid!r}, trials {numbers}")
         _RECORD.validate_python(found.record)
         removed = _NUMBERS.validate_python(study.user_attrs.get(REMOVED, []))
         if gone := irreplaceable(found.record).keys() & set(removed):
-            raise ValueError(f"study {name}: trials {sorted(gone)} were removed, which erpe never does")
+            raise ValueError(f"study {shown(name)}: trials {sorted(gone)} were removed, which erpe never does")
         if part_of := found.record.part_of:
             check_name(part_of.arm)
             if Plan(**part_of.plan).name != check_name(part_of.study):
-                raise ValueError(f"study {name}: its plan is of another one")
+                raise ValueError(f"study {shown(name)}: its plan is of another one")
         return found
 
     def files(self, member: Member, trial: TrialRecord) -> dict[str, Path]:
