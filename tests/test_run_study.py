@@ -173,7 +173,7 @@ def test_openings_of_an_arm_that_leaves_the_study_stay_counted(store):
 
 def test_another_space_is_refused_with_its_difference(store):
     play(store)
-    with pytest.raises(StudyError, match=r"digits-nine\.softmax has other settings \(.*weight_decay.*--set name="):
+    with pytest.raises(StudyError, match=r"digits-nine/softmax has other settings \(.*weight_decay.*--set name="):
         play(store, 'space."train.weight_decay"=0.1')
 
 
