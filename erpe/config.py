@@ -59,7 +59,7 @@ class AttentionConfig(Config):
     variant: Variant
     """ATTENTION[_ENCODING]; see `VARIANTS`."""
     features: Size | None = None
-    """Random features m of favor, and of relu with a projection; none: twice the head size."""
+    """Random features m of favor, and of relu with a projection; default: twice the head size."""
     relu_projection: Literal["none", "orthogonal"] = "none"
     """What Performer-ReLU projects q and k with before the ReLU."""
     rotary_placement: Literal["pre", "post"] = "pre"
@@ -67,17 +67,17 @@ class AttentionConfig(Config):
     rope: Literal["axial", "mixed"] = "axial"
     """Fixed frequencies, one axis a pair; or learned ones that mix both axes."""
     rope_base: PositiveFloat | None = None
-    """Base of the frequencies; none: 100 for axial, 10 for mixed."""
+    """Base of the frequencies; default: 100 for axial, 10 for mixed."""
     circulant_init: Literal["rope", "normal"] = "rope"
     """Start circulant-STRING at the frequencies of mixed RoPE, or at N(0, 0.02^2)."""
     circulant_block: Size | None = None
-    """Size of the circulant blocks; none: the whole head."""
+    """Size of the circulant blocks; default: the whole head."""
     normalize_qk: bool = False
     """l2-normalise q and k per head; then no d^(-1/4)."""
     method: Literal["auto", "dense", "fft"] = "auto"
     """How the general encoding of linear attention is computed; every method is exact."""
     rank: Size | None = Field(None, exclude_if=lambda rank: rank is None)  # written where set: older stores stay theirs
-    """Instead, on linear attention: a series of so many separable terms, of linear cost, not exact; none: exact."""
+    """Terms of a series instead, on linear attention: linear cost, not exact; default: exact."""
     eps: NonNegativeFloat = 1e-6
     """Added to the features of linear attention; those of FAVOR+ queries need none."""
 
@@ -199,7 +199,7 @@ class DataConfig(Config):
     split_seed: Seed = 0
     """Seed of that split; the same for every trial of a study."""
     train_limit: PositiveInt | None = None
-    """Train on this many images only, stratified; none: on all."""
+    """Train on this many images only, stratified; default: on all."""
     augment: Literal["none", "standard", "rand", "trivial"] = "standard"
     """Standard: shifts (and flips, see below); rand and trivial: RandAugment and TrivialAugment (wide) on top."""
     flips: bool | None = Field(None, exclude_if=lambda flips: flips is None)  # as `rank`
@@ -254,7 +254,7 @@ class TrainConfig(Config):
     ema: Fraction = 0.0
     """Decay of the averaged weights a step, which are then the model; 0 is off."""
     redraw: NonNegativeInt = 0
-    """Draw new random features every so many steps; 0 never. Frozen in evaluation."""
+    """Draw new random features after this number of steps; 0: never. Frozen in evaluation."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of training. Auto: bfloat16 autocast on GPUs and CPUs that compute in it, where it pays; float32 elsewhere."""
     compile: Literal["auto", "on", "off"] = "auto"

@@ -46,7 +46,7 @@ class Dataset(Config):
     std: tuple[PositiveFloat, ...]
     """Standard deviation of each channel."""
     sha256: str | None = None
-    """Of pixels and labels of the training set, as `erpe.training.data` computes it; none: known by its files' MD5."""
+    """Of pixels and labels of the training set, as `erpe.training.data` computes it; default: its files' MD5."""
     like: Literal["digits", "mnist", "cifar10"]
     """Whose defaults and search space it takes."""
     shift: PositiveInt
@@ -54,11 +54,11 @@ class Dataset(Config):
     flips: bool = False
     """Whether a mirrored image shows the same; a digit, a house number or a text does not."""
     frame: Frame | None = None
-    """How digits lie in the image, for pictures of one's own; none: a picture is only scaled."""
+    """How digits lie in the image, for the user's own pictures; default: a picture is only scaled."""
     part: bool = False
     """Whether the test set of own data is a fixed stratified part of the images given, not one given as such."""
     fingerprint: str | None = None
-    """SHA-256 of training and test set of own data; none: a published data set, known by its name."""
+    """SHA-256 of training and test set of own data; None for a published data set, known by its name."""
 
     def __str__(self) -> str:
         return self.name

@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 UNSENT, INTERRUPTED, UNREAD = 3, 130, 141
-"""Exit codes: done, but MLflow has not got everything yet; stopped by Ctrl-C, to be continued; nobody reads on."""
+"""Exit codes: done, but MLflow has not got everything yet; stopped by Ctrl-C, to be continued; output closed."""
 
 MOST_MISTAKES = 8
 """That one line tells of."""
 
 
 class ErpeError(Exception):
-    """A mistake the user can mend; its text is the whole message."""
+    """A mistake the user can correct; its text is the whole message."""
 
 
 class ConfigError(ErpeError, ValueError):
@@ -42,11 +42,11 @@ class StoreError(ErpeError):
 
 
 class StudyError(ErpeError):
-    """The study on disk is not the one that was asked for, or someone else is running it."""
+    """The study on disk differs from the one requested, or another process is running it."""
 
 
 class BusyError(StudyError):
-    """Someone else is running the study."""
+    """Another process is running the study."""
 
 
 class TrackingError(ErpeError):

@@ -108,7 +108,7 @@ def is_own(folder: Path) -> bool:
     """Whether there is a folder to remove.
 
     Raises:
-        StoreError: it is a link or lies behind one: what nobody follows, nobody removes.
+        StoreError: it is a link or lies behind one: links are not followed, so not removed either.
     """
     if folder.resolve() != folder:
         raise StoreError(f"{folder}: a link, or behind one, which is not followed; put the folder itself there")

@@ -29,7 +29,7 @@ STATE = "training.safetensors"
 """A trial's checkpoint after its last epoch; a finished one has none."""
 
 OWNER = "owner"
-"""In the folder of an unfinished trial: who trains it. Whoever comes later takes it over."""
+"""In the folder of an unfinished trial: which process trains it. A later process takes it over."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _refuse_links(root: Path) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Remove the temporary files of writes that were killed; nobody else may be writing to this trial's folder.
+    """Remove the temporary files of writes that were killed; no other process may be writing to this trial's folder.
 
     Raises:
         OSError: the folder is gone or cannot be changed.

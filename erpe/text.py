@@ -38,7 +38,7 @@ def redact(text: str) -> str:
 
 
 def secrets() -> list[str]:
-    """Values of the environment that nobody may see: passwords, tokens, keys, and the passwords of URLs."""
+    """Values of the environment that must not be shown: passwords, tokens, keys, and the passwords of URLs."""
     found: set[str] = set()
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and not _NOT_SECRET.search(name):
@@ -80,7 +80,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 class Terminal(Console):
-    """Shows text as it is: what looks like markup, emoji codes or commands to a terminal is text, too."""
+    """Show text literally: what looks like markup, emoji codes or commands to a terminal is text, too."""
 
     def render_str(self, text: str, **how: Any) -> Text:
         """See `rich.console.Console`; every string passes here, those in tables and titles, too."""

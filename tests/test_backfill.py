@@ -20,7 +20,7 @@ from test_tune import Doom, Killed, check_books
 from toys import number_of, work
 
 from erpe.cli.status import statuses
-from erpe.cli.sync import mend
+from erpe.cli.sync import repair
 from erpe.cli.trials import lag_words, status_rows
 from erpe.errors import StoreError, TrialError
 from erpe.search.run_study import run
@@ -460,7 +460,7 @@ def test_what_only_the_outboxes_know_is_sent(tracked, sent, empty_database, dama
         (tracked.root / "optuna.db").write_bytes(b"no database" * 1000)
     said = []
     with pytest.raises(StoreError, match="not a database" if damaged else "missing"):
-        mend(tracked, None, said.append, pytest.fail)
+        repair(tracked, None, said.append, pytest.fail)
     assert len(said) == 2 and all(line.endswith("sent again; everything arrived") for line in said)
     assert snapshot(tracked) == snapshot(sent)
 

@@ -475,8 +475,8 @@ def erpe(monkeypatch, capsys, *words):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "nothing was asked for; use --keep-best K, --older-than DAYS, --failed"),
-        (("--dry-run",), "nothing was asked for"),
+        ((), "no condition given; use --keep-best K, --older-than DAYS, --failed"),
+        (("--dry-run",), "no condition given"),
         (("--keep-best", "0"), "keep best: 0 given; use 1 or more instead"),
         (("--older-than", "-1"), "older than: -1.0 days given"),
         (("--older-than", "nan"), "older than: nan days given"),

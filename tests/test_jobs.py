@@ -64,7 +64,7 @@ def token(monkeypatch):
         (["study"], 2, "use one of run, show, status, schema"),
         (["tune", "--variants", "relu"], 2, "No such option"),
         (["study", "run"], 2, "erpe study run [OPTIONS]"),
-        (["tune", "-v", "relu", "-d", "digits"], 1, "nobody answers"),
+        (["tune", "-v", "relu", "-d", "digits"], 1, "no response"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -113,7 +113,7 @@ def test_what_a_head_refuses_is_one_line(status, body, line):
 
 def test_a_head_without_our_token_says_what_would_do(monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_AUTH_TOKEN")
-    with answering(401) as (address, got), pytest.raises(JobError, match=r"wants its token .* RAY_AUTH_TOKEN_PATH"):
+    with answering(401) as (address, got), pytest.raises(JobError, match=r"asks for a token.* RAY_AUTH_TOKEN_PATH"):
         Jobs(address).all()
     assert "Authorization" not in got[0]
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))

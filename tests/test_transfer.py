@@ -235,13 +235,13 @@ def refused(there, here, said, kind=ErpeError):
 def test_another_study_of_that_name_is_refused(there, here):
     play(there, *ONE)
     play(here, *ONE)
-    refused(there, here, r"study digits-nine\.relu.*: another one of that name is here; --store NEW", StudyError)
+    refused(there, here, r"study digits-nine\.relu.*: a different study here has this name; use --store", StudyError)
 
 
 def test_other_arms_under_the_same_name_are_refused(there, here):
     play(there, *ONE)
     play(here, *ONE, 'variants=["softmax"]')
-    refused(there, here, "study digits-nine: another one is here", StudyError)
+    refused(there, here, "study digits-nine: a different one here has this name", StudyError)
 
 
 def test_what_went_on_in_both_places_is_refused(there, here):
@@ -249,7 +249,7 @@ def test_what_went_on_in_both_places_is_refused(there, here):
     adopt(there.root, here)
     play(there, *ONE, "search.trials=2", replace=True)
     play(here, *ONE, "search.trials=3", replace=True)
-    refused(there, here, r"digits-nine\.relu: it went on here and there", StudyError)
+    refused(there, here, r"digits-nine\.relu: it continued here and there", StudyError)
 
 
 def test_a_study_that_runs_here_or_there_is_left_alone(there, here):

@@ -281,7 +281,7 @@ def test_a_trial_finished_by_a_killed_driver_is_not_trained_again(store, outbox_
         ({"gpus_per_trial": -1}, "gpus per trial: -1 given"),
         ({"gpus_per_trial": 1.5}, "a whole number or a part of 1"),
         ({"gpus_per_trial": float("nan")}, "gpus per trial: nan"),
-        ({"ray_address": "127.0.0.1:1"}, "ray address 127.0.0.1:1: nobody answers"),
+        ({"ray_address": "127.0.0.1:1"}, "ray address 127.0.0.1:1: no response"),
         ({"ray_address": "ray://head:10001"}, "use HOST:PORT of the cluster's head"),
         ({"ray_address": "head"}, "HOST:PORT"),
     ],

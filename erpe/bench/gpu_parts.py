@@ -64,7 +64,7 @@ def versions(device: torch.device) -> Row:
 
 
 def copied(device: torch.device, size: int) -> Row:
-    """A copy of so many bytes on the device; bytes read and bytes written count."""
+    """A copy of a number of bytes on the device; bytes read and bytes written count."""
     source = torch.randint(0, 256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return {"gb_per_second": 2 * size / seconds(lambda: target.copy_(source), device) / 1e9}

@@ -59,8 +59,8 @@ class Empty:
         return {"val/accuracy": 0.5}
 
 
-class Nobody:
-    """A tracker that hears nothing."""
+class NoTracker:
+    """A tracker that records nothing."""
 
     def start_trial(self, *_: Any, **__: Any) -> None:
         """Nothing."""
@@ -101,7 +101,7 @@ class Spent(NamedTuple):
 
 
 Stack = Callable[[str, int], Spent]
-"""Plays a study of this name, whose trials have so many epochs."""
+"""Plays a study of this name, whose trials have that number of epochs."""
 
 
 class Watch(NullCallback):
@@ -128,9 +128,9 @@ class Watch(NullCallback):
 
 
 def bare(name: str, epochs: int) -> Spent:
-    """Trials one after the other; nobody listens."""
+    """Trials one after the other; nothing is shown."""
     config = define("relu", "digits", epochs=epochs).base
-    watch = Watch(Nobody(), False)
+    watch = Watch(NoTracker(), False)
     for _ in range(TRIALS):
         for _ in play(config, Path(name), Empty):
             pass
@@ -167,7 +167,7 @@ def stacks() -> Iterator[dict[str, Stack]]:
         with on_ray(ResourceRequest(concurrency=1), TRIALS, store.root / "ray") as ray:
             yield {
                 "bare loop": bare,
-                "+ Optuna": conducted(store, lambda name: Nobody(), here),
+                "+ Optuna": conducted(store, lambda name: NoTracker(), here),
                 "+ spool": conducted(store, lambda name: Tracker(store, name, send=False), here),
                 "+ MLflow": conducted(store, lambda name: Tracker(store, name), here, sent=True),
                 "+ Ray": conducted(store, lambda name: Tracker(store, name), ray, sent=True),

@@ -94,7 +94,7 @@ def bench_training(
 
 
 def imagined(config: TrialConfig, steps: int) -> Images:
-    """Noise of the data set's form, for so many steps an epoch."""
+    """Noise of the data set's form, enough for the given number of steps an epoch."""
     generator, count = torch.Generator().manual_seed(0), steps * config.train.batch
     shape = (count, *config.model.image)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator, device="cpu")

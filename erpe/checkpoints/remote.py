@@ -4,7 +4,7 @@
     URL/STUDY/NUMBER-SEED/ATTEMPT/training.safetensors    its last epoch
     URL/STUDY/NUMBER-SEED/ATTEMPT/..., files.json         its results; last, their checksums
 
-Each attempt writes to a folder of its own: one that was cut off, and comes back when another one trains its trial,
+Each attempt writes to a folder of its own: one that was cut off, and comes back when another attempt trains its trial,
 overwrites nothing, however late its bytes arrive. The driver brings what has ended into its store; then it goes here.
 """
 
@@ -32,7 +32,7 @@ LISTING, OUTCOME = "files.json", "outcome.json"
 
 
 def find_remote() -> RemoteCheckpoints | None:
-    """What `ERPE_CHECKPOINTS` names; none: all hosts share the store's folder.
+    """What `ERPE_CHECKPOINTS` names; None where all hosts share the store's folder.
 
     Raises:
         ConfigError, StoreError: it cannot be read.

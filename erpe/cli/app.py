@@ -85,7 +85,7 @@ def sync(
     store: StoreOption = STORE,
 ) -> None:
     """Bring MLflow up to date: what waits, and what it has lost. A store filled elsewhere is taken over first."""
-    from erpe.cli.sync import mend
+    from erpe.cli.sync import repair
 
     if source and "/" in source and not os.path.isdir(source):
         raise ConfigError(f"{source}: no such folder; use one that `erpe study run --store` filled instead")
@@ -93,7 +93,7 @@ def sync(
         opened, studies = take_over(Path(source), store)
     else:
         opened, studies = existing(store), [source]
-    if sum(mend(opened, study, print, lambda text: print(f"warning: {text}", file=sys.stderr)) for study in studies):
+    if sum(repair(opened, study, print, lambda text: print(f"warning: {text}", file=sys.stderr)) for study in studies):
         raise typer.Exit(UNSENT)
 
 

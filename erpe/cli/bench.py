@@ -191,7 +191,7 @@ def _show(found: dict[str, Any], table: Any, as_json: bool) -> None:
 
 
 def _torch(variants: list[str] | None, threads: int) -> Any:
-    """torch, with so many threads; unknown variants are refused before it is loaded."""
+    """torch, with the given number of threads; unknown variants are refused before it is loaded."""
     from erpe.config import split_variant
 
     for name in variants or []:

@@ -1,4 +1,4 @@
-"""`erpe submit` and `erpe jobs`: commands that a Ray cluster runs, whoever goes home meanwhile."""
+"""`erpe submit` and `erpe jobs`: commands that a Ray cluster runs, even if this machine is switched off."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ STAND_INS = {"·": "|", "█": "#", "…": "...", "±": "+-", "×": "x", "→": 
 def open_streams() -> None:
     """Put streams in place of stdout and stderr that fail as an `OutputError`, or not at all.
 
-    Who reads the results must know that some are missing; a study does not end because nobody watches it any more.
+    A reader of results must know that some are missing; a study does not end because its output was closed.
     """
     codecs.register_error("stand_in", _stand_in)
     sys.stdout = _stream(sys.stdout, required=True)

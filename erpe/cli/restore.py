@@ -20,7 +20,7 @@ def restore(
     store: StoreOption = STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Show the backups of the database of trials, or bring one back; the database as it is is kept beside it."""
+    """Show the backups of the database of trials, or bring one back; the current database is kept beside it."""
     from erpe.study.backup import restore as bring_back
     from erpe.study.backup import survey
 

@@ -1,4 +1,4 @@
-"""A study of many arms, as the terminal shows it: a table that redraws itself, or lines where nobody watches.
+"""A study of many arms, as the terminal shows it: a live table, or plain lines where there is no terminal.
 
 Both `erpe study run` and `erpe study status` read the database, so that they show the same.
 """
@@ -218,7 +218,7 @@ class StudyProgress:
         self.step = f", step {done}/{steps}" if done < steps else ""
 
     def on_end(self, moment: TrialProgress) -> None:
-        """A trial has ended: where nobody watches, this is worth a line."""
+        """Print a line for a trial that ended, if the output is not a terminal."""
         self.moments[moment.arm] = moment
         what = "seed" if moment.phase == "confirm" else "trial"
         value = f"  {percent(moment.value)}" if moment.phase == "search" else ""

@@ -14,13 +14,13 @@ from erpe.tracking.publisher import Repaired
 from erpe.tracking.tracker import sync
 
 
-def mend(store: Store, study: str | None, say: Callable[[str], object], warn: Callable[[str], object]) -> int:
+def repair(store: Store, study: str | None, say: Callable[[str], object], warn: Callable[[str], object]) -> int:
     """Bring MLflow to what the store knows.
 
     Args:
-        study: of this name; none: all.
-        say: hears how each study stands.
-        warn: hears of damage that was repaired.
+        study: its name; default: all.
+        say: called with a line on each study.
+        warn: called with a line on damage that was repaired.
     Returns:
         How many events MLflow has not got yet.
     Raises:

@@ -1,4 +1,4 @@
-"""What the terminal shows: a live table while a study runs, tables of results, plain lines where nobody watches."""
+"""Print a live table while a study runs, tables of results, and plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PHASES = {
     "tracking": "sending the rest to MLflow",
 }
 LINE_SECONDS = 10
-"""Where nobody watches, a line about steps at most this often."""
+"""Seconds between two lines about steps, if the output is not a terminal."""
 
 SHOWN = 12
 """Rows of the live table: the running trials and the last ones that ended."""

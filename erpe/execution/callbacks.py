@@ -8,7 +8,7 @@ from erpe.config import TrialConfig
 
 
 class TrialProgress(NamedTuple):
-    """Where a trial and its study stand, for whoever shows it."""
+    """State of a trial and its study, for callbacks that show it."""
 
     arm: str
     """Arm of a study file's study; empty for `tune`."""

@@ -3,7 +3,7 @@
     controller.next_trial() -> TrialRecord         a trial to run
     controller.on_trial_result(trial, event)       True while the trial should go on
 
-The session hears of everything first. An epoch the tracker missed is replayed from the trial's checkpoint;
+Everything is recorded in the session first. An epoch the tracker missed is replayed from the trial's checkpoint;
 an ending it missed is in the session, as a decision that was not told.
 """
 
@@ -26,7 +26,7 @@ from erpe.tracking.study_logger import end_trial, folder_of, start_trial
 
 @dataclass
 class StudyController:
-    """A study that runs: session first, then tracker, then whoever watches."""
+    """Run a study: every event goes to the session first, then to the tracker, then to callbacks."""
 
     session: StudySession
     spec: StudySpec
@@ -40,7 +40,7 @@ class StudyController:
     arm: str = ""
     """Arm of a study file's study; empty for `tune`."""
     remote: RemoteCheckpoints | None = None
-    """Where workers keep their trials' folders; none: in the store itself."""
+    """Where workers keep their trials' folders; None: in the store itself."""
     draining: bool = False
     """Set by Ctrl-C: trials end after their epoch, none is started, all can be continued."""
     _study: StudyRecord | None = None
@@ -101,7 +101,7 @@ class StudyController:
         return not self.draining
 
     def on_trial_error(self, trial: TrialRecord, reason: str) -> bool:
-        """Record that a worker died, or raised something nobody foresaw.
+        """Record that a worker died, or raised an unexpected exception.
 
         Returns:
             Whether to run the trial again.

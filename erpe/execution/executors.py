@@ -26,13 +26,13 @@ class ResourceRequest(NamedTuple):
     """What the user asks of the machine; none of it is part of a study's identity."""
 
     concurrency: int | None = None
-    """Trials at a time; none: as many as there are GPUs, or else as the CPUs allow."""
+    """Trials at a time; default: the number of GPUs, or what the CPUs allow."""
     cpus: int = 1
     """CPUs, and threads, of a trial."""
     gpus: float | None = None
-    """GPUs of a trial, or a part of one; none: whatever Ray sees, shared evenly."""
+    """GPUs of a trial, or a part of one; default: what Ray sees, shared evenly."""
     address: str | None = None
-    """Of a Ray cluster; none: Ray is started here."""
+    """Of a Ray cluster; default: Ray is started here."""
     pack: int = 1
     """Trials of one shape that share a worker, and train as one program."""
 
@@ -75,7 +75,7 @@ class Allocation(NamedTuple):
     """How the machine is shared out."""
 
     concurrency: int | None
-    """Trials at a time; none: as many as there is room for, on a cluster that may grow."""
+    """Trials at a time; None: what fits on a cluster that may grow."""
     cpus: float
     gpus: float
 
@@ -169,7 +169,7 @@ class OnRay:
 
 
 def import_meanwhile(module: str) -> None:
-    """Begin to import a module; whoever imports it later waits for it, and gets what is wrong with it."""
+    """Begin to import a module in the background; a later import waits for it and raises its error."""
 
     def load() -> None:
         with suppress(Exception):
@@ -185,7 +185,7 @@ def on_ray(asked: ResourceRequest, trials: int, scratch: Path, place: Remote | N
     Args:
         place: where a cluster's nodes keep checkpoints, which is tried on each of them.
     Raises:
-        ConfigError: no cluster answers, or it has not what is asked for.
+        ConfigError: the cluster does not respond, or lacks what is asked for.
         StoreError: a node cannot write where checkpoints go, or does not see what others wrote.
     """
     from erpe.execution.ray_tune.storage_check import require_shared  # sets Ray's environment

@@ -21,7 +21,7 @@ class Budget:
     amount: float | None = None
     """In the unit of `cost`; trials are started until it is spent."""
     cost: Callable[[TrialRecord, int], float] = lambda trial, epochs: float(epochs)
-    """What so many epochs of a trial cost."""
+    """Cost of a number of epochs of a trial."""
 
     def share(self, study: StudyRecord) -> float:
         """The part of the budget that is used; a running trial counts as a whole one."""

@@ -30,7 +30,7 @@ def run_inline(controller: TrialController, start: TrialFactory, pack: int = 1) 
 
 
 def _round(controller: TrialController, together: PackRunner, trials: dict[str, TrialRecord]) -> list[TrialRecord]:
-    """Hear an event of each trial, and forget those that end; the trials to run again after a crash."""
+    """Handle one event of each trial and drop those that end; return the trials to run again after a crash."""
     events = together.round()
     while True:
         try:

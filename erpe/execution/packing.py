@@ -1,4 +1,4 @@
-"""Which trials run together in one worker: of one shape, and of at most so many. Nothing of Ray in here."""
+"""Which trials run together in one worker: trials of one shape, up to the size of a pack. Does not know Ray."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Packs:
         return bool(self._waiting or self._resting)
 
     def next_pack(self) -> list[TrialRecord]:
-        """A pack: one that rests, with whoever joins it, or a new one; empty: there is nothing to run."""
+        """The next pack: one that rests, with trials that join it, or a new one; empty if there is nothing to run."""
         members = self._resting.pop(0) if self._resting else []
         return members + self.join(members)
 
     def join(self, members: list[TrialRecord]) -> list[TrialRecord]:
-        """Who joins these now; to nobody, a new pack."""
+        """Trials that join these now; a new pack if none are given."""
         if members:
             group, beside = list(members), None
         else:

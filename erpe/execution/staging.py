@@ -112,13 +112,13 @@ class Scratch:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         held = _lock(self.folder / "making")
-        (self.folder / "making").rename(self.folder / LOCK)  # nobody sees it before it is held
+        (self.folder / "making").rename(self.folder / LOCK)  # it is visible only once it is locked
         _sweep(self.folder.parent)
         weakref.finalize(self, _remove, self.folder, held)
 
 
 def _lock(path: Path) -> int:
-    """A file's descriptor, locked for as long as it is open; the kernel lets go of it however the process ends.
+    """A file's descriptor, locked for as long as it is open; the kernel releases it however the process ends.
 
     Raises:
         OSError: another process has it, or it is not ours.
@@ -144,7 +144,7 @@ def _sweep(place: Path) -> None:
 
 
 def abroad(work: Objective, remote: RemoteCheckpoints | None) -> Objective:
-    """The same work, on hosts that share only the remote with the driver; none: they share the store's folder."""
+    """The same work, on hosts that share only the remote with the driver; None: they share the store's folder."""
     if remote is None:
         return work
     return work._replace(

@@ -54,7 +54,7 @@ class TrialEvent(NamedTuple):
     warning: str | None = None
     """What someone should know, though the trial goes on."""
     broken: ErpeError | None = None
-    """The machine does not work (a full disk, missing data): the search stops, the trial stays as it is."""
+    """The machine does not work (a full disk, missing data): the search stops, the trial does not change."""
 
 
 def play(config: TrialConfig, folder: Path, start: TrialFactory) -> Iterator[TrialEvent]:
@@ -109,7 +109,7 @@ class PackRunner:
     def round(self) -> Iterator[tuple[str, TrialEvent]]:
         """The next event of those that are not built yet, if there are any, or else of each.
 
-        So nobody trains while others get ready. Whoever ends is to be dropped before the next round.
+        So no trial trains while others are being built. Drop a trial that ends before the next round.
         """
         building = [uid for uid in self._plays if uid not in self._trainings]
         training = [each for each in self._trainings.values() if len(each.history) < each.config.train.epochs]

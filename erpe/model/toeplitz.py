@@ -57,7 +57,7 @@ def toeplitz_matmul(c: Tensor, x: Tensor, size: tuple[int, int] | None = None) -
     Args:
         c: (H, 2h-1, 2w-1), weight of each offset j - i, zero offset in the centre.
         x: (B, H, F, h, w).
-        size: padded grid, at least (2h-1, 2w-1); none: (2h, 2w), which factors better.
+        size: padded grid, at least (2h-1, 2w-1); default: (2h, 2w), which factors better.
     Returns:
         (B, H, F, h, w).
     Raises:

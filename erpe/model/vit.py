@@ -128,7 +128,7 @@ class Drop(nn.Module):
         self.register_buffer("noise", None, persistent=False)
 
     def draw(self, batch: int, device: torch.device) -> Tensor:
-        """Factors for so many images, from torch's global generator: (B, N, C), or (B, 1, 1)."""
+        """Factors for a number of images, from torch's global generator: (B, N, C), or (B, 1, 1)."""
         keep = 1 - self.rate
         return torch.empty(batch, *self.size, dtype=torch.float32, device=device).bernoulli_(keep).div_(keep)
 

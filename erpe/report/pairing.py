@@ -1,4 +1,4 @@
-"""Who is compared with whom: runs of one version, arms of one data set, seed by seed."""
+"""Which arms are compared: runs of one version, arms of one data set, seed by seed."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from erpe.report.statistics import HIGHER_IS_BETTER
 RANKED = ("test/accuracy",)
 """The measures that arms are ranked by. AIC and BIC would rank counts of parameters."""
 FEWEST_ARMS, FEWEST_BLOCKS = 3, 5
-"""Below so many arms or blocks (a block is a seed) there are no ranks, no test of them and no diagram."""
+"""Smallest number of arms and of blocks (a block is a seed) for ranks, their test and the diagram."""
 
 
 def ranking_table(outcomes: Outcomes, study: str, dataset: str, measure: str) -> tuple[pd.DataFrame, bool]:

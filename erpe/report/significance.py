@@ -150,7 +150,7 @@ def point_digits(low: float, high: float) -> int:
 
 
 def signed(value: float, digits: int) -> str:
-    """A number with so many digits after the point, and no `-0.0`."""
+    """A number with the given digits after the point, and no `-0.0`."""
     return f"{round(value, digits) + 0.0:,.{digits}f}"
 
 

@@ -134,7 +134,7 @@ def _markdown(comparison: Comparison) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Text escaped for Markdown."""
     text = printable(text).replace("\n", " ")
     for sign in "\\|*_`<[":
         text = text.replace(sign, "\\" + sign)

@@ -74,7 +74,7 @@ class Sweep(NamedTuple):
     lag: int
     """Events that MLflow has not got yet; they are kept."""
     problem: str | None
-    """Why MLflow does not get them, where that will not mend itself."""
+    """Why MLflow does not get them, where waiting does not help."""
     on_server: bool
     """Whether MLflow is a server, whose own `mlflow gc` frees the rows of deleted runs."""
 
@@ -90,7 +90,7 @@ def gc(
             since a remote may be that of other stores, too.
         dry_run: change nothing, and say what would go.
     Raises:
-        ConfigError: nothing is asked for, or numbers that make no sense.
+        ConfigError: no condition was given, or a number makes no sense.
         BusyError: someone runs the study.
         StudyError: there is none of that name, or it was run from another store.
         StoreError: the database cannot be used; or a folder is a link, or cannot be removed.
@@ -99,7 +99,7 @@ def gc(
     policy.check()
     if not policy.asks and not dangling:
         raise ConfigError(
-            "gc: nothing was asked for; use --keep-best K, --older-than DAYS, --failed (together they spare more) "
+            "gc: no condition given; use --keep-best K, --older-than DAYS, --failed (together they spare more) "
             "or --dangling; --dry-run shows what would be removed"
         )
     experiments = _choose(store, study)
@@ -219,5 +219,5 @@ class _LeasedExperiment(NamedTuple):
 
 @storage.retry_while_unavailable
 def read_leased(database: storage.Database, name: str) -> StudyRecord:
-    """A study as it stands, while nobody else writes to it."""
+    """Read a study while no other process writes to it."""
     return read_study(optuna.load_study(study_name=name, storage=database.backend))

@@ -39,7 +39,7 @@ def sweep_strays(store: Store, logged: Logged, experiments: dict[str, list[str]]
     """Find what belongs to nothing, and remove it unless it is a dry run; a study that runs is left alone.
 
     Args:
-        experiments: outbox -> studies that are looked at; none: all there is.
+        experiments: experiment -> its studies, to look at; default: all there is.
     Raises:
         StoreError: the database or an outbox cannot be read; or something cannot be removed.
     """

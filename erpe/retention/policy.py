@@ -14,9 +14,9 @@ class Policy(NamedTuple):
     """What to give up: trials that ended and that every given condition names. Each condition spares more."""
 
     keep_best: int | None = None
-    """Spare so many trials of every study, those of the highest values; none: one."""
+    """Number of trials of every study to spare, those of the highest values; default: one."""
     older_than: float | None = None
-    """Only trials that ended so many days ago."""
+    """Only trials that ended this number of days ago."""
     failed: bool = False
     """Only trials that failed."""
 

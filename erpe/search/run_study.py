@@ -60,7 +60,7 @@ class CampaignResult:
     lag: int
     """Events that MLflow has not got yet; they are kept."""
     problem: str | None
-    """Why MLflow does not get them, where that will not mend itself."""
+    """Why MLflow does not get them, where waiting does not help."""
     seconds: float
 
 
@@ -89,7 +89,7 @@ def run(
         executor: `inline` needs no Ray and runs one trial, or pack, after the other.
         offline: needs no MLflow; what it should get waits in the outbox, for `erpe sync`.
         replace: accept that a changed file replaces results of the test set; more seeds never do.
-        work: what a trial is; none: train a Vision Transformer.
+        work: what a trial is; default: train a Vision Transformer.
     Raises:
         ConfigError: numbers that make no sense, or a GPU that is not there.
         StudyError: a study of this name has other settings, or results that would be replaced, or someone runs it.
@@ -262,7 +262,7 @@ class _Campaign:
 
 
 def flops_per_image(trial: TrialRecord, epochs: int) -> float:
-    """FLOPs of so many epochs of a trial for every training image, by the closed form."""
+    """FLOPs of a number of epochs of a trial, for every training image, by the closed form."""
     from erpe.model.flops import train_step_flops
 
     return train_step_flops(trial.config.model) * epochs

@@ -58,7 +58,7 @@ class TuneResult:
     lag: int
     """Events that MLflow has not got yet; they are kept."""
     problem: str | None
-    """Why MLflow does not get them, where that will not mend itself."""
+    """Why MLflow does not get them, where waiting does not help."""
     seconds: float
 
 
@@ -85,12 +85,12 @@ def tune(
 
     Args:
         trials: of the whole study; those of earlier calls count.
-        ray_address: of a cluster; none: `ERPE_RAY_ADDRESS`, or else Ray starts here.
+        ray_address: of a cluster; default: `ERPE_RAY_ADDRESS`, or else Ray starts here.
         pack: trials of one shape that share a worker and its CPUs and GPUs, and train as one program.
         executor: `inline` needs no Ray and runs one trial, or pack, after the other.
-        name: of the study; none: DATASET-VARIANT.
+        name: of the study; default: DATASET-VARIANT.
         new: another study, beside the ones of this name.
-        work: what a trial is; none: train a Vision Transformer.
+        work: what a trial is; default: train a Vision Transformer.
     Raises:
         ConfigError: numbers that make no sense, or a GPU that is not there.
         StudyError: the study of this name has other settings, or is being run by someone else.

@@ -102,7 +102,7 @@ def _copy(path: Path, into: Path) -> str:
 
 
 def _open(path: Path, mode: str = "ro") -> sqlite3.Connection:
-    """Whoever may write removes the log beside a database as the last one to close it; who only reads leaves one."""
+    """The last process with write access removes the log beside a database; one that only reads leaves it."""
     return sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=30)
 
 

@@ -96,7 +96,7 @@ def _brief(value: Any) -> str:
 def typed(name: str, value: Any) -> Any:
     """A value as a configuration holds it: 1.0 is 1 for a size, and 1 is true for a switch.
 
-    What is no setting, or does not fit, stays as it is: the configuration says what is wrong with it.
+    What is no setting, or does not fit, is left to the configuration, which says what is wrong with it.
     """
     with contextlib.suppress(ValidationError, KeyError):
         return _adapters()[name].validate_python(value)

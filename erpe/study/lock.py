@@ -45,7 +45,7 @@ def _taken(study: str) -> BusyError:
 
 
 class _FileLease:
-    """A lock on a file beside the database; the kernel lets go of it however the process ends."""
+    """A lock on a file beside the database; the kernel releases it however the process ends."""
 
     def __init__(self, url: URL, study: str) -> None:
         folder = Path(str(url.database)).resolve().parent / "locks"
@@ -66,7 +66,7 @@ class _FileLease:
 
 
 class _PostgresLease:
-    """An advisory lock on a connection of its own; the server lets go of it when the connection ends."""
+    """An advisory lock on a connection of its own; the server releases it when the connection ends."""
 
     def __init__(self, url: URL, study: str) -> None:
         self._study = study
@@ -90,7 +90,7 @@ class _PostgresLease:
         try:
             self._connection.execute(sqlalchemy.text("SELECT 1"))
         except SQLAlchemyError:
-            # The lock went with its connection; whoever came first has it now.
+            # The lock went with its connection; the first process to ask has it now.
             self.release()
             self._take()
 

@@ -54,7 +54,7 @@ def check_replacing(plan: Plan, members: list[StudyRecord], replace: bool) -> st
     Returns:
         What will be replaced, where that is allowed.
     Raises:
-        StudyError: results would be replaced, and nobody said that they may be.
+        StudyError: results would be replaced without `--replace`.
     """
     changes, runs, now = [], 0, _protocol(plan.model_dump(mode="json"))
     for arm in plan.arms():

@@ -56,7 +56,7 @@ class Search(Config):
     trials: Count = 8
     """Trials an arm."""
     epochs: Size | None = None
-    """Epochs of a trial that is not pruned; none: the data set's default."""
+    """Epochs of a trial that is not pruned; default: that of the data set."""
     budget: Literal["trials", "epochs", "flops"] = "trials"
     """What is equal for all arms: trials; trials x epochs, where pruned epochs go into more trials; or the FLOPs that
     softmax needs for that, so that cheap arms train longer."""
@@ -72,7 +72,7 @@ class Confirm(Config):
     seeds: Count = 5
     """Fresh seeds; seed k is the same for all arms, so that they can be compared in pairs."""
     epochs: Size | None = None
-    """Epochs; none: those of the search."""
+    """Epochs; default: those of the search."""
 
 
 class Compare(Config):
@@ -96,7 +96,7 @@ class Plan(Config):
     """A study file. Each arm is a variant, or a variant and one combination of switches."""
 
     name: str
-    """Of the study; none: the file's."""
+    """Of the study; default: the file's."""
     dataset: AnyDataset
     """Its name, or the path of own images, relative to the study file."""
     resize: Grid = Field(None, exclude_if=lambda grid: grid is None)

@@ -76,7 +76,7 @@ class StudyInfo(NamedTuple):
     settings: dict[str, Any]
     """Every setting of sampler and pruner."""
     asked: str | None = None
-    """The name that was asked for; `--new` makes `a-2` where `a` was. None: 0.1.0 did not write it."""
+    """The name that the user gave; `--new` makes `a-2` where `a` was. None: 0.1.0 did not write it."""
 
 
 class ExperimentRef(NamedTuple):
@@ -142,7 +142,7 @@ class StudyRecord(NamedTuple):
         return best_of(self.trials)
 
     def knowing(self, trial: TrialRecord) -> StudyRecord:
-        """The study with a trial as it is now."""
+        """The study with a trial as of now."""
         others = (each for each in self.trials if each.number != trial.number)
         return self._replace(trials=sorted([*others, trial], key=lambda each: each.number))
 
@@ -244,7 +244,7 @@ def grouped(studies: list[StudyRecord], name: str | None = None) -> list[tuple[d
 
 
 def arm_of(members: list[StudyRecord], arm: str) -> tuple[StudyRecord | None, StudyRecord | None]:
-    """Search and confirmation of an arm; the confirmation is that of the best configuration as it is now."""
+    """Search and confirmation of an arm; the confirmation is that of the best configuration as of now."""
     own = [member for member in members if member.part_of and member.part_of.arm == arm]
     search = next((member for member in own if member.part_of and member.part_of.phase == "search"), None)
     if search is None or search.part_of is None or search.best is None:
@@ -258,7 +258,7 @@ def arm_of(members: list[StudyRecord], arm: str) -> tuple[StudyRecord | None, St
 
 @storage.retry_while_unavailable
 def read_studies(store: Store, name: str | None = None) -> list[StudyRecord]:
-    """The studies of a store, or the one of that name, without disturbing whoever runs them.
+    """The studies of a store, or the one of that name, without disturbing a process that runs them.
 
     Studies of other programs are left out; so are those whose making was killed, which the same command makes again.
 

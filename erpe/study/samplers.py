@@ -62,7 +62,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _CmaEs(CmaEsSampler):
-    """CMA-ES that runs no code from the database: nobody's pickle is trusted."""
+    """CMA-ES that runs no code from the database: no pickle is trusted."""
 
     def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> Any:
         for trial in reversed(completed_trials):

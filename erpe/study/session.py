@@ -110,7 +110,7 @@ class StudySession:
         Args:
             trials: of the whole search, which decide about start-up and pruning; default: a long search.
             name: default: `spec.name`.
-            new: make another one beside the studies of this name: NAME-2, NAME-3, ...
+            new: start another study beside those of this name: NAME-2, NAME-3, ...
             part_of: the study file's study, of which this is an arm's phase.
         Raises:
             StudyError: the study has other settings (the text says which), or someone is running it.
@@ -166,7 +166,7 @@ class StudySession:
         self._opened.close()
 
     def _guard(self) -> None:
-        """Fence: whoever bumped the epoch last is the driver; an older one may not write."""
+        """Refuse to write if a later driver took over: it has raised the epoch."""
         self._lease.check()
         if self._database.study_attr(self._id, EPOCH) != self._epoch:
             raise StudyError(f"study {shown(self.name)}: another erpe took over; this one stops, nothing is lost")
@@ -255,7 +255,7 @@ class StudySession:
 
     @_fenced
     def record_crash(self, number: int, reason: str) -> bool:
-        """A worker died, or raised what nobody foresaw.
+        """Record that a worker died or raised an unexpected exception.
 
         Returns:
             Whether to try again; if not, the trial is decided to be FAIL with this reason.

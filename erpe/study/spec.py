@@ -1,4 +1,4 @@
-"""What a study is, so that the same command finds it again and another one is refused.
+"""What a study is, so that the same command finds it again, and a different study is refused.
 
 spec = define("relu_general", "digits", epochs=10)
 spec.identity, spec.name            # a hash of everything that shapes the result, and "digits-relu_general"
@@ -116,9 +116,9 @@ def define(
     """A study of one variant on one data set.
 
     Args:
-        space: what is varied; none: the default space.
+        space: what is varied; default: that of the variant and the data set.
         settings: dotted names that every trial has, `{"train.ema": 0.99}`; they leave the space.
-        epochs: of a trial; none: the data set's default.
+        epochs: of a trial; default: that of the data set.
     Raises:
         ConfigError: an unknown name, a value that does not fit or contradicts an argument, or a space that could
             draw a configuration that does not fit.
@@ -149,7 +149,7 @@ def confirmation(config: TrialConfig, seed: int, epochs: int | None = None) -> S
 
     Args:
         seed: what the fresh seeds come from.
-        epochs: none: those of the configuration.
+        epochs: default: those of the configuration.
     """
     own = {"seed": 0, "data.validation": 0.0, "train.epochs": epochs or config.train.epochs}
     nothing = Space(axes={})

@@ -104,7 +104,7 @@ def exists(url: URL) -> bool:
 
 
 def check_lost(url: URL) -> None:
-    """An empty file would become an empty database, and nobody would miss what was in it.
+    """An empty file would become an empty database, and what was in it would not be missed.
 
     Raises:
         StoreError: the database is missing or empty, and its store shows that there was one.
@@ -121,7 +121,7 @@ def retry_while_unavailable(call: Callable[P, R], seconds: float | None = None) 
     """Repeat a call while its database is away; it must be one that may run twice.
 
     Args:
-        seconds: how long; none: `PATIENCE_SECONDS`.
+        seconds: how long; default: `PATIENCE_SECONDS`.
     Raises:
         StoreError: the database stayed away for longer, or is full, read-only or damaged.
     """
@@ -138,7 +138,7 @@ def retry_while_unavailable(call: Callable[P, R], seconds: float | None = None) 
                 if isinstance(cause, DatabaseError) and _DAMAGED.search(said):
                     raise StoreError(f"database: damaged ({said}); {RESTORE}") from error
                 if not _may_pass(cause):
-                    raise StoreError(f"database: {said}; nothing is lost, mend it and run again") from error
+                    raise StoreError(f"database: {said}; nothing is lost, repair it and run again") from error
                 if waited > (PATIENCE_SECONDS if seconds is None else seconds):
                     raise StoreError(f"database: away for {waited:.0f} s ({said}); nothing is lost") from error
             time.sleep(pause)

@@ -1,6 +1,6 @@
 """The tracker's outbox, rebuilt from the Optuna database and the trials' folders: only what it does not have.
 
-    reconcile(Store.open("runs"))             # every study that nobody is running
+    reconcile(Store.open("runs"))             # every study that no process is running
     rebuild(study, tracker, store)            # by the driver of a study, at its start and end
 
 The database knows every trial, its configuration, the value of each epoch, how it ended and what was measured later;
@@ -52,7 +52,7 @@ def reconcile(store: Store, study: str | None = None) -> list[Rebuilt]:
     """Tell the outboxes of a store what only the database knows. Nothing is sent; a study in order costs a look.
 
     Args:
-        study: of this name; none: all.
+        study: its name; default: all.
     Raises:
         StoreError: the database cannot be read.
     """
@@ -81,7 +81,7 @@ def _reconcile(store: Store, experiment: str, members: list[StudyRecord]) -> Reb
                 leases.callback(acquire(url, member.name).release)
         except StudyError:
             return Rebuilt(experiment, running=True, damage=damage)
-        members = [now for now in read_studies(store) if now.experiment == experiment]  # nobody changes them now
+        members = [now for now in read_studies(store) if now.experiment == experiment]  # no process changes them now
         tales = [tale for member in members for tale in _missing(member, members, tracker, store)]
         return Rebuilt(experiment, _tell(tales, tracker), damage=damage)
 
@@ -95,7 +95,7 @@ def _open(store: Store, experiment: str) -> tuple[Tracker, str]:
 
 
 def _missing(member: StudyRecord, members: list[StudyRecord], tracker: Tracker, store: Store) -> list[Tale]:
-    """What a study that nobody runs lacks, its end included."""
+    """What a study lacks that no process runs, its end included."""
     tales = [*_trials(member, tracker, store, member.trials)]
     known = tracker.known(member.about.uid)
     if member.trials and (known.state in ("", "RUNNING") or tales):
@@ -199,7 +199,7 @@ def _checkpoint(trial: TrialRecord, folder: Path) -> dict[str, Any] | None:
 
 
 def _is_over(member: StudyRecord, members: list[StudyRecord]) -> bool:
-    """Whether a study had all it was last asked for. A search that is no part of another one ends with a test."""
+    """Whether a study did all that was last requested. A search of `tune` ends with a test."""
     if member.counts["RUNNING"]:
         return False
     if member.part_of is None:

@@ -43,7 +43,7 @@ class Health(NamedTuple):
     """Whether a tracking URI answers as MLflow does."""
 
     state: Literal["well", "down", "refuses"]
-    """Down: will mend itself. Refuses: someone must do something."""
+    """down: it may come back by itself; refuses: the user must act."""
     fact: str = ""
     """What is the matter; empty if well."""
     advice: str = ""
@@ -79,7 +79,7 @@ def runs_of(client: MlflowClient, experiment: str, view: int = 1) -> Iterator[Ru
     """All runs of an experiment, page by page, in the order of their start.
 
     Args:
-        view: one of `mlflow.entities.ViewType`; none: those that nobody deleted.
+        view: one of `mlflow.entities.ViewType`; default: those that are not deleted.
     """
     token, seen = None, 0
     while True:

@@ -95,7 +95,7 @@ class Logged:
         health = examine(store.tracking_uri)
         if health.state != "well":
             why = health.line.partition(";")[0]
-            raise TrackingError(f"{why}; without it nobody knows which models are registered, so nothing is removed")
+            raise TrackingError(f"{why}; without it the registered models are unknown, so nothing is removed")
         self.client = connect(store.tracking_uri)
         self.registered = _registered(self.client)
 

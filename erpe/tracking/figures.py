@@ -143,8 +143,9 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _figure(width: float, height: float, left: float, bottom: float, top: float, between: float = 0.0) -> Figure:
-    """Of so many inches, with margins and a gap between panels. A layout engine would draw everything three times to
-    find them, and a study has many figures.
+    """Make a figure of the given size in inches, with margins and a gap between panels.
+
+    A layout engine would draw everything three times to find them, and a study has many figures.
     """
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)

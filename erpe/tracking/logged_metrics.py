@@ -1,6 +1,6 @@
 """Which measures MLflow has of its runs, so that none is logged twice, not even when the outbox was lost.
 
-MLflow itself takes a measure again only if its time is another one; an outbox that was rebuilt does not know the time.
+MLflow itself takes a measure again only if its time differs; an outbox that was rebuilt does not know the time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Points:
         self._runs.setdefault(run, dict.fromkeys(names))
 
     def forget(self, run: str | None = None) -> None:
-        """Let go of a run that has ended, or of all."""
+        """Forget a run that has ended, or all runs."""
         if run is None:
             self._runs.clear()
         else:

@@ -71,9 +71,9 @@ class Event(BaseModel):
     best: Uid | None = None
     """uid of a study's best trial."""
     name: str = ""
-    """Of the run; none: the experiment's, or TRIAL NUMBER. Of a study also its name in Optuna."""
+    """Of the run; default: the experiment's, or TRIAL NUMBER. Of a study also its name in Optuna."""
     model: str = ""
-    """Under which name the best trial is registered; none: it is not."""
+    """Name under which the best trial is registered; None: it is not."""
     rebuilt: bool = False
     """Told again from the database and the checkpoints: MLflow may have it already, with its true time and tags."""
 
@@ -205,7 +205,7 @@ class Outbox:
             )
 
     def _move_away(self, line: bytes) -> None:
-        """Copy a damaged line, then blank it where it stands: every offset stays as it is."""
+        """Copy a damaged line, then blank it where it stands: no offset changes."""
         with os.fdopen(open_plain(self._beside(".corrupt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
             file.write(line)
             file.flush()
@@ -244,7 +244,7 @@ class Outbox:
                         events.append((event, offset))
                     elif line.strip():
                         raise StoreError(
-                            f"outbox {self.path}: a damaged line ends at byte {offset}; `erpe sync` mends it"
+                            f"outbox {self.path}: a damaged line ends at byte {offset}; `erpe sync` repairs it"
                         )
         except OSError as error:
             raise StoreError(f"outbox {self.path}: cannot be read ({error.strerror})") from None

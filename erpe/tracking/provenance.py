@@ -20,7 +20,7 @@ def collect(command: str, threads: int | None = None) -> dict[str, str]:
 
     Args:
         command: what was called, without its arguments, which may hold passwords: "erpe tune".
-        threads: CPU threads a trial computes with; none: the cores this process may use.
+        threads: CPU threads a trial computes with; default: the cores that this process may use.
     """
     commit, dirty = _commit(Path(erpe.__file__).parent)
     return {
@@ -69,7 +69,7 @@ def _commit(folder: Path) -> tuple[str, str]:
     """Commit of the repository that holds this code, and "true", "false" or "unknown" for changes since."""
 
     # GIT_DIR and the like name the repository that someone works on. The owner of this one need not be us: git then
-    # refuses, lest a stranger's hooks run, but the code that is there runs already.
+    # refuses, so that no foreign hooks run, but the code that is there runs already.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-c", "safe.directory=*", "-C", str(folder)]
 

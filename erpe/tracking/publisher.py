@@ -47,7 +47,7 @@ class Sender:
         self._removed = set() if removed is None else removed
         self.outbox = Outbox(store.outbox, study)
         self.problem: str | None = None
-        """What someone must mend; nothing while the server is merely down."""
+        """What the user must repair; empty while the server is only down."""
         self.repaired = Repaired()
         self._uri = store.destination
         self._projection: Projection | None = None
@@ -66,7 +66,7 @@ class Sender:
         return ack if ack.uri == self._uri else Ack(self._uri)
 
     def run(self, stop: threading.Event, wake: threading.Event, last: threading.Event) -> None:
-        """Send until `stop`; once `last` is set, until all is sent or someone must mend something.
+        """Send until `stop`; once `last` is set, until all is sent or the user must repair something.
 
         What had arrived earlier is looked at first; what was sent now, at the end.
         """
@@ -154,7 +154,7 @@ class Sender:
         missing, short = audit(projection.client, projection.experiment, expected)
         self._whole, self._until = expected.keys() - missing - short, seq
         self.repaired = Repaired(self.repaired.missing + len(missing), self.repaired.short + len(short))
-        if missing or short or not behind:  # or the outbox is another one than that which was acknowledged
+        if missing or short or not behind:  # or the acknowledgement is of another outbox
             self.outbox.acknowledge(Ack(self._uri))
 
     def _open(self, ack: Ack) -> Projection | None:
@@ -182,7 +182,7 @@ class Sender:
         self.problem = f"MLflow refused events; {self._refused} says why" if self._refused.exists() else None
 
     def _understand(self, error: Exception, events: list[tuple[Event, int]]) -> bool:
-        """Wait for a server that is down; name what someone must mend; set apart an event that cannot be sent."""
+        """Wait for a server that is down; name what the user must repair; set apart an event that cannot be sent."""
         self._projection = None
         health = examine(self.store.tracking_uri)
         if health.state != "well":

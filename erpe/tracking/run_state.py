@@ -25,7 +25,7 @@ class RunState:
     started: bool = False
     """Whether its start was told."""
     state: str = ""
-    """RUNNING, or how it ended; none: nobody said."""
+    """RUNNING, or how it ended; None: unknown."""
     ended: int = 0
     """When, in milliseconds since 1970; of a trial the first time, of a study the last. None: not known exactly."""
     parent: str | None = None

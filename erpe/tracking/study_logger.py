@@ -69,7 +69,7 @@ def end_study(tracker: Any, store: Store, study: StudyRecord, over: bool) -> Non
     its champion is seed 0: no test score chooses it.
 
     Args:
-        over: whether all it was asked for is done.
+        over: whether all that was requested is done.
     """
     part_of, confirm = study.part_of, study.phase == "confirm"
     complete = [trial for trial in study.trials if trial.state == "COMPLETE"]

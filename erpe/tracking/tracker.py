@@ -63,7 +63,7 @@ class Tracker:
 
     @property
     def problem(self) -> str | None:
-        """What keeps MLflow from getting the events and will not mend itself: one line. The outbox keeps them."""
+        """Why MLflow does not get the events, where waiting does not help: one line. The outbox keeps them."""
         return self._sender.problem
 
     @contextmanager
@@ -107,7 +107,7 @@ class Tracker:
 
         Args:
             parent: uid of its study.
-            name: none: `trial NUMBER`.
+            name: default: `trial NUMBER`.
         """
         settings = config.tree("json")
         self._put(
@@ -158,7 +158,7 @@ class Tracker:
             folder: results of the best trial.
             state: COMPLETE, FAIL, or what else stopped it.
             name: as at its start.
-            model: under which name the best trial becomes the champion; none: it does not.
+            model: name under which the best trial becomes the champion; default: it does not.
         """
         news = self._runs[uid].news(metrics)
         self._end("end_study", uid, state, news, folder, best=best_uid, name=name, model=model)
@@ -194,7 +194,7 @@ class Tracker:
         return max(0, self._outbox.seq - self._sender.ack.seq)
 
     def close(self, timeout: float = 30) -> int:
-        """Send what is left, for at most `timeout` seconds or until someone must mend something.
+        """Send what is left, for at most `timeout` seconds or until the user must repair something.
 
         Returns:
             Events left in the outbox; `sync` sends them later.
@@ -244,7 +244,7 @@ def sync(
     """Send what waits in the outboxes of the store, and again what MLflow has lost.
 
     Args:
-        tell: hears of each study how many events are left and what MLflow had lost.
+        tell: called for each study with the number of events left and what MLflow had lost.
     Returns:
         Events left, by study.
     Raises:

@@ -79,7 +79,7 @@ class Trainer:
         self.steps = math.ceil(len(images.labels) / train.batch)
         """Steps an epoch."""
         self.parts = 1
-        """A batch goes through the model in so many parts: the same gradient up to rounding, in less memory."""
+        """Run a batch through the model in a number of parts: the same gradient up to rounding, in less memory."""
         self.precision = pick_precision(config, device)
         self.optimiser = torch.optim.AdamW(model.decay_groups(train.weight_decay), lr=train.lr, fused=True)
         self.averaged: AveragedModel | None = None
@@ -226,7 +226,7 @@ def compiled(
     """The model, through torch.compile where asked for or, left to us, on CUDA with Triton at hand.
 
     Measured on 2 CPU cores (Xeon-class, float32, 205k and 2.7M parameters): 6 to 19 % faster steps for 18 to 58 s
-    of compilation, so `auto` leaves the CPU alone. Where there is no compiler, or it fails, the model runs as it is,
+    of compilation, so `auto` leaves the CPU alone. Where there is no compiler, or it fails, the model runs uncompiled,
     with a warning.
     """
     triton = importlib.util.find_spec("triton") is not None

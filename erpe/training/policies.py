@@ -39,7 +39,7 @@ def strengths(name: Literal["rand", "trivial"], operation: str, size: tuple[int,
     """All strengths of an operation in a policy, both signs where it has one: (1 or 2, `BINS`) float32.
 
     Shears are slopes, translations pixels (of an image of `size`: height, width), rotations degrees, counterclockwise;
-    blends go from the image (0) away from (above) or towards (below) its degenerate; posterize keeps so many bits;
+    blends go from the image (0) away from (above) or towards (below) its degenerate; posterize keeps a number of bits;
     solarize inverts from this part of white; 0 for what has no strength.
     """
     height, width = size
@@ -80,7 +80,7 @@ class Policy:
         return self.apply(pixels, self.draw(len(pixels), generator))
 
     def draw(self, count: int, generator: Generator) -> Tensor:
-        """Moves of so many images, (rounds, count) places in `moves`."""
+        """Moves of a number of images, (rounds, count) places in `moves`."""
         size = (self.rounds, count)
         return torch.randint(len(self.moves), size, generator=generator, dtype=torch.int64, device="cpu")
 

@@ -44,7 +44,7 @@ Report = Callable[[int, dict[str, float]], bool]
 
 
 class TakenOver(RuntimeError):
-    """Another process trains this trial now. Who has the lease tries again, and takes it back; who has not, ends."""
+    """Another process trains this trial now. A process with the study's lock takes the trial back; one without ends."""
 
 
 class Trial:
@@ -187,7 +187,7 @@ class Trial:
         self.warning = text
 
     def finish(self) -> dict[str, float]:
-        """Measure the trained model, write the trial's results, and let go of the last epoch's checkpoint.
+        """Measure the trained model, write the trial's results, and remove the last epoch's checkpoint.
 
         Returns:
             `params`, `flops/*`, `time/train_seconds_per_epoch`, `memory/peak_mib`, and those of `measure`.

@@ -4,7 +4,7 @@
 
 Everything is read and checked first; what is refused is refused before a byte is written. Then, in this order,
 
-1. files: results and checkpoints, each whole or not at all. Nobody looks at them before the database names them.
+1. files: results and checkpoints, each whole or not at all. They are not read before the database names them.
 2. the Optuna database: all studies in one transaction. From now on the trials are known here, with their files.
 3. the outbox: the events it does not have yet. The sender needs the files and, for Optuna's plots, the studies.
 4. what `erpe gc` removed, here or there: those trials are removed in both, and do not return.
@@ -53,7 +53,7 @@ def adopt(folder: Path, store: Store) -> list[Adopted]:
     Raises:
         StoreError: `folder` is no store, is damaged, or holds what erpe does not write; or this store cannot be
             written.
-        StudyError: a study of that name is another one here, or went on here, too, or is running.
+        StudyError: a different study here has that name, or it continued here, too, or is running.
     """
     with contextlib.ExitStack() as opened:
         foreign = opened.enter_context(Foreign.open(folder))
@@ -117,17 +117,19 @@ def _check_experiments(foreign: Foreign, store: Store) -> None:
         theirs = {name for name, member in foreign.members.items() if member.experiment == experiment}
         if not (theirs <= known[experiment] or known[experiment] <= theirs):
             own = ", ".join(map(shown, sorted(known[experiment] - theirs)[:3]))
-            raise StudyError(f"study {experiment}: another one is here, or it went on here, too ({own}); {_REMEDY}")
+            raise StudyError(
+                f"study {experiment}: a different study here has this name, or it continued here, too ({own}); {_REMEDY}"
+            )
 
 
-_REMEDY = "--store NEW takes it into a store of its own"
+_REMEDY = "use --store NEW to import it into a new store"
 
 
 def _compare(member: Member, here: storage.Database) -> _News:
     """What a study has that it does not have here.
 
     Raises:
-        StudyError: the study here is another one, or both went on.
+        StudyError: the study here is a different one, or both continued.
     """
     name, later = member.record.name, member.study.get_trials(deepcopy=False)
     removed = {trial.number for trial in member.record.trials if trial.removed}

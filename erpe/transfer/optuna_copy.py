@@ -84,7 +84,7 @@ class _Transplant:
             new = self._insert(self.studies, {"study_name": name})
         else:
             new = known
-            drivers = self._read(new, EPOCH, 0) + 1  # whoever thinks to be the driver is not any more
+            drivers = self._read(new, EPOCH, 0) + 1  # an older driver may no longer write
             removed = set(self._read(new, REMOVED, []))  # and what was given up does not return
             self._clear(new)
         for table in self.of_study:

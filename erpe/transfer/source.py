@@ -94,7 +94,7 @@ class Foreign:
         if part_of := found.record.part_of:
             check_name(part_of.arm)
             if Plan(**part_of.plan).name != check_name(part_of.study):
-                raise ValueError(f"study {shown(name)}: its plan is of another one")
+                raise ValueError(f"study {shown(name)}: its plan names another study")
         return found
 
     def files(self, member: Member, trial: TrialRecord) -> dict[str, Path]:
@@ -165,7 +165,7 @@ def plain(root: Path, path: Path, most: int) -> bool:
 
 @contextlib.contextmanager
 def _idle(root: Path, lock: Path) -> Iterator[None]:
-    """Nobody runs the study of this lock while we read."""
+    """Lock a study, so that no process runs it while we read."""
     plain(root, lock, MIB)
     with lock.open("rb") as file:
         try:

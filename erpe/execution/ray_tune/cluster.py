@@ -33,7 +33,7 @@ def check_reachable(address: str) -> None:
     """Make sure that somebody listens: Ray itself would try for minutes, and say so in its own words.
 
     Raises:
-        ConfigError: nobody does, or it is no address of a cluster.
+        ConfigError: nothing responds, or it is not the address of a cluster.
     """
     host, _, port = address.rpartition(":")
     if "/" in address or not host or not port.isdigit():
@@ -41,11 +41,11 @@ def check_reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, OverflowError, ValueError) as error:
-        raise ConfigError(f"ray address {address}: nobody answers ({error}); is the cluster up?") from None
+        raise ConfigError(f"ray address {address}: no response ({error}); is the cluster up?") from None
 
 
 def start(address: str | None, cpus: int, folder: str) -> None:
-    """Start Ray with so many CPUs, or join the cluster at an address.
+    """Start Ray with a number of CPUs, or join the cluster at an address.
 
     Args:
         folder: an empty folder of this run alone, where a Ray that starts here keeps its sockets and logs.
@@ -206,7 +206,7 @@ def cluster_info(address: str) -> ClusterResources:
     """Ask a cluster as a driver would, without joining it: `ray.init` would take its time over a wrong token.
 
     Raises:
-        ConfigError: nobody answers, it wants another token, this machine is no node of it, or it cannot run a trial.
+        ConfigError: no response, a wrong token, this machine is not a node of it, or it cannot run a trial.
     """
     import erpe.execution.ray_tune.environment  # noqa: F401  before Ray
 

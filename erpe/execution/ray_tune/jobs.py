@@ -1,4 +1,4 @@
-"""Jobs of a Ray cluster: commands of erpe that its head runs, whoever closes their laptop meanwhile.
+"""Jobs of a Ray cluster: commands of erpe that its head runs, even if the laptop that submitted them is closed.
 
 Ray's Jobs API, a few routes of HTTP, asked directly: no Ray is needed here, and no answer is waited for without end.
 Contract: https://docs.ray.io/en/releases-2.60.0/cluster/running-applications/job-submission/rest.html
@@ -33,11 +33,11 @@ ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 
 
 class JobError(ErpeError):
-    """Nobody answers where jobs are taken, we are not let in, or there is no such job."""
+    """The server of jobs does not respond, refuses us, or does not know the job."""
 
 
 class Job(NamedTuple):
-    """What the head knows of a job. Times: seconds since 1970; none: not yet."""
+    """What the head knows of a job. Times: seconds since 1970; None: not yet."""
 
     id: str
     state: str
@@ -50,7 +50,7 @@ class Job(NamedTuple):
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
-    """Follows nobody: the token would go along."""
+    """Follow no redirect: the token would go along."""
 
     def redirect_request(self, *about: Any) -> None:
         """See `urllib.request.HTTPRedirectHandler`."""
@@ -59,7 +59,7 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 class Jobs:
     """The jobs of the head that answers at an address, as http://HOST:8265.
 
-    Every method raises `JobError`: nobody answers, it is no Ray, it wants another token, the job is unknown.
+    Every method raises `JobError`: no response, not a Ray head, a wrong token, or an unknown job.
     """
 
     def __init__(self, address: str) -> None:
@@ -113,7 +113,7 @@ class Jobs:
             seen = len(text)
             if ended:
                 return
-            time.sleep(1 + 10 * (time.monotonic() - began))  # a long log is asked for less often
+            time.sleep(1 + 10 * (time.monotonic() - began))  # a long log is requested less often
 
     def stop(self, name: str) -> bool:
         """Ask it to finish its running epochs and end -> whether it ran."""
@@ -136,11 +136,11 @@ class Jobs:
             if isinstance(reason, ssl.SSLCertVerificationError):
                 advice = "set SSL_CERT_FILE to a certificate to trust"
                 raise JobError(f"{self.name}: certificate not trusted ({reason.verify_message}); {advice}") from None
-            raise JobError(f"{self.name}: nobody answers ({reason}); is the head up, with its dashboard?") from error
+            raise JobError(f"{self.name}: no response ({reason}); is the head up, with its dashboard?") from error
 
     def _refused(self, error: urllib.error.HTTPError, job: str) -> JobError:
         if error.code in (401, 403):
-            what = "it does not know our token" if self._headers else "it wants its token"
+            what = "it does not know our token" if self._headers else "it asks for a token"
             return JobError(f"{self.name}: {what} ({error.code}); set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH")
         if error.code == 404 and job:
             return JobError(f"{self.name}: no job {job}; `erpe jobs list` shows those that it knows")

@@ -56,7 +56,7 @@ class TuneBridge:
         )
 
     def guarded(self, call: Callable[[], T], otherwise: T) -> T:
-        """The call's answer; after an error of ours, the search stops and every trial stays as it is."""
+        """The call's answer; after an error of ours, the search stops and no trial changes."""
         if self.error is not None:
             return otherwise
         try:
@@ -102,12 +102,12 @@ class StudySearcher(Searcher):
         """The database is the state."""
 
     def __reduce__(self) -> Any:
-        # Tune pickles its searcher into a file that nobody reads.
+        # Tune pickles its searcher into a file that is never read.
         return Searcher, ()
 
 
 class StudyScheduler(FIFOScheduler):
-    """Lets the controller hear every event, and stops a pack when a trial of it ends: the others are a new one."""
+    """Pass every event to the controller; stop a pack when one of its trials ends, as the others make a new pack."""
 
     def __init__(self, link: TuneBridge) -> None:
         super().__init__()
@@ -216,10 +216,10 @@ def run_ray(
     """The search on Ray, which is running.
 
     Args:
-        concurrency: packs at a time; none: as many as find room, and one more asks for it.
+        concurrency: packs at a time; default: as many as fit, and one more that waits for room.
         pack: trials of one shape that share a worker, and train as one program.
         cpus, gpus: of each pack; a fraction of a GPU is bookkeeping, not isolation.
-        scratch: where Tune writes what nobody reads.
+        scratch: where Tune writes files that are never read.
     Raises:
         ErpeError: see `StudyController.on_trial_result`.
     """

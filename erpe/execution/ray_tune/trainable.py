@@ -48,12 +48,12 @@ class Worker(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """The next events, each with its trial's place in the pack; or the exception nobody foresaw."""
+        """The next events, each with its trial's place in the pack; or an unexpected exception."""
         assert self._together
         return {"events": [(int(place), event) for place, event in self._together.round()]}
 
     def cleanup(self) -> None:
-        """Let go of the trials' memory, also on the GPU."""
+        """Release the memory of the trials, also on the GPU."""
         self._together = None
         faulthandler.disable()
         if self._last_words:

@@ -62,7 +62,7 @@ def masked_attention(
         phi: makes features (B, H, N, m) of them.
         mask: the logarithm of C.
         method: `dense` or `fft`, both exact; `auto`: the faster one.
-        rank: take so many terms of the Fourier series of C, which is then not exact; None: all of C.
+        rank: number of terms to take of the Fourier series of C, which is then not exact; None: all of C.
     Returns:
         (B, H, N, Dv), in the precision of the inputs.
     """

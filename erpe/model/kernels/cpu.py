@@ -73,8 +73,8 @@ def masked_forward(
         q, k: (B, H, N, D), of which `maps` make features (B, H, N, m).
         v: (B, H, N, Dv).
         c: (H, 2h-1, 2w-1), weight of each offset of key minus query.
-        factor: (H, N), by which a query's denominator is multiplied; none: one.
-        w: projections (D, m) for the maps, or (H, D, m); none: m is D.
+        factor: (H, N), by which a query's denominator is multiplied; default: one.
+        w: projections (D, m) for the maps, or (H, D, m); default: m is D.
     """
     q, k, v = (plain(x) for x in (q, k, v))
     y, den, weights = _side_by_side(v), v.new_empty(v.shape[:3]), projections(w, back=False)
@@ -99,7 +99,7 @@ def masked_backward(
 
     Args:
         made: what `masked_forward` returned.
-        d_y, d_den: slopes of both; none: zeros.
+        d_y, d_den: slopes of both; default: zeros.
     """
     q, k, v = (plain(x) for x in (q, k, v))
     d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
@@ -123,7 +123,7 @@ def linear_forward(
     Args:
         q, k: (B, H, N, D), of which `maps` make features (B, H, N, m).
         v: (B, H, N, Dv).
-        w: projections (D, m) of the rotation's coordinates for the maps, or (H, D, m); none: m is D.
+        w: projections (D, m) of the rotation's coordinates for the maps, or (H, D, m); default: m is D.
         along: see `Rotation.along`; with
         turn: the rest of a rotation of q and k.
     Returns:

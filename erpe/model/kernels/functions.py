@@ -19,7 +19,7 @@ def bound(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def slopes(function: type[torch.autograd.Function], inputs: Any, *tensors: Tensor) -> Any:
-    """`function.apply`; where nobody will ask for gradients of gradients, without what that costs."""
+    """`function.apply`; without the cost of gradients of gradients where they are not needed."""
     plain = not torch.is_grad_enabled() and cpu.in_memory(*tensors)
     return (function.forward if plain else function.apply)(*inputs)
 

@@ -18,13 +18,13 @@ from erpe.model.kernels.functions import again, bound, folded_mask, more_heads, 
 from erpe.model.toeplitz import toeplitz_dense
 
 WHOLE = 1024
-"""Up to so many tokens A is kept."""
+"""Largest number of tokens for which A is kept."""
 
 SIDE = {"cpu": 1024, "cuda": 4096}
-"""About so many queries, and so many keys, make a tile: small ones cost two threads more in waking than they save."""
+"""Approximate number of queries, and of keys, in a tile; smaller tiles do not pay on two threads."""
 
 ENTRIES = {"cpu": 2**22, "cuda": 2**27}
-"""So many entries has a tile, over heads and images: what bounds memory. GPUs were not measured."""
+"""Entries of a tile, over heads and images: this bounds memory. Not measured on GPUs."""
 
 
 def tiled_product(phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ _STATES = {"FINISHED": "COMPLETE", "KILLED": "PRUNED", "FAILED": "FAIL", "RUNNIN
 
 
 def read(uri: str, studies: Sequence[str] = ()) -> Outcomes:
-    """The studies of these names; none: all that `erpe study run` logged there.
+    """The studies of these names; default: all that `erpe study run` logged there.
 
     Args:
         uri: of a tracking server, or of its database.

@@ -26,7 +26,7 @@ from erpe.study.spec import CONTRACT
 
 
 def load(store: Store, studies: Sequence[str] = ()) -> Outcomes:
-    """The studies of these names; none: all that `erpe study run` made.
+    """The studies of these names; default: all that `erpe study run` made.
 
     Raises:
         StudyError: there is none of a name.
