@@ -118,7 +118,7 @@ def _check_experiments(foreign: Foreign, store: Store) -> None:
         if not (theirs <= known[experiment] or known[experiment] <= theirs):
             own = ", ".join(map(shown, sorted(known[experiment] - theirs)[:3]))
             raise StudyError(
-                f"study {experiment}: a different study here has this name, or it continued here, too ({own}); {_REMEDY}"
+                f"study {experiment}: a different one here has this name, or it continued here, too ({own}); {_REMEDY}"
             )
 
 
@@ -137,11 +137,11 @@ def _compare(member: Member, here: storage.Database) -> _News:
         return _News(len(later), rows=True, files=True, removed=removed)
     known = storage.retry_while_unavailable(optuna.load_study)(study_name=name, storage=here.backend)
     if read_about(name, known.user_attrs).uid != member.record.about.uid:
-        raise StudyError(f"study {shown(name)}: another one of that name is here; {_REMEDY}")
+        raise StudyError(f"study {shown(name)}: a different study here has this name; {_REMEDY}")
     removed |= set(known.user_attrs.get(REMOVED, ()))
     newer, older = continues(member.study, known), continues(known, member.study)
     if not newer and not older:
-        raise StudyError(f"study {shown(name)}: it went on here and there since it was taken over; {_REMEDY}")
+        raise StudyError(f"study {shown(name)}: it continued here and there since it was imported; {_REMEDY}")
     if not newer:
         return _News(0, rows=False, files=False, removed=removed)
     earlier = [facts(trial) for trial in known.get_trials(deepcopy=False)]
