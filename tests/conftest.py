@@ -41,6 +41,24 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (item.path.parent.name != "stack", -slow[item.path]))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def migrations_read_once():
+    """Optuna has alembic import all versions of its tables, three times for each database that a test makes."""
+    from alembic.script import ScriptDirectory
+
+    read, found = ScriptDirectory.from_config, {}
+
+    def from_config(config):
+        place = config.get_main_option("script_location"), config.get_main_option("version_locations")
+        if place not in found:
+            found[place] = read(config)
+        return found[place]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptDirectory, "from_config", from_config)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_database_of_another_test():
     """`mlflow.set_tracking_uri` writes into the environment, where the next test's store would read it."""

@@ -1,6 +1,7 @@
 """What lies around erpe: the user's folder, the environment, the network, the limits of the machine."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -53,9 +54,16 @@ def test_workers_import_nothing_from_the_users_folder_and_no_setting_of_the_envi
     monkeypatch.setenv("TMPDIR", str(deep))
     monkeypatch.setenv("HTTP_PROXY", "http://192.0.2.9:9")
     before = set(Path("/tmp").glob("erpe-ray-*"))
-    with on_ray(ResourceRequest(1), 1, tmp_path / "store/ray/study") as workers:
-        *modules, _, path = workers.call(_found)
-        assert Path.cwd() == users_folder, "only Ray was started elsewhere"
+    sigterm = signal.signal(signal.SIGTERM, ours := lambda number, frame: None)
+    try:
+        with on_ray(ResourceRequest(1), 1, tmp_path / "store/ray/study") as workers:
+            *modules, _, path = workers.call(_found)
+            assert Path.cwd() == users_folder, "only Ray was started elsewhere"
+            # Ray's own answer raises SystemExit wherever the signal lands, and Python may lose that.
+            assert signal.getsignal(signal.SIGTERM) is ours, "our answer to SIGTERM is left alone"
+            assert workers.call(signal.getsignal, signal.SIGTERM) is not ours
+    finally:
+        signal.signal(signal.SIGTERM, sigterm)
     assert not any(each.startswith(str(users_folder)) for each in [*modules, *path])
     assert set(Path("/tmp").glob("erpe-ray-*")) <= before, "nothing of Ray is left"
 

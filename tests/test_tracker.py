@@ -386,7 +386,7 @@ def test_a_run_that_a_killed_create_made_twice_becomes_one(embedded):
 
 
 @slow
-def test_a_database_whose_making_was_killed_is_made_again(store):
+def test_a_database_whose_making_was_killed_is_made_again(store, tmp_path):
     """What is there under its name is whole: another process never meets half of the tables."""
     import sqlite3
 
@@ -397,7 +397,7 @@ def test_a_database_whose_making_was_killed_is_made_again(store):
         "import os, pathlib; pathlib.Path.rename = lambda *_: os._exit(9)\n"
         f"from erpe.tracking.connection import connect; connect({store.tracking_uri!r})"
     )
-    assert subprocess.run([sys.executable, "-c", killed]).returncode == 9
+    assert Fork(exec, (killed, {}), environment(), tmp_path / "log").wait() == 9
     assert draft.exists() and not (store.root / "mlflow.db").exists()
     draft.write_bytes(draft.read_bytes()[:8192])  # killed earlier still
     module.connect(store.tracking_uri).search_experiments(max_results=1)
