@@ -168,7 +168,7 @@ def stacks() -> Iterator[dict[str, Stack]]:
             yield {
                 "bare loop": bare,
                 "+ Optuna": conducted(store, lambda name: NoTracker(), here),
-                "+ spool": conducted(store, lambda name: Tracker(store, name, send=False), here),
+                "+ outbox": conducted(store, lambda name: Tracker(store, name, send=False), here),
                 "+ MLflow": conducted(store, lambda name: Tracker(store, name), here, sent=True),
                 "+ Ray": conducted(store, lambda name: Tracker(store, name), ray, sent=True),
             }

@@ -112,7 +112,7 @@ def storage(folder: Path) -> Iterator[Finding]:
         yield Finding("store", "well" if free > NEEDED_MIB else "wrong", f"{store.root}, {free / 1024:.1f} GiB free")
         waiting = sum(lags(store).values())
         text = f"{waiting} events wait; `erpe sync` sends them" if waiting else "empty"
-        yield Finding("spool", "note" if waiting else "well", text)
+        yield Finding("outbox", "note" if waiting else "well", text)
     except ErpeError as error:
         yield Finding("store", "wrong", str(error))
 
