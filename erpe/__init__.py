@@ -23,7 +23,7 @@ wait_asleep()  # here, for whatever imports torch afterwards
 
 
 def __getattr__(name: str) -> Any:
-    """What needs pandas is imported when it is used: `import erpe` stays light."""
+    """Import what needs pandas when it is used: `import erpe` stays light."""
     if name in ("Study", "load_study"):
         from erpe import results
 

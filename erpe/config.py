@@ -185,7 +185,7 @@ class ModelConfig(AttentionConfig):
 
 
 def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` that is not above `limit`."""
+    """Return the largest divisor of `number` that is not above `limit`."""
     return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
 
 
@@ -288,7 +288,7 @@ class TrialConfig(Config):
 
 
 def defaults(variant: str, dataset: str | Dataset, seed: int = 0) -> TrialConfig:
-    """The default trial of a variant on a data set; equal for all variants but for the variant.
+    """Return the default trial of a variant on a data set; equal for all variants but for the variant.
 
     Raises:
         ConfigError: unknown variant or data set.

@@ -64,7 +64,7 @@ class Dataset(Config):
         return self.name
 
     def tree(self, mode: str = "python") -> Any:
-        """A value, not a table of settings."""
+        """Return the description itself: it is a value, not a table of settings."""
         return self if mode == "python" else super().tree(mode)
 
     @property
@@ -109,7 +109,7 @@ _BY_KIND: dict[str, dict[str, Any]] = {
 
 
 def kind_of(image: tuple[int, int, int]) -> Literal["digits", "mnist", "cifar10"]:
-    """The data set whose images are about as large."""
+    """Return the data set whose images are about as large."""
     numbers = math.prod(image)
     return "digits" if numbers <= 256 else "mnist" if numbers <= 1024 else "cifar10"
 
@@ -163,7 +163,7 @@ al. 1998."""
 
 
 def facts_of(dataset: str | Dataset) -> Dataset:
-    """What is known of a data set: that of a published one's name, or the description itself.
+    """Return what is known of a data set: that of a published one's name, or the description itself.
 
     Raises:
         ConfigError: no data set has this name.
@@ -176,7 +176,7 @@ def facts_of(dataset: str | Dataset) -> Dataset:
 
 
 def read_dataset(stored: str | dict[str, Any]) -> str | Dataset:
-    """A data set as a plan stores it: a published one's name, or the description of own data."""
+    """Return a data set as a plan stores it: a published one's name, or the description of own data."""
     return Dataset(**stored) if isinstance(stored, dict) else stored
 
 

@@ -62,7 +62,7 @@ class TrialError(ErpeError):
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """The end of an error line: the name that was probably meant, or all that are known."""
+    """Return the end of an error line: the name that was probably meant, or all that are known."""
     names = list(dict.fromkeys(allowed))
     close = get_close_matches(given, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"use one of {', '.join(names)}"

@@ -26,7 +26,7 @@ _WORDS = {
 
 
 def explain(error: ValidationError, owner: type[BaseModel]) -> list[str]:
-    """A line for each mistake, unknown keys first: they often cause the other mistakes."""
+    """Return a line for each mistake, unknown keys first: they often cause the other mistakes."""
     found = sorted(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     return [line for each in found for line in _lines(each, owner)]
 

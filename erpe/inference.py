@@ -12,7 +12,7 @@ from erpe.text import first_line
 
 
 def find_folder(run: str, store: Store) -> Path:
-    """The folder of a finished trial.
+    """Return the folder of a finished trial.
 
     Args:
         run: see `erpe.study.lookup.find_trial`; or a trial's folder, or the id of an MLflow run.
@@ -38,7 +38,7 @@ def find_folder(run: str, store: Store) -> Path:
 
 
 def download(run: str, store: Store) -> Path:
-    """The checkpoint of an MLflow run, in a temporary folder.
+    """Return the checkpoint of an MLflow run, in a temporary folder.
 
     Raises:
         StudyError: MLflow has no such run, or it has no checkpoint.
@@ -57,7 +57,7 @@ def download(run: str, store: Store) -> Path:
 
 
 def predict(folder: Path, picture: str | os.PathLike[str], raw: bool = False) -> dict[str, float]:
-    """The probability of each class, highest first.
+    """Return the probability of each class, highest first.
 
     Args:
         picture: see `erpe.pictures.read_picture`.

@@ -50,7 +50,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def open_plain(path: Path, flags: int) -> int:
-    """The descriptor of a plain file: no link, which could point anywhere, and no pipe, which could never answer.
+    """Return the descriptor of a plain file: no link, which could point anywhere, and no pipe, which could never
+    answer.
 
     Raises:
         OSError: it is one, or cannot be opened.
@@ -68,7 +69,7 @@ def open_plain(path: Path, flags: int) -> int:
 
 
 def read_plain(path: Path, most: int = MOST_JSON) -> bytes:
-    """The bytes of a plain file that someone else may have written.
+    """Return the bytes of a plain file that someone else may have written.
 
     Raises:
         OSError: there is none, it is no plain file, or it has more than `most` bytes.
@@ -80,7 +81,7 @@ def read_plain(path: Path, most: int = MOST_JSON) -> bytes:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """What a JSON text says.
+    """Return what a JSON text says.
 
     Raises:
         ValueError: it is none, or nested deeper than anyone would.
@@ -92,7 +93,7 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file of the store.
+    """Return a JSON file of the store.
 
     Raises:
         StoreError: it is missing, damaged, too large or no plain file.
@@ -130,12 +131,12 @@ def remove_folder(folder: Path) -> None:
 
 
 def size_mib(path: Path) -> float:
-    """What a file or folder takes, in MiB."""
+    """Return what a file or folder takes, in MiB."""
     return sum(each.lstat().st_size for each in [path, *path.rglob("*")] if each.is_file()) / 2**20
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz`; nothing in it can run code.
+    """Return the arrays of an `.npz`; nothing in it can run code.
 
     Raises:
         StoreError: it is missing, damaged, no plain file, or larger, also when unfolded, than `MOST_BYTES`.

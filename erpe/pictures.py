@@ -58,7 +58,7 @@ def read_picture(picture: str | os.PathLike[str], dataset: str | Dataset, raw: b
 
 
 def read_image(picture: str | os.PathLike[str]) -> np.ndarray:
-    """A picture file in colours, upright, transparent parts laid on a background: (h, w, 3) in [0, 1].
+    """Return a picture file in colours, upright, transparent parts laid on a background: (h, w, 3) in [0, 1].
 
     Raises:
         DataError: it cannot be read.
@@ -67,14 +67,14 @@ def read_image(picture: str | os.PathLike[str]) -> np.ndarray:
 
 
 def fitted(shown: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The middle part of the wanted form, scaled: (h, w, channels) -> (height, width, channels)."""
+    """Return the middle part of the wanted form, scaled: (h, w, channels) -> (height, width, channels)."""
     if shown.shape[:2] == (height, width):
         return shown
     return np.stack([_fit(shown[..., c], height, width) for c in range(shown.shape[2])], axis=-1)
 
 
 def _open(picture: str | os.PathLike[str]) -> Image.Image:
-    """The first frame, upright.
+    """Return the first frame, upright.
 
     Raises:
         DataError: it cannot be read.
@@ -131,7 +131,7 @@ def _background(grey: np.ndarray, alpha: np.ndarray) -> float:
 
 
 def _white_on_black(grey: np.ndarray) -> np.ndarray:
-    """A digit in white on black, of full contrast unless it had enough: (h, w) in [0, 1]."""
+    """Return a digit in white on black, of full contrast unless it had enough: (h, w) in [0, 1]."""
     low, high = grey.min(), grey.max()
     if high - low < FAINT:
         grey = (grey - low) / (high - low)
@@ -140,7 +140,7 @@ def _white_on_black(grey: np.ndarray) -> np.ndarray:
 
 
 def _framed(ink: np.ndarray, frame: Frame, side: int) -> np.ndarray:
-    """A digit of the size and in the place that the data set gives it: (side, side)."""
+    """Return a digit of the size and in the place that the data set gives it: (side, side)."""
     rows, columns = (np.flatnonzero((ink > 0.1).any(axis=axis)) for axis in (1, 0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     if ink.shape == (side, side) and abs(max(bottom - top, right - left) - frame.box) <= 2:
@@ -160,7 +160,7 @@ def _framed(ink: np.ndarray, frame: Frame, side: int) -> np.ndarray:
 
 
 def _fit(plane: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The middle part of the wanted shape, scaled: (h, w) -> (height, width)."""
+    """Return the middle part of the wanted shape, scaled: (h, w) -> (height, width)."""
     image = Image.fromarray(plane.astype(np.float32))
     return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR))
 

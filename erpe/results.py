@@ -57,8 +57,8 @@ class Study:
         return self.outcomes.epochs
 
     def best(self, arm: str) -> TrialConfig:
-        """The best configuration that the search found: complete, of the highest validation accuracy, the first of
-        equals.
+        """Return the best configuration that the search found: complete, of the highest validation accuracy, the
+        first of equals.
 
         Args:
             arm: an arm; or a variant, whose arms all count.
@@ -74,7 +74,7 @@ class Study:
         return self._config(str(uid))
 
     def model(self, run: str) -> ViT:
-        """A trained model, in evaluation mode on the CPU.
+        """Return a trained model, in evaluation mode on the CPU.
 
         Args:
             run: the uid of a confirmed run or of a complete trial; or an arm or variant: its first confirmed run.
@@ -118,7 +118,7 @@ class Study:
 
 
 def load_study(name: str, store: str | Path = "runs", server: str | None = None) -> Study:
-    """A study of `erpe study run`.
+    """Return a study of `erpe study run`.
 
     Args:
         name: as `erpe study status` shows it.

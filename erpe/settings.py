@@ -37,7 +37,7 @@ class Config(BaseModel):
         return found
 
     def replace(self, values: dict[str, Any]) -> Self:
-        """A copy with some dotted names changed: `{"train.lr": 1e-3}`.
+        """Return a copy with some dotted names changed: `{"train.lr": 1e-3}`.
 
         Raises:
             ConfigError: an unknown name, or a value that does not fit.

@@ -79,7 +79,7 @@ class Store:
 
     @classmethod
     def existing(cls, root: str | Path) -> Store:
-        """The store, which must be there already: looking at one does not make it.
+        """Open the store, which must be there already: looking at one does not make it.
 
         Raises:
             StoreError: there is none, or see `open`.
@@ -138,7 +138,7 @@ class Store:
 
 
 def sqlite_url(path: Path) -> str:
-    """The address of a SQLite file, for SQLAlchemy and MLflow.
+    """Return the address of a SQLite file, for SQLAlchemy and MLflow.
 
     An unusual path is quoted whole, its slashes too: MLflow makes the folder that the address spells before it
     unquotes it, and without a slash that is the current one, which exists.
@@ -149,14 +149,14 @@ def sqlite_url(path: Path) -> str:
 
 
 def sqlite_path(address: str) -> Path | None:
-    """The file of a SQLite address; None if it is the address of something else."""
+    """Return the file of a SQLite address; None if it is the address of something else."""
     if not address.startswith("sqlite:///"):
         return None
     return Path(unquote(address.removeprefix("sqlite:///").partition("?")[0]))
 
 
 def _refuse_links(root: Path) -> None:
-    """What lies in a store lies in the store: to write through a link would change a file elsewhere.
+    """Refuse links in a store: to write through a link would change a file elsewhere.
 
     Raises:
         StoreError: something in it, or in one of its folders, is a link.

@@ -30,7 +30,7 @@ _IN_QUERY = re.compile(r"([?&;][^=&;\s]*(?:password|passwd|passfile|token|secret
 
 
 def redact(text: str) -> str:
-    """A message or a URL without users and passwords of URLs, and without the secrets of the environment."""
+    """Return a message or a URL without users and passwords of URLs, and without the secrets of the environment."""
     text = _IN_QUERY.sub(r"\1***", _USER.sub(r"\1", text))
     for secret in secrets():
         text = text.replace(secret, "***")
@@ -60,17 +60,17 @@ def _escape(character: str) -> str:
 
 
 def line(text: str) -> str:
-    """A message as one line, fit for a terminal."""
+    """Return a message as one line, fit for a terminal."""
     return printable(" ".join(redact(text).splitlines()))
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in a line; its kind, if it says nothing."""
+    """Return what an exception says, in a line; its kind, if it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def last_line(text: str) -> str:
-    """The end of a traceback, or of a message: its cause."""
+    """Return the end of a traceback, or of a message: its cause."""
     return next(reversed(text.strip().splitlines()), "")
 
 

@@ -75,7 +75,7 @@ def check(folder: Path, device: torch.device, *, minutes: float, small: bool, da
 
 
 def measured(part: Part, started: float, seconds: float) -> Iterator[Row]:
-    """A row for each unit; those that would end too late, as the longest before them tells, are left out."""
+    """Measure a row for each unit; those that would end too late, as the longest before them tells, are left out."""
     longest = 0.0
     for name, measure in part.units:
         now = time.monotonic()
@@ -92,7 +92,7 @@ def measured(part: Part, started: float, seconds: float) -> Iterator[Row]:
 
 
 def table(found: Row) -> str:
-    """The short table."""
+    """Return the short table."""
     lines = [", ".join(f"{key} {value}" for key, value in found["machine"].items())]
     for part in gpu_parts.PARTS:
         rows = found.get(part, [])
@@ -112,7 +112,7 @@ def worst(rows: list[Row]) -> list[Row]:
 
 
 def told(row: Row) -> str:
-    """A row's numbers in few letters."""
+    """Return a row's numbers in few letters."""
     if "error" in row:
         return str(row["error"])[:120]
     numbers = {
@@ -123,12 +123,12 @@ def told(row: Row) -> str:
 
 
 def brief(value: Any) -> str:
-    """A number in three digits."""
+    """Return a number in three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def failures(found: Row) -> list[tuple[str, Row]]:
-    """The rows that are errors, or whose errors are too large."""
+    """Return the rows that are errors, or whose errors are too large."""
     rows = [(part, row) for part in gpu_parts.PARTS for row in found.get(part, [])]
     return [(part, row) for part, row in rows if "error" in row or not row.get("ok", True)]
 
@@ -145,7 +145,7 @@ def yardstick(found: Row) -> str:
 
 
 def main(words: list[str] | None = None) -> int:
-    """The command. Returns 1 where something failed, 2 where it was called wrongly."""
+    """Run the command. Returns 1 where something failed, 2 where it was called wrongly."""
     parser = argparse.ArgumentParser("infra/gpu-check", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help=f"where {FILE} goes")
     parser.add_argument("--minutes", type=float, default=MOST_MINUTES - 0.5, help="at most 10; default: 9.5")

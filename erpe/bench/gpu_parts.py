@@ -43,7 +43,7 @@ Units = Iterator[tuple[str, Callable[[], Row]]]
 
 
 def card(device: torch.device, small: bool, data: Path | None) -> Units:
-    """What the machine is, and what it reaches: bytes and operations a second."""
+    """Yield what the machine is, and what it reaches: bytes and operations a second."""
     yield "versions", partial(versions, device)
     yield "copy", partial(copied, device, 2**20 if small else 2**31)
     n = 64 if small else 8192
@@ -64,14 +64,14 @@ def versions(device: torch.device) -> Row:
 
 
 def copied(device: torch.device, size: int) -> Row:
-    """A copy of a number of bytes on the device; bytes read and bytes written count."""
+    """Time a copy of a number of bytes on the device; bytes read and bytes written count."""
     source = torch.randint(0, 256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return {"gb_per_second": 2 * size / seconds(lambda: target.copy_(source), device) / 1e9}
 
 
 def multiplied(device: torch.device, n: int, dtype: torch.dtype) -> Row:
-    """A product of square matrices of noise; zeros would be quicker."""
+    """Time a product of square matrices of noise; zeros would be quicker."""
     a, b = torch.randn(2, n, n, device=device).to(dtype)
     return {"tflops": 2 * n**3 / seconds(lambda: a @ b, device) / 1e12}
 
@@ -122,7 +122,7 @@ def relative_error(x: Tensor, exact: Tensor) -> float:
 
 
 def epoch(device: torch.device, small: bool, data: Path | None) -> Units:
-    """An epoch of the yardstick's trial, all twelve, in each way of running it."""
+    """Time an epoch of the yardstick's trial, all twelve, in each way of running it."""
     images = pictures(small, data).to(device)
     for way in ("off",) if device.type != "cuda" else ("off", "on"):
         for variant in VARIANTS:
@@ -156,7 +156,7 @@ def an_epoch(config: TrialConfig, images: Images, device: torch.device) -> Row:
 
 
 def packs(device: torch.device, small: bool, data: Path | None) -> Units:
-    """A training step of one trial, alone and as its share of a pack."""
+    """Time a training step of one trial, alone and as its share of a pack."""
     sizes = {key: value for key, value in trial("softmax", small).model.model_dump().items() if key in SIZES}
     settings = {f"model.{key}": value for key, value in sizes.items()} | ({"train.batch": 16} if small else {})
     for variant in PACKED[:1] if small else PACKED:
@@ -182,7 +182,7 @@ def layers(device: torch.device, small: bool, data: Path | None) -> Units:
 
 
 def all_layers(n: int, shape: LayerShape, dtype: torch.dtype, device: torch.device, rounds: int) -> Row:
-    """The fastest of ours in a training step, and the reference; all rows are in the file."""
+    """Return the fastest of ours in a training step, and the reference; all rows are in the file."""
     rows = bench_layers(list(VARIANTS), [n], shape, rounds=rounds, device=device, dtype=dtype)["rows"]
     steps = [row for row in rows if row["pass"] == "step" and row["ms"] is not None]
     best = min((row for row in steps if row["name"] in VARIANTS), key=lambda row: row["ms"], default=None)

@@ -40,7 +40,7 @@ class LayerShape(NamedTuple):
 
 
 def grid_of(tokens: int) -> tuple[int, int]:
-    """The most nearly square (h, w) with h w = N."""
+    """Return the most nearly square (h, w) with h w = N."""
     h = next(h for h in range(math.isqrt(tokens), 0, -1) if tokens % h == 0)
     return h, tokens // h
 
@@ -106,7 +106,7 @@ def _ours(variant: str, device: torch.device, sizes: dict[str, Any]) -> Layer:
 
 
 def theirs(shape: LayerShape, device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], Layer]]:
-    """The layers of performer-pytorch that have a counterpart here, if it is installed."""
+    """Return the layers of performer-pytorch that have a counterpart here, if it is installed."""
     if importlib.util.find_spec("performer_pytorch") is None:
         return {}
     from performer_pytorch import FastAttention
@@ -167,7 +167,7 @@ class Biased(torch.nn.Module):
 
 
 def forward(layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Callable[[], None]:
-    """A forward pass as in evaluation."""
+    """Run a forward pass as in evaluation."""
 
     def call() -> None:
         with torch.inference_mode():

@@ -45,7 +45,7 @@ def peak_bytes(call: Callable[[], None], device: torch.device) -> int:
 
 @contextlib.contextmanager
 def _without_chatter() -> Iterator[None]:
-    """The profiler's C++ says on stderr that it starts, stops, and does not know what was allocated before."""
+    """Silence what the profiler's C++ writes to stderr."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

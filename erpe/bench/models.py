@@ -47,7 +47,7 @@ def bench_models(
 
 
 def forward(model: ViT, config: TrialConfig, images: Tensor) -> Callable[[], None]:
-    """A forward pass as in evaluation: in float32."""
+    """Run a forward pass as in evaluation: in float32."""
     fast = compiled(model, config.train, images.device)
 
     def call() -> None:
@@ -59,7 +59,7 @@ def forward(model: ViT, config: TrialConfig, images: Tensor) -> Callable[[], Non
 
 
 def step(model: ViT, config: TrialConfig, images: Tensor, labels: Tensor) -> Callable[[], None]:
-    """A training step, input to optimiser: no data are chosen or augmented."""
+    """Run a training step, input to optimiser: no data are chosen or augmented."""
     train = config.train
     fast, precision = compiled(model, train, images.device), pick_precision(config, images.device)
     optimiser = torch.optim.AdamW(model.decay_groups(train.weight_decay), lr=train.lr, fused=True)

@@ -112,7 +112,7 @@ class Watch(NullCallback):
         self._began = self._ended = (0.0, 0.0)
 
     def on_end(self, moment: TrialProgress) -> None:
-        """A trial is complete."""
+        """Record that a trial is complete."""
         self._count += 1
         if self._count == 1:
             until = time.monotonic() + DRAIN_SECONDS
@@ -139,7 +139,7 @@ def bare(name: str, epochs: int) -> Spent:
 
 
 def conducted(store: Store, track: Callable[[str], Any], workers: Workers, sent: bool = False) -> Stack:
-    """A study as `tune` conducts it.
+    """Run a study as `tune` does.
 
     Args:
         track: name of the study -> its tracker.

@@ -63,7 +63,7 @@ def steps_of_trial(config: TrialConfig) -> int:
 
 
 def steps_of(config: TrialConfig, size: int, images: Images, device: torch.device) -> Callable[[], None]:
-    """Some steps of that number of trials at each call: a trial alone by its own loop, others as a pack."""
+    """Train some steps of that number of trials at each call: a trial alone by its own loop, others as a pack."""
     trainers = [
         Trainer(config.replace({"seed": k}), build(config.model, k).to(device), images, device) for k in range(size)
     ]

@@ -116,5 +116,5 @@ _PARTS = ("attention", "encoding")
 
 
 def _at(reference: np.ndarray, line: np.ndarray) -> np.ndarray:
-    """The rows of a reference at the N that a line has: at the greatest there may have been no room for it."""
+    """Return the rows of a reference at the N that a line has: at the greatest there may have been no room for it."""
     return reference[np.isin(reference[:, 0], line[:, 0])]

@@ -65,5 +65,5 @@ def bench_precision(
 
 
 def in_precision(base: TrialConfig, variant: str, precision: str) -> TrialConfig:
-    """A trial with more epochs than the measurement needs."""
+    """Return a trial with more epochs than the measurement needs."""
     return base.replace({"model.variant": variant, "train.precision": precision, "train.epochs": 10_000})

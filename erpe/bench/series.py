@@ -49,7 +49,7 @@ def bench_series(
 
 
 def local_layer(variant: str, tokens: int, rank: int | None, shape: LayerShape) -> Attention:
-    """A layer whose weights fall with the distance."""
+    """Return a layer whose weights fall with the distance."""
     h, w = grid_of(tokens)
     layer = build_attention(
         variant, grid=(h, w), heads=shape.heads, head_dim=shape.head_dim, features=shape.features, rank=rank

@@ -12,12 +12,12 @@ from erpe.text import Terminal
 
 
 def conditions(found: dict[str, Any]) -> str:
-    """What the numbers depend on, in a line."""
+    """Return what the numbers depend on, in a line."""
     return ", ".join(f"{key} {value}" for key, value in found["machine"].items())
 
 
 def training_table(found: dict[str, Any]) -> None:
-    """Times, ratios, and what they depend on."""
+    """Print times, ratios, and what they depend on."""
     table = _table("a training step", conditions(found))
     _columns(table, "loop", "ms, median", "low to high", "ratio of medians")
     for row in found["rows"]:
@@ -56,7 +56,7 @@ def _images(row: dict[str, Any]) -> str:
 
 
 def overhead_table(found: dict[str, Any]) -> None:
-    """What each stack takes for a trial and for an epoch that train nothing."""
+    """Print what each stack takes for a trial and for an epoch that train nothing."""
     table = _table("beside the training, ms; processor time of this process, a trial and an epoch", conditions(found))
     _columns(table, "stack", "an empty trial", "low to high", "an epoch more", "low to high", "processor")
     for row in found["rows"]:

@@ -66,7 +66,7 @@ def _wait(device: torch.device) -> None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What a number depends on: hardware, threads, versions."""
+    """Return what a number depends on: hardware, threads, versions."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return {
         "device": name, "cores": cores(), "threads": torch.get_num_threads(),

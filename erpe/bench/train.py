@@ -52,7 +52,10 @@ class Bare(nn.Module):
 
 
 def bare_epoch(model: nn.Module, config: TrialConfig, images: Images, device: torch.device) -> Callable[[], None]:
-    """An epoch as one would write it by hand: shuffle, normalise, forward, backward, clip, step. No augmentation."""
+    """Train an epoch as one would write it by hand.
+
+    Shuffle, normalise, forward, backward, clip, step. No augmentation.
+    """
     train, precision = config.train, pick_precision(config, device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True)
 

@@ -52,7 +52,7 @@ class Remote:
             self.send(Path(file.name), name)
 
     def read(self, name: str, most: int = MIB) -> bytes | None:
-        """A small file, or None if there is none."""
+        """Return a small file, or None if there is none."""
         with tempfile.TemporaryDirectory(prefix="erpe-") as folder:
             path = Path(folder) / "file"
             return path.read_bytes() if self._reach(partial(self._get, name, path, most), False) else None
@@ -67,7 +67,7 @@ class Remote:
             raise StoreError(f"checkpoints {self}: no such bucket or folder")
 
     def fetch(self, name: str, path: Path, sha256: str | None = None) -> bool:
-        """A file, under its name only when all of it is here."""
+        """Write a file, under its name only when all of it is here."""
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
         draft = Path(temporary)
@@ -127,7 +127,7 @@ class Remote:
         system.rm(f"{root}/{name}", recursive=True)
 
     def _reach(self, call: Callable[[], T], missing: T) -> T:
-        """The call's answer, or what stands for a file that is not there. Storage that is away is waited for.
+        """Return the call's answer, or what stands for a file that is not there. Storage that is away is waited for.
 
         Raises:
             StoreError: it stayed away, or refuses us.

@@ -32,7 +32,7 @@ LISTING, OUTCOME = "files.json", "outcome.json"
 
 
 def find_remote() -> RemoteCheckpoints | None:
-    """What `ERPE_CHECKPOINTS` names; None where all hosts share the store's folder.
+    """Return what `ERPE_CHECKPOINTS` names; None where all hosts share the store's folder.
 
     Raises:
         ConfigError, StoreError: it cannot be read.
@@ -51,7 +51,7 @@ class RemoteCheckpoints(Remote):
     # Between a trial's folder here and the remote
 
     def new_attempt(self, folder: Path, trial: str) -> str:
-        """A new attempt, which begins with what the folder has, and counts from then on."""
+        """Start a new attempt, which begins with what the folder has, and counts from then on."""
         attempt = uuid.uuid4().hex
         self._send_all(folder, f"{trial}/{attempt}")
         self.write(f"{trial}/{OWNER}", attempt.encode())
@@ -110,7 +110,7 @@ class RemoteCheckpoints(Remote):
         self.clear(name_of(folder))
 
     def _send_all(self, folder: Path, place: str) -> None:
-        """The results of a finished trial, or else its last epoch's checkpoint, if it has any."""
+        """Download the results of a finished trial, or else its last epoch's checkpoint, if it has any."""
         if not (folder / OUTCOME).exists():
             if (folder / STATE).exists():
                 self.send(folder / STATE, f"{place}/{STATE}")
@@ -140,7 +140,7 @@ def checked_out(remote: RemoteCheckpoints | None, *folders: Path) -> Iterator[No
 
 
 def name_of(folder: Path) -> str:
-    """A trial's name in the remote, from its folder in the store: STUDY/NUMBER-SEED."""
+    """Return a trial's name in the remote, from its folder in the store: STUDY/NUMBER-SEED."""
     return "/".join(folder.parts[-2:])
 
 

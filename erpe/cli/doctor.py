@@ -96,7 +96,7 @@ def data(data_dir: Path | None) -> Iterator[Finding]:
 
 
 def storage(folder: Path) -> Iterator[Finding]:
-    """The store, and what waits in it."""
+    """Yield findings on the store, and on what waits in it."""
     from erpe.tracking.tracker import lags
 
     if not (folder / "erpe.json").exists():
@@ -185,7 +185,10 @@ def _jobs(address: str) -> str:
 
 
 def _checkpoints(store: Store, address: str | None) -> Iterator[Finding]:
-    """What each node that runs trials says of the place for checkpoints; without a cluster, this machine alone."""
+    """Yield what each node that runs trials says of the place for checkpoints.
+
+    Without a cluster, this machine alone.
+    """
     from erpe.checkpoints.filesystem import Remote
     from erpe.checkpoints.remote import find_remote
     from erpe.execution.ray_tune.storage_check import preflight, visit

@@ -59,7 +59,7 @@ def _mib(size: float) -> str:
 
 
 def _end(found: Sweep, store: Store, dry_run: bool) -> list[str]:
-    """The sum, and what is left to others."""
+    """Return the sum, and what is left to others."""
     trials = sum(len(swept.going) for swept in found.studies)
     freed = sum(swept.checkpoints_mib + swept.artifacts_mib for swept in found.studies)
     freed += sum(stray.mib for stray in found.strays)

@@ -55,7 +55,7 @@ def submit(
 
 
 def check_command(words: list[str], context: typer.Context) -> None:
-    """A command line that makes no sense is told here and now, in the words it would get if it ran here.
+    """Refuse a command line that makes no sense before it is submitted, in the words it would get if it ran here.
 
     Raises:
         ErpeError: it is a command for this machine.
@@ -104,7 +104,7 @@ def end_as(job: Job) -> None:
 
 
 def chosen(jobs: Jobs, name: str | None) -> str:
-    """This job, or the newest."""
+    """Return this job, or the newest."""
     from erpe.execution.ray_tune.jobs import JobError
 
     if name is not None:

@@ -55,7 +55,7 @@ def parse_settings(given: list[str] | None) -> dict[str, Any]:
 
 
 def dataset_of(given: str, resize: str | None = None, store: Path | None = None, data_dir: Path | None = None) -> Any:
-    """A published data set's name, or the description of own images, of which a line is told.
+    """Return a published data set's name, or the description of own images, of which a line is told.
 
     Args:
         store: beside which what is found out of own images is kept.
@@ -81,7 +81,7 @@ def dataset_of(given: str, resize: str | None = None, store: Path | None = None,
 
 
 def one_of(what: str, given: str, allowed: tuple[str, ...]) -> Any:
-    """The word, if it is one of these.
+    """Return the word, if it is one of these.
 
     Raises:
         ConfigError: it is not.
@@ -92,12 +92,12 @@ def one_of(what: str, given: str, allowed: tuple[str, ...]) -> Any:
 
 
 def store_flag(folder: Path) -> str:
-    """What a command needs to find the store, with a blank before it; nothing for the default one."""
+    """Return what a command needs to find the store, with a blank before it; nothing for the default one."""
     return "" if folder.resolve() == STORE.resolve() else f" --store {shlex.quote(str(folder))}"
 
 
 def existing(folder: Path) -> Any:
-    """The store in a folder.
+    """Return the store in a folder.
 
     Raises:
         StoreError: see `Store.existing`.

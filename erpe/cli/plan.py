@@ -38,7 +38,7 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
 
 
 def toml_lines(table: dict[str, Any], place: tuple[str, ...] = ()) -> list[str]:
-    """A table as TOML: values first, then the tables in it; a leaf table is a line."""
+    """Return a table as TOML: values first, then the tables in it; a leaf table is a line."""
     names = {key: key if key.isidentifier() else json.dumps(key) for key in table}
     inner = {key: value for key, value in table.items() if isinstance(value, dict) and not place and value}
     lines = [f"{names[key]} = {_toml(value)}" for key, value in table.items() if key not in inner]
@@ -54,7 +54,10 @@ def _toml(value: Any) -> str:
 
 
 def plan_table(plan: Plan, rows: list[dict[str, Any]], notes: list[str]) -> None:
-    """The resolved file, setting by setting, and as comments the arms it makes: what is printed is a study file."""
+    """Print the resolved file, setting by setting, and as comments the arms it makes.
+
+    What is printed is a study file.
+    """
     written = plan.resolved().model_dump(mode="json", exclude_none=True)
     if isinstance(plan.dataset, Dataset):
         written["dataset"] = str(given_path(plan.dataset) or plan.dataset)
@@ -73,7 +76,7 @@ def plan_table(plan: Plan, rows: list[dict[str, Any]], notes: list[str]) -> None
 
 
 def plan_notes(plan: Plan, rows: list[dict[str, Any]], points: float) -> list[str]:
-    """What a study searches, how much it runs, and what it can find; a line each.
+    """Return what a study searches, how much it runs, and what it can find; a line each.
 
     Args:
         rows: of `plan_rows`.
@@ -112,7 +115,7 @@ def _amount(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _found(plan: Plan, points: float) -> list[str]:
-    """The difference that the seeds find, for each family of tests."""
+    """Return the difference that the seeds find, for each family of tests."""
     from erpe.report.power import detectable_difference
 
     head = f"found with 80 % power from {plan.confirm.seeds} seeds, if paired differences have sd {points:g} points:"

@@ -76,7 +76,7 @@ def report(
 
 
 def outcomes_of(studies: list[str] | None, against: str | None, store: Path, server: str | None) -> Any:
-    """What the store, or a tracking server, has of these studies and of the one they are compared with."""
+    """Return what the store, or a tracking server, has of these studies and of the one they are compared with."""
     if studies and against:
         studies = [*studies, against]
     if server:

@@ -202,19 +202,19 @@ class StudyProgress:
         self.say(self.phase)
 
     def on_start(self, moment: TrialProgress) -> None:
-        """A trial is handed to a worker."""
+        """Show that a trial is handed to a worker."""
         self.moments[moment.arm] = moment
 
     def on_epoch(self, moment: TrialProgress) -> None:
-        """An epoch is recorded."""
+        """Show an epoch that is recorded."""
         self.moments[moment.arm] = moment
 
     def on_warning(self, text: str) -> None:
-        """What someone should know, whether or not they watch."""
+        """Show a warning, also where there is no terminal."""
         self.console.print(f"warning: {line(text)}", soft_wrap=True)
 
     def on_step(self, done: int, steps: int) -> None:
-        """A step of the running epoch is done."""
+        """Show a step of the running epoch."""
         self.step = f", step {done}/{steps}" if done < steps else ""
 
     def on_end(self, moment: TrialProgress) -> None:
@@ -231,7 +231,7 @@ class StudyProgress:
             print(f"{time.monotonic() - self.began:7.1f} s  {line(text)}", file=sys.stderr, flush=True)
 
     def table(self) -> Table:
-        """The study as it stands, and what runs."""
+        """Return the study as it stands, and what runs."""
         table = Table(box=SIMPLE, title_justify="left", caption_justify="left")
         table.title = f"{self.plan.name}: {self.phase}{self.step} ({clock(time.monotonic() - self.began)})"
         measure = "val accuracy"
@@ -274,7 +274,7 @@ def watch(store: Store, study: str | None) -> None:
 
 
 def result_lines(result: CampaignResult, lag: int, page: Path | None, store: Path) -> list[str]:
-    """What `erpe study run` tells before the answer: how long it took, and what to look at."""
+    """Return what `erpe study run` tells before the answer: how long it took, and what to look at."""
     where = "" if store == Path("runs") else f" --store {shlex.quote(str(store))}"
     lines = [f"{arm}: no trial was completed, so nothing is confirmed; {why}" for arm, why in result.failed.items()]
     lines.append(f"{result.study}: done in {clock(result.seconds)}; {result.openings.told()}")

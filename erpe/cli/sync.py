@@ -67,7 +67,7 @@ def set_aside(store: Store) -> Path | None:
 
 
 def _done(rebuilt: Rebuilt, repaired: Repaired) -> list[str]:
-    """What was repaired."""
+    """Return what was repaired."""
     lines = []
     if rebuilt.events:
         lines.append(

@@ -75,27 +75,27 @@ class LiveProgress:
             self.say(self.phase)
 
     def on_start(self, moment: TrialProgress) -> None:
-        """A trial is handed to a worker."""
+        """Show that a trial is handed to a worker."""
         self.moments[moment.number] = moment
 
     def on_epoch(self, moment: TrialProgress) -> None:
-        """An epoch is recorded."""
+        """Show an epoch that is recorded."""
         self.moments[moment.number] = moment
         if not self.console.is_terminal:
             self.say(f"trial {moment.number:>3}  epoch {moment.epoch}/{moment.epochs}  {percent(moment.value)}")
 
     def on_warning(self, text: str) -> None:
-        """What someone should know, whether or not they watch."""
+        """Show a warning, also where there is no terminal."""
         self.console.print(f"warning: {line(text)}", soft_wrap=True)
 
     def on_step(self, done: int, steps: int) -> None:
-        """A step of the running epoch is done; where lines are shown, not each is worth one."""
+        """Show a step of the running epoch; where lines are shown, only some."""
         self.step = f", step {done}/{steps}" if done < steps else ""
         if not self.console.is_terminal and done < steps and (time.monotonic() - self.spoken) > LINE_SECONDS:
             self.say(f"step {done}/{steps}")
 
     def on_end(self, moment: TrialProgress) -> None:
-        """A trial has ended."""
+        """Show that a trial has ended."""
         self.moments[moment.number] = moment
         if not self.console.is_terminal:
             why = f"  {last_line(moment.reason)}" if moment.reason else ""
@@ -107,7 +107,7 @@ class LiveProgress:
         print(f"{time.monotonic() - self.began:7.1f} s  {line(text)}", file=sys.stderr, flush=True)
 
     def table(self) -> Table:
-        """The study as it stands."""
+        """Return the study as it stands."""
         seconds = time.monotonic() - self.began
         title = f"{self.spec.variant} on {self.spec.dataset}: {self.phase}{self.step} ({seconds:.0f} s)"
         table = Table(box=SIMPLE, title=title, title_justify="left", caption=self.caption(), caption_justify="left")
@@ -147,7 +147,7 @@ def tally(counts: dict[str, int]) -> str:
 
 
 def state_word(state: str) -> str:
-    """A state for people; whether a trial that has not ended is at work now, only its driver knows."""
+    """Return a state for people; whether a trial that has not ended is at work now, only its driver knows."""
     return "unfinished" if state == "RUNNING" else state.lower()
 
 
@@ -157,17 +157,17 @@ def moment(seconds: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share as per cent."""
+    """Return a share as per cent."""
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
 def number(value: float) -> str:
-    """A measure, readable: thousands apart, four digits where it is small."""
+    """Return a measure, readable: thousands apart, four digits where it is small."""
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
 
 
 def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
-    """The end of `erpe tune`: the best trial, its settings and measures, where to look, how to go on."""
+    """Print the end of `erpe tune`: the best trial, its settings and measures, where to look, how to go on."""
     console = Terminal()
     if result.best is not None and result.config is not None:
         table = Table(
@@ -197,7 +197,7 @@ def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
 
 
 def where_to_look(where: str) -> str:
-    """What to open: $ERPE_LOOK where a browser knows the server by another name; its address; or the own UI."""
+    """Return what to open: $ERPE_LOOK where a browser knows the server by another name; its address; or the own UI."""
     server = os.environ.get("ERPE_LOOK") or os.environ.get("MLFLOW_TRACKING_URI", "")
     return redact(server) if server.startswith(("http://", "https://")) else f"erpe ui{where}"
 
@@ -242,7 +242,7 @@ def datasets_rows(data_dir: Path | None, store: Path) -> list[dict[str, Any]]:
 
 
 def datasets_table(rows: list[dict[str, Any]]) -> None:
-    """The same, for people."""
+    """Print the same as a table."""
     table = Table(box=SIMPLE)
     for name in ("name", "image", "classes", "train", "test", "where"):
         table.add_column(
@@ -269,7 +269,7 @@ def variants_rows(dataset: str | Dataset) -> list[dict[str, Any]]:
 
 
 def variants_table(rows: list[dict[str, Any]], dataset: str) -> None:
-    """The twelve, for people."""
+    """Print the twelve variants."""
     table = Table(box=SIMPLE, title=f"variants, at the defaults of {dataset}", title_justify="left")
     for name in ("variant", "attention", "encoding"):
         table.add_column(name, no_wrap=True)
@@ -290,7 +290,7 @@ def clock(seconds: float) -> str:
 
 
 def prediction_table(shares: dict[str, float]) -> None:
-    """What the model sees, with bars."""
+    """Print what the model sees, with bars."""
     for name, share in list(shares.items())[:5]:
         print(f"{name:>10}  {100 * share:5.1f} %  {'█' * round(30 * share)}")
 

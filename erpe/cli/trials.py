@@ -68,7 +68,7 @@ def _done(trials: list[dict[str, Any]]) -> str:
 
 
 def status_table(rows: list[dict[str, Any]]) -> None:
-    """The trials of a study, or of an arm and its seeds, for people."""
+    """Print the trials of a study, or of an arm and its seeds, for people."""
     console = Terminal()
     for row in rows:
         name = part_name(row["study"], row["arm"], row["phase"])
@@ -142,7 +142,7 @@ def lag_of(waits: Waiting | None, study: StudyRecord | None = None) -> dict[str,
 
 
 def lag_words(lag: int, seconds: float | None) -> str:
-    """The end of a title: ` · 96 events wait for MLflow, the oldest for 12 min`."""
+    """Return the end of a title: ` · 96 events wait for MLflow, the oldest for 12 min`."""
     if not lag:
         return ""
     return f" · {lag} event{'s wait' if lag > 1 else ' waits'} for MLflow, the oldest for {clock(seconds or 0)}"

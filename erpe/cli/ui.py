@@ -73,7 +73,7 @@ def run_server(command: list[str], environment: dict[str, str]) -> None:
 
 
 def server(store: Store, port: int) -> tuple[list[str], dict[str, str]]:
-    """The command that serves a store's database, and its environment.
+    """Return the command that serves a store's database, and its environment.
 
     A page of another site may have its name point to 127.0.0.1, and so read what this server answers (DNS rebinding).
     MLflow's own list of hosts lets 10.evil.example pass, which begins as a private address does.
@@ -96,7 +96,7 @@ def server(store: Store, port: int) -> tuple[list[str], dict[str, str]]:
 
 
 def pages(store: Store) -> dict[str, str]:
-    """What there is to see -> its page in the UI: the runs of a study, and the confirmed ones, arm by arm."""
+    """Return what there is to see -> its page in the UI: the runs of a study, and the confirmed ones, arm by arm."""
     from erpe.tracking.connection import connect
 
     found: dict[str, str] = {}

@@ -39,22 +39,22 @@ class Progress(Protocol):
     """Shows a study while it runs. Called on the driver's main thread; should return at once."""
 
     def on_phase(self, phase: str) -> None:
-        """What begins now: `data`, `workers`, `search`, `test` or `tracking`."""
+        """Show the phase that begins: `data`, `workers`, `search`, `test` or `tracking`."""
 
     def on_start(self, moment: TrialProgress) -> None:
-        """A trial is handed to a worker, perhaps again."""
+        """Show a trial that is handed to a worker, perhaps again."""
 
     def on_step(self, done: int, steps: int) -> None:
-        """Steps of the running epoch; only known of trials in this process."""
+        """Show steps of the running epoch; only known of trials in this process."""
 
     def on_epoch(self, moment: TrialProgress) -> None:
-        """An epoch is recorded."""
+        """Show an epoch that is recorded."""
 
     def on_end(self, moment: TrialProgress) -> None:
-        """A trial is complete, pruned or failed."""
+        """Show a trial that is complete, pruned or failed."""
 
     def on_warning(self, text: str) -> None:
-        """What someone should know: a line."""
+        """Show a warning, one line."""
 
 
 class NullCallback:

@@ -51,7 +51,7 @@ class StudyController:
         return folder_of(self.store, self.session.name, trial)
 
     def next_trial(self, beside: TrialRecord | None = None) -> TrialRecord | None:
-        """A trial to run; None when the budget is used, or when draining."""
+        """Return a trial to run; None when the budget is used, or when draining."""
         while not self.draining:
             trial = self.session.ask(self.budget)
             if trial is None:
@@ -165,7 +165,7 @@ class TrialController(Protocol):
     """What an executor needs of a `StudyController`, or of a `FairShareController` of several."""
 
     def next_trial(self, beside: TrialRecord | None = None) -> TrialRecord | None:
-        """A trial to run, of the same arm as the one it should run beside."""
+        """Return a trial to run, of the same arm as the one it should run beside."""
 
     def on_trial_result(self, trial: TrialRecord, event: TrialEvent) -> bool:
         """Record what a worker says."""
@@ -174,4 +174,4 @@ class TrialController(Protocol):
         """Record that a worker died."""
 
     def folder(self, trial: TrialRecord) -> Path:
-        """A trial's own."""
+        """Return the folder of a trial."""

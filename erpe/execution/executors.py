@@ -216,5 +216,5 @@ def _remove(scratch: Path) -> None:
 
 @contextmanager
 def in_process(asked: ResourceRequest) -> Iterator[Workers]:
-    """This process."""
+    """Yield an executor that runs trials in this process."""
     yield InProcess(asked.pack)

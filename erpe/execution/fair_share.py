@@ -24,7 +24,7 @@ class Budget:
     """Cost of a number of epochs of a trial."""
 
     def share(self, study: StudyRecord) -> float:
-        """The part of the budget that is used; a running trial counts as a whole one."""
+        """Return the part of the budget that is used; a running trial counts as a whole one."""
         if self.amount is None:
             return len(study.trials) / self.trials
         return sum(self._used(trial) for trial in study.trials) / self.amount
@@ -70,7 +70,7 @@ class FairShareController:
         )
 
     def next_trial(self, beside: TrialRecord | None = None) -> TrialRecord | None:
-        """A trial to run; None when all budgets are used, or when draining.
+        """Return a trial to run; None when all budgets are used, or when draining.
 
         Args:
             beside: a trial it should run beside; then only its arm has a turn.

@@ -11,7 +11,7 @@ from erpe.study.records import TrialRecord
 
 
 def run_inline(controller: TrialController, start: TrialFactory, pack: int = 1) -> None:
-    """The search in this process, one pack of trials after the other: for a machine without Ray.
+    """Run the search in this process, one pack of trials after the other: for a machine without Ray.
 
     Args:
         pack: trials of one shape that train as one program; one that ends makes room for another.

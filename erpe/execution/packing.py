@@ -15,7 +15,7 @@ OWN = (
 
 
 def shape(config: TrialConfig) -> dict[str, Any]:
-    """What trials must have in common to be trained as one program."""
+    """Return what trials must have in common to be trained as one program."""
     return {name: value for name, value in config.flat().items() if name not in OWN}
 
 
@@ -23,7 +23,7 @@ class Hands(Protocol):
     """Hands out trials."""
 
     def next_trial(self, beside: TrialRecord | None = None) -> TrialRecord | None:
-        """A trial to run; see `FairShareController.next_trial`."""
+        """Return a trial to run; see `FairShareController.next_trial`."""
 
 
 class Packs:
@@ -45,7 +45,10 @@ class Packs:
         return bool(self._waiting or self._resting)
 
     def next_pack(self) -> list[TrialRecord]:
-        """The next pack: one that rests, with trials that join it, or a new one; empty if there is nothing to run."""
+        """Return the next pack.
+
+        One that rests, with trials that join it, or a new one; empty if there is nothing to run.
+        """
         members = self._resting.pop(0) if self._resting else []
         return members + self.join(members)
 
@@ -70,7 +73,7 @@ class Packs:
         return group[len(members) :]
 
     def rest(self, members: list[TrialRecord]) -> None:
-        """What is left of a pack, for a worker to go on with."""
+        """Keep what is left of a pack, for a worker to continue."""
         if members:
             self._resting.append(members)
 

@@ -102,7 +102,7 @@ class Finished:
         raise AssertionError("a finished trial has no next epoch")
 
     def finish(self) -> dict[str, float]:
-        """What was measured."""
+        """Return what was measured."""
         return self._metrics
 
 
@@ -118,7 +118,7 @@ class Scratch:
 
 
 def _lock(path: Path) -> int:
-    """A file's descriptor, locked for as long as it is open; the kernel releases it however the process ends.
+    """Return a file's descriptor, locked for as long as it is open; the kernel releases it however the process ends.
 
     Raises:
         OSError: another process has it, or it is not ours.
@@ -144,7 +144,10 @@ def _sweep(place: Path) -> None:
 
 
 def abroad(work: Objective, remote: RemoteCheckpoints | None) -> Objective:
-    """The same work, on hosts that share only the remote with the driver; None: they share the store's folder."""
+    """Return the same work, on hosts that share only the remote with the driver.
+
+    None: they share the store's folder.
+    """
     if remote is None:
         return work
     return work._replace(

@@ -107,7 +107,7 @@ class PackRunner:
         self._trainings.pop(uid, None)
 
     def round(self) -> Iterator[tuple[str, TrialEvent]]:
-        """The next event of those that are not built yet, if there are any, or else of each.
+        """Yield the next event of those that are not built yet, if there are any, or else of each.
 
         So no trial trains while others are being built. Drop a trial that ends before the next round.
         """

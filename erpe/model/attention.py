@@ -32,7 +32,7 @@ class Attention(nn.Module):
         self.encoding = ENCODING[config.encoding](config, shape, generator)
 
     def check(self, q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
-        """Raises ShapeError unless q and k are (B, H, N, D) and v is (B, H, N, any)."""
+        """Raise ShapeError unless q and k are (B, H, N, D) and v is (B, H, N, any)."""
         expected = (self.shape.heads, self.shape.tokens, self.shape.head_dim)
         for name, x in (("q", q), ("k", k)):
             if x.ndim != 4 or x.shape[1:] != expected or x.shape[0] != q.shape[0]:
@@ -45,7 +45,7 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
-        """The dense twin: A (B, H, N, N) with `layer(q, k, v) == A @ v`."""
+        """Return the dense twin: A (B, H, N, N) with `layer(q, k, v) == A @ v`."""
         raise NotImplementedError
 
 
@@ -79,7 +79,7 @@ class Softmax(Attention):
         return y + no_numbers(q, k).to(y.dtype) if q.device.type == "cpu" else y
 
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
-        """A (B, H, N, N), dense."""
+        """Return A (B, H, N, N), dense."""
         self.check(q, k)
         q, k, scale = self.scaled(q, k)
         logits = q @ k.mT * scale                                 # (B, H, N, N)
@@ -133,7 +133,10 @@ class Linear(Attention):
         return phi(q, k)
 
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
-        """A (B, H, N, N), dense; with `rotary_placement="post"` some weights are negative and rows do not sum to 1."""
+        """Return A (B, H, N, N), dense.
+
+        With `rotary_placement="post"` some weights are negative and rows do not sum to 1.
+        """
         self.check(q, k)
         with torch.autocast(q.device.type, enabled=False):
             return self.dense_weights(*self.phi(full_precision(q), full_precision(k))).to(q.dtype)

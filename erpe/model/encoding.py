@@ -50,7 +50,7 @@ class Encoding(nn.Module):
         return vectors
 
     def rotation(self, like: Tensor) -> Rotation | None:
-        """What `rotate` does, in the precision and on the device of `like`; None: nothing."""
+        """Return what `rotate` does, in the precision and on the device of `like`; None: nothing."""
         return None
 
     def mask(self) -> Mask | None:

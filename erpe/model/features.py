@@ -61,7 +61,7 @@ class FeatureMap(NamedTuple):
         return q.shape[-1] if self.w is None else self.w.shape[-1]
 
     def of(self, basis: Tensor | None) -> FeatureMap:
-        """The same features, of vectors in the coordinates of a `basis` (D, D)."""
+        """Return the same features, of vectors in the coordinates of a `basis` (D, D)."""
         if basis is None:
             return self
         return self._replace(w=basis.T if self.w is None else basis.T @ self.w)

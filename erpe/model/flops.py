@@ -29,12 +29,12 @@ class Cost(NamedTuple):
 
 
 def both(flops: float) -> Cost:
-    """A product of two operands that need gradients."""
+    """Return the cost of a product of two operands that need gradients."""
     return Cost(flops, 3 * flops)
 
 
 def one(flops: float) -> Cost:
-    """A product with a constant, or with the images: one operand needs a gradient."""
+    """Return the cost of a product with a constant, or with the images: one operand needs a gradient."""
     return Cost(flops, 2 * flops)
 
 
@@ -52,7 +52,7 @@ def train_step_flops(config: ModelConfig) -> int:
 
 
 def model_cost(config: ModelConfig) -> Cost:
-    """The whole Vision Transformer, for one image."""
+    """Return the cost of the whole Vision Transformer, for one image."""
     (h, w), width = config.grid, config.width
     tokens = h * w + (config.pooling == "cls")
     hidden = round(width * config.mlp_ratio)
@@ -93,7 +93,7 @@ def attention_cost(config: ModelConfig, n: int) -> Cost:
 
 
 def general_cost(config: ModelConfig, n: int, m: int, d: int) -> Cost:
-    """The masked product of linear attention, by the method that the layer takes."""
+    """Return the cost of the masked product of linear attention, by the method that the layer takes."""
     method = config.method if config.method != "auto" else faster_method(n, m, d)
     h, w = config.grid
     if config.rank or method == "dense":

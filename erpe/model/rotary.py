@@ -120,7 +120,7 @@ class CirculantString(Rotary):
             self.coefficients.data = planes @ self.sines(planes).T / (2 * self.block)
 
     def basis(self, like: Tensor) -> Tensor:
-        """The Fourier basis."""
+        """Return the Fourier basis."""
         return fourier_basis(self.size, self.block, like.dtype, like.device)
 
     def planes(self) -> Tensor:
@@ -147,7 +147,7 @@ def fourier_sines(size: int, block: int, dtype: torch.dtype, device: torch.devic
 
 @lru_cache(maxsize=64)
 def fourier_basis(size: int, block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The real Fourier basis of block-circulant matrices, columns normalised.
+    """Return the real Fourier basis of block-circulant matrices, columns normalised.
 
         columns: cos f, -sin f of each block and frequency 0 < f < block/2, the odd ones first, then the position-free
         ones (1, (-1)^n). Half a block on, an odd frequency has the other sign, an even one the same.

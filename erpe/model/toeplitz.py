@@ -35,7 +35,7 @@ class Mask(NamedTuple):
 
 
 def toeplitz_dense(c: Tensor) -> Tensor:
-    """The block-Toeplitz matrix of a table of offsets.
+    """Return the block-Toeplitz matrix of a table of offsets.
 
         T[i, j] = c[j - i],      i, j on the (h, w) grid, row-major
 

@@ -200,7 +200,7 @@ def absolute_position(config: ModelConfig, device: str) -> nn.Parameter | nn.Buf
 
 
 def build(config: ModelConfig, seed: int = 0) -> ViT:
-    """A Vision Transformer with random weights that depend on the configuration and the seed alone.
+    """Return a Vision Transformer with random weights that depend on the configuration and the seed alone.
 
     It is in float32 and on the CPU, whatever torch's defaults are; `.to` moves it.
 

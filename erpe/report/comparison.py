@@ -49,7 +49,7 @@ class Comparison:
     """What a reader should know: missing seeds, other versions, other devices; a line each."""
 
     def only(self, study: str, dataset: str) -> Comparison:
-        """The part that is about one study on one data set; the notes stay."""
+        """Return the part that is about one study on one data set; the notes stay."""
         tables = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "notes"}
         own = {name: t[(t["study"] == study) & (t["dataset"] == dataset)] for name, t in tables.items()}
         return replace(self, **own)
@@ -92,7 +92,7 @@ def _check(outcomes: Outcomes) -> None:
 
 
 def _marks(outcomes: Outcomes) -> list[str]:
-    """What is amiss with each arm."""
+    """Return what is amiss with each arm."""
     sound, every = by_arm(sound_runs(outcomes)), by_arm(outcomes.runs)
     marks = []
     for key, arm in zip(arm_keys(outcomes.arms), outcomes.arms.itertuples(index=False), strict=True):
@@ -135,7 +135,7 @@ def _one_seed(outcomes: Outcomes) -> Iterator[str]:
 
 
 def _missing_seeds(outcomes: Outcomes) -> Iterator[str]:
-    """An arm that lacks seeds others have: its mean is over fewer, and its pairs are."""
+    """Note arms that lack seeds that others have: the mean is over fewer, and its pairs are."""
     runs = sound_runs(outcomes)
     for (study, dataset), arms in outcomes.arms.groupby(KEY[:2], sort=False):
         here = runs[(runs["study"] == study) & (runs["dataset"] == dataset)]
@@ -178,7 +178,7 @@ def _devices(outcomes: Outcomes) -> Iterator[str]:
 
 
 def _untimed(outcomes: Outcomes) -> Iterator[str]:
-    """Times are taken at the end of a study, of all runs at once, when nothing else runs."""
+    """Note runs without times: those are taken at the end of a study, of all runs at once, when nothing else runs."""
     for (study, dataset), group in sound_runs(outcomes).groupby(KEY[:2], sort=False):
         without = int(group.reindex(columns=[TIMED])[TIMED].isna().sum())
         if without:
@@ -190,7 +190,7 @@ def _untimed(outcomes: Outcomes) -> Iterator[str]:
 
 
 def _busy(means: pd.DataFrame) -> Iterator[str]:
-    """Times that their seeds do not agree on."""
+    """Note times that their seeds do not agree on."""
     times = means[means["measure"].str.startswith("time/")]
     wide = times[times["high"] - times["low"] > 2 * WIDEST * times["mean"]]
     for (study, dataset), group in wide.groupby(KEY[:2], sort=False):

@@ -19,7 +19,7 @@ from erpe.report.pairing import KEY, arm_keys
 
 
 def expected_best(values: np.ndarray) -> np.ndarray:
-    """Expected best validation value after 1, 2, ..., N trials.
+    """Return expected best validation value after 1, 2, ..., N trials.
 
         E[max of n] = sum_i v_i ((i / N)^n - ((i - 1) / N)^n),      v_1 <= ... <= v_N
 
@@ -53,7 +53,7 @@ def expected_best_curves(outcomes: Outcomes) -> pd.DataFrame:
 
 
 def compute(outcomes: Outcomes) -> pd.DataFrame:
-    """What each arm spent: `search_epochs`, `confirm_epochs`, and for every training image `search_flops` and
+    """Return what each arm spent: `search_epochs`, `confirm_epochs`, and for every training image `search_flops` and
     `confirm_flops`, of forward and backward passes by the closed form.
 
     All arms of a study train on the same images, so FLOPs for an image compare them. Confirmations that were replaced
@@ -92,7 +92,7 @@ def _train_flops(trial: dict[Any, Any], dataset: Dataset | None) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """A table has NaN for None, and 64.0 for a 64 of a column that has both."""
+    """Undo what a table did, which has NaN for None, and 64.0 for a 64 of a column that has both."""
     if isinstance(value, float | np.floating):
         return None if math.isnan(value) else int(value) if float(value).is_integer() else float(value)
     return value.item() if isinstance(value, np.generic) else value

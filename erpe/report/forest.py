@@ -16,7 +16,7 @@ COLUMNS = {
 
 
 def forest(arms: pd.DataFrame, differences: pd.DataFrame) -> pd.DataFrame:
-    """The differences that tests are about, grouped by family, the gaps first.
+    """Return the differences that tests are about, grouped by family, the gaps first.
 
     Args:
         arms: of `Outcomes`.

@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 def grid(arms: pd.DataFrame, summary: pd.DataFrame, differences: pd.DataFrame) -> list[Row]:
-    """The grid of one study on one data set, a row an attention and a combination of switches.
+    """Return the grid of one study on one data set, a row an attention and a combination of switches.
 
     Args:
         arms: of `Outcomes`.

@@ -22,7 +22,8 @@ AT_ONCE = 100
 
 
 def crossed_errors(differences: Sequence[np.ndarray], draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Standard error of the mean of each of several (images, n) tables, n >= 2 seeds, under new seeds and new images.
+    """Return standard error of the mean of each of several (images, n) tables, n >= 2 seeds, under new seeds and new
+    images.
 
     Hierarchical bootstrap: a draw takes n - 1 of the n seeds, with replacement, which makes the variance over few seeds
     unbiased, and as many images as there are, the same for all tables. It errs on the safe side: what is of one seed on

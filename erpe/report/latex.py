@@ -70,7 +70,7 @@ def _margin(one: Comparison) -> float:
 
 
 def _best(means: pd.DataFrame, margin: float) -> set[str]:
-    """The arm with the best mean accuracy, and those whose mean is within the margin of it."""
+    """Return the arm with the best mean accuracy, and those whose mean is within the margin of it."""
     accuracy = means["test/accuracy"]
     return set(accuracy.index[100 * (accuracy.max() - accuracy) <= margin + 1e-9])
 

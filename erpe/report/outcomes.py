@@ -82,14 +82,14 @@ class Rows:
         self.notes: list[str] = []
 
     def add_run(self, row: dict[str, Any]) -> None:
-        """A confirmed run, without times that are not of the timing phase: until then it has the seconds of its own
-        training only, which other trials slowed down.
+        """Add a confirmed run, without times that are not of the timing phase: until then it has the seconds of
+        its own training only, which other trials slowed down.
         """
         own = {name: value for name, value in row.items() if TIMED in row or not name.startswith("time/")}
         self.tables["runs"].append(own)
 
     def add_folder(self, uid: str, dataset: str, folder: Path) -> None:
-        """What lies in a confirmed run's folder, if it is there."""
+        """Add what lies in a confirmed run's folder, if it is there."""
         if not folder.is_dir():
             return
         self.folders[uid] = folder
@@ -110,7 +110,7 @@ class Rows:
         return None if best is None else best["number"] == 0
 
     def outcomes(self) -> Outcomes:
-        """The tables, with all their columns."""
+        """Return the tables, with all their columns."""
         frames = {}
         for arm in self.tables["arms"]:
             arm["default_won"] = self._default_won(arm["study"], arm["arm"])

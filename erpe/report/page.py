@@ -78,7 +78,7 @@ def write_report(outcomes: Outcomes, comparison: Comparison, path: Path) -> Path
 
 
 def page(outcomes: Outcomes, comparison: Comparison) -> str:
-    """The report as HTML, the same text for the same outcomes."""
+    """Return the report as HTML, the same text for the same outcomes."""
     environment = Environment(
         loader=PackageLoader("erpe", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,

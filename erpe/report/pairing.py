@@ -34,13 +34,16 @@ NO_RUNS = pd.DataFrame()
 
 
 def reference_version(runs: pd.DataFrame) -> str:
-    """The version of erpe that most runs were logged by; of several, the latest name."""
+    """Return the version of erpe that most runs were logged by; of several, the latest name."""
     counts = runs["version"].value_counts()
     return str(max(counts[counts == counts.max()].index))
 
 
 def sound_runs(outcomes: Outcomes) -> pd.DataFrame:
-    """The runs that may be compared: of one version, and one a seed (the first, where a seed was confirmed twice)."""
+    """Return the runs that may be compared.
+
+    Of one version, and one a seed (the first, where a seed was confirmed twice).
+    """
     runs = outcomes.runs
     if runs.empty:
         return runs
@@ -58,7 +61,7 @@ def by_arm(runs: pd.DataFrame) -> dict[tuple[str, str, str], pd.DataFrame]:
 
 
 def switches(arm: str, variant: str) -> frozenset[str]:
-    """The switches in an arm's name: `{post, patch2}` of `relu_rope-post-patch2`."""
+    """Return the switches in an arm's name: `{post, patch2}` of `relu_rope-post-patch2`."""
     return frozenset(filter(None, arm.removeprefix(variant).split("-")))
 
 
@@ -67,7 +70,7 @@ Named = dict[tuple[str, str, str], list[str]]
 
 
 def named(arms: pd.DataFrame) -> Named:
-    """The arms of each variant, to look partners up in."""
+    """Return the arms of each variant, to look partners up in."""
     found: Named = {}
     for study, dataset, variant, arm in zip(*(arms[name] for name in (*KEY[:2], "variant", "arm")), strict=True):
         found.setdefault((study, dataset, variant), []).append(arm)
@@ -75,7 +78,7 @@ def named(arms: pd.DataFrame) -> Named:
 
 
 def partner(arms: Named, arm: Any, variant: str) -> str | None:
-    """The arm of another variant that differs in nothing but the variant; the switches it knows are equal.
+    """Return the arm of another variant that differs in nothing but the variant; the switches it knows are equal.
 
     `relu_rope-post-patch2` has `relu-patch2`, since only rotations have a placement. None: there is none.
     """
@@ -96,7 +99,7 @@ def with_learned_positions(arms: Named, arm: Any) -> str | None:
 
 
 def _fitting(arms: Named, arm: Any, variant: str, own: frozenset[str]) -> str | None:
-    """The arm of a variant that has most of these switches, and no other."""
+    """Return the arm of a variant that has most of these switches, and no other."""
     here = arms.get((arm.study, arm.dataset, variant), [])
     fitting = [name for name in here if switches(name, variant) <= own]
     return max(fitting, key=lambda name: len(switches(name, variant)), default=None)
@@ -154,7 +157,7 @@ def _family(kind: str, own: frozenset[str], other: frozenset[str]) -> str:
 
 
 def _neighbours(arms: Named, arm: Any) -> list[str]:
-    """The arms above it, of its variant, that differ from it in one switch."""
+    """Return the arms above it, of its variant, that differ from it in one switch."""
     names = arms[arm.study, arm.dataset, arm.variant]
     own = switches(arm.arm, arm.variant)
     return [
@@ -178,7 +181,7 @@ def _why_apart(arms: pd.DataFrame, against: str) -> str:
 
 
 def common(runs: dict[tuple[str, str, str], pd.DataFrame], pair: dict) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The runs of both arms of a pair, over the seeds both have, in the same order."""
+    """Return the runs of both arms of a pair, over the seeds both have, in the same order."""
     first = runs.get((pair["study"], pair["dataset"], pair["arm"]), NO_RUNS)
     second = runs.get((pair["against_study"], pair["dataset"], pair["against"]), NO_RUNS)
     if first.index.equals(second.index):

@@ -41,7 +41,7 @@ def power_of(difference: float, n: int, sd: float, tests: int = 1, alpha: float 
 
 
 def detectable_difference(n: int, sd: float, tests: int = 1, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest true difference that n pairs find with this power; infinite for fewer than two pairs.
+    """Return the smallest true difference that n pairs find with this power; infinite for fewer than two pairs.
 
     Args:
         n: seeds that both arms have.
@@ -60,7 +60,7 @@ def detectable_difference(n: int, sd: float, tests: int = 1, power: float = 0.8,
 
 
 def seeds_needed(difference: float, sd: float, tests: int = 1, power: float = 0.8, alpha: float = 0.05) -> int:
-    """The fewest seeds that find a true difference with this power.
+    """Return the fewest seeds that find a true difference with this power.
 
     Raises:
         ConfigError: numbers that make no sense, or more than `MOST_SEEDS` seeds.

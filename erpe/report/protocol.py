@@ -17,7 +17,7 @@ Rows = list[list[str]]
 
 
 def protocol(outcomes: Outcomes) -> dict[str, str]:
-    """What was done, as terms and their description, for one study on one data set."""
+    """Return what was done, as terms and their description, for one study on one data set."""
     arms, runs = outcomes.arms, outcomes.runs
     dataset = str(arms["dataset"].iloc[0])
     facts = outcomes.datasets.get(dataset) or DATASETS.get(dataset)
@@ -91,7 +91,7 @@ def _facts(runs: pd.DataFrame) -> list[str]:
 
 
 def _numbers(column: pd.Series) -> str:
-    """The values of a column, each once."""
+    """Return the values of a column, each once."""
     return ", ".join(_value(value) for value in sorted(column.dropna().unique()))
 
 

@@ -19,7 +19,7 @@ FEWEST_ARMS, FEWEST_BLOCKS = 3, 5
 
 
 def ranking_table(outcomes: Outcomes, study: str, dataset: str, measure: str) -> tuple[pd.DataFrame, bool]:
-    """The complete blocks of one study: (seeds, arms) values of a measure, and whether they are preliminary.
+    """Return the complete blocks of one study: (seeds, arms) values of a measure, and whether they are preliminary.
 
     Finished arms are ranked; while fewer than two are, all arms with enough seeds. Seeds that one of these arms lacks
     are left out.

@@ -19,7 +19,7 @@ BETTER, WORSE, EQUIVALENT, UNDECIDED = VERDICTS
 
 
 def verdicts(arms: pd.DataFrame, differences: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
-    """A sentence for every pair, every gap closed, and every unfinished arm.
+    """Return a sentence for every pair, every gap closed, and every unfinished arm.
 
     Args:
         arms: of `Outcomes`.
@@ -90,7 +90,7 @@ def ends(pair: dict[Any, Any]) -> str:
 
 
 def judged(pair: dict[Any, Any]) -> str:
-    """The verdict in words."""
+    """Return the verdict in words."""
     margin, verdict = f"{100 * pair['margin']:g} point{'s' * (pair['margin'] != 0.01)}", pair["verdict"]
     if np.isnan(pair["all_low"]):
         why = "one seed tells nothing" if pair["n"] == 1 else "the difference is the same on every seed"
@@ -105,7 +105,7 @@ def judged(pair: dict[Any, Any]) -> str:
 
 
 def not_excluded(pair: dict[Any, Any]) -> str:
-    """The largest differences that an undecided comparison leaves open, on both sides of 0."""
+    """Return the largest differences that an undecided comparison leaves open, on both sides of 0."""
     digits = digits_of(pair)
     low, high = (f"{100 * abs(pair[end]):.{digits}f}" for end in ("all_low", "all_high"))
     return f"up to {low} points below and {high} above are not excluded"
@@ -150,7 +150,7 @@ def point_digits(low: float, high: float) -> int:
 
 
 def signed(value: float, digits: int) -> str:
-    """A number with the given digits after the point, and no `-0.0`."""
+    """Return a number with the given digits after the point, and no `-0.0`."""
     return f"{round(value, digits) + 0.0:,.{digits}f}"
 
 

@@ -43,13 +43,13 @@ class Answer(NamedTuple):
 
 
 def answer(comparison: Comparison) -> Answer:
-    """The answer of one study on one data set; see `Comparison.only`."""
+    """Return the answer of one study on one data set; see `Comparison.only`."""
     arms, pairs = comparison.arms, comparison.differences
     return Answer(sentences(comparison), grid(arms, comparison.summary, pairs), forest(arms, pairs))
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """What the seeds show of one study: each gap, each encoding, then positions, switches and costs."""
+    """Return what the seeds show of one study: each gap, each encoding, then positions, switches and costs."""
     table = comparison.differences[comparison.differences["measure"] == MEASURE]
     pairs = {(pair["kind"], pair["arm"]): pair for pair in table.to_dict("records") if pair["kind"] != "switch"}
     found = [*_gaps(pairs, comparison.gaps), *_others(pairs)]
@@ -59,7 +59,7 @@ def sentences(comparison: Comparison) -> list[str]:
 
 
 def _gaps(pairs: dict[tuple[str, str], Pair], gaps: pd.DataFrame) -> Iterator[str]:
-    """A sentence a gap, and one for every encoding that could close it."""
+    """Yield a sentence for each gap, and one for every encoding that could close it."""
     closed = gaps.to_dict("records")
     for (kind, baseline), gap in pairs.items():
         if kind != "gap":
@@ -82,7 +82,7 @@ def _full(pair: Pair) -> str:
 
 
 def _encoding(row: Pair, gain: Pair, left: Pair) -> str:
-    """What an encoding does to a gap; without one, only how it stands to both its ends."""
+    """Return what an encoding does to a gap; without one, only how it stands to both its ends."""
     arm, away = row["arm"], f"{_stands(left)}"
     if not row["shown"]:
         return f"{arm} is {_stands(gain)}; it is {away}."
@@ -106,7 +106,7 @@ def _stands(pair: Pair) -> str:
 
 
 def _others(pairs: dict[tuple[str, str], Pair]) -> Iterator[str]:
-    """Encodings of softmax, and those without a gap to close."""
+    """Yield sentences on encodings of softmax, and those without a gap to close."""
     for (kind, arm), pair in pairs.items():
         if kind == "encoding" and ("softmax", arm) not in pairs:
             yield f"{_full(pair)}."
@@ -124,7 +124,7 @@ def _replaced(pairs: dict[tuple[str, str], Pair]) -> Iterator[str]:
 
 
 def _switched(pairs: pd.DataFrame) -> Iterator[str]:
-    """A sentence for each two values of a switch: neither of them needs be the absence of the other."""
+    """Yield a sentence for each two values of a switch: neither of them needs be the absence of the other."""
     for family, rows in pairs.groupby("family", sort=False):
         new, _, old = str(family).removeprefix("switch ").partition(" for ")
         parts = [

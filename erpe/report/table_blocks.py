@@ -73,17 +73,17 @@ class Slice:
         return found
 
     def name(self, arm: str) -> str:
-        """The arm, with a star where something is amiss with it."""
+        """Return the arm, with a star where something is amiss with it."""
         return f"{arm} *" if arm in self.marks else arm
 
     def block(self, what: str, columns: Sequence[str], rows: list[list[str]], left: int, *remarks: str) -> Block:
-        """A table whose first `left` columns are words."""
+        """Return a table whose first `left` columns are words."""
         numbers = [place >= left for place in range(len(columns))]
         spare = tuple(columns[: left + 1 : -1])
         return Block(f"{self.title}: {what}", list(columns), rows, numbers, [], list(remarks), spare)
 
     def stars(self) -> str:
-        """What the stars mean."""
+        """Return what the stars mean."""
         return "* " + "; ".join(f"{arm}: {mark}" for arm, mark in self.marks.items())
 
 
@@ -130,7 +130,7 @@ def _digits(half: float, means: pd.Series, column: Column) -> int:
 
 
 def _answer(one: Slice) -> list[Block]:
-    """The sentences and the grid."""
+    """Return the sentences and the grid."""
     said = answer(one.comparison)
     columns, rows = as_lines(said.grid)
     remarks = ["difference in points: without an encoding to softmax, with one to the same attention without"]

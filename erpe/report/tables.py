@@ -75,7 +75,7 @@ TYPES = dict.fromkeys("table study dataset arm against against_study kind measur
 
 
 def _csv(comparison: Comparison) -> str:
-    """A text that a spreadsheet would take for a formula begins with an apostrophe."""
+    """Quote a text that a spreadsheet would take for a formula begins with an apostrophe."""
     return _as_csv(tidy(comparison))
 
 
@@ -94,7 +94,7 @@ def _parquet(comparison: Comparison) -> bytes:
 
 
 def exports(outcomes: Outcomes, format: str) -> Iterator[tuple[str, str | bytes]]:
-    """`runs`, a row a seed of an arm, and `trials`, a row a trial of a search, to compute with; see `Outcomes`.
+    """Yield `runs`, a row a seed of an arm, and `trials`, a row a trial of a search, to compute with; see `Outcomes`.
 
     Args:
         format: csv or parquet.
@@ -148,7 +148,7 @@ FORMATS: dict[str, Callable[[Comparison], str | bytes]] = {
 
 
 def render(comparison: Comparison, format: str) -> str | bytes:
-    """A comparison in one of `FORMATS`.
+    """Return a comparison in one of `FORMATS`.
 
     Raises:
         ConfigError: there is no such format.

@@ -26,7 +26,7 @@ def as_terminal(comparison: Comparison) -> str:
 
 
 def ending(comparison: Comparison) -> str:
-    """What a study ends with: the accuracy of each arm, and the answer in sentences."""
+    """Return what a study ends with: the accuracy of each arm, and the answer in sentences."""
     found = blocks(comparison)
     accuracies = [block for block in found if block.title.endswith(ACCURACIES)]
     answers = [block for block in found if block.title.endswith(": the answer")]
@@ -34,7 +34,7 @@ def ending(comparison: Comparison) -> str:
 
 
 def _only_accuracy(block: Block) -> Block:
-    """The table of quality without precision, recall and F1."""
+    """Return the table of quality without precision, recall and F1."""
     rows = [row[:3] for row in block.rows]
     title = block.title.replace(ACCURACIES, "test accuracy")
     return replace(
@@ -66,7 +66,7 @@ def _shown(parts: Iterable[Block]) -> str:
 
 
 def _gone(console: Terminal, block: Block) -> list[str]:
-    """The spare columns that a terminal has no room for, beginning with the first of them."""
+    """Return the spare columns that a terminal has no room for, beginning with the first of them."""
     for count in range(len(block.spare) + 1):
         needed = console.measure(_rich(block, block.spare[:count]), options=console.options.update(width=1000)).maximum
         if needed <= console.width:

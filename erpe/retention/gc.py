@@ -167,7 +167,7 @@ class _LeasedExperiment(NamedTuple):
             yield cls(store, database, experiment, logged.study(experiment), Tracker(store, experiment, send=False))
 
     def plan(self, name: str, policy: Policy) -> _Plan:
-        """What becomes of a study; what a killed call has marked and not removed goes, too."""
+        """Remove what is planned of a study; what a killed call has marked and not removed goes, too."""
         study = read_leased(self.database, name)
         registered = {
             trial.uid

@@ -71,7 +71,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _candidates(store: Store, study: str, known: set[str]) -> Iterator[Path]:
-    """What is called as a trial's folder of the study and is none of those known, and half-written files."""
+    """Yield what is called as a trial's folder of the study and is none of those known, and half-written files."""
     place = store.checkpoints / study
     if not is_own(place):
         return
@@ -86,7 +86,7 @@ def _candidates(store: Store, study: str, known: set[str]) -> Iterator[Path]:
 
 
 def _told(outbox: Outbox) -> Iterator[str]:
-    """The folders of all trials that were ever started from this store, whichever database had them."""
+    """Yield the folders of all trials that were ever started from this store, whichever database had them."""
     names: dict[str, str] = {}
     for event in outbox.events():
         if event.kind == "start_study":
@@ -97,7 +97,7 @@ def _told(outbox: Outbox) -> Iterator[str]:
 
 
 def _counted(store: Store, study: str) -> set[str]:
-    """The folders of all trials that the database has of a study."""
+    """Return the folders of all trials that the database has of a study."""
     found = (each for each in read_studies(store) if each.name == study)
     return {f"{study}/{trial.number:04d}-{trial.config.seed}" for each in found for trial in each.trials}
 

@@ -189,7 +189,7 @@ class _Campaign:
 
     @contextlib.contextmanager
     def confirmations(self, searches: list[StudyController]) -> Iterator[list[StudyController]]:
-        """The confirmation of every arm that has a best configuration, leased; another best is another study."""
+        """Yield the confirmation of every arm that has a best configuration, leased; another best is another study."""
         with contextlib.ExitStack() as opened:
             found = []
             for arm, search in zip(self.plan.arms(), searches, strict=True):
@@ -216,7 +216,7 @@ class _Campaign:
         return {name: self.tags[name] for name in MADE_WITH}
 
     def _budget(self, search: StudyController) -> Budget:
-        """What the search of an arm may spend; the same for all."""
+        """Return what the search of an arm may spend; the same for all."""
         how, trials = self.plan.search, self.plan.search.trials
         if how.budget == "trials":
             return Budget(trials)

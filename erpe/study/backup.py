@@ -102,12 +102,15 @@ def _copy(path: Path, into: Path) -> str:
 
 
 def _open(path: Path, mode: str = "ro") -> sqlite3.Connection:
-    """The last process with write access removes the log beside a database; one that only reads leaves it."""
+    """Connect to a database file.
+
+    The last process with write access removes the log beside it; one that only reads leaves it.
+    """
     return sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=30)
 
 
 def damage_of(path: Path) -> str:
-    """What is wrong with a SQLite file; empty if it is whole, or someone holds it."""
+    """Return what is wrong with a SQLite file; empty if it is whole, or someone holds it."""
     try:
         with contextlib.closing(_open(path)) as database:
             said = str(database.execute("PRAGMA quick_check").fetchone()[0])
@@ -119,7 +122,7 @@ def damage_of(path: Path) -> str:
 
 
 def _look(path: Path) -> Copy:
-    """What a database of trials has, or what is wrong with it."""
+    """Return what a database of trials has, or what is wrong with it."""
     if not path.exists() or not path.stat().st_size:
         return Copy(path, 0.0, 0, 0, "empty" if path.exists() else "missing")
     studies, trials, damage = 0, 0, damage_of(path)
@@ -135,7 +138,7 @@ def _look(path: Path) -> Copy:
 
 
 def embedded(store: Store) -> Path | None:
-    """The database, if it lies in the store."""
+    """Return the database, if it lies in the store."""
     path = sqlite_path(store.storage_url)
     return path if path and path.is_relative_to(store.root) else None
 
@@ -147,7 +150,7 @@ def backup_files(store: Store) -> tuple[Path, Path]:
 
 
 def survey(store: Store) -> tuple[Copy, dict[str, Copy]]:
-    """The database as it is, and the backups by their names.
+    """Return the database as it is, and the backups by their names.
 
     Raises:
         StoreError: the database does not lie in the store.

@@ -119,7 +119,7 @@ class Space(Config):
     """Dotted name of a setting of TrialConfig -> its range."""
 
     def active(self, chosen: dict[str, Any]) -> list[str]:
-        """The axes that mean something, given the values chosen for the others, in the order of sampling."""
+        """Return the axes that mean something, given the values chosen for the others, in the order of sampling."""
         projection = chosen.get("model.relu_projection")
         return [name for name in self.axes if name != "model.features" or projection != "none"]
 
@@ -138,7 +138,7 @@ def sample(trial: optuna.Trial, space: Space, base: TrialConfig) -> TrialConfig:
 
 
 def default_point(space: Space, base: TrialConfig) -> dict[str, Any]:
-    """The base configuration as parameters of Optuna, where it lies inside the space."""
+    """Return the base configuration as parameters of Optuna, where it lies inside the space."""
     flat = base.flat()
     chosen = {name: flat[name] for name in space.axes}
     return {
@@ -149,7 +149,7 @@ def default_point(space: Space, base: TrialConfig) -> dict[str, Any]:
 
 
 def typical(space: Space, base: TrialConfig) -> TrialConfig:
-    """The base configuration; a setting that lies outside its range has the value of the range that is nearest.
+    """Return the base configuration; a setting that lies outside its range has the value of the range that is nearest.
 
     What a study costs is said of this one before any is drawn.
     """

@@ -25,7 +25,7 @@ KNOWN = frozenset(defaults("softmax", "digits").flat())
 
 
 def read_line(line: str, example: str) -> dict[str, Any]:
-    """A line of TOML; a bare word is text.
+    """Return a line of TOML; a bare word is text.
 
     Args:
         example: of such a line, for the error.
@@ -41,7 +41,8 @@ def read_line(line: str, example: str) -> dict[str, Any]:
 
 
 def dotted(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings under their dotted names, whether they were written `"train.lr" = 1`, `train.lr = 1` or in a table.
+    """Return settings under their dotted names, whether they were written `"train.lr" = 1`, `train.lr = 1` or in a
+    table.
 
     Raises:
         ConfigError: one setting is written twice, with different values.
@@ -69,7 +70,7 @@ def combine(into: dict[str, Any], more: Mapping[str, Any], place: str = "") -> N
 
 
 def contradictions(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What two tables say differently of a setting, a line each.
+    """Return what two tables say differently of a setting, a line each.
 
     Args:
         tables: where it was written -> dotted name -> a value, a list of values or a range.
@@ -94,7 +95,7 @@ def _brief(value: Any) -> str:
 
 
 def typed(name: str, value: Any) -> Any:
-    """A value as a configuration holds it: 1.0 is 1 for a size, and 1 is true for a switch.
+    """Return a value as a configuration holds it: 1.0 is 1 for a size, and 1 is true for a switch.
 
     What is no setting, or does not fit, is left to the configuration, which says what is wrong with it.
     """

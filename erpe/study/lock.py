@@ -59,7 +59,7 @@ class _FileLease:
             raise StoreError(f"{folder}: no lock can be made ({error.strerror})") from None
 
     def check(self) -> None:
-        """It is held as long as the process lives."""
+        """Check nothing: the lock is held as long as the process lives."""
 
     def release(self) -> None:
         self._lock.release()

@@ -24,13 +24,13 @@ from erpe.study.spec import StudySpec, differences_from
 
 
 def newest(database: storage.Database, wanted: str) -> str:
-    """The study of a name, or the newest that `--new` made beside it; the name itself if there is none."""
+    """Return the study of a name, or the newest that `--new` made beside it; the name itself if there is none."""
     found = _numbered(database, wanted)
     return found[max(found)] if found else wanted
 
 
 def beside(database: storage.Database, wanted: str) -> str:
-    """A name that is free: the wanted one, or else NAME-2, NAME-3, ... above those that `--new` made before."""
+    """Return a name that is free: the wanted one, or else NAME-2, NAME-3, ... above those that `--new` made before."""
     found, names = _numbered(database, wanted), set(database.names())
     if not found:
         return wanted
@@ -39,7 +39,10 @@ def beside(database: storage.Database, wanted: str) -> str:
 
 
 def _numbered(database: storage.Database, wanted: str) -> dict[int, str]:
-    """Number -> study; the one of the wanted name is number 1. A study that was named NAME-2 by hand is not in it."""
+    """Return number -> study.
+
+    The one of the wanted name is number 1. A study that was named NAME-2 by hand is not in it.
+    """
     found = {}
     for name in database.names():
         numbered = re.fullmatch(re.escape(wanted) + r"-([2-9]|[1-9][0-9]+)", name)
@@ -52,7 +55,7 @@ def _numbered(database: storage.Database, wanted: str) -> dict[int, str]:
 
 @storage.retry_while_unavailable
 def identified(store: Store, stem: str, spec: StudySpec) -> str:
-    """The name of a study that is called by its identity: STEM and six digits of it.
+    """Return the name of a study that is called by its identity: STEM and six digits of it.
 
     A study is known by what its stored specification means, not by its digits: another version may have given it
     others.
@@ -80,7 +83,7 @@ def studies_of(records: list[StudyRecord]) -> dict[str, list[StudyRecord]]:
 
 
 def parts_of(records: list[StudyRecord], given: str) -> list[StudyRecord]:
-    """The parts of STUDY, or those of STUDY/ARM.
+    """Return the parts of STUDY, or those of STUDY/ARM.
 
     Raises:
         StudyError: there is no such study, or no such arm.
@@ -105,7 +108,7 @@ def _arms(parts: list[StudyRecord]) -> list[str]:
 
 
 def find_trial(records: list[StudyRecord], given: str) -> tuple[StudyRecord, TrialRecord | None]:
-    """A trial, or the best one, and the part it is in; None: it is not there, or not complete.
+    """Return a trial, or the best one, and the part it is in; None: it is not there, or not complete.
 
     Args:
         given: STUDY (its best trial, or the best arm), STUDY/NUMBER, STUDY/ARM (its first seed, or else the best trial

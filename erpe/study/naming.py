@@ -22,22 +22,22 @@ SEED = "seed-"
 
 
 def search_name(study: str, arm: str) -> str:
-    """The search of an arm, in the database."""
+    """Return the search of an arm, in the database."""
     return f"{study}.{arm}"
 
 
 def seeds_stem(study: str, arm: str) -> str:
-    """The confirmation of an arm, in the database, without the digits of its identity."""
+    """Return the confirmation of an arm, in the database, without the digits of its identity."""
     return f"{search_name(study, arm)}.confirm"
 
 
 def model_name(study: str, arm: str) -> str:
-    """What MLflow's registry calls the model of an arm; it allows no slash."""
+    """Return what MLflow's registry calls the model of an arm; it allows no slash."""
     return f"{study}.{arm}" if arm else study
 
 
 def shown(name: str) -> str:
-    """A study of the database as a user knows it: STUDY, STUDY/ARM or STUDY/ARM/seeds."""
+    """Return a study of the database as a user knows it: STUDY, STUDY/ARM or STUDY/ARM/seeds."""
     found = _PART.fullmatch(name)
     if not found:
         return name

@@ -74,7 +74,7 @@ def check_replacing(plan: Plan, members: list[StudyRecord], replace: bool) -> st
 
 
 def _protocol(plan: dict[str, Any]) -> dict[str, Any]:
-    """What decides which configuration is confirmed, and for how long, with defaults written out."""
+    """Return what decides which configuration is confirmed, and for how long, with defaults written out."""
     search, confirm = plan["search"], plan["confirm"]
     usual = search["epochs"] or defaults("softmax", read_dataset(plan["dataset"])).train.epochs
     return {

@@ -130,7 +130,7 @@ class Plan(Config):
         return self
 
     def arms(self) -> list[Arm]:
-        """What is compared, in the order of the table."""
+        """Return what is compared, in the order of the table."""
         return [arm for variant in self.variants for arm in self._arms_of(variant)]
 
     def _arms_of(self, variant: str) -> list[Arm]:
@@ -141,7 +141,7 @@ class Plan(Config):
         return [Arm("-".join([variant, *map(_label, switches.items())]), variant, switches) for switches in chosen]
 
     def search_spec(self, arm: Arm) -> StudySpec:
-        """The search of an arm.
+        """Return the search of an arm.
 
         Raises:
             ConfigError: settings or ranges that do not fit it.
@@ -171,7 +171,7 @@ class Plan(Config):
         return self.search.epochs or defaults("softmax", self.dataset).train.epochs
 
     def flops_per_image(self) -> float:
-        """What a search spends of FLOPs for every training image, if arms have equal FLOPs: those of softmax."""
+        """Return what a search spends of FLOPs for every training image, if arms have equal FLOPs: those of softmax."""
         return self.search.trials * self._usual_epochs * self._train_flops(_SOFTMAX)
 
     def _train_flops(self, arm: Arm) -> float:
@@ -182,7 +182,7 @@ class Plan(Config):
         return train_step_flops(typical(spec.space, spec.base).model)
 
     def resolved(self) -> Plan:
-        """The same study with every default written out."""
+        """Return the same study with every default written out."""
         axes = {name: axis for arm in self.arms() for name, axis in self.search_spec(arm).space.axes.items()}
         written = {name: _written(axis) for name, axis in sorted(axes.items())}
         epochs = {"epochs": self._usual_epochs}
@@ -191,7 +191,7 @@ class Plan(Config):
         return self.model_copy(update={"search": search, "confirm": confirm, "space": written})
 
     def confirm_spec(self, arm: Arm, config: Any) -> StudySpec:
-        """The confirmation of an arm's best configuration."""
+        """Return the confirmation of an arm's best configuration."""
         search = self.search
         epochs = confirmed_epochs(self.confirm.epochs, config.train.epochs, search.epochs, search.budget)
         return confirmation(config, self.seed, epochs)
@@ -203,7 +203,10 @@ _VARIANT_PARAMS = frozenset(name for variant in VARIANTS for name in variant_par
 
 
 def _label(switch: tuple[str, Any]) -> str:
-    """A patch of 2 is `patch2`, mixed rope `mixed`, no absolute position `position_none`."""
+    """Name a switch's value in an arm.
+
+    A patch of 2 is `patch2`, mixed rope `mixed`, no absolute position `position_none`.
+    """
     name, value = switch
     leaf = name.rpartition(".")[2]
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -212,14 +215,14 @@ def _label(switch: tuple[str, Any]) -> str:
 
 
 def _written(axis: Axis) -> Any:
-    """A range as a study file has it."""
+    """Return a range as a study file has it."""
     if isinstance(axis, Choices):
         return list(axis.values) if len(axis.values) > 1 else axis.values[0]
     return axis.model_dump(exclude_defaults=True)
 
 
 def load_plan(path: str | Path, changes: Sequence[str] = (), cache: Path | None = None) -> Plan:
-    """A study file, with some lines changed, in this order: `["search.trials=2", "space.model.patch=7"]`.
+    """Return a study file, with some lines changed, in this order: `["search.trials=2", "space.model.patch=7"]`.
 
     Args:
         cache: where what is found out of own images is kept; see `erpe.training.own.find_dataset`.
@@ -243,7 +246,7 @@ def load_plan(path: str | Path, changes: Sequence[str] = (), cache: Path | None 
 
 
 def _with_dataset(table: dict[str, Any], base: Path, cache: Path | None) -> dict[str, Any]:
-    """The file's table; a path of own images, which is relative to the file, becomes their description."""
+    """Return the file's table; a path of own images, which is relative to the file, becomes their description."""
     given = table.get("dataset")
     if not isinstance(given, str) or (given in DATASETS and "resize" not in table):
         return table
@@ -268,7 +271,7 @@ def _read_change(line: str) -> dict[str, Any]:
 
 
 def _tables_of(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The tables whose keys are settings of a trial."""
+    """Return the tables whose keys are settings of a trial."""
     return {name: table[name] for name in ("settings", "switches", "space") if isinstance(table.get(name), dict)}
 
 
@@ -285,7 +288,7 @@ def _lay_over(table: dict[str, Any], changes: dict[str, Any]) -> None:
 
 
 def schema() -> str:
-    """The JSON Schema of a study file, for editors."""
+    """Return the JSON Schema of a study file, for editors."""
     found = Plan.model_json_schema()
     for table in ("switches", "settings"):  # `train.lr = 1` is a table in a table
         own = found["properties"][table]["additionalProperties"]

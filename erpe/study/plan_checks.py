@@ -19,7 +19,7 @@ MOST_ARMS = 1000
 
 
 def mistakes_of(plan: Plan) -> list[str]:
-    """A line for each mistake; arms are looked at when nothing else is wrong."""
+    """Return a line for each mistake; arms are looked at when nothing else is wrong."""
     return [*_names(plan), *_switches(plan)] or _arms(plan)
 
 
@@ -52,7 +52,7 @@ def _switches(plan: Plan) -> Iterator[str]:
 
 
 def _arms(plan: Plan) -> list[str]:
-    """What is wrong with arms; that of several arms is told once."""
+    """Return what is wrong with arms; that of several arms is told once."""
     arms, found = plan.arms(), dict[str, list[str]]()
     for name, count in Counter(arm.name for arm in arms).items():
         if count > 1:

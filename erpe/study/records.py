@@ -142,7 +142,7 @@ class StudyRecord(NamedTuple):
         return best_of(self.trials)
 
     def knowing(self, trial: TrialRecord) -> StudyRecord:
-        """The study with a trial as of now."""
+        """Return the study with a trial as of now."""
         others = (each for each in self.trials if each.number != trial.number)
         return self._replace(trials=sorted([*others, trial], key=lambda each: each.number))
 
@@ -155,13 +155,13 @@ def _is_tested(metrics: dict[str, float]) -> bool:
 
 
 def best_of(trials: list[TrialRecord]) -> TrialRecord | None:
-    """The complete trial of the highest value; of equals the first."""
+    """Return the complete trial of the highest value; of equals the first."""
     complete = [trial for trial in trials if trial.state == "COMPLETE" and trial.value is not None]
     return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
 
 
 def read_about(name: str, attrs: dict[str, Any]) -> StudyInfo:
-    """What a study is, from its attributes.
+    """Return what a study is, from its attributes.
 
     Raises:
         StudyError: erpe did not make it.
@@ -175,7 +175,7 @@ def read_about(name: str, attrs: dict[str, Any]) -> StudyInfo:
 
 
 def read_trial(uid: str, trial: FrozenTrial) -> TrialRecord:
-    """A trial that counts.
+    """Return a trial that counts.
 
     Raises:
         StoreError: its configuration is of another version.
@@ -194,7 +194,7 @@ def read_trial(uid: str, trial: FrozenTrial) -> TrialRecord:
 
 
 def read_config(trial: FrozenTrial) -> TrialConfig:
-    """The configuration a trial was given.
+    """Return the configuration a trial was given.
 
     Raises:
         StoreError: it is of another version.
@@ -206,7 +206,7 @@ def read_config(trial: FrozenTrial) -> TrialConfig:
 
 
 def read_study(study: optuna.Study, ended: dict[int, TrialRecord] | None = None) -> StudyRecord:
-    """A study as it stands in the database.
+    """Return a study as it stands in the database.
 
     Args:
         ended: number -> trial that had ended when it was read before, and so stays as it was; more are added.
@@ -258,7 +258,7 @@ def arm_of(members: list[StudyRecord], arm: str) -> tuple[StudyRecord | None, St
 
 @storage.retry_while_unavailable
 def read_studies(store: Store, name: str | None = None) -> list[StudyRecord]:
-    """The studies of a store, or the one of that name, without disturbing a process that runs them.
+    """Return the studies of a store, or the one of that name, without disturbing a process that runs them.
 
     Studies of other programs are left out; so are those whose making was killed, which the same command makes again.
 
@@ -300,7 +300,7 @@ def mark_removed(database: storage.Database, name: str, numbers: set[int]) -> No
 
 
 def irreplaceable(study: StudyRecord, keep_best: int = 1) -> dict[int, str]:
-    """The trials that stay whatever is asked, as the database alone knows: number -> why."""
+    """Return the trials that stay whatever is asked, as the database alone knows: number -> why."""
     if study.part_of and study.part_of.phase == "confirm":
         return {trial.number: CONFIRMED for trial in study.trials}
     complete = [trial for trial in study.trials if trial.state == "COMPLETE" and trial.value is not None]

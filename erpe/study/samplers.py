@@ -121,7 +121,7 @@ def startup_trials(spec: StudySpec, trials: int | None) -> int:
 
 
 def make_sampler(spec: StudySpec, earlier: list[FrozenTrial], trials: int | None) -> BaseSampler:
-    """What draws the next trial. It is made anew for each: its state is the database, its seed the trial's.
+    """Return what draws the next trial. It is made anew for each: its state is the database, its seed the trial's.
 
     Args:
         earlier: every trial so far.
@@ -139,7 +139,10 @@ def make_sampler(spec: StudySpec, earlier: list[FrozenTrial], trials: int | None
 
 
 def chosen_pruner(spec: StudySpec, trials: int | None) -> Pruner:
-    """The pruner that is used: `auto` is asha, or none where a search has fewer than `FEWEST_FOR_PRUNING` trials."""
+    """Return the pruner that is used.
+
+    `auto` is asha, or none where a search has fewer than `FEWEST_FOR_PRUNING` trials.
+    """
     if spec.pruner != "auto":
         return spec.pruner
     return "none" if trials is not None and trials < FEWEST_FOR_PRUNING else "asha"
@@ -160,7 +163,7 @@ def _pruner_settings(pruner: Pruner, epochs: int) -> dict[str, Any]:
 
 
 def make_pruner(spec: StudySpec, trials: int | None) -> BasePruner:
-    """The study's pruner; rungs are epochs.
+    """Return the study's pruner; rungs are epochs.
 
     Args:
         trials: of the whole search.

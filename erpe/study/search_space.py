@@ -65,7 +65,7 @@ _SAME_FOR_ALL = ("data.validation", "data.split_seed", "data.train_limit")
 
 
 def variant_params(variant: str, dataset: str | Dataset) -> dict[str, Axis]:
-    """The axes only some variants have: features m, placement, projection, normalisation, frequencies.
+    """Return the axes only some variants have: features m, placement, projection, normalisation, frequencies.
 
     Raises:
         ConfigError: unknown variant or data set.
@@ -87,7 +87,7 @@ def variant_params(variant: str, dataset: str | Dataset) -> dict[str, Axis]:
 
 
 def own_axes(variant: str, space: Space) -> list[str]:
-    """What an arm searches beyond the axes that all variants have."""
+    """Return what an arm searches beyond the axes that all variants have."""
     dataset = next(iter(_BY_KIND))  # which settings are knobs does not depend on it
     return [
         name for name in variant_params(variant, dataset) if name in space.axes and len(space.axes[name].probes()) > 1
@@ -95,14 +95,14 @@ def own_axes(variant: str, space: Space) -> list[str]:
 
 
 def default_space(variant: str, dataset: str | Dataset) -> Space:
-    """The space of a variant on a data set: the same for all variants, plus the variant's own knobs."""
+    """Return the space of a variant on a data set: the same for all variants, plus the variant's own axes."""
     facts = facts_of(dataset)
     patch = {"model.patch": Choices(values=facts.patches)}
     return Space(axes=patch | _BY_KIND[facts.like] | _COMMON | variant_params(variant, facts))
 
 
 def load_space(path: str | Path, variant: str, dataset: str | Dataset, settings: dict[str, Any] | None = None) -> Space:
-    """The default space with the entries of a TOML file's `[space]` table laid over it.
+    """Return the default space with the entries of a TOML file's `[space]` table laid over it.
 
     Args:
         settings: what `--set` gives; it may not contradict the file.
@@ -129,7 +129,7 @@ def load_space(path: str | Path, variant: str, dataset: str | Dataset, settings:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """A TOML file of at most 1 MiB.
+    """Return a TOML file of at most 1 MiB.
 
     Raises:
         OSError, ValueError: it cannot be read, or is none.
@@ -145,7 +145,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def apply_overrides(entries: dict[str, Any], variant: str, dataset: str | Dataset) -> Space:
-    """The default space with other ranges for some settings.
+    """Return the default space with other ranges for some settings.
 
         train.lr = {low = 1e-4, high = 1e-2, log = true}        # a range
         model.patch = [2, 4]                                    # a choice
@@ -177,7 +177,7 @@ def apply_overrides(entries: dict[str, Any], variant: str, dataset: str | Datase
 
 
 def read_axis(name: str, entry: Any, base: TrialConfig) -> Axis:
-    """An entry of a space file as an axis.
+    """Return an entry of a space file as an axis.
 
     Raises:
         ConfigError: not a setting the search may vary, or not a range.

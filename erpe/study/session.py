@@ -54,7 +54,10 @@ R = TypeVar("R")
 
 
 def _fenced(write: Callable[Concatenate[StudySession, P], R]) -> Callable[Concatenate[StudySession, P], R]:
-    """A write of the driver alone: waits for a database that is away, and is refused when another driver took over."""
+    """Make a method a write of the driver alone.
+
+    It waits for a database that is away, and is refused when another driver took over.
+    """
 
     @storage.retry_while_unavailable
     @functools.wraps(write)
@@ -193,7 +196,8 @@ class StudySession:
 
     @_fenced
     def ask(self, budget: int) -> TrialRecord | None:
-        """The next trial to run: one that a killed driver left, or a new one until `budget` have a configuration.
+        """Return the next trial to run: one that a killed driver left, or a new one until `budget` have a
+        configuration.
 
         Raises:
             StudyError: another driver took over.
@@ -321,5 +325,5 @@ class StudySession:
 
     @storage.retry_while_unavailable
     def read(self) -> StudyRecord:
-        """The study as it stands."""
+        """Return the study as it stands."""
         return records.read_study(self._study, self._ended)

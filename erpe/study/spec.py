@@ -71,11 +71,14 @@ class StudySpec(Config):
         return f"{self.dataset}-{self.variant}"
 
     def value(self, measured: dict[str, float]) -> float:
-        """What an epoch is worth. A confirmation has no validation part: its training loss, negated, is shown."""
+        """Return what an epoch is worth.
+
+        A confirmation has no validation part: its training loss, negated, is shown.
+        """
         return measured[METRIC] if self.phase == "search" else -measured["train/loss"]
 
     def measured(self, value: float) -> dict[str, float]:
-        """What is known of an epoch of this value, and nothing else: `value` the other way round."""
+        """Return what is known of an epoch of this value, and nothing else: `value` the other way round."""
         return {METRIC: value} if self.phase == "search" else {"train/loss": -value}
 
     def trial_seed(self, number: int) -> int:
@@ -113,7 +116,7 @@ def define(
     pruner: Pruner = "auto",
     seed: int = 0,
 ) -> StudySpec:
-    """A study of one variant on one data set.
+    """Return a study of one variant on one data set.
 
     Args:
         space: what is varied; default: that of the variant and the data set.
@@ -173,7 +176,7 @@ def confirmed_epochs(given: int | None, own: int, usual: int | None, budget: str
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What changed between two specifications, as `model_dump(mode="json")` gives them, a line each.
+    """Return what changed between two specifications, as `model_dump(mode="json")` gives them, a line each.
 
     ["space.train.lr.high: 0.01, now 0.1", "pruner: auto, now none"]
     """
@@ -196,19 +199,19 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _content(value: Any) -> Any:
-    """A value; of own data the content, whatever its folder is called."""
+    """Return a value; of own data the content, whatever its folder is called."""
     return value.rpartition("@")[2] if isinstance(value, str) else value
 
 
 def differences_from(stored: dict[str, Any], spec: StudySpec) -> list[str]:
-    """What changed since a specification was stored; a setting it did not know yet had its default."""
+    """Return what changed since a specification was stored; a setting it did not know yet had its default."""
     with contextlib.suppress(ConfigError, TypeError):  # what cannot be read differs anyway
         stored = StudySpec(**stored).model_dump(mode="json")
     return differences(stored, spec.model_dump(mode="json"))
 
 
 def check_name(name: str) -> str:
-    """A study's name is also a folder's.
+    """Check a study's name, which is also a folder's.
 
     Raises:
         ConfigError: it holds something else than letters, digits, dots, dashes and underscores.
@@ -219,6 +222,6 @@ def check_name(name: str) -> str:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed in [0, 2^31) that depends on all parts and on nothing else."""
+    """Return a seed in [0, 2^31) that depends on all parts and on nothing else."""
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4]) & 0x7FFF_FFFF

@@ -61,7 +61,7 @@ _ADD_VALUE = sqlalchemy.text(
 
 
 def parse(address: str) -> URL:
-    """The address of a database.
+    """Return the address of a database.
 
     Raises:
         StoreError: not an address, or neither SQLite in a file nor PostgreSQL.
@@ -84,7 +84,7 @@ def is_file(url: URL) -> bool:
 
 
 def show(url: URL) -> str:
-    """The address without its secrets."""
+    """Return the address without its secrets."""
     return redact(url.set(password=None).render_as_string())
 
 
@@ -104,7 +104,7 @@ def exists(url: URL) -> bool:
 
 
 def check_lost(url: URL) -> None:
-    """An empty file would become an empty database, and what was in it would not be missed.
+    """Refuse an empty file: it would become an empty database, and what was in it would not be missed.
 
     Raises:
         StoreError: the database is missing or empty, and its store shows that there was one.
@@ -148,7 +148,10 @@ def retry_while_unavailable(call: Callable[P, R], seconds: float | None = None) 
 
 
 def _may_pass(error: BaseException | None) -> bool:
-    """A server that restarts, a lock that is held; not a full disk or a wrong password."""
+    """Tell whether waiting may help.
+
+    A server that restarts, a lock that is held; not a full disk or a wrong password.
+    """
     if isinstance(error, PendingRollbackError):  # the connection went away in the middle of a transaction
         return True
     if not isinstance(error, OperationalError | InterfaceError):
@@ -160,7 +163,7 @@ def _may_pass(error: BaseException | None) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a database said."""
+    """Return the first line of what a database said."""
     text = str(getattr(error, "orig", None) or error).strip()
     return redact((text.splitlines() or [type(error).__name__])[0])[:200]
 
@@ -220,7 +223,7 @@ class Database:
         return self._attributes(_STUDY_ATTR, study=study, key=key).get(key)
 
     def system_attrs(self, trial: int) -> dict[str, Any]:
-        """What a sampler and a pruner noted of a trial; Optuna's interface reads the whole trial."""
+        """Return what a sampler and a pruner noted of a trial; Optuna's interface reads the whole trial."""
         return self._attributes(_SYSTEM_ATTRS, trial=trial)
 
     def add_value(self, trial: int, step: int, value: float) -> bool:

@@ -65,7 +65,7 @@ def log_text(client: MlflowClient, run: str, text: str, name: str) -> None:
 
 
 def facts(folder: Path) -> dict[str, str]:
-    """What a worker knows and the driver does not: hashes of data and split, device, threads, precision."""
+    """Return what a worker knows and the driver does not: hashes of data and split, device, threads, precision."""
     try:
         outcome = read_json(folder / "outcome.json")
     except StoreError:
@@ -162,7 +162,7 @@ def register(client: MlflowClient, name: str, run: str, uid: str, folder: Path) 
 
 
 def save_model(folder: Path, path: Path) -> None:
-    """A checkpoint as an MLflow pyfunc model: a loader module of ours, no pickle, nothing inferred."""
+    """Save a checkpoint as an MLflow pyfunc model: a loader module of ours, no pickle, nothing inferred."""
     import mlflow.pyfunc
     import numpy as np
     from mlflow.models import ModelSignature

@@ -87,7 +87,7 @@ def _reconcile(store: Store, experiment: str, members: list[StudyRecord]) -> Reb
 
 
 def _open(store: Store, experiment: str) -> tuple[Tracker, str]:
-    """The outbox, and what was wrong with it: once that has been moved away, it opens."""
+    """Return the outbox, and what was wrong with it: once that has been moved away, it opens."""
     try:
         return Tracker(store, experiment, send=False), ""
     except StoreError as damaged:
@@ -95,7 +95,7 @@ def _open(store: Store, experiment: str) -> tuple[Tracker, str]:
 
 
 def _missing(member: StudyRecord, members: list[StudyRecord], tracker: Tracker, store: Store) -> list[Tale]:
-    """What a study lacks that no process runs, its end included."""
+    """Return what a study lacks that no process runs, its end included."""
     tales = [*_trials(member, tracker, store, member.trials)]
     known = tracker.known(member.about.uid)
     if member.trials and (known.state in ("", "RUNNING") or tales):
@@ -122,7 +122,7 @@ def _tell(tales: list[Tale], tracker: Tracker) -> int:
 
 
 def _trials(member: StudyRecord, tracker: Tracker, store: Store, trials: list[TrialRecord]) -> Iterator[Tale]:
-    """What the outbox lacks of some trials of a study, and of its start, without which they have no parent."""
+    """Yield what the outbox lacks of some trials of a study, and of its start, without which they have no parent."""
     trials = [trial for trial in trials if not trial.removed]
     lacking = [trial for trial in trials if _lacks(member, trial, tracker)]
     started = tracker.known(member.about.uid).started
@@ -150,7 +150,7 @@ def _lacks(member: StudyRecord, trial: TrialRecord, tracker: Tracker) -> bool:
 def _trial(
     member: StudyRecord, trial: TrialRecord, tracker: Tracker, store: Store, spec: StudySpec, tags: dict[str, str]
 ) -> Iterator[Tale]:
-    """A trial's start, the epochs and the end that the outbox lacks, each at its time or what is known of it."""
+    """Yield a trial's start, the epochs and the end that the outbox lacks, each at its time or what is known of it."""
     known, began = tracker.known(trial.uid), _ms(trial.started)
     if not known.started:
         arm = member.part_of.arm if member.part_of else ""
@@ -169,7 +169,10 @@ def _trial(
 
 
 def _later(member: StudyRecord, trial: TrialRecord) -> dict[str, float]:
-    """What a confirmed run was measured after its end: times. A search's best is tested, which its study tells."""
+    """Return the times of a confirmed run, which are measured after its end.
+
+    The test of a search's best trial is told with its study.
+    """
     return member.finals.get(trial.number, {}) if member.phase == "confirm" else {}
 
 
@@ -186,7 +189,7 @@ def _measured(trial: TrialRecord, folder: Path, spec: StudySpec) -> dict[int, di
 
 
 def _checkpoint(trial: TrialRecord, folder: Path) -> dict[str, Any] | None:
-    """What the checkpoint of a trial that did not end, or was pruned, says of it; its tensors are not read."""
+    """Return what the checkpoint of a trial that did not end, or was pruned, says of it; its tensors are not read."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -56,7 +56,7 @@ class Health(NamedTuple):
 
 
 def connect(uri: str) -> MlflowClient:
-    """A quiet client that does not touch mlflow's global state; imports mlflow (about 1.5 s).
+    """Return a quiet client that does not touch mlflow's global state; imports mlflow (about 1.5 s).
 
     Raises:
         mlflow.exceptions.MlflowException: a database cannot be opened.
@@ -91,7 +91,7 @@ def runs_of(client: MlflowClient, experiment: str, view: int = 1) -> Iterator[Ru
 
 
 def files_of(client: MlflowClient, run: str) -> ArtifactRepository:
-    """The artifacts of a run.
+    """Return the artifacts of a run.
 
     MLflow's client would remember them by the run's id alone, and a copy of a store has runs of the same ids.
     """
@@ -116,7 +116,7 @@ def _make_database(path: Path) -> None:
 
 
 def probe(uri: str) -> str | None:
-    """What is wrong with a tracking URI, in one line; nothing if it is well."""
+    """Return what is wrong with a tracking URI, in one line; nothing if it is well."""
     return examine(uri).line or None
 
 
@@ -172,7 +172,7 @@ def _judge(name: str, status: int, text: str, user: str) -> Health:
 
 
 def _examine_database(uri: str) -> Health:
-    """A database in place of a server; without mlflow, whose own attempts take minutes."""
+    """Return a database in place of a server; without mlflow, whose own attempts take minutes."""
     from sqlalchemy import create_engine, inspect, text
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import SQLAlchemyError

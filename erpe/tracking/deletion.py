@@ -32,7 +32,7 @@ def is_server(store: Store) -> bool:
 
 
 def find_runs(client: MlflowClient, experiment: str, query: str = "") -> Iterator[Run]:
-    """The runs of an experiment, deleted ones, too."""
+    """Yield the runs of an experiment, deleted ones, too."""
     from mlflow.entities import ViewType
 
     token = None
@@ -100,7 +100,7 @@ class Logged:
         self.registered = _registered(self.client)
 
     def study(self, name: str) -> LoggedStudy:
-        """What it has of one study."""
+        """Return what it has of one study."""
         found = self.client.get_experiment_by_name(name) if self.client else None
         runs = find_runs(self.client, found.experiment_id) if self.client and found else ()
         return LoggedStudy(self, name, list(runs), exists=found is not None)
@@ -122,7 +122,7 @@ class LoggedStudy:
         return not self._logged.registered.isdisjoint({uid, *self._runs.get(uid, ())})
 
     def size_mib(self, uid: str) -> float:
-        """What the artifacts of a trial take.
+        """Return what the artifacts of a trial take.
 
         Raises:
             StoreError: they are links.

@@ -53,7 +53,7 @@ def learning_curves(history: Sequence[dict[str, float]]) -> Figure:
 
 
 def confusion(matrix: Sequence[Sequence[int]] | np.ndarray, classes: Sequence[str], title: str) -> Figure:
-    """Counts of true against predicted class; the shade is the part of the true class.
+    """Draw counts of true against predicted class; the shade is the part of the true class.
 
     Raises:
         ShapeError: the matrix is not square with one row a class.
@@ -155,7 +155,7 @@ def _figure(width: float, height: float, left: float, bottom: float, top: float,
 
 
 def _show_image(axes: Axes, image: np.ndarray, query: tuple[int, int], grid: tuple[int, int]) -> None:
-    """The image with its patches, so that it lines up with the maps beside it."""
+    """Draw the image with its patches, so that it lines up with the maps beside it."""
     h, w = grid
     pixels = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, extent=(-0.5, w - 0.5, h - 0.5, -0.5))

@@ -23,7 +23,7 @@ class Points:
         self._runs: dict[str, dict[str, list[Metric] | None]] = {}
 
     def open_run(self, run: str, names: dict[str, float]) -> None:
-        """A run, and the measures it has by now."""
+        """Open a run, with the measures it has by now."""
         self._runs.setdefault(run, dict.fromkeys(names))
 
     def forget(self, run: str | None = None) -> None:
@@ -34,7 +34,10 @@ class Points:
             self._runs.pop(run, None)
 
     def news(self, event: Event, run: str) -> list[Metric]:
-        """The event's measures, without those the run has: of an epoch, at its step; of an end, as what it shows."""
+        """Return the event's measures, without those the run has.
+
+        Of an epoch, at its step; of an end, as what it shows.
+        """
         from mlflow.entities import Metric
 
         found = []

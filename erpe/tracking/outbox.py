@@ -98,7 +98,7 @@ def encode(event: Event) -> bytes:
 
 
 def decode(line: bytes) -> Event | None:
-    """The event of a line, or nothing if the line is damaged."""
+    """Return the event of a line, or nothing if the line is damaged."""
     body, found, end = line.rpartition(b',"crc":"')
     body += b"}"
     if not found or end.rstrip(b"\n") != b'%08x"}' % zlib.crc32(body):
@@ -225,7 +225,7 @@ class Outbox:
         return self.path.with_suffix(suffix)
 
     def read(self, offset: int) -> list[tuple[Event, int]]:
-        """The events from a byte offset on, about `BATCH_BYTES` of them, each with the offset behind it.
+        """Return the events from a byte offset on, about `BATCH_BYTES` of them, each with the offset behind it.
 
         Raises:
             StoreError: damage in the middle; the next writer moves it away.

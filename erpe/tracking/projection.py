@@ -38,7 +38,7 @@ class Projection:
     """
 
     def __init__(self, store: Store, study: str, removed: set[str]) -> None:
-        """`removed` has the uids of trials that later events remove: nothing else of them is sent."""
+        """Prepare; `removed` has the uids of trials that later events remove: nothing else of them is sent."""
         self.store, self.study, self._removed = store, study, removed
         self.client = connect(store.tracking_uri)
         self.experiment = ""
@@ -115,7 +115,7 @@ class Projection:
             raise
 
     def _run_of(self, event: Event) -> str:
-        """The event's run, made if it is not there; empty if a user deleted it.
+        """Return the event's run, made if it is not there; empty if a user deleted it.
 
         A run that has ended is looked for once more: a create that timed out may have made it twice.
         """
@@ -130,7 +130,7 @@ class Projection:
         return run
 
     def _find(self, key: str, uid: str) -> str | None:
-        """The run with this tag; nothing if there is none, empty if it was deleted."""
+        """Return the run with this tag; nothing if there is none, empty if it was deleted."""
         from mlflow.entities import ViewType
 
         if uid in self._runs:
@@ -178,7 +178,7 @@ class Projection:
         artifacts.log_text(self.client, run, json.dumps(event.config, indent=2), config)
 
     def _end_trial(self, event: Event, run: str) -> None:
-        """A trial may end once more, with measures that were taken later: it took no longer for that."""
+        """End a trial, perhaps once more, with measures that were taken later: it took no longer for that."""
         ended = self.client.get_run(run).info.end_time
         first = event.uid in self._begun and not event.rebuilt
         self._begun.discard(event.uid)
@@ -198,7 +198,7 @@ class Projection:
         self._end(event, run, {"best_trial_uid": event.best} if event.best else {}, ended)
 
     def _remove_trial(self, event: Event) -> None:
-        """The trial's runs go, also those that were deleted; their number is a tag of the study's run."""
+        """Delete the trial's runs, also those that were deleted; their number is a tag of the study's run."""
         self._removed.add(event.uid)
         for run in deletion.find_runs(self.client, self.experiment, f"tags.`{TRIAL}` = '{event.uid}'"):
             deletion.remove_run(self.client, self.store, self.study, run)
@@ -207,7 +207,7 @@ class Projection:
             self._tag(parent, {deletion.REMOVED: str(gone)})
 
     def _log_results(self, event: Event, run: str) -> None:
-        """What a trial's folder holds; a damaged file is named in a tag, and the others go their way."""
+        """Log what a trial's folder holds; a damaged file is named in a tag, and the others go their way."""
         folder = folder_of(event, self.store)
         notes = artifacts.log_results(self.client, run, folder)
         self._tag(run, artifacts.facts(folder) | ({"erpe.note": "; ".join(notes)} if notes else {}))

@@ -42,7 +42,7 @@ class Sender:
     """Sends one study's events in order; how far they have arrived is in `STUDY.ack`."""
 
     def __init__(self, store: Store, study: str, removed: set[str] | None = None) -> None:
-        """`removed` has the uids of trials that the outbox removes later on."""
+        """Prepare; `removed` has the uids of trials that the outbox removes later on."""
         self.store, self.study = store, study
         self._removed = set() if removed is None else removed
         self.outbox = Outbox(store.outbox, study)

@@ -18,7 +18,7 @@ _OF_A_RUN = re.compile(r"file:.*/artifacts/([^/]+/(?:models/m-)?[0-9a-f]{32}(?:/
 
 
 def relocate(artifact_uri: str, tracking_uri: str) -> str:
-    """The address of artifacts as it is now, if the database at `tracking_uri` lies in a store."""
+    """Return the address of artifacts as it is now, if the database at `tracking_uri` lies in a store."""
     database = sqlite_path(tracking_uri)
     found = _OF_A_RUN.fullmatch(artifact_uri)
     if database is None or found is None or not (database.parent / "erpe.json").is_file():

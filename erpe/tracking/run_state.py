@@ -95,5 +95,5 @@ def same(one: float, other: float) -> bool:
 
 
 def _essence(event: Event) -> str:
-    """The event without what the outbox adds, and without measures, which are compared one by one."""
+    """Return the event without what the outbox adds, and without measures, which are compared one by one."""
     return event.model_dump_json(exclude={"seq", "ts", "step", "metrics", "rebuilt"})

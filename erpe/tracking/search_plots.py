@@ -32,7 +32,7 @@ def draw_search(study: optuna.Study) -> dict[str, Figure]:
 
 
 def history(trials: list[FrozenTrial]) -> Figure:
-    """The value of each complete trial, and the best so far."""
+    """Draw the value of each complete trial, and the best so far."""
     numbers, values = [trial.number for trial in trials], [float(trial.value or 0) for trial in trials]
     figure, axes = _figure(6, 3.5)
     axes.plot(numbers, values, "o", color=MARK, label="trial")
@@ -52,7 +52,7 @@ def importances(study: optuna.Study) -> Figure:
 
 
 def parallel_coordinates(trials: list[FrozenTrial]) -> Figure:
-    """A line a trial through its settings, each scaled to its range; the colour is the value."""
+    """Draw a line a trial through its settings, each scaled to its range; the colour is the value."""
     names = sorted({name for trial in trials for name in trial.params})
     values = [float(trial.value or 0) for trial in trials]
     low, high = min(values), max(values)

@@ -13,7 +13,7 @@ from erpe.study.spec import StudySpec
 
 
 def study_tags(spec: StudySpec, name: str, part_of: ExperimentRef | None) -> dict[str, str]:
-    """What every run of a study is tagged with: the same keys for all.
+    """Return what every run of a study is tagged with: the same keys for all.
 
     Args:
         name: of the study; an arm's phase is tagged with the name of its experiment.
@@ -30,14 +30,14 @@ def study_tags(spec: StudySpec, name: str, part_of: ExperimentRef | None) -> dic
 
 
 def _planned(plan: dict[str, Any]) -> dict[str, str]:
-    """What a study file plans; one that an older erpe stored says nothing of a margin."""
+    """Return what a study file plans; one that an older erpe stored says nothing of a margin."""
     search, seeds = plan["search"], plan["confirm"]["seeds"]
     margin = {"margin": f"{plan['compare']['margin']:g}"} if "compare" in plan else {}
     return {"trials_planned": str(search["trials"]), "seeds_planned": str(seeds), "budget": search["budget"]} | margin
 
 
 def start_trial(tracker: Any, study: str, trial: TrialRecord, tags: dict[str, str], arm: str, phase: str) -> None:
-    """A trial starts.
+    """Log that a trial starts.
 
     Args:
         study: uid of its study.
@@ -52,7 +52,7 @@ def start_trial(tracker: Any, study: str, trial: TrialRecord, tags: dict[str, st
 def end_trial(
     tracker: Any, store: Store, study: str, trial: TrialRecord, later: dict[str, float] | None = None
 ) -> None:
-    """A trial that is decided ends.
+    """Log the end of a trial that is decided.
 
     Args:
         study: name of its study.
@@ -65,8 +65,8 @@ def end_trial(
 
 
 def end_study(tracker: Any, store: Store, study: StudyRecord, over: bool) -> None:
-    """A study ends, or pauses. A search has the measures of its best trial; a confirmation their means over seeds, and
-    its champion is seed 0: no test score chooses it.
+    """Log that a study ends, or pauses. A search has the measures of its best trial; a confirmation their means over
+    seeds, and its champion is seed 0: no test score chooses it.
 
     Args:
         over: whether all that was requested is done.
@@ -96,7 +96,7 @@ def means(study: StudyRecord, trials: list[TrialRecord]) -> dict[str, float]:
 
 
 def _measures(study: StudyRecord, trial: TrialRecord) -> dict[str, float]:
-    """What was measured at the end of a trial, and later: the test of a search's best, the times of a seed."""
+    """Return what was measured at the end of a trial, and later: the test of a search's best, the times of a seed."""
     return (trial.verdict.metrics if trial.verdict else {}) | study.finals.get(trial.number, {})
 
 

@@ -68,7 +68,7 @@ class Tracker:
 
     @contextmanager
     def rebuilding(self, at: int) -> Iterator[None]:
-        """What is told inside happened at `at` (milliseconds since 1970), which the outbox has lost or never had."""
+        """Log what is told inside the block as of `at` (milliseconds since 1970): the outbox lacks it."""
         self._at = at
         try:
             yield
@@ -81,7 +81,7 @@ class Tracker:
         return self._outbox.seq
 
     def known(self, uid: str) -> RunState:
-        """What the outbox has of a run."""
+        """Return what the outbox has of a run."""
         return self._runs.get(uid) or RunState()
 
     @property
@@ -90,7 +90,7 @@ class Tracker:
         return self._sender.repaired
 
     def start_study(self, uid: str, spec: dict[str, Any], tags: dict[str, str], name: str = "") -> None:
-        """A parent run. An experiment may have several, each with a name of its own."""
+        """Log a parent run. An experiment may have several, each with a name of its own."""
         self._put(Event(kind="start_study", uid=uid, config=json.loads(json.dumps(spec)), tags=tags, name=name))
 
     def start_trial(
@@ -103,7 +103,7 @@ class Tracker:
         parent: str | None = None,
         name: str = "",
     ) -> None:
-        """A trial's run; its parameters are `config.flat()`.
+        """Log a trial's run; its parameters are `config.flat()`.
 
         Args:
             parent: uid of its study.
@@ -121,7 +121,7 @@ class Tracker:
     def end_trial(
         self, uid: str, state: str, metrics: dict[str, float], folder: Path | None, reason: str | None
     ) -> None:
-        """A trial is COMPLETE, PRUNED or FAIL.
+        """Log that a trial is COMPLETE, PRUNED or FAIL.
 
         Args:
             metrics: final measures; one equal to the last epoch's is not recorded twice.
@@ -134,7 +134,7 @@ class Tracker:
         self._end("end_trial", uid, state, news, folder, step=step, reason=reason)
 
     def remove_trial(self, uid: str, parent: str) -> None:
-        """A trial that ended is given up: its run and artifacts go. Its other events are not sent any more.
+        """Log that a trial that ended is removed: its run and artifacts go. Its other events are not sent any more.
 
         Args:
             parent: uid of its study.
@@ -152,7 +152,8 @@ class Tracker:
         name: str = "",
         model: str = "",
     ) -> None:
-        """The study ends, or pauses: summary measures, Optuna's plots, the best trial's results, and the champion.
+        """Log that the study ends, or pauses: summary measures, Optuna's plots, the best trial's results, and the
+        champion.
 
         Args:
             folder: results of the best trial.
@@ -218,7 +219,7 @@ class Waiting(NamedTuple):
 
 
 def waiting(store: Store) -> dict[str, Waiting]:
-    """What waits in each outbox; neither they nor MLflow are touched."""
+    """Return what waits in each outbox; neither they nor MLflow are touched."""
     found = {}
     for study in _studies(store):
         sender = Sender(store, study)

@@ -23,7 +23,7 @@ _RUN = "attributes.`Run Name`"
 
 
 def _state(names: dict[str, str], widths: dict[str, int] | None = None, **more: Any) -> str:
-    """A view as MLflow's page writes it; `names` is column -> what its header says."""
+    """Return a view as MLflow's page writes it; `names` is column -> what its header says."""
     pixels = {column: min(220, max(95, 8 * len(name) + 20)) for column, name in names.items()}
     return json.dumps(
         {
@@ -82,10 +82,10 @@ CONFIRMED_VIEW = (
 
 
 def runs_page(experiment: str, view: str = _ALL) -> str:
-    """The page of an experiment's runs, to be put behind the address of an MLflow UI."""
+    """Return the page of an experiment's runs, to be put behind the address of an MLflow UI."""
     return f"/#/experiments/{experiment}/runs?viewStateShareKey={view}&workflowType=machine_learning"
 
 
 def confirmed_page(experiment: str) -> str:
-    """The page of a study's confirmed runs: select all, press Compare."""
+    """Return the page of a study's confirmed runs: select all, press Compare."""
     return runs_page(experiment, _CONFIRMED)

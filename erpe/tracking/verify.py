@@ -63,7 +63,7 @@ def _lacks(client: MlflowClient, known: RunState, run: Run, alive: dict[str, lis
 
 
 def _other_state(told: str, state: str, status: str) -> bool:
-    """An end that the outbox has lost stays."""
+    """Tell whether a state is behind; an end that the outbox has lost stays."""
     if state != told and not (told == "RUNNING" and state in STATUS) and told:
         return True
     return bool(state) and status != ("RUNNING" if state == "RUNNING" else STATUS.get(state, "KILLED"))

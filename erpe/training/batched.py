@@ -52,7 +52,7 @@ class Layout:
         """How many of the numbers decay."""
 
     def stack(self, models: list[Mapping[str, Tensor]]) -> Tensor:
-        """The tensors of K models, by name -> (K, P)."""
+        """Return the tensors of K models, by name -> (K, P)."""
         return torch.stack([torch.cat([each[name].detach().flatten() for name in self.shapes]) for each in models])
 
     def parts(self, rows: Tensor) -> dict[str, Tensor]:
@@ -99,7 +99,7 @@ class Dice:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """What is drawn in the block goes on where the last one ended."""
+        """Continue drawing in the block where the last one ended."""
         for place, state in zip(self._places, self._states, strict=True):
             place.set_rng_state(state)
         yield
@@ -202,7 +202,7 @@ class Pack:
 
     @staticmethod
     def _check(losses: list[Tensor], last_steps: list[int]) -> dict[int, TrialError]:
-        """The trials whose loss is not finite."""
+        """Return the trials whose loss is not finite."""
         errors = {}
         for k, own in enumerate(torch.stack(losses, dim=1).cpu()):
             try:
@@ -236,18 +236,21 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def precision(trainer: Trainer) -> torch.dtype:
-    """The type of its parameters."""
+    """Return the type of its parameters."""
     return next(trainer.model.parameters()).dtype
 
 
 def moments(trainer: Trainer, key: str) -> dict[str, Tensor]:
-    """A moving average of AdamW of each parameter, by name; zero before the first step."""
+    """Return a moving average of AdamW of each parameter, by name; zero before the first step."""
     state = trainer.optimiser.state
     return {name: state[p].get(key, torch.zeros_like(p)) for name, p in trainer.model.named_parameters()}
 
 
 def differing(buffers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The buffers that are not the same in all models, stacked; the others are taken from the model that is called."""
+    """Return the buffers that are not the same in all models, stacked.
+
+    The others are taken from the model that is called.
+    """
     first = buffers[0]
     names = [name for name in first if not all(torch.equal(each[name], first[name]) for each in buffers[1:])]
     return {name: torch.stack([each[name] for each in buffers]) for name in names}

@@ -27,7 +27,7 @@ MODEL = "model.safetensors"
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """What the disk refuses is a `StoreError`; files are written whole or not at all."""
+    """Turn what the disk refuses into a `StoreError`; files are written whole or not at all."""
     try:
         yield
     except OSError as error:
@@ -57,7 +57,7 @@ def digest(tensors: dict[str, Tensor]) -> str:
 
 
 def load_tensors(path: Path, expected: Mapping[str, Size] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_tensors` wrote, on the CPU.
+    """Return what `save_tensors` wrote, on the CPU.
 
     Args:
         expected: name -> shape; a file with other tensors is refused before any is read.
@@ -99,7 +99,7 @@ def save_model(folder: Path, model: ViT, config: TrialConfig) -> None:
 
 
 def load_model(folder: Path) -> tuple[ViT, TrialConfig]:
-    """The model of a finished trial, in evaluation mode on the CPU, and its configuration.
+    """Return the model of a finished trial, in evaluation mode on the CPU, and its configuration.
 
     Raises:
         StoreError: a file is missing or damaged, or another version of erpe wrote it.
@@ -113,7 +113,7 @@ def load_model(folder: Path) -> tuple[ViT, TrialConfig]:
 
 
 def load_config(folder: Path) -> TrialConfig:
-    """The configuration of a finished trial.
+    """Return the configuration of a finished trial.
 
     Raises:
         StoreError: it is missing or damaged, or another version of erpe wrote it.

@@ -28,11 +28,11 @@ class Images(NamedTuple):
     """(n,) int64."""
 
     def to(self, device: torch.device | str) -> Images:
-        """The same on a device."""
+        """Return the same on a device."""
         return Images(self.pixels.to(device), self.labels.to(device))
 
     def take(self, index: np.ndarray) -> Images:
-        """The pictures at these places."""
+        """Return the pictures at these places."""
         rows = torch.from_numpy(index)
         return Images(self.pixels[rows], self.labels[rows])
 
@@ -49,7 +49,7 @@ class Split(NamedTuple):
 
 
 def load_training(config: DataConfig, data_dir: str | Path | None = None) -> Split:
-    """The training set, split as the configuration says: stratified, the same for every seed of a trial.
+    """Return the training set, split as the configuration says: stratified, the same for every seed of a trial.
 
     Raises:
         DataError: see `prepare`.
@@ -70,7 +70,7 @@ def _split(config: DataConfig, root: Path) -> Split:
 
 
 def load_test(dataset: str | Dataset, data_dir: str | Path | None = None) -> Images:
-    """The test set: for the final evaluation alone, never for the search.
+    """Return the test set: for the final evaluation alone, never for the search.
 
     Raises:
         DataError: see `prepare`.
@@ -123,5 +123,5 @@ def _load(dataset: str | Dataset, root: Path, part: Part) -> Images:
 
 
 def _root(dataset: str | Dataset, data_dir: str | Path | None) -> Path:
-    """The folder of published data sets, or the file with own images."""
+    """Return the folder of published data sets, or the file with own images."""
     return location(dataset, data_dir) if isinstance(dataset, Dataset) else find_data_dir(data_dir)

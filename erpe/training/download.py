@@ -74,7 +74,7 @@ LAYOUT = {
 
 
 def find_data_dir(data_dir: str | Path | None) -> Path:
-    """The folder given, else `ERPE_DATA`, else `data` here.
+    """Return the folder given, else `ERPE_DATA`, else `data` here.
 
     Raises:
         DataError: it begins with the home of a user that there is not.

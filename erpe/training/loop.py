@@ -37,7 +37,7 @@ DEVICES = ("cpu", "cuda", "mps")
 
 
 def derive(*parts: int | str) -> int:
-    """A seed for one purpose from a seed for all: the same parts, the same number."""
+    """Return a seed for one purpose from a seed for all: the same parts, the same number."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 
 
@@ -122,7 +122,7 @@ class Trainer:
         return {"train/loss": mean, "lr": rate, "time/epoch_seconds": time.perf_counter() - started}
 
     def derive(self, purpose: str, turn: int) -> int:
-        """The seed of one purpose in an epoch, or a step."""
+        """Return the seed of one purpose in an epoch, or a step."""
         return derive(self.config.seed, purpose, turn)
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, torch.Generator]]:
@@ -133,11 +133,11 @@ class Trainer:
             yield rows, vary
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0 over all epochs."""
+        """Return the learning rate of a step, counted from 0 over all epochs."""
         return learning_rate(step, self.config.train.epochs * self.steps, self.config.train)
 
     def inputs(self, rows: Tensor, vary: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The images at `rows`, varied and normalised, (B, channels, height, width), and what they show.
+        """Return the images at `rows`, varied and normalised, (B, channels, height, width), and what they show.
 
         Returns:
             their classes (B,), or where images are mixed the probabilities of the classes (B, classes).
@@ -168,7 +168,10 @@ class Trainer:
         return loss
 
     def redraw(self, step: int) -> bool:
-        """New random features every `train.redraw` steps; a step's features depend on the seed and the step alone."""
+        """Draw new random features every `train.redraw` steps.
+
+        A step's features depend on the seed and the step alone.
+        """
         every = self.config.train.redraw
         due = bool(every and step and step % every == 0)
         if due:
@@ -213,7 +216,7 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def check_finite(losses: list[Tensor], last_step: int) -> None:
-    """Raises TrialError naming the first step whose loss is not finite; `last_step` is that of the last loss."""
+    """Raise TrialError naming the first step whose loss is not finite; `last_step` is that of the last loss."""
     finite = torch.stack(losses).isfinite().tolist()
     if not all(finite):
         step = last_step - len(finite) + 1 + finite.index(False)
@@ -223,7 +226,7 @@ def check_finite(losses: list[Tensor], last_step: int) -> None:
 def compiled(
     model: ViT, train: TrainConfig, device: torch.device, warn: Warn = warnings.warn
 ) -> Callable[[Tensor], Tensor]:
-    """The model, through torch.compile where asked for or, left to us, on CUDA with Triton at hand.
+    """Return the model, through torch.compile where asked for or, left to us, on CUDA with Triton at hand.
 
     Measured on 2 CPU cores (Xeon-class, float32, 205k and 2.7M parameters): 6 to 19 % faster steps for 18 to 58 s
     of compilation, so `auto` leaves the CPU alone. Where there is no compiler, or it fails, the model runs uncompiled,

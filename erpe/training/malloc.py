@@ -21,7 +21,7 @@ def keep_heap() -> None:
 
 
 def empty_heap() -> None:
-    """Return what is kept and not in use."""
+    """Give memory that is kept and not in use back to the system."""
     _tell("malloc_trim", 0)
 
 

@@ -37,7 +37,7 @@ _GIVEN: dict[str, Path] = {}
 def find_dataset(
     given: str | os.PathLike[str], *, base: Path | None = None, resize: Grid | None = None, cache: Path | None = None
 ) -> str | Dataset:
-    """What a user names as a data set.
+    """Return what a user names as a data set.
 
     Args:
         given: a published data set's name, or the path of a folder or an `.npz`.
@@ -69,7 +69,7 @@ def find_dataset(
 
 
 def location(dataset: Dataset, given: str | Path | None = None) -> Path:
-    """The `.npz` with own images.
+    """Return the `.npz` with own images.
 
     Args:
         given: where they are said to lie; default: where `find_dataset` found them.
@@ -82,7 +82,7 @@ def location(dataset: Dataset, given: str | Path | None = None) -> Path:
 
 
 def summary(dataset: Dataset) -> str:
-    """What own data are, in a line."""
+    """Return what own data are, in a line."""
     channels, height, width = dataset.image
     part = ", a fixed stratified fifth: no test set was given" if dataset.part else ""
     return (
@@ -145,7 +145,7 @@ def _signature(path: Path, resize: Grid | None) -> str:
 
 
 def described(cache: Path) -> Iterable[tuple[Dataset, str]]:
-    """The own data that were described in a folder, each once, and where they lay then."""
+    """Return the own data that were described in a folder, each once, and where they lay then."""
     seen = {}
     for note in sorted(cache.glob("*.json")):
         dataset = _noted(note)
@@ -165,7 +165,7 @@ def _noted(note: Path) -> Dataset | None:
 
 
 def _name_of(fingerprint: str, path: Path, cache: Path | None) -> str:
-    """The name under which this content is known; else the folder's, without what a study's name cannot have."""
+    """Return the name under which this content is known; else the folder's, without what a study's name cannot have."""
     for known, _ in described(cache) if cache else ():
         if known.fingerprint == fingerprint:
             return known.name

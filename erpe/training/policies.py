@@ -80,7 +80,7 @@ class Policy:
         return self.apply(pixels, self.draw(len(pixels), generator))
 
     def draw(self, count: int, generator: Generator) -> Tensor:
-        """Moves of a number of images, (rounds, count) places in `moves`."""
+        """Return moves of a number of images, (rounds, count) places in `moves`."""
         size = (self.rounds, count)
         return torch.randint(len(self.moves), size, generator=generator, dtype=torch.int64, device="cpu")
 
@@ -102,7 +102,7 @@ class Policy:
 
 
 def _numbers(operation: str, strength: float, size: tuple[int, int]) -> tuple[float, ...]:
-    """What `BATCHED` takes of a move: where pixels come from, or the strength, padded to six numbers."""
+    """Return what `BATCHED` takes of a move: where pixels come from, or the strength, padded to six numbers."""
     height, width = size
     sin, cos = math.sin(math.radians(strength)), math.cos(math.radians(strength))
     matrices = {

@@ -31,7 +31,8 @@ twelve or four of them, n = 3 to 5): images a second in bfloat16 over those in f
 
 
 def pick_precision(config: TrialConfig, device: torch.device) -> Precision:
-    """What `train.precision` comes to: `auto` is bfloat16 on GPUs that compute in it, and on such CPUs from `LEAST` on.
+    """Return what `train.precision` comes to: `auto` is bfloat16 on GPUs that compute in it, and on such CPUs from
+    `LEAST` on.
 
     The hardware and the configuration decide, no clock: the same machine decides the same again.
     """
@@ -43,7 +44,7 @@ def pick_precision(config: TrialConfig, device: torch.device) -> Precision:
 
 
 def explain_auto(device: torch.device) -> str:
-    """What `train.precision=auto` comes to on a device, and why."""
+    """Return what `train.precision=auto` comes to on a device, and why."""
     unit = bfloat16_unit(device)
     if unit is None:
         lacks = {"cpu": "this CPU has neither AMX nor AVX-512 for bfloat16", "cuda": "this GPU has no bfloat16"}
@@ -56,7 +57,10 @@ def explain_auto(device: torch.device) -> str:
 
 
 def bfloat16_unit(device: torch.device) -> str | None:
-    """What multiplies in bfloat16 on a device, the fastest there is: `AMX` or `AVX-512` of a CPU, `GPU`, or none."""
+    """Return what multiplies in bfloat16 on a device, the fastest there is.
+
+    `AMX` or `AVX-512` of a CPU, `GPU`, or none.
+    """
     if device.type == "cuda":
         return "GPU" if torch.cuda.is_bf16_supported(including_emulation=False) else None
     has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
@@ -67,7 +71,7 @@ def bfloat16_unit(device: torch.device) -> str | None:
 
 
 def recorded_precision(facts: Any, path: Path, default: Precision) -> Precision:
-    """The precision that a file of a trial records; `default` where it is older than such records.
+    """Return the precision that a file of a trial records; `default` where it is older than such records.
 
     Raises:
         StoreError: there is no such precision.
@@ -79,5 +83,5 @@ def recorded_precision(facts: Any, path: Path, default: Precision) -> Precision:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """The context of a forward pass: in bfloat16 whatever torch does as well in it; weights stay float32."""
+    """Return the context of a forward pass: in bfloat16 whatever torch does as well in it; weights stay float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")

@@ -148,7 +148,7 @@ class Trial:
         return found
 
     def _train(self) -> dict[str, float] | None:
-        """The next epoch's training; None if its batches do not fit into memory. An exception would hold tensors."""
+        """Train the next epoch; None if its batches do not fit into memory. An exception would hold tensors."""
         trained, self._trained = self._trained, None
         if isinstance(trained, TrialError):
             raise trained
@@ -220,7 +220,10 @@ class Trial:
         return scores(logits, self.validation.labels, "val")
 
     def _check_owner(self) -> None:
-        """A process that was stopped, and wakes up when another one trains its trial, must not write."""
+        """Refuse to write.
+
+        A process that was stopped, and wakes up when another one trains its trial, must not write.
+        """
         try:
             same = read_plain(self.folder / OWNER, 100).decode(errors="replace") == self._owner
         except (OSError, StoreError):
@@ -284,7 +287,7 @@ def objective(
     device: str = "auto",
     on_step: OnStep | None = None,
 ) -> dict[str, float] | None:
-    """A whole trial: epochs until all are trained, or `report` asks to stop.
+    """Train a whole trial: epochs until all are trained, or `report` asks to stop.
 
     Returns:
         The measures of `Trial.finish`, or None if it was stopped.

@@ -107,7 +107,7 @@ class _News(NamedTuple):
 
 
 def _check_experiments(foreign: Foreign, store: Store) -> None:
-    """A study file's study is here in part only if one side has all parts of the other.
+    """Check that a study file's study is here in part only if one side has all parts of the other.
 
     Raises:
         StudyError: both have parts of their own.
@@ -126,7 +126,7 @@ _REMEDY = "use --store NEW to import it into a new store"
 
 
 def _compare(member: Member, here: storage.Database) -> _News:
-    """What a study has that it does not have here.
+    """Return what a study has that it does not have here.
 
     Raises:
         StudyError: the study here is a different one, or both continued.
@@ -179,5 +179,8 @@ def _append(store: Store, experiment: str, told: list[Event]) -> int:
 
 
 def _key(event: Event) -> tuple[str, str, int]:
-    """An epoch is told once; of the others, an outbox gives no two of a run the same time."""
+    """Return the key of an event.
+
+    An epoch is told once; of the others, an outbox gives no two of a run the same time.
+    """
     return event.uid, event.kind, event.step if event.kind == "epoch" else event.ts

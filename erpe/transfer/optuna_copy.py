@@ -112,7 +112,7 @@ class _Transplant:
             self.here.execute(delete(table).where(table.c.study_id == study))
 
     def _copy(self, table: Table, key: str, places: dict[int, int]) -> None:
-        """The rows that belong to the keys of `places`, to those of its values."""
+        """Copy the rows that belong to the keys of `places`, to those of its values."""
         rows = [
             _without_key(table, row) | {key: places[row[key]]}
             for row in self.there.execute(select(table)).mappings()
@@ -122,7 +122,7 @@ class _Transplant:
             self.here.execute(insert(table), rows)
 
     def _read(self, study: int, key: str, otherwise: Any) -> Any:
-        """An attribute of a study here."""
+        """Return an attribute of a study here."""
         table = self.of_study[1]
         found = self.here.scalar(select(table.c.value_json).where(table.c.study_id == study, table.c.key == key))
         return json.loads(found) if found else otherwise

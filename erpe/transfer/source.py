@@ -98,7 +98,7 @@ class Foreign:
         return found
 
     def files(self, member: Member, trial: TrialRecord) -> dict[str, Path]:
-        """What lies in a trial's folder, every file looked into; nothing, if the trial was removed.
+        """Return what lies in a trial's folder, every file looked into; nothing, if the trial was removed.
 
         Raises:
             StoreError: a link, a file that is damaged or too large, or a complete trial without its outcome.
@@ -114,7 +114,7 @@ class Foreign:
         return found
 
     def events(self, experiment: str) -> list[Event]:
-        """What the outbox of a study tells of the studies and trials in the database; other runs stay there.
+        """Return what the outbox of a study tells of the studies and trials in the database; other runs stay there.
 
         Raises:
             StoreError: it is damaged, or names a folder, a run or a model that is not the study's own.
@@ -187,7 +187,7 @@ def _check_tables(copy: Path, shown: Path) -> None:
 
 
 def _look_into(path: Path) -> None:
-    """A file that was copied by half is found before anything is written."""
+    """Refuse a file that was copied by half; it is found before anything is written."""
     from erpe.io import read_arrays
 
     try:

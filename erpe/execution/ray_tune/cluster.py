@@ -232,7 +232,7 @@ def cluster_info(address: str) -> ClusterResources:
 
 
 def require_token() -> None:
-    """A cluster that starts here obeys only those who know its token: others on this machine could run code in it.
+    """Make a token for a cluster that starts here: without one, other users of this machine could run code in it.
 
     The token is of this process and its children, and on no disk; Ray's own way is a file in HOME that everyone on
     the machine may read, and that cannot be made where HOME cannot be written. What the user has set stays.

@@ -83,12 +83,12 @@ class Jobs:
         return str(self._ask("POST", "/api/jobs/", about | {"runtime_env": {"env_vars": GRACE}})["submission_id"])
 
     def all(self) -> list[Job]:
-        """Submitted jobs, the newest first."""
+        """Return submitted jobs, the newest first."""
         found = [_job(each) for each in self._ask("GET", "/api/jobs/") if each.get("submission_id")]
         return sorted(found, key=lambda job: job.started or float("inf"), reverse=True)
 
     def one(self, name: str) -> Job:
-        """A job by its id."""
+        """Return a job by its id."""
         return _job(self._ask("GET", f"/api/jobs/{_safe(name)}", job=name))
 
     def log(self, name: str) -> str:
@@ -96,7 +96,7 @@ class Jobs:
         return str(self._ask("GET", f"/api/jobs/{_safe(name)}/logs", job=name)["logs"])
 
     def follow(self, name: str) -> Iterator[str]:
-        """What it prints, until it has ended; a head that is away for a while is asked again."""
+        """Yield what a job prints, until it has ended; a head that is away for a while is asked again."""
         seen, missed = 0, 0
         while True:
             began = time.monotonic()

@@ -56,7 +56,7 @@ class TuneBridge:
         )
 
     def guarded(self, call: Callable[[], T], otherwise: T) -> T:
-        """The call's answer; after an error of ours, the search stops and no trial changes."""
+        """Return the call's answer; after an error of ours, the search stops and no trial changes."""
         if self.error is not None:
             return otherwise
         try:
@@ -74,7 +74,7 @@ class StudySearcher(Searcher):
         self._link = link
 
     def suggest(self, trial_id: str) -> Any:
-        """A pack as Tune's configuration."""
+        """Return a pack as Tune's configuration."""
         link = self._link
         trials = link.guarded(link.packs.next_pack, list[TrialRecord]())
         if not trials:
@@ -89,17 +89,20 @@ class StudySearcher(Searcher):
         return {"pack": pack, "start": link.start}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """The scheduler has recorded it, but where a worker was dead when it should take another trial."""
+        """Record nothing.
+
+        The scheduler has done so, except where a worker was dead when it should take another trial.
+        """
         link = self._link
         link.running.discard(trial_id)
         if error:
             link.packs.apart(link.on_trial_error(link.trials[trial_id], KILLED))
 
     def save(self, checkpoint_path: str) -> None:
-        """The database is the state."""
+        """Do nothing: the database is the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """The database is the state."""
+        """Do nothing: the database is the state."""
 
     def __reduce__(self) -> Any:
         # Tune pickles its searcher into a file that is never read.
@@ -128,7 +131,10 @@ class StudyScheduler(FIFOScheduler):
         return TrialScheduler.STOP
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """A trial is new, or comes back after a crash: whether it is run again is the session's decision."""
+        """Handle a trial that is new, or comes back after a crash.
+
+        Whether it is run again is the session's decision.
+        """
         if not trial.run_metadata.error_filename:
             return
         link = self._link
@@ -185,7 +191,7 @@ class Quiet(TrialProgressCallback):
 
 
 def last_error(trial: Any, folder: Path) -> str:
-    """What is known of a worker's end, its cause in the last line.
+    """Return what is known of a worker's end, its cause in the last line.
 
     An exception's traceback; or the traceback of a signal; or, of a process that was killed, only that.
     """
@@ -213,7 +219,7 @@ def run_ray(
     scratch: Path,
     pack: int = 1,
 ) -> None:
-    """The search on Ray, which is running.
+    """Run the search on Ray, which is running.
 
     Args:
         concurrency: packs at a time; default: as many as fit, and one more that waits for room.

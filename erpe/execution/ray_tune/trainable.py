@@ -48,7 +48,7 @@ class Worker(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """The next events, each with its trial's place in the pack; or an unexpected exception."""
+        """Return the next events, each with its trial's place in the pack; or an unexpected exception."""
         assert self._together
         return {"events": [(int(place), event) for place, event in self._together.round()]}
 

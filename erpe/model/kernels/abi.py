@@ -68,12 +68,12 @@ class Turn(NamedTuple):
 
     @classmethod
     def of(cls, rotation: Rotation) -> Turn:
-        """What remains of it."""
+        """Take a rotation apart: all but its planes."""
         planes, y, x, outside, basis, folds = rotation
         return cls(basis, y, x, outside, planes.requires_grad, folds)
 
     def rotation(self, planes: Tensor, like: Tensor) -> Rotation:
-        """The whole again."""
+        """Return the whole rotation again."""
         return Rotation(planes, self.y, self.x, self.outside, self.basis, self.folds)
 
 

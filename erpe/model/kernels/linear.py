@@ -126,7 +126,7 @@ def _folded(
     layers: int, dims: Any, q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps,
     planes: Tensor | None, along: Tensor | None, turn: Turn | None,
 ) -> list[Any]:  # fmt: skip
-    """The inputs of `_Linear`, of several layers -> of one."""
+    """Return the inputs of `_Linear`, of several layers -> of one."""
     q, k, v = more_heads(layers, dims[:3], (q, k, v))
     w = own_projections(layers, dims[3], w, heads=q.shape[1] // layers)
     if planes is not None:

@@ -37,7 +37,7 @@ def terms_used(terms: int, grid: tuple[int, int]) -> int:
 
 @lru_cache(maxsize=16)
 def series(grid: tuple[int, int], terms: int, dtype: torch.dtype, device: torch.device) -> Series:
-    """The first `terms_used` terms of a grid's series."""
+    """Return the first `terms_used` terms of a grid's series."""
     h, w = grid
     pairs = (terms_used(terms, grid) - 1) // 2
     with torch.inference_mode(False):  # a cached inference tensor could not be trained through later

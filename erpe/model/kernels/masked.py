@@ -69,7 +69,10 @@ def with_class_token(phi_q: Tensor, phi_k: Tensor, v: Tensor, mask: Mask, rank: 
 def _sums(
     phi_q: Tensor, phi_k: Tensor, v: Tensor, mask: Mask, top: Tensor, rank: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Sums of weighed values, and of weights, over the patches alone; log-weights lose a query's `top` (H, hw)."""
+    """Return sums of weighed values, and of weights, over the patches alone.
+
+    Log-weights lose a query's `top` (H, hw).
+    """
     if not rank:
         y, den = masked_product(phi_q, phi_k, v, mask.bias, top)
         return y * den[..., None], den
@@ -211,6 +214,6 @@ class _CompiledSlopes(torch.autograd.Function):
 def _folded(
     layers: int, dims: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, top: Any, w: Tensor | None, maps: Maps
 ) -> list[Any]:
-    """The inputs of `_Compiled`, of several layers -> of one."""
+    """Return the inputs of `_Compiled`, of several layers -> of one."""
     found = folded_mask(layers, dims, q, k, v, bias, top)
     return [*found, own_projections(layers, dims[5], w, heads=len(found[3]) // layers), maps]

@@ -42,7 +42,7 @@ def product_flops(tokens: int, features: int, v_dim: int) -> tuple[float, float]
 
 
 def window_top(bias: Tensor) -> Tensor:
-    """The largest log-weight that each query reaches: (H, 2h-1, 2w-1) -> (H, h w)."""
+    """Return the largest log-weight that each query reaches: (H, 2h-1, 2w-1) -> (H, h w)."""
     h, w = _grid(bias)
     reached = bias.unfold(-2, h, 1).amax(-1).unfold(-1, w, 1).amax(-1)              # (H, h, w)  last query first
     return reached.flip(-2, -1).flatten(1)
@@ -160,13 +160,13 @@ def _grid(bias: Tensor) -> tuple[int, int]:
 
 
 def _weighed(a: Tensor, c: Tensor) -> Tensor:
-    """`a` (images H, queries, keys) times c (H, queries, keys), in place."""
+    """Return `a` (images H, queries, keys) times c (H, queries, keys), in place."""
     a.view(-1, *c.shape).mul_(c)
     return a
 
 
 def _tiles(bias: Tensor, top: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Queries, keys (whole rows of the grid) and their weights."""
+    """Yield queries, keys (whole rows of the grid) and their weights."""
     h, w = _grid(bias)
     rows = max(1, SIDE.get(bias.device.type, SIDE["cpu"]) // w)
     parts = [slice(start, min(h, start + rows)) for start in range(0, h, rows)]

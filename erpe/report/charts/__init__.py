@@ -133,7 +133,7 @@ def write(figure: Figure, path: Path) -> None:
 
 
 def _only(table: Any, study: object, dataset: object, arms: set[str]) -> Any:
-    """The rows of one study and data set, where the table has such columns."""
+    """Return the rows of one study and data set, where the table has such columns."""
     if not isinstance(table, pd.DataFrame) or "study" not in table:
         return table
     mask = table["study"] == study

@@ -103,7 +103,7 @@ BARS: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 def told(name: str, comparison: Comparison) -> str:
-    """The text below a chart of one study: it tells of what is drawn there, and of nothing else."""
+    """Return the text below a chart of one study: it tells of what is drawn there, and of nothing else."""
     facts = {"n": seeds_told(comparison, name), "bar": _bar(name, comparison), "without": _without(comparison.gaps)}
     return " ".join(CAPTIONS[name].text.format(**facts).split())
 

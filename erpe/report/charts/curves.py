@@ -24,7 +24,7 @@ ROW = 6
 
 
 def learning_curves(outcomes: Outcomes) -> Figure | None:
-    """A column an attention. Above: validation accuracy of each arm's best trial in the search, by epoch. Below:
+    """Draw a column an attention. Above: validation accuracy of each arm's best trial in the search, by epoch. Below:
     training loss (nats an image) of the confirmed runs, mean over seeds and a band from the lowest to the highest.
 
     The other attentions' curves are drawn pale behind, for comparison. None without epochs.
@@ -104,8 +104,8 @@ class Example(NamedTuple):
 
 
 def attention_maps(outcomes: Outcomes) -> Figure | None:
-    """What one patch attends to in the last block, heads averaged, in multiples of uniform attention: a map an arm,
-    all on the same image and from the same place, a row an attention. None without attention files.
+    """Draw what one patch attends to in the last block, heads averaged, in multiples of uniform attention: a map an
+    arm, all on the same image and from the same place, a row an attention. None without attention files.
     """
     examples = attention_examples(outcomes)
     if not examples:

@@ -72,8 +72,8 @@ def criteria(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
 
 
 def gap_closed(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
-    """The part of the gap between Performer and softmax that an encoding closes, with Fieller's interval; lines stand
-    at 0 (the Performer without encoding) and 1 (softmax).
+    """Draw the part of the gap between Performer and softmax that an encoding closes, with Fieller's interval; lines
+    stand at 0 (the Performer without encoding) and 1 (softmax).
 
     Only gaps that are shown are drawn; None where none is.
     """
@@ -129,7 +129,7 @@ def _rows(axes: Axes, shown: Mapping[str, Mark], remarks: Mapping[str, str]) -> 
 
 
 def _dots(axes: Axes, table: pd.DataFrame, rows: Mapping[str, float], shown: Mapping[str, Mark]) -> None:
-    """A marker at `mean` and a line from `low` to `high` (NaN where one seed has no interval)."""
+    """Draw a marker at `mean` and a line from `low` to `high` (NaN where one seed has no interval)."""
     for arm, row in table.iterrows():
         mark, y = shown[str(arm)], rows[str(arm)]
         axes.plot([row["low"], row["high"]], [y, y], color=mark.colour, linewidth=2, solid_capstyle="butt")

@@ -101,14 +101,14 @@ def marks(arms: pd.DataFrame) -> dict[str, Mark]:
 
 
 def blank(width: float, height: float) -> Figure:
-    """An empty figure of that many inches, without pyplot."""
+    """Return an empty figure of that many inches, without pyplot."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
     FigureCanvasAgg(figure)
     return figure
 
 
 def dress(axes: Axes, grid: str = "both") -> None:
-    """The house look: two spines, a faint grid on `x`, `y`, `both` or no (`none`) axis, small text."""
+    """Apply the house look: two spines, a faint grid on `x`, `y`, `both` or no (`none`) axis, small text."""
     axes.set_facecolor("none")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color(INK)
@@ -189,7 +189,7 @@ def direct_labels(
 
 
 def _boxes(line: Line2D, scale: float) -> list[Bbox]:
-    """What a line of horizontal and vertical parts, and its marker, cover in pixels; `scale` pixels a point."""
+    """Return what a line of horizontal and vertical parts, and its marker, cover in pixels; `scale` pixels a point."""
     path = np.asarray(line.get_transform().transform_path(line.get_path()).vertices)  # (corners, 2)
     reach = (line.get_markersize() / 2 if line.get_marker() not in ("None", None, "") else 1.0) * scale
     ends = itertools.pairwise(path) if len(path) > 1 else [(path[0], path[0])]

@@ -36,7 +36,7 @@ _STATES = {"FINISHED": "COMPLETE", "KILLED": "PRUNED", "FAILED": "FAIL", "RUNNIN
 
 
 def read(uri: str, studies: Sequence[str] = ()) -> Outcomes:
-    """The studies of these names; default: all that `erpe study run` logged there.
+    """Return the studies of these names; default: all that `erpe study run` logged there.
 
     Args:
         uri: of a tracking server, or of its database.
@@ -110,7 +110,8 @@ def fetch_checkpoint(client: MlflowClient, uri: str, run: Run, names: Sequence[s
 
 
 def fetch(client: MlflowClient, uri: str, run: Run, names: Sequence[str]) -> Path:
-    """The artifacts of these names, as far as a run has them, in a folder that this process removes when it ends.
+    """Return the artifacts of these names, as far as a run has them, in a folder that this process removes when it
+    ends.
 
     Raises:
         StudyError: they lie on another server, which would be sent our credentials, are larger than they may be, or
@@ -200,12 +201,12 @@ def _removed(runs: list[Run]) -> int:
 
 
 def _tested(runs: list[Run]) -> list[Run]:
-    """The runs that met the test split: each complete one of a confirmation."""
+    """Return the runs that met the test split: each complete one of a confirmation."""
     return [run for run in _trials(runs, "confirm") if run.data.tags.get("state") == "COMPLETE"]
 
 
 def _confirmed(runs: list[Run]) -> list[Run]:
-    """The runs of the last confirmation: an earlier one is of a configuration that is no longer the best."""
+    """Return the runs of the last confirmation: an earlier one is of a configuration that is no longer the best."""
     complete = _tested(runs)
     parents = [run.data.tags.get("mlflow.parentRunId") for run in complete]
     return [run for run, parent in zip(complete, parents, strict=True) if parent == parents[-1]]

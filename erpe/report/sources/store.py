@@ -26,7 +26,7 @@ from erpe.study.spec import CONTRACT
 
 
 def load(store: Store, studies: Sequence[str] = ()) -> Outcomes:
-    """The studies of these names; default: all that `erpe study run` made.
+    """Return the studies of these names; default: all that `erpe study run` made.
 
     Raises:
         StudyError: there is none of a name.
@@ -77,7 +77,7 @@ def _devices(rows: Rows, plan: Plan) -> str:
 
 
 def trial_row(trial: TrialRecord) -> dict[str, Any]:
-    """A trial of a search, with its settings."""
+    """Return a trial of a search, with its settings."""
     seconds = (trial.ended - trial.started).total_seconds() if trial.started and trial.ended else None
     own = {"number": trial.number, "uid": trial.uid, "seed": trial.config.seed, "state": trial.state}
     return own | {"value": trial.value, "epochs": len(trial.epochs), "seconds": seconds} | _settings(trial)
@@ -89,7 +89,7 @@ def _settings(trial: TrialRecord) -> dict[str, Any]:
 
 
 def _run_row(trial: TrialRecord, study: StudyRecord, folder: Path) -> dict[str, Any]:
-    """A confirmed run: times were taken later, when nothing else ran."""
+    """Return a confirmed run: times were taken later, when nothing else ran."""
     assert trial.verdict is not None
     made = study.part_of.made_with if study.part_of else {}
     contract = study.about.spec.get("contract")
