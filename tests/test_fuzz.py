@@ -123,7 +123,7 @@ def original(tmp_path_factory):
     store = Store.open(folder / "store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "nowhere://")  # making a database takes seconds
-        tune(define("relu", "digits"), store, trials=1, executor="inline", work=work())
+        tune(define("relu", "digits", epochs=1), store, trials=1, executor="inline", work=work())
     return folder
 
 

@@ -108,7 +108,7 @@ def test_a_database_that_cannot_be_used_is_told_without_its_password(erpe, tmp_p
 def test_a_server_that_refuses_is_told_without_its_password(erpe, tmp_path, status):
     """Neither by us nor in what it says itself, which may repeat what we sent."""
     server = refusing(status)
-    tune(define("relu", "digits"), Store.open(tmp_path / "store"), trials=1, executor="inline", work=work())
+    tune(define("relu", "digits", epochs=1), Store.open(tmp_path / "store"), trials=1, executor="inline", work=work())
     try:
         address = f"http://me:{MARK}x@127.0.0.1:{server.server_port}"
         for words in (("sync", "--store", f"{tmp_path}/store"), ("compare", "--server", address)):
@@ -128,7 +128,7 @@ def test_a_trial_that_dies_of_its_secrets_does_not_tell_them(monkeypatch, tmp_pa
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f"{MARK}cloud")
     monkeypatch.setenv("ERPE_TEST_URL", f"s3://me:{MARK}x@host/bucket")
     store = Store.open(tmp_path / "store")
-    result = tune(define("relu", "digits"), store, trials=1, executor="inline", work=work(accident=leak))
+    result = tune(define("relu", "digits", epochs=1), store, trials=1, executor="inline", work=work(accident=leak))
     assert "cannot open s3://host/bucket with ***" in result.reasons[0]
     assert not holders(tmp_path) and MARK not in "".join(capfd.readouterr())
 

@@ -212,7 +212,13 @@ def test_a_reason_that_looks_like_markup_is_shown_as_it_is(store, capsys):
     def accident(folder, number):
         raise RuntimeError(EVIL)
 
-    tune(define("relu", "digits", pruner="none"), store, trials=1, executor="inline", work=work(accident=accident))
+    tune(
+        define("relu", "digits", epochs=1, pruner="none"),
+        store,
+        trials=1,
+        executor="inline",
+        work=work(accident=accident),
+    )
     status_table(status_rows(store, None))
     out = capsys.readouterr().out
     assert "[/nothing]" in "".join(out.split()) and not {c for c in out if not c.isprintable()} - {"\n"}

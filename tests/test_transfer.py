@@ -21,6 +21,7 @@ import sqlalchemy
 from mlflow_server import rows
 from test_run_study import calls, is_confirmation
 from test_run_study import play as play_three
+from test_run_study import played as played_three
 from toys import work
 
 from erpe.cli import app
@@ -47,6 +48,11 @@ ONE = ('variants=["relu"]', "search.trials=1", "confirm.seeds=1")
 def play(store, *changes, **options):
     """A study of toys with two arms, each with two trials and two seeds."""
     return play_three(store, f"variants={json.dumps(ARMS)}", *changes, **options)
+
+
+def played(store, *changes):
+    """See `play`; copied."""
+    played_three(store, f"variants={json.dumps(ARMS)}", *changes)
 
 
 @pytest.fixture
@@ -100,21 +106,21 @@ def interrupted(after):
 
 
 def test_a_study_run_elsewhere_is_here_as_if_it_were_run_here(there, here, tmp_path):
-    play(there)
+    played(there)
     before = every_byte(there.root)
     (found,) = adopt(there.root, here)
     assert found == (NAME, 2 * (2 + 2), len(Outbox(there.outbox, NAME).read(0)))
     assert contents(here) == contents(there) and len(contents(here)[1]) == 8
     assert every_byte(there.root) == before, "it only reads there"
     local = Store.open(tmp_path / "local")
-    play(local)
+    played(local)
     for name, without in (("arms", []), ("runs", ["uid"]), ("trials", ["uid", "seconds"]), ("epochs", ["uid"])):
         mine, theirs = (getattr(load(store), name).drop(columns=without) for store in (here, local))
         assert mine.equals(theirs), name
 
 
 def test_twice_is_once(there, here):
-    play(there)
+    played(there)
     adopt(there.root, here)
     before, lines = contents(here), (here.outbox / f"{NAME}.jsonl").read_bytes()
     assert adopt(there.root, here) == [(NAME, 0, 0)]
@@ -144,7 +150,7 @@ def test_begun_there_it_can_be_finished_here_and_then_there_is_no_news(there, he
     adopt(there.root, here)
     assert play(here).confirmed == dict.fromkeys(ARMS, 2)
     whole = Store.open(tmp_path / "whole")
-    play(whole)
+    played(whole)
     assert load(here).runs.drop(columns="uid").equals(load(whole).runs.drop(columns="uid"))
     tests = calls(here, "test")
     assert set(tests.values()) == {1} and all(is_confirmation(folder) for folder in tests)
@@ -233,19 +239,19 @@ def refused(there, here, said, kind=ErpeError):
 
 
 def test_another_study_of_that_name_is_refused(there, here):
-    play(there, *ONE)
+    played(there, *ONE)
     play(here, *ONE)
     refused(there, here, r"study digits-nine\.relu.*: a different study here has this name; use --store", StudyError)
 
 
 def test_other_arms_under_the_same_name_are_refused(there, here):
-    play(there, *ONE)
+    played(there, *ONE)
     play(here, *ONE, 'variants=["softmax"]')
     refused(there, here, "study digits-nine: a different one here has this name", StudyError)
 
 
 def test_what_went_on_in_both_places_is_refused(there, here):
-    play(there, *ONE)
+    played(there, *ONE)
     adopt(there.root, here)
     play(there, *ONE, "search.trials=2", replace=True)
     play(here, *ONE, "search.trials=3", replace=True)
@@ -270,14 +276,14 @@ def test_a_study_that_runs_here_or_there_is_left_alone(there, here):
 
 
 def test_a_store_is_not_taken_into_itself(here):
-    play(here, *ONE)
+    played(here, *ONE)
     refused(here, here, "is this store itself", StoreError)
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     store = Store.open(tmp_path_factory.mktemp("original") / "store")
-    play(store, *ONE)
+    played(store, *ONE)
     return store.root
 
 
