@@ -117,15 +117,16 @@ def test_the_view_of_confirmed_runs_shows_those_alone_and_the_mean_of_each_arm(
     assert "confirmed runs by arm" in confirmed_runs.find_element("css selector", "[data-testid*=views-trigger]").text
     groups = defaultdict(list)
     for run in confirmed.values():
-        groups[run["tags"]["study_hash"]].append(run)
+        groups[run["tags"]["arm"]].append(run)
     shown = {text: float(row[COLUMN].split()[0]) for text, row in table(confirmed_runs, full_name=True).items()}
     photograph("mlflow-confirmed")
     assert len(shown) == len(confirmed) + len(groups)
     for run in confirmed.values():
         assert shown[run["name"]] == run["metrics"][ACCURACY]
     for name, members in groups.items():
-        text = next(text for text in shown if name in text)
-        assert f"arm: {members[0]['tags']['arm']}," in text and text.endswith(str(len(members)))
+        text = next(text for text in shown if f"arm: {name}," in text)
+        assert f"configuration: {members[0]['tags']['configuration']}" in text and text.endswith(str(len(members)))
+        assert re.fullmatch(r"trial \d", members[0]["tags"]["configuration"])
         assert shown[text] == pytest.approx(mean(run["metrics"][ACCURACY] for run in members))
 
 

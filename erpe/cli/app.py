@@ -153,13 +153,14 @@ def gc(
 
 @app.command()
 def ui(
+    study: Annotated[str | None, typer.Argument(help="Whose page the browser opens; default: none.")] = None,
     store: StoreOption = STORE,
     port: Annotated[int, typer.Option(help="On 127.0.0.1.")] = 5000,
 ) -> None:
-    """Open the MLflow UI on the store, on this machine only."""
+    """Open the MLflow UI on the store, or on one study in the browser, on this machine only."""
     from erpe.cli.ui import serve
 
-    serve(existing(store), port)
+    serve(existing(store), port, study)
 
 
 @app.command()

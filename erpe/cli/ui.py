@@ -8,27 +8,39 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+import webbrowser
 
-from erpe.errors import ConfigError, TrackingError
+from erpe.errors import ConfigError, StudyError, TrackingError, nearest
 from erpe.store import Store
 from erpe.text import printable, redact
 from erpe.tracking.connection import examine
 from erpe.tracking.ui_views import CONFIRMED_VIEW, confirmed_page, runs_page
 
+MOST_SECONDS = 60
+"""That the server may take until the browser is opened."""
+_CONFIRMED = ", confirmed runs"
+
 HOSTS = ("127.0.0.1", "localhost")
 """Under which names a browser on this machine may ask."""
 
 
-def serve(store: Store, port: int) -> None:
+def serve(store: Store, port: int, study: str | None = None) -> None:
     """Serve the store with MLflow on 127.0.0.1 until Ctrl-C; with a tracking server elsewhere, say where to look.
 
+    Args:
+        study: whose page the browser opens; default: the browser stays closed.
     Raises:
+        StudyError: MLflow has no such study.
         ConfigError: the port is taken.
         TrackingError: the database is damaged, or of another version; or the server ended by itself.
     """
     uri = store.tracking_uri
     if uri.startswith("http"):
         print(f"The UI is served by the tracking server: {redact(uri)}")
+        if study is not None:
+            browse(redact(uri).rstrip("/") + page_of(store, study))
         return
     health = examine(uri)
     if health.state != "well":
@@ -39,11 +51,45 @@ def serve(store: Store, port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError):
             raise ConfigError(f"port {port}: taken or not allowed; --port names another, as --port 5001") from None
+    address = f"http://127.0.0.1:{port}"
+    chosen = page_of(store, study) if study is not None else None
     for name, page in pages(store).items():
-        print(f"{printable(name)}: http://127.0.0.1:{port}{page}")
+        if chosen in (None, page):
+            print(f"{printable(name)}: {address}{page}")
     print("Ctrl-C ends the server.", flush=True)
+    if chosen:
+        threading.Thread(target=_browse_when_up, args=(port, address + chosen), daemon=True).start()
     command, environment = server(store, port)
     run_server(command, environment)
+
+
+def page_of(store: Store, study: str) -> str:
+    """The view of a study that matters: its confirmed runs, arm by arm, or else its trials, best first.
+
+    Raises:
+        StudyError: MLflow has no such study.
+    """
+    known = pages(store)
+    names = [name for name in known if not name.endswith(_CONFIRMED)]
+    if study not in names:
+        hint = nearest(study, names) if names else "it has none; `erpe sync` sends what waits"
+        raise StudyError(f"study {study}: not in MLflow; {hint}")
+    return known.get(study + _CONFIRMED, known[study])
+
+
+def browse(address: str) -> None:
+    """Open a page in the user's browser, and print its address; without a screen it is only printed."""
+    print(printable(address), flush=True)
+    if sys.platform != "linux" or {"BROWSER", "DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        webbrowser.open(address)
+
+
+def _browse_when_up(port: int, address: str) -> None:
+    for _ in range(MOST_SECONDS):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            browse(address)
+            return
+        time.sleep(1)
 
 
 def run_server(command: list[str], environment: dict[str, str]) -> None:
@@ -104,5 +150,5 @@ def pages(store: Store) -> dict[str, str]:
         if experiment.name != "Default":
             found[experiment.name] = runs_page(experiment.experiment_id)
         if CONFIRMED_VIEW[0] in experiment.tags:
-            found[f"{experiment.name}, confirmed runs"] = confirmed_page(experiment.experiment_id)
+            found[experiment.name + _CONFIRMED] = confirmed_page(experiment.experiment_id)
     return found

@@ -199,12 +199,14 @@ class _Campaign:
                     continue
                 spec = self.plan.confirm_spec(arm, best.config)
                 name = identified(self.store, seeds_stem(self.plan.name, arm.name), spec)
-                found.append(self._open(opened, arm, spec, name))
+                found.append(self._open(opened, arm, spec, name, best.number))
             yield found
 
-    def _open(self, opened: contextlib.ExitStack, arm: Arm, spec: StudySpec, name: str) -> StudyController:
+    def _open(
+        self, opened: contextlib.ExitStack, arm: Arm, spec: StudySpec, name: str, best: int | None = None
+    ) -> StudyController:
         part_of = ExperimentRef(
-            self.plan.name, arm.name, spec.phase, self.plan.model_dump(mode="json"), self._made_with()
+            self.plan.name, arm.name, spec.phase, self.plan.model_dump(mode="json"), self._made_with(), best
         )
         trials = self.plan.search.trials if spec.phase == "search" else self.plan.confirm.seeds
         session = opened.enter_context(StudySession.open(self.store, spec, trials=trials, name=name, part_of=part_of))

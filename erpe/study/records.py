@@ -92,6 +92,8 @@ class ExperimentRef(NamedTuple):
     """`Plan.model_dump` of it."""
     made_with: dict[str, str] = {}  # noqa: RUF012  never changed
     """Hardware, threads, versions, commit."""
+    trial: int | None = None
+    """Number of the search's trial whose configuration a confirmation repeats; None: an older erpe made it."""
 
 
 class StudyRecord(NamedTuple):

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 import erpe
 from erpe.errors import ErpeError, StoreError
-from erpe.io import read_arrays, read_json, read_plain
-from erpe.store import FILES
+from erpe.io import read_arrays, read_json
 from erpe.tracking import figures
 from erpe.tracking.connection import files_of
 
@@ -149,20 +148,20 @@ def register(client: MlflowClient, name: str, run: str, uid: str, folder: Path) 
     found = next((known for known in versions if known.tags.get("erpe.trial_uid") == uid), None)
     if found is None:
         with tempfile.TemporaryDirectory() as saved:
-            save_model(folder, Path(saved) / "model")
-            files_of(client, run).log_artifacts(str(Path(saved) / "model"), "model")
+            save_model(folder, Path(saved) / "model")  # beside the weights, which are there already
+            files_of(client, run).log_artifacts(str(Path(saved) / "model"), "checkpoint")
         try:
             client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        source = f"{client.get_run(run).info.artifact_uri}/model"
+        source = f"{client.get_run(run).info.artifact_uri}/checkpoint"
         found = client.create_model_version(name, source, run, {"erpe.trial_uid": uid}, await_creation_for=0)
     client.set_registered_model_alias(name, ALIAS, found.version)
 
 
 def save_model(folder: Path, path: Path) -> None:
-    """Save a checkpoint as an MLflow pyfunc model: a loader module of ours, no pickle, nothing inferred."""
+    """Write what makes the folder of a checkpoint an MLflow pyfunc model: a loader module, no pickle, no weights."""
     import mlflow.pyfunc
     import numpy as np
     from mlflow.models import ModelSignature
@@ -173,16 +172,10 @@ def save_model(folder: Path, path: Path) -> None:
         inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *model["image"]))]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, model["classes"]))]),
     )
-    with tempfile.TemporaryDirectory() as staged:
-        data = Path(staged) / "checkpoint"
-        data.mkdir()
-        for name in filter(lambda name: _is_plain(folder / name), CHECKPOINT):
-            (data / name).write_bytes(read_plain(folder / name, FILES[name]))
-        mlflow.pyfunc.save_model(
-            path,
-            loader_module="erpe.tracking.pyfunc",
-            data_path=str(data),
-            signature=signature,
-            input_example=np.zeros((1, *model["image"]), np.uint8),
-            pip_requirements=[f"erpe=={erpe.__version__}"],  # which names its own
-        )
+    mlflow.pyfunc.save_model(
+        path,
+        loader_module="erpe.tracking.pyfunc",
+        signature=signature,
+        input_example=np.zeros((1, *model["image"]), np.uint8),
+        pip_requirements=[f"erpe=={erpe.__version__}"],  # which names its own
+    )

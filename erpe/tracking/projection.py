@@ -15,6 +15,7 @@ from erpe.study.naming import shown
 from erpe.text import redact
 from erpe.tracking import artifacts, deletion
 from erpe.tracking.connection import connect
+from erpe.tracking.descriptions import NOTE, describe_experiment, describe_part, describe_trial, log_data_set
 from erpe.tracking.logged_metrics import Points
 from erpe.tracking.outbox import Event
 from erpe.tracking.ui_views import CONFIRMED_VIEW, EXPERIMENT_TAGS
@@ -155,11 +156,13 @@ class Projection:
     def _start_study(self, event: Event, run: str) -> None:
         if event.tags.get("phase") == "confirm":
             self.client.set_experiment_tag(self.experiment, *CONFIRMED_VIEW)
-        self._start(event, run, event.tags, "study.json")
+        self.client.set_experiment_tag(self.experiment, NOTE, describe_experiment(event.tags))
+        self._start(event, run, {NOTE: describe_part(event.tags)} | event.tags, "study.json")
 
     def _start_trial(self, event: Event, run: str) -> None:
         parent = self._find(STUDY, event.parent) if event.parent else None
-        tags = event.tags | {"optuna.number": str(event.number)} | ({PARENT: parent} if parent else {})
+        note = {NOTE: describe_trial(event.tags, event.number)} if event.number is not None else {}
+        tags = note | event.tags | {"optuna.number": str(event.number)} | ({PARENT: parent} if parent else {})
         self._begun.add(event.uid)
         self._start(event, run, tags, "config.json")
 
@@ -174,6 +177,8 @@ class Projection:
             from mlflow.entities import Param
 
             self.client.log_batch(run, params=[Param(key, str(value)) for key, value in flatten(event.config).items()])
+            if "data_sha256" in event.tags:
+                log_data_set(self.client, run, event.tags["dataset"], event.tags["data_sha256"])
         self.client.update_run(run, status=status, name=self._name(event))
         artifacts.log_text(self.client, run, json.dumps(event.config, indent=2), config)
 

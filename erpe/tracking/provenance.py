@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
 import erpe
 from erpe.surroundings import cores
+from erpe.text import redact
 
 _NAMED = ("torch", "ray", "optuna", "mlflow")
 
@@ -25,6 +28,7 @@ def collect(command: str, threads: int | None = None) -> dict[str, str]:
     commit, dirty = _commit(Path(erpe.__file__).parent)
     return {
         "mlflow.source.name": command,
+        "command": _repeated(command),
         "mlflow.source.type": "LOCAL",
         **({"mlflow.source.git.commit": commit} if commit else {}),
         "git_sha": commit or "unknown",
@@ -38,6 +42,13 @@ def collect(command: str, threads: int | None = None) -> dict[str, str]:
         "cores": str(cores()),
         "threads": str(threads or cores()),
     }
+
+
+def _repeated(command: str) -> str:
+    """The command line that repeats the study, without passwords; what was called, where a program called it."""
+    if Path(sys.argv[0]).name not in ("erpe", "__main__.py"):
+        return command
+    return redact(shlex.join(["erpe", *(word for word in sys.argv[1:] if word != "--new")]))
 
 
 def _version(name: str) -> str:

@@ -24,9 +24,17 @@ def study_tags(spec: StudySpec, name: str, part_of: ExperimentRef | None) -> dic
         "phase": spec.phase, "data_sha256": facts.sha256 or facts.name, "study_hash": spec.identity,
         "study_seed": str(spec.seed), "sampler": spec.sampler, "pruner": spec.pruner,
         "study": part_of.study if part_of else name,
+        "configuration": _configuration(spec, part_of),
         "own_axes": ", ".join(own_axes(spec.variant, spec.space)) or NO_AXES,
     }  # fmt: skip
     return tags | (_planned(part_of.plan) if part_of else {})
+
+
+def _configuration(spec: StudySpec, part_of: ExperimentRef | None) -> str:
+    """Whose configuration runs repeat: what tells the seeds of an arm from those of an earlier best one."""
+    if spec.phase != "confirm":
+        return "own"
+    return f"trial {part_of.trial}" if part_of and part_of.trial is not None else "confirmed"
 
 
 def _planned(plan: dict[str, Any]) -> dict[str, str]:

@@ -20,6 +20,8 @@ _SETTINGS = ("train.lr", "model.width", "model.depth")
 _ALL, _CONFIRMED = "erpe", "confirmed"
 _KEY = "mlflow.sharedViewState."
 _RUN = "attributes.`Run Name`"
+_TRIALS = "tags.`erpe.trial_uid` LIKE '%'"
+"""Parents have no such tag."""
 
 
 def _state(names: dict[str, str], widths: dict[str, int] | None = None, **more: Any) -> str:
@@ -51,8 +53,14 @@ def _columns(measures: tuple[str, ...], settings: tuple[str, ...] = ()) -> dict[
 
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",
-    # sorted by a measure, MLflow lists trials beside their parent; by time it would fold them away
-    _KEY + _ALL: _state(_columns(MEASURES, _SETTINGS), orderByKey=f"metrics.`{MEASURES[0]}`", orderByAsc=False),
+    # a parent has the measures of its best trial, which would be there twice
+    _KEY + _ALL: _state(
+        _columns(MEASURES, _SETTINGS),
+        {_RUN: 280},
+        searchFilter=_TRIALS,
+        orderByKey=f"metrics.`{MEASURES[0]}`",
+        orderByAsc=False,
+    ),
 }
 """An experiment with these tags opens as a study at `runs_page`. Source: MLflow 3.17, the button "Share view"."""
 
@@ -65,14 +73,14 @@ CONFIRMED_VIEW = (
             "state": _state(
                 _columns(CONFIRMED_MEASURES),
                 {_RUN: 360},
-                searchFilter="tags.phase = 'confirm' AND tags.`erpe.trial_uid` LIKE '%'",  # parents have no such tag
+                searchFilter=f"tags.phase = 'confirm' AND {_TRIALS}",
                 # MLflow loads 100 runs at a time and averages what it has loaded: whole arms, in this order
                 orderByKey="tags.`arm`",
                 orderByAsc=True,
                 # another best configuration is confirmed anew; its runs and the earlier ones have no common mean
                 groupBy={
                     "aggregateFunction": "average",
-                    "groupByKeys": [{"mode": "tag", "groupByData": tag} for tag in ("arm", "study_hash")],
+                    "groupByKeys": [{"mode": "tag", "groupByData": tag} for tag in ("arm", "configuration")],
                 },
             ),
         }
