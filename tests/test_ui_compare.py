@@ -214,3 +214,21 @@ def test_the_box_plot_has_a_box_for_every_variant(compared, confirmed, photograp
     wait(compared, lambda: boxes() == {name: sorted(found) for name, found in expected.items()})
     assert len(compared.find_elements("css selector", "path.box")) == len(expected)
     photograph("mlflow-compare-box")
+
+
+def test_every_trial_names_its_data_set_with_its_digest_and_says_what_it_is_and_how_to_use_it(store, study, confirmed):
+    database = store.root / "mlflow.db"
+    query = "SELECT destination_id, name, digest FROM inputs JOIN datasets ON source_id = dataset_uuid"
+    found = {run: (name, digest) for run, name, digest in rows(database, query)}
+    for run, it in confirmed.items():
+        assert found[run] == ("digits", it["tags"]["data_sha256"][:36])
+        assert f"`erpe predict digits-nine/{it['name']} PICTURE`" in it["tags"]["mlflow.note.content"]
+    [(said,)] = rows(database, "SELECT value FROM experiment_tags WHERE key = 'mlflow.note.content'")
+    assert "compares arms on digits" in said
+
+
+def test_weights_are_in_mlflow_once_a_run(store, confirmed):
+    champions = {path.parent.name for path in store.artifacts.rglob("MLmodel")}
+    assert champions == {"checkpoint"}
+    for run in confirmed:
+        assert len(list((store.artifacts / "digits-nine" / run).rglob("model.safetensors"))) == 1
