@@ -19,7 +19,7 @@ from erpe.tracking.tracker import Waiting, waiting
 
 
 def overview_table(rows: list[dict[str, Any]]) -> None:
-    """All studies, a line each.
+    """Print all studies, a line each.
 
     Args:
         rows: of `status_rows`.

@@ -75,7 +75,7 @@ def _about(database: storage.Database, name: str) -> dict[str, Any]:
 
 
 def studies_of(records: list[StudyRecord]) -> dict[str, list[StudyRecord]]:
-    """Study -> its parts: one of `erpe tune`; the searches and seeds of all arms of `erpe study run`."""
+    """Map each study to its parts: one of `erpe tune`; the searches and seeds of all arms of `erpe study run`."""
     found: dict[str, list[StudyRecord]] = {}
     for record in records:
         found.setdefault(record.experiment, []).append(record)

@@ -46,12 +46,12 @@ def shown(name: str) -> str:
 
 
 def part_name(study: str, arm: str, phase: str) -> str:
-    """STUDY, STUDY/ARM or STUDY/ARM/seeds."""
+    """Return STUDY, STUDY/ARM or STUDY/ARM/seeds."""
     return "/".join(filter(None, [study, arm, "seeds" if phase == "confirm" else ""]))
 
 
 def trial_name(part: str, phase: str, number: int) -> str:
-    """STUDY/NUMBER, STUDY/ARM/NUMBER or STUDY/ARM/seed-NUMBER.
+    """Return STUDY/NUMBER, STUDY/ARM/NUMBER or STUDY/ARM/seed-NUMBER.
 
     Args:
         part: STUDY or STUDY/ARM; in MLflow, whose experiment is the study, ARM alone.

@@ -19,7 +19,7 @@ _DIGEST = 36
 
 
 def describe_experiment(tags: Mapping[str, str]) -> str:
-    """Of a study.
+    """Describe a study.
 
     Args:
         tags: of one of its runs, see `erpe.tracking.study_logger.study_tags`.
@@ -33,7 +33,7 @@ def describe_experiment(tags: Mapping[str, str]) -> str:
 
 
 def describe_part(tags: Mapping[str, str]) -> str:
-    """Of the run above the trials of a search, or above the seeds of an arm."""
+    """Describe the run above the trials of a search, or above the seeds of an arm."""
     name = part_name(tags.get("study", ""), tags["arm"] if "seeds_planned" in tags else "", tags.get("phase", ""))
     if tags.get("phase") == "confirm":
         what = f"The best configuration of {tags['arm']} trained again with fresh seeds on the full training set"
@@ -43,7 +43,7 @@ def describe_part(tags: Mapping[str, str]) -> str:
 
 
 def describe_trial(tags: Mapping[str, str], number: int) -> str:
-    """Of a trial or a seed."""
+    """Describe a trial or a seed."""
     place = part_name(tags.get("study", ""), tags["arm"] if "seeds_planned" in tags else "", "search")
     name = trial_name(place, tags.get("phase", "search"), number)
     what = f"{tags.get('variant', '')} on {tags.get('dataset', '')}, seed {tags.get('seed', '')}"
