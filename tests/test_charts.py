@@ -10,12 +10,15 @@ from outcomes import made_up
 from erpe.config import VARIANTS, defaults
 from erpe.report.charts import CHARTS, parts, save_all
 from erpe.report.charts.captions import CAPTIONS, told
-from erpe.report.charts.costs import COSTS, break_even, layer_flops, method_told, tradeoffs
+from erpe.report.charts.costs import COSTS, tradeoffs
 from erpe.report.charts.curves import attention_examples, attention_maps, best_trials, brightest_patch, confirmed_losses
-from erpe.report.charts.intervals import accuracy, gap_closed
-from erpe.report.charts.style import COLOURS, marks
+from erpe.report.charts.forest import differences
+from erpe.report.charts.intervals import LANES, accuracy, gap_closed, lanes
+from erpe.report.charts.style import COLOURS, FULL, marks
+from erpe.report.charts.tokens import break_even, layer_flops, method_told
 from erpe.report.comparison import compare
 from erpe.report.gaps import gap_closed as gaps_of
+from erpe.report.labels import label
 from erpe.report.statistics import summary
 
 NINE = tuple(variant for variant in VARIANTS if not variant.startswith("softmax_"))
@@ -77,7 +80,7 @@ def twelve(tmp_path_factory):
 def test_every_chart_has_a_caption_that_says_how_many():
     assert set(CHARTS) == set(CAPTIONS)
     without = {name for name, caption in CAPTIONS.items() if "{n}" not in caption.text}
-    assert without == {"attention_maps", "cost_against_tokens"}
+    assert without == {"attention_maps", "cost_against_tokens", "search_effort"}
 
 
 @pytest.mark.parametrize(
@@ -132,9 +135,9 @@ def spans(axes):
 def test_the_intervals_drawn_are_those_of_the_tables(nine):
     outcomes, _ = nine
     table = summary(outcomes)
-    rows = table[table["measure"] == "test/accuracy"][["low", "high"]]
+    rows = 100 * table[table["measure"] == "test/accuracy"][["low", "high"]]
     assert spans(accuracy(*nine).axes[0]) == list(rows.itertuples(index=False, name=None))
-    closed = gaps_of(outcomes)[["low", "high"]]
+    closed = 100 * gaps_of(outcomes)[["low", "high"]]
     assert spans(gap_closed(*nine).axes[0])[: len(closed)] == list(closed.itertuples(index=False, name=None))
     assert closed.notna().all(axis=None)
 
@@ -154,7 +157,7 @@ def test_a_caption_names_the_attentions_without_a_gap_and_the_figure_has_no_bar_
     assert ("From favor: no gap shown." in told("gap_closed", changed)) == (not shown)
     assert len(spans(gap_closed(outcomes, changed).axes[0])) >= (6 if shown else 3)
     names = [text.get_text() for text in gap_closed(outcomes, changed).axes[0].get_yticklabels()]
-    assert any(name.startswith("favor") for name in names) == shown
+    assert any(name.startswith("FAVOR+") for name in names) == shown
 
 
 def test_nothing_is_drawn_beyond_the_possible():
@@ -165,9 +168,9 @@ def test_nothing_is_drawn_beyond_the_possible():
     table = comparison.summary.set_index("measure")
     assert table.loc["test/accuracy", "high"].max() > 1 and table.loc["time/inference_ms_per_image", "low"].min() < 0
     axes = accuracy(outcomes, comparison).axes[0]
-    assert axes.get_xlim()[1] <= 1 and all(low >= 0 and high <= 1 for low, high in spans(axes))
+    assert axes.get_xlim()[1] <= 100 and all(low >= 0 and high <= 100 for low, high in spans(axes))
     for panel in tradeoffs(outcomes, comparison).axes:
-        assert panel.get_ylim()[1] <= 1
+        assert panel.get_ylim()[1] <= 100
         assert not any((np.asarray(line.get_xdata()) < 0).any() for line in panel.lines)
 
 
@@ -175,7 +178,7 @@ def test_long_intervals_of_few_seeds_leave_the_points_apart():
     outcomes = made_up(FEW, seeds=2, images=50)
     outcomes.runs["test/accuracy"] = [0.90, 0.50, 0.91, 0.51, 0.92, 0.52]
     low, high = tradeoffs(outcomes, compare(outcomes)).axes[0].get_ylim()
-    assert high - low < 0.06  # of means 0.70, 0.71 and 0.72; their intervals are longer than 2
+    assert high - low < 6  # of means 0.70, 0.71 and 0.72; their intervals are longer than 2
 
 
 def test_the_curve_of_a_general_encoding_names_its_method():
@@ -188,20 +191,44 @@ def test_every_seed_is_a_dot_above_its_arm(nine):
     heights = {text.get_text(): y for text, y in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)}
     dots = np.concatenate([group.get_offsets() for group in axes.collections])
     for arm, runs in nine[0].runs.groupby("arm"):
-        own = dots[np.abs(dots[:, 1] - heights[arm]) < 0.4, 0]
-        assert sorted(own) == sorted(runs["test/accuracy"])
+        own = dots[(dots[:, 1] > heights[label(arm, arm)]) & (dots[:, 1] < heights[label(arm, arm)] + 0.7), 0]
+        assert sorted(own) == sorted(100 * runs["test/accuracy"])
+
+
+def test_small_dots_of_equal_seeds_hide_nothing():
+    assert sorted(lanes([0.9] * LANES, 0.01)) == list(range(LANES)) and lanes([0.1, 0.5, 0.9], 0.2) == [0, 0, 0]
+    close = [0.900, 0.905, 0.930, 0.901]
+    found = lanes(close, 0.01)
+    assert len({found[0], found[1], found[3]}) == 3 and found[2] == 0
+
+
+def test_a_forest_shows_that_an_interval_goes_on_and_has_room_for_those_of_new_images(nine):
+    outcomes, comparison = nine
+    table = comparison.differences.copy()
+    accurate = (table["measure"] == "test/accuracy").to_numpy()
+    wide = table.assign(images_low=table["difference"] - 0.09, images_high=table["difference"] + 0.09)
+    axes = differences(outcomes, dataclasses.replace(comparison, differences=wide)).axes[0]
+    assert axes.get_xlim()[0] < 100 * wide.loc[accurate, "images_low"].min()
+    assert not any(text.get_text() == "" for text in axes.texts)
+    wide.loc[wide.index[accurate][0], "images_low"] = -9
+    axes = differences(outcomes, dataclasses.replace(comparison, differences=wide)).axes[0]
+    assert [text.get_text() for text in axes.texts].count("") == 1 and axes.get_xlim()[0] > -50
+
+
+def test_every_figure_is_as_wide_as_both_columns_of_a_paper(nine):
+    assert {chart(*nine).get_figwidth() for chart in CHARTS.values()} == {FULL}
 
 
 def test_an_unfinished_arm_says_how_many_seeds_it_has(twelve):
     names = [text.get_text() for text in accuracy(*twelve).axes[0].get_yticklabels()]
-    assert [name for name in names if "seeds" in name] == [f"relu_rope{LONG} (2 of 5 seeds)"]
+    assert [name for name in names if "seeds" in name] == ["ReLU + RoPE, no positions, patch2 (2 of 5 seeds)"]
 
 
 def test_an_endless_interval_leaves_the_figure_with_an_arrow(nine):
     outcomes, comparison = nine
     gaps = comparison.gaps.assign(high=[1e6, *comparison.gaps["high"][1:]])
     axes = gap_closed(outcomes, dataclasses.replace(comparison, gaps=gaps)).axes[0]
-    assert axes.get_xlim()[1] < 20
+    assert axes.get_xlim()[1] < 2000
     assert [line.get_marker() for line in axes.lines].count(">") == 1
 
 
@@ -218,7 +245,7 @@ def test_names_beside_points_cover_nothing_and_stay_inside():
         names = [text for text in axes.texts if isinstance(text, Annotation)]
         boxes = [name.get_window_extent(renderer) for name in names]
         dots = [line for line in axes.lines if line.get_marker() not in ("None", None, "")]
-        assert len(names) >= 3 and len(dots) == 12
+        assert len(names) >= 1 and len(dots) == 12  # those of the other attentions are pale
         for place, box in enumerate(boxes):
             assert axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1)
             assert axes.bbox.containsy(box.y0) and axes.bbox.containsy(box.y1)
@@ -226,15 +253,22 @@ def test_names_beside_points_cover_nothing_and_stay_inside():
             assert not any(box.overlaps(dot.get_window_extent(renderer)) for dot in dots)
 
 
-def test_only_the_arms_on_a_front_are_named():
+def test_every_mark_is_named_or_in_a_legend():
     outcomes = made_up(FEW, images=100)
     fine = {"softmax": (0.95, 3.0), "relu": (0.90, 1.0), "relu_general": (0.89, 2.0)}
     runs = outcomes.runs.copy()
     runs["test/accuracy"] = runs["arm"].map(lambda arm: fine[arm][0])
     runs[list(COSTS)] = np.array([[fine[arm][1]] * len(COSTS) for arm in runs["arm"]])
-    outcomes = dataclasses.replace(outcomes, runs=runs)
-    for axes in tradeoffs(outcomes, compare(outcomes)).axes:
-        assert {text.get_text() for text in axes.texts} == {"softmax", "relu"}
+    apart = dataclasses.replace(outcomes, runs=runs)
+    figure = tradeoffs(apart, compare(apart))
+    named = [{text.get_text() for text in axes.texts} for axes in figure.axes]
+    assert not figure.legends and named == [{"no encoding"}, {"no encoding", "general RPE"}] * len(COSTS)
+    assert figure.axes[0].get_xscale() == "log" and figure.axes[0].get_xlim()[0] > 0
+
+
+def test_where_a_name_has_no_room_there_is_a_legend(twelve):
+    (legend,) = tradeoffs(*twelve).legends
+    assert {text.get_text().strip() for text in legend.get_texts()} >= {"ReLU + RoPE, no positions, patch2"}
 
 
 def test_the_twelve_variants_look_different_and_a_colour_is_an_attention():
@@ -260,7 +294,7 @@ def test_a_search_shows_its_best_finished_trial():
     epochs = outcomes.epochs.copy()
     epochs.loc[epochs["uid"] == "made-up-relu-t2", "val/accuracy"] = [0.1, 0.2, 0.3, 0.4, 0.5]
     curve = best_trials(dataclasses.replace(outcomes, trials=trials, epochs=epochs))
-    assert list(curve.loc[curve["arm"] == "relu", "middle"]) == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert list(curve.loc[curve["arm"] == "relu", "middle"]) == pytest.approx([10, 20, 30, 40, 50])
 
 
 def test_the_band_of_the_training_loss_holds_every_seed():
@@ -276,7 +310,11 @@ def test_an_attention_map_shows_the_asking_patch_in_multiples_of_uniform(cls, tm
     image = np.zeros((1, 8, 8), np.float32)
     image[0, 5, 3] = 1  # patch (1, 1) of the (2, 4) grid
     outcomes = with_attention(made_up(FEW, seeds=2, images=10), tmp_path, cls=cls, image=image)
-    maps = [axes.images[0].get_array() for axes in attention_maps(outcomes).axes if axes.get_title() in FEW]
+    maps = [
+        axes.images[0].get_array()
+        for axes in attention_maps(outcomes).axes
+        if axes.images and axes.get_title() != "image"
+    ]
     assert len(maps) == 3
     for shown in maps:
         assert shown.shape == (2, 4) and shown[1, 1] == shown.max() == 8

@@ -17,8 +17,8 @@ from erpe.bench.layers import SDPA, THEIRS
 from erpe.config import ATTENTIONS, VARIANTS, split_variant
 from erpe.errors import StoreError
 from erpe.report.charts import write
-from erpe.report.charts.costs import break_even
 from erpe.report.charts.style import INK, PALE, SMALL, blank, dress, marks
+from erpe.report.charts.tokens import break_even
 
 PANELS = {
     ("forward", "ms"): "forward, µs a token",

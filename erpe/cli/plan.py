@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from rich.table import Table
 from erpe.cli.tables import clock
 from erpe.datasets import Dataset
 from erpe.study.plan import Plan
+from erpe.study.toml_text import toml_lines
 from erpe.text import Terminal
 from erpe.training.own import given_path
 
@@ -35,22 +35,6 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
         rows[-1] |= {"own": own_axes(arm.variant, spec.space), "confirm": plan.confirm_spec(arm, config).epochs}
         rows[-1] |= cost(config)
     return rows
-
-
-def toml_lines(table: dict[str, Any], place: tuple[str, ...] = ()) -> list[str]:
-    """Return a table as TOML: values first, then the tables in it; a leaf table is a line."""
-    names = {key: key if key.isidentifier() else json.dumps(key) for key in table}
-    inner = {key: value for key, value in table.items() if isinstance(value, dict) and not place and value}
-    lines = [f"{names[key]} = {_toml(value)}" for key, value in table.items() if key not in inner]
-    for key, value in inner.items():
-        lines += ["", f"[{names[key]}]", *toml_lines(value, (*place, key))]
-    return lines
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + "}"
-    return json.dumps(value)
 
 
 def plan_table(plan: Plan, rows: list[dict[str, Any]], notes: list[str]) -> None:

@@ -55,6 +55,7 @@ def report(
     studies: Studies = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
     figures: Annotated[Path | None, typer.Option(help="Folder for the figures as PDF and SVG.")] = None,
+    font: Annotated[str, typer.Option(help="Of those figures: sans or serif.")] = "sans",
     against: Against = None,
     margin: Margin = None,
     store: StoreOption = STORE,
@@ -66,12 +67,13 @@ def report(
     from erpe.report.page import write_report
     from erpe.text import printable
 
+    font = one_of("font", font, ("sans", "serif"))
     outcomes = outcomes_of(studies, against, store, server)
     comparison = compared(outcomes, against, margin)
     written(output, lambda: write_report(outcomes, comparison, output))
     print(f"{printable(str(output))}: open it in a browser")
     if figures:
-        written(figures, lambda: save_all(outcomes, comparison, figures))
+        written(figures, lambda: save_all(outcomes, comparison, figures, font=font))
         print(f"{printable(str(figures))}: every figure as PDF and SVG")
 
 

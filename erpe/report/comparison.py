@@ -47,10 +47,12 @@ class Comparison:
     """A sentence a comparison; see `verdicts.verdicts`."""
     notes: tuple[str, ...]
     """What a reader should know: missing seeds, other versions, other devices; a line each."""
+    time_notes: tuple[str, ...] = ()
+    """Those of the notes that are about times and memory."""
 
     def only(self, study: str, dataset: str) -> Comparison:
         """Return the part that is about one study on one data set; the notes stay."""
-        tables = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "notes"}
+        tables = {field.name: getattr(self, field.name) for field in fields(self) if not field.name.endswith("notes")}
         own = {name: t[(t["study"] == study) & (t["dataset"] == dataset)] for name, t in tables.items()}
         return replace(self, **own)
 
@@ -76,6 +78,7 @@ def compare(outcomes: Outcomes, against: str | None = None, margin: float | None
         arms=outcomes.arms.assign(mark=_marks(outcomes)), summary=means, differences=pairs,
         gaps=gaps, ratios=time_ratios(outcomes), ranks=ranks(outcomes), friedman=friedman(outcomes),
         nemenyi=nemenyi(outcomes), verdicts=verdicts(outcomes.arms, pairs, gaps), notes=tuple(_notes(outcomes, means)),
+        time_notes=tuple(_time_notes(outcomes, means)),
     )  # fmt: skip
 
 
@@ -107,10 +110,14 @@ def _notes(outcomes: Outcomes, means: pd.DataFrame) -> list[str]:
     lines = [
         *outcomes.notes, *_other_versions(outcomes.runs), *_twice(outcomes.runs), *_one_seed(outcomes),
         *_missing_seeds(outcomes),
-        *_without_partner(outcomes.arms), *_budgets(outcomes.arms), *_devices(outcomes), *_untimed(outcomes),
-        *_busy(means), *_missing_measures(outcomes), *_no_predictions(outcomes),
+        *_without_partner(outcomes.arms), *_budgets(outcomes.arms), *_time_notes(outcomes, means),
+        *_missing_measures(outcomes), *_no_predictions(outcomes),
     ]  # fmt: skip
     return list(dict.fromkeys(lines))
+
+
+def _time_notes(outcomes: Outcomes, means: pd.DataFrame) -> list[str]:
+    return [*_devices(outcomes), *_untimed(outcomes), *_busy(means)]
 
 
 def _other_versions(runs: pd.DataFrame) -> Iterator[str]:

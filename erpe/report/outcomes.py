@@ -64,6 +64,10 @@ class Outcomes:
     """Study -> hardware, threads, versions and commit, in a line."""
     margins: dict[str, float] = field(default_factory=dict)
     """Study -> points of accuracy that it says are too few to matter."""
+    dates: dict[str, str] = field(default_factory=dict)
+    """Study -> the day on which its last run ended (UTC), as 2026-11-29."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Study -> its file, as text, without what is by default."""
     notes: tuple[str, ...] = ()
     """What a reader should know: unfinished arms, runs of another version; a line each."""
 
@@ -79,6 +83,8 @@ class Rows:
         self.made_with: dict[str, str] = {}
         self.margins: dict[str, float] = {}
         self.datasets: dict[str, Dataset] = {}
+        self.dates: dict[str, str] = {}
+        self.files: dict[str, str] = {}
         self.notes: list[str] = []
 
     def add_run(self, row: dict[str, Any]) -> None:
@@ -119,7 +125,8 @@ class Rows:
             frames[name] = frame.reindex(columns=[*columns.split(), *frame.columns.difference(columns.split())])
         return Outcomes(
             **frames, predictions=self.predictions, labels=self.labels, folders=self.folders,
-            made_with=self.made_with, margins=self.margins, datasets=self.datasets,
+            made_with=self.made_with, margins=self.margins, datasets=self.datasets, dates=self.dates,
+            files=self.files,
             notes=(*self.notes, *default_wins(self.tables["arms"])),
         )  # fmt: skip
 

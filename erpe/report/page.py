@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,24 +12,31 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from erpe import __version__
+from erpe.config import ENCODINGS
 from erpe.io import write_atomic
 from erpe.report.charts import CHARTS, parts
 from erpe.report.charts.captions import CAPTIONS, told
+from erpe.report.charts.data import DATA
 from erpe.report.comparison import Comparison
 from erpe.report.decisions import VERDICTS
+from erpe.report.grid import Row
+from erpe.report.labels import ENCODING
 from erpe.report.outcomes import Outcomes
-from erpe.report.protocol import protocol, search_table
-from erpe.report.summary import sentences
+from erpe.report.protocol import SearchTable, protocol, search_tables
+from erpe.report.summary import answer
 from erpe.report.svg import inline_svg
 from erpe.report.table_blocks import FAMILIES, Block, blocks
+from erpe.report.tables import as_csv
 
+COSTS = "What it costs"
+"""The section that warnings about times stand in."""
 SECTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "Differences": (("differences",), ("attention x encoding", *FAMILIES.values())),
+    "Differences": ((), tuple(FAMILIES.values())),
     "How much of the gap is closed": (("gap_closed",), ("gap closed",)),
     "Accuracy": (("accuracy", "critical_difference"), ("quality on the test set", "ranks by accuracy")),
-    "What it costs": (("tradeoffs", "cost_against_tokens"), ("size", "time and memory")),
+    COSTS: (("tradeoffs", "cost_against_tokens"), ("times as ratios to softmax", "size", "time and memory")),
     "Fit": (("criteria",), ("fit",)),
-    "Training": (("learning_curves",), ()),
+    "Search and training": (("search_effort", "learning_curves"), ()),
     "Where the models look": (("attention_maps",), ()),
 }
 """Heading -> its charts and its tables, in the order of the page."""
@@ -46,12 +54,19 @@ class Picture(NamedTuple):
     title: str
     text: str
     svg: Markup | None
+    name: str = ""
+    """Of the file with its data."""
+    data: str = ""
+    """They, as CSV in a data URL; empty: a figure of an image has none."""
 
 
 class Section(NamedTuple):
     """A heading and what is below it."""
 
     title: str
+    name: str
+    """What a link goes to."""
+    warnings: list[str]
     pictures: list[Picture]
     tables: list[Block]
 
@@ -60,10 +75,20 @@ class Study(NamedTuple):
     """One study on one data set."""
 
     title: str
+    name: str
+    """What a link goes to."""
+    facts: list[str]
+    """When, and the command that repeats it."""
+    file: str
+    """The study file in a data URL, or nothing."""
     answer: list[str]
+    encodings: list[str]
+    """Columns of the grid."""
+    grid: list[Row]
+    forest: Picture
     sections: list[Section]
     verdicts: dict[str, list[str]]
-    search: Block
+    search: list[Block]
     protocol: dict[str, str]
 
 
@@ -85,43 +110,75 @@ def page(outcomes: Outcomes, comparison: Comparison) -> str:
     )  # fmt: skip
     studies = [_study(place, *part) for place, part in enumerate(parts(outcomes, comparison).values(), 1)]
     found: str = environment.get_template("page.html.j2").render(
-        title=", ".join(dict.fromkeys(outcomes.arms["study"])), studies=studies, notes=comparison.notes,
-        version=__version__,
+        title=", ".join(dict.fromkeys(outcomes.arms["study"])), studies=studies, encoding_names=ENCODING,
+        notes=[note for note in comparison.notes if note not in comparison.time_notes], version=__version__,
     )  # fmt: skip
     return found
 
 
 def _study(place: int, outcomes: Outcomes, comparison: Comparison) -> Study:
-    study, dataset = outcomes.arms[["study", "dataset"]].iloc[0]
-    title = f"{study} on {dataset}"
+    study, dataset = map(str, outcomes.arms[["study", "dataset"]].iloc[0])
+    title, prefix = f"{study} on {dataset}", f"f{place}"
     tables = {block.title.removeprefix(f"{title}: "): block for block in blocks(comparison) if block.columns}
-    columns, rows = search_table(outcomes)
-    told = comparison.verdicts
+    tables.pop("attention x encoding", None)  # the first screen has it
+    words, said = comparison.verdicts, answer(comparison)
     return Study(
         title,
-        sentences(comparison),
-        list(_sections(f"f{place}", tables, outcomes, comparison)),
-        {MEANING[name]: list(told.loc[told["verdict"] == name, "text"]) for name in VERDICTS},
-        Block("Search and best configurations", columns, rows, [place > 0 for place in range(len(columns))], [], []),
+        prefix,
+        _facts(outcomes, study),
+        _download(outcomes.files[study], "application/toml") if study in outcomes.files else "",
+        said.sentences,
+        [name for name in ENCODINGS if any(name in row.cells for row in said.grid)],
+        said.grid,
+        _picture(prefix, "differences", outcomes, comparison),
+        list(_sections(prefix, tables, outcomes, comparison)),
+        {MEANING[name]: list(words.loc[words["verdict"] == name, "text"]) for name in VERDICTS},
+        [_searched(table) for table in search_tables(outcomes)],
         protocol(outcomes),
     )
 
 
+def _facts(outcomes: Outcomes, study: str) -> list[str]:
+    """When the study ended; its file and the commands that repeat it."""
+    ended = [f"Last run: {outcomes.dates[study]}"] if study in outcomes.dates else []
+    return [*ended, f"To repeat it: erpe study run {study}.toml; erpe report {study}"]
+
+
+def _searched(table: SearchTable) -> Block:
+    remarks = [f"the same for all: {table.fixed}"] if table.fixed else []
+    numbers = [place > 0 for place in range(len(table.columns))]
+    return Block(f"Search and best settings: {table.attention}", table.columns, table.rows, numbers, [], remarks)
+
+
 def _sections(prefix: str, tables: dict[str, Block], outcomes: Outcomes, comparison: Comparison) -> Iterator[Section]:
+    dataset = outcomes.arms["dataset"].iloc[0]
+    of_times = [note for note in comparison.time_notes if f" on {dataset}:" in note]
     for title, (charts, whats) in SECTIONS.items():
-        pictures = [_picture(f"{prefix}-{name}", name, outcomes, comparison) for name in charts]
-        yield Section(title, pictures, [_titled(what, tables.pop(what)) for what in whats if what in tables])
+        pictures = [_picture(prefix, name, outcomes, comparison) for name in charts]
+        shown = [_titled(what, tables.pop(what)) for what in whats if what in tables]
+        if pictures or shown:
+            yield Section(title, _id(prefix, title), of_times if title == COSTS else [], pictures, shown)
     if tables:
-        yield Section("More", [], [_titled(what, block) for what, block in tables.items()])
+        more = [_titled(what, block) for what, block in tables.items()]
+        yield Section("More", _id(prefix, "more"), [], [], more)
 
 
-def _picture(ids: str, name: str, outcomes: Outcomes, comparison: Comparison) -> Picture:
+def _id(*parts: str) -> str:
+    return re.sub("[^a-z0-9]+", "-", "-".join(parts).lower())
+
+
+def _download(text: str, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
+
+
+def _picture(prefix: str, name: str, outcomes: Outcomes, comparison: Comparison) -> Picture:
     words, figure = CAPTIONS[name], CHARTS[name](outcomes, comparison)
     if figure is None:
         return Picture(words.title, f"No figure: {words.missing}.", None)
     text = told(name, comparison)
-    drawn = inline_svg(figure, re.sub("[^a-z0-9]", "-", ids), f"{words.title}. {text} The tables have the numbers.")
-    return Picture(words.title, text, drawn)
+    drawn = inline_svg(figure, _id(prefix, name), f"{words.title}. {text} The tables have the numbers.")
+    data = _download(as_csv(DATA[name](outcomes, comparison)), "text/csv") if name in DATA else ""
+    return Picture(words.title, text, drawn, f"{name}.csv", data)
 
 
 def _titled(what: str, block: Block) -> Block:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,16 @@ from erpe.report.statistics import HIGHER_IS_BETTER
 
 KNOWN = {"study", "dataset", "arm", "variant", "attention", "encoding", "seed", "uid", *HIGHER_IS_BETTER}
 """Columns of runs that are no facts about machine or version."""
-Rows = list[list[str]]
+
+
+class SearchTable(NamedTuple):
+    """The searches of the arms of one attention."""
+
+    attention: str
+    columns: list[str]
+    rows: list[list[str]]
+    fixed: str
+    """Settings that no trial of the study varied."""
 
 
 def protocol(outcomes: Outcomes) -> dict[str, str]:
@@ -60,30 +69,37 @@ def _epochs(outcomes: Outcomes) -> tuple[str, str]:
     return told[0], told[1]
 
 
-def search_table(outcomes: Outcomes) -> tuple[list[str], Rows]:
-    """Columns and rows: how each arm was searched, its best trial's settings, and how many seeds confirm it.
+def search_tables(outcomes: Outcomes) -> list[SearchTable]:
+    """How each arm was searched and the best trial's settings: a table an attention, a column an arm.
 
-    A setting that is the same for every arm is in it, too: it is part of what was found.
+    Settings that no trial varied stand in `fixed`, in one line.
     """
     trials = outcomes.trials
     settings = [name for name in trials if "." in name and trials[name].notna().any()]
-    rows = []
-    for arm in outcomes.arms.to_dict("records"):
-        own = trials[trials["arm"] == arm["arm"]] if len(trials) else trials
-        states = own["state"].value_counts() if len(own) else {}
-        done = own[(own["state"] == "COMPLETE") & own["value"].notna()] if len(own) else own
-        best = done.loc[done["value"].idxmax()] if len(done) else {}
-        told = ", ".join(f"{count} {str(state).lower()}" for state, count in states.items())
-        rows.append(
-            [
-                str(arm["arm"]),
-                f"{arm['trials']} of {arm['trials_planned']}" + (f" ({told})" if told else ""),
-                f"{best['value']:.4f}" if len(best) else "-",
-                f"{arm['seeds']} of {arm['seeds_planned']}",
-                *(_value(best.get(name)) for name in settings),
-            ]
-        )
-    return ["arm", "trials", "best validation accuracy", "seeds", *settings], rows
+    varied = [name for name in settings if trials[name].dropna().astype(str).nunique() > 1]
+    fixed = [f"{name} {_value(trials[name].dropna().iloc[0])}" for name in settings if name not in varied]
+    found = []
+    for attention, arms in outcomes.arms.groupby("attention", sort=False):
+        columns = [_searched(arm, trials, varied) for arm in arms.to_dict("records")]
+        names = ["trials", "best validation accuracy %", "seeds", *varied]
+        rows = [[name, *cells] for name, *cells in zip(names, *columns, strict=True)]
+        found.append(SearchTable(str(attention), ["", *arms["arm"]], rows, ", ".join(fixed)))
+    return found
+
+
+def _searched(arm: dict[Any, Any], trials: pd.DataFrame, settings: list[str]) -> list[str]:
+    """The column of an arm: its trials by state, its best one, its seeds and the best one's settings."""
+    own = trials[trials["arm"] == arm["arm"]] if len(trials) else trials
+    states = own["state"].value_counts() if len(own) else {}
+    done = own[(own["state"] == "COMPLETE") & own["value"].notna()] if len(own) else own
+    best = done.loc[done["value"].idxmax()] if len(done) else {}
+    told = ", ".join(f"{count} {str(state).lower()}" for state, count in states.items())
+    return [
+        f"{arm['trials']} of {arm['trials_planned']}" + (f" ({told})" if told else ""),
+        f"{100 * best['value']:.2f}" if len(best) else "-",
+        f"{arm['seeds']} of {arm['seeds_planned']}",
+        *(_value(best.get(name)) for name in settings),
+    ]
 
 
 def _facts(runs: pd.DataFrame) -> list[str]:

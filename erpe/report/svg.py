@@ -9,6 +9,9 @@ import matplotlib
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
+GROWN = 1.4
+"""A page has more room than a paper: how much larger a figure may be there."""
+
 
 def inline_svg(figure: Figure, name: str, description: str) -> Markup:
     """`<svg role="img">` with `description` for those who do not see it; the same text for the same figure.
@@ -26,6 +29,8 @@ def inline_svg(figure: Figure, name: str, description: str) -> Markup:
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<metadata>.*?</metadata>", "", body, count=2, flags=re.DOTALL)
     body = re.sub(r'( id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", body).replace("xlink:href", "href")
     body = re.sub(r"font-family: [^;]*; ?", "", body)  # the page has one for all
+    width = GROWN * float(view[1].split()[2])
+    label = escape(description)
     return Markup(  # matplotlib has escaped what is in the figure
-        f'<svg role="img" aria-label="{escape(description)}" viewBox="{view[1]}" width="{view[1].split()[2]}pt">{body}'
+        f'<svg role="img" aria-label="{label}" viewBox="{view[1]}" width="{width:.1f}pt">{body}'
     )

@@ -75,11 +75,11 @@ TYPES = dict.fromkeys("table study dataset arm against against_study kind measur
 
 
 def _csv(comparison: Comparison) -> str:
-    """Quote a text that a spreadsheet would take for a formula begins with an apostrophe."""
-    return _as_csv(tidy(comparison))
+    return as_csv(tidy(comparison))
 
 
-def _as_csv(table: pd.DataFrame) -> str:
+def as_csv(table: pd.DataFrame) -> str:
+    """Return a table as CSV; a text that a spreadsheet would take for a formula begins with an apostrophe."""
     words = {name: table[name].map(_unformulated) for name in table if pd.api.types.is_string_dtype(table[name])}
     return table.assign(**words).to_csv(index=False)
 
@@ -102,7 +102,7 @@ def exports(outcomes: Outcomes, format: str) -> Iterator[tuple[str, str | bytes]
     for name in ("runs", "trials"):
         given = getattr(outcomes, name)
         table = given.convert_dtypes().assign(**given.select_dtypes("float"))  # 1.0 s stays a number with a point
-        yield name, _as_csv(table) if format == "csv" else table.to_parquet(index=False)
+        yield name, as_csv(table) if format == "csv" else table.to_parquet(index=False)
 
 
 def _json(comparison: Comparison) -> str:

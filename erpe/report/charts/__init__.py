@@ -17,8 +17,8 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from erpe.report.charts import costs, curves, forest, intervals
-from erpe.report.charts.style import INK, SMALL, blank, dress, marks
+from erpe.report.charts import costs, curves, effort, forest, intervals, tokens
+from erpe.report.charts.style import FONTS, FULL, INK, SMALL, blank, dress, marks
 from erpe.report.comparison import Comparison
 from erpe.report.outcomes import Outcomes
 from erpe.report.ranks import nemenyi_matrix
@@ -43,7 +43,7 @@ def critical_difference(outcomes: Outcomes, comparison: Comparison) -> Figure | 
     if p.empty:
         return None
     ranks, shown = table.loc[p.index], marks(outcomes.arms)
-    figure = blank(9.5, 1.2 + 0.3 * math.ceil(len(ranks) / 2))
+    figure = blank(FULL, 1.2 + 0.3 * math.ceil(len(ranks) / 2))
     axes = figure.add_subplot()
     drawn = scikit_posthocs.critical_difference_diagram(
         ranks, p, alpha=ALPHA, ax=axes, text_h_margin=0.02 * len(ranks),
@@ -57,6 +57,10 @@ def critical_difference(outcomes: Outcomes, comparison: Comparison) -> Figure | 
         elbow.set_clip_on(False)  # they reach beyond the first and the last rank
     for name in drawn["labels"]:
         name.set_color(INK)  # small text in a colour is hard to read
+        for arm in sorted(ranks.index, key=len, reverse=True):
+            if arm in name.get_text():
+                name.set_text(name.get_text().replace(arm, shown[arm].label))
+                break
     for round_marker in drawn["markers"]:
         round_marker.remove()
     for arm, rank in ranks.items():
@@ -81,7 +85,8 @@ CHARTS: dict[str, Chart] = {
     "learning_curves": lambda outcomes, comparison: curves.learning_curves(outcomes),
     "criteria": intervals.criteria,
     "attention_maps": lambda outcomes, comparison: curves.attention_maps(outcomes),
-    "cost_against_tokens": costs.cost_against_tokens,
+    "search_effort": lambda outcomes, comparison: effort.search_effort(outcomes),
+    "cost_against_tokens": tokens.cost_against_tokens,
 }
 """In the order of the page."""
 
@@ -104,11 +109,17 @@ def parts(outcomes: Outcomes, comparison: Comparison) -> dict[str, tuple[Outcome
 
 
 def save_all(
-    outcomes: Outcomes, comparison: Comparison, folder: Path, formats: Sequence[str] = ("pdf", "svg")
+    outcomes: Outcomes,
+    comparison: Comparison,
+    folder: Path,
+    formats: Sequence[str] = ("pdf", "svg"),
+    font: str = "sans",
 ) -> list[Path]:
     """Write every figure that can be drawn as `folder/NAME.FORMAT`, of several studies as `folder/STUDY/NAME.FORMAT`.
 
     Equal outcomes give equal files: no dates, no random names inside.
+    Args:
+        font: one of `FONTS`.
     Raises:
         OSError: the folder cannot be written.
     """
@@ -118,10 +129,12 @@ def save_all(
         place = folder / re.sub(r"[^\w-]", "_", study) if len(studies) > 1 else folder
         place.mkdir(parents=True, exist_ok=True)
         for name, chart in CHARTS.items():
-            if figure := chart(*part):
-                for kind in formats:
-                    written.append(place / f"{name}.{kind}")
-                    write(figure, written[-1])
+            with matplotlib.rc_context({"font.family": FONTS[font], "mathtext.fontset": "stix"}):
+                figure = chart(*part)
+                if figure:
+                    for kind in formats:
+                        written.append(place / f"{name}.{kind}")
+                        write(figure, written[-1])
     return written
 
 

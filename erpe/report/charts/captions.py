@@ -26,7 +26,7 @@ CAPTIONS = {
         "Paired differences",
         "Test accuracy of one arm minus that of the other, seed by seed, {n}. {bar} Shaded: the margin, differences "
         "that are too small to matter. Filled triangle: better or worse; square: equivalent within the margin; hollow "
-        "circle: undecided.",
+        "circle: undecided; an arrow where an interval goes on outside the figure.",
         "it needs two arms to compare",
     ),
     "accuracy": Caption(
@@ -36,16 +36,23 @@ CAPTIONS = {
     ),
     "tradeoffs": Caption(
         "Accuracy against its cost",
-        "Means, {n}. {bar} Grey steps: the Pareto front by the means, the arms that no other beats in both; they are "
-        "named where there is room. FLOPs and parameters are counted, the same for every seed.",
+        "Means, {n}. {bar} A column an attention; grey: the other ones. Times are ratios to softmax on the same seed, "
+        "on a logarithmic axis. FLOPs and parameters are counted, the same for every seed.",
         "no confirmed run has an accuracy and a cost",
     ),
     "gap_closed": Caption(
         "Gap closed",
-        "The part of the gap in test accuracy from a linear attention without encoding (0) to softmax (1) that an "
+        "The part of the gap in test accuracy from a linear attention without encoding (0) to softmax (100 %) that an "
         "encoding closes. Marker: ratio of the mean differences, {n}; an arrow where something lies outside the "
         "figure. Bar: Fieller's 95 % interval. {without}",
         "no gap is shown, or no encoding could close one",
+    ),
+    "search_effort": Caption(
+        "What more trials bring",
+        "Expected best validation accuracy of a search of so many trials (Dodge et al. 2019), of the trials that ended "
+        "with a value; one search an arm, so without interval. Still rising at its end: more trials would pay. Pale: "
+        "the other attentions.",
+        "no search has two trials that ended with a value",
     ),
     "critical_difference": Caption(
         "Critical differences",

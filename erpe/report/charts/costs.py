@@ -1,25 +1,19 @@
-"""Figures of what accuracy costs: against time, FLOPs and parameters, and attention's FLOPs against tokens."""
+"""The figure of what accuracy costs: against times, FLOPs and parameters."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from erpe.config import ModelConfig, defaults
-from erpe.datasets import DATASETS
-from erpe.model.flops import attention_cost
-from erpe.model.kernels import faster_method
 from erpe.report.charts.intervals import interval
 from erpe.report.charts.style import (
-    COLOURS,
-    INK,
+    FULL,
     PALE,
     SMALL,
     Mark,
@@ -31,79 +25,119 @@ from erpe.report.charts.style import (
     marks,
 )
 from erpe.report.comparison import Comparison
+from erpe.report.labels import ATTENTION
 from erpe.report.outcomes import Outcomes
-from erpe.report.ranks import pareto_front
+from erpe.report.ratios import TIMES
 
 COSTS = {
-    "time/inference_ms_per_image": "inference (ms an image, full batch)",
-    "time/train_seconds_per_epoch": "training (s an epoch)",
+    **{name: f"{what} time (softmax = 1)" for name, what in TIMES.items()},
     "flops/forward": "FLOPs of a forward pass (an image)",
     "params": "trainable parameters",
 }
 """Measure -> what its axis says."""
 
-SIDES = range(4, 65)
-"""Square grids of 16 to 4096 tokens."""
-TICKS = (16, 64, 256, 1024, 4096)
-
 
 def tradeoffs(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
-    """Test accuracy against each of `COSTS`, means over seeds with 95 % intervals, and the Pareto front: the arms that
-    none beats in both. The arms on a front are named where there is room. None without confirmed runs.
+    """Test accuracy against each of `COSTS`, means over seeds with 95 % intervals: a row a cost, a column an attention.
+
+    The other attentions are pale. Times are ratios to softmax, on a logarithmic axis. None without confirmed runs.
     """
-    accuracy = interval(comparison, "test/accuracy")
-    costs = {name: table for name in COSTS if not (table := interval(comparison, name)).empty}
+    accuracy = 100 * interval(comparison, "test/accuracy")[["mean", "low", "high"]]
+    costs = {name: table for name in COSTS if not (table := _cost(comparison, name)).empty}
     shown = {arm: mark for arm, mark in marks(outcomes.arms).items() if arm in accuracy.index}
     if not costs or not shown:
         return None
-    columns = min(2, len(costs))
-    width = 4.75 * columns
-    figure = blank(width, 3.2 * math.ceil(len(costs) / columns) + legend_height(shown, width))
-    panels = figure.subplots(math.ceil(len(costs) / columns), columns, squeeze=False, sharey=True).flatten()
-    fronts = {}
-    for axes, (name, cost) in zip(panels, costs.items(), strict=False):
+    attentions = list(dict.fromkeys(mark.attention for mark in shown.values()))
+    figure = blank(FULL, 1.55 * len(costs) + 0.3)
+    panels = figure.subplots(len(costs), len(attentions), squeeze=False, sharey=True, sharex="row")
+    drawn = []
+    for line, (name, cost) in zip(panels, costs.items(), strict=True):
         both = accuracy.join(cost.add_suffix("_cost"), how="inner").reindex([arm for arm in shown if arm in cost.index])
-        fronts[axes] = both, *_panel(axes, both, shown)
-        axes.set_xlabel(COSTS[name])
-        if not name.startswith("time/"):  # "200 m" ms would be no help
-            axes.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
-        axes.set_xlim(*_reach(fronts[axes][0], "_cost"))
-        dress(axes)
+        for axes, attention in zip(line, attentions, strict=True):
+            drawn.append((axes, *_panel(axes, both, shown, attention)))
+            dress(axes)
+        _scale(line[0], name, both)
+        line[len(line) // 2].set_xlabel(COSTS[name], fontsize=SMALL)
+        line[0].set_ylabel("test accuracy (%)", fontsize=SMALL)
+    for axes, attention in zip(panels[0], attentions, strict=True):
+        axes.set_title(ATTENTION.get(attention, attention), fontsize=SMALL)
     low, high = _reach(accuracy.loc[list(shown)], "")
-    panels[0].set_ylim(low, min(high, 1.0))
-    for axes in panels[len(costs) :]:
-        axes.set_axis_off()
-    for axes in figure.axes[::columns]:
-        axes.set_ylabel("test accuracy", fontsize=SMALL + 1)
-    legend_of(figure, shown)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # names must not move what they were placed by
-    for axes, (both, front, lines) in fronts.items():
-        points = {arm: (both.loc[arm, "mean_cost"], both.loc[arm, "mean"]) for arm in front}
-        direct_labels(axes, points, lines)
+    panels[0, 0].set_ylim(low, min(high, 100.0))
+    _name(figure, drawn, shown)
     return figure
 
 
-def _panel(axes: Axes, both: pd.DataFrame, shown: dict[str, Mark]) -> tuple[list[str], list[Line2D]]:
+def _name(figure: Figure, drawn: list[tuple[Axes, dict[str, tuple[float, float]], list[Line2D]]],
+          shown: dict[str, Mark]) -> None:  # fmt: skip
+    """Every mark by a name beside it; where one has no room, by a legend, too."""
+    figure.draw_without_rendering()
+    names = [direct_labels(axes, points, lines) for axes, points, lines in drawn]
+    if any(len(placed) < len(points) for placed, (_, points, _) in zip(names, drawn, strict=True)):
+        for name in (name for placed in names for name in placed):
+            name.remove()
+        figure.set_figheight(figure.get_figheight() + legend_height(shown, FULL))
+        legend_of(figure, shown)
+        figure.draw_without_rendering()
+        for axes, points, lines in drawn:
+            direct_labels(axes, points, lines)
+    figure.set_layout_engine("none")  # names must not move what they were placed by
+
+
+def _cost(comparison: Comparison, name: str) -> pd.DataFrame:
+    """Index arm; `mean`, `low`, `high` of a cost: of a time its ratio to softmax."""
+    if name not in TIMES:
+        return interval(comparison, name)[["mean", "low", "high"]]
+    table = comparison.ratios[comparison.ratios["measure"] == name].set_index("arm")
+    return table.rename(columns={"ratio": "mean"})[["mean", "low", "high"]]
+
+
+def _scale(axes: Axes, name: str, both: pd.DataFrame) -> None:
+    """The axis of a cost, the same in a row of panels."""
+    if name in TIMES:
+        ratios = both[[f"{end}_cost" for end in ("mean", "low", "high")]].stack().map(math.log)
+        room = 0.1 * (ratios.max() - ratios.min()) or 0.1
+        axes.set_xscale("log")
+        axes.set_xlim(math.exp(ratios.min() - room), math.exp(ratios.max() + 3 * room))
+        wide = ratios.max() - ratios.min() > math.log(12)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide else (1, 1.2, 1.5, 2, 3, 4, 5, 7)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
+        axes.set_xlim(*_reach(both, "_cost"))
+
+
+def _panel(
+    axes: Axes, both: pd.DataFrame, shown: dict[str, Mark], attention: str
+) -> tuple[dict[str, tuple[float, float]], list[Line2D]]:
     """Draw one panel.
 
     Args:
         both: index arm; `mean`, `low`, `high` of accuracy, and the same with `_cost`.
+        attention: whose arms are drawn and named; the others are pale.
     Returns:
-        The arms on the front, and the lines that a name must not cover.
+        Name -> place of each mark, and the lines that a name must not cover.
     """
-    lines: list[Line2D] = []
+    points, lines = {}, list[Line2D]()
     for arm, row in both.iterrows():
         mark = shown[str(arm)]
-        thin: dict[str, Any] = {"color": mark.colour, "linewidth": 0.9, "alpha": 0.4}
+        if mark.attention != attention:
+            pale: dict[str, Any] = {"marker": mark.marker, "markersize": 3.5, "color": PALE, "alpha": 0.7, "zorder": 1}
+            lines += axes.plot(row["mean_cost"], row["mean"], linestyle="none", **pale)
+            continue
+        thin: dict[str, Any] = {"color": mark.colour, "linewidth": 0.9, "alpha": 0.45}
         lines += axes.plot([row["mean_cost"]] * 2, [row["low"], row["high"]], **thin)
         lines += axes.plot([row["low_cost"], row["high_cost"]], [row["mean"]] * 2, **thin)
-        lines += axes.plot(row["mean_cost"], row["mean"], linestyle="none", zorder=3, clip_on=False, **mark.dot(7))
-    front = both[pareto_front(both["mean_cost"], both["mean"])].sort_values("mean_cost")
-    steps = np.repeat(front["mean_cost"], 2)[1:], np.repeat(front["mean"], 2)[:-1]
-    lines += axes.plot(*steps, color=PALE, linewidth=1.2, zorder=1)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    return [str(arm) for arm in front.index], lines
+        lines += axes.plot(row["mean_cost"], row["mean"], linestyle="none", zorder=3, clip_on=False, **mark.dot(5.5))
+        points[_short(mark)] = (row["mean_cost"], row["mean"])
+    return points, lines
+
+
+def _short(mark: Mark) -> str:
+    """A label without the attention, which the panel names: `RoPE, no positions`."""
+    own = ATTENTION.get(mark.attention, mark.attention)
+    return mark.label.removeprefix(own).removeprefix(" + ").removeprefix(", ") or "no encoding"
 
 
 def _reach(table: pd.DataFrame, which: str) -> tuple[float, float]:
@@ -114,86 +148,3 @@ def _reach(table: pd.DataFrame, which: str) -> tuple[float, float]:
     room = (means.max() - means.min()) / 2 or ends.max() - ends.min() or abs(means.max()) / 10 or 1.0
     low, high = max(ends.min(), means.min() - room), min(ends.max(), means.max() + room)
     return low - 0.25 * room, high + 0.25 * room
-
-
-def cost_against_tokens(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
-    """Closed-form FLOPs of one attention layer, all heads, forward, against the number of tokens: a panel for each
-    linear attention, softmax in each, and a mark where the linear one becomes cheaper. None without a linear one.
-
-    The layer has the default width and heads of the data set.
-    """
-    arms = outcomes.arms.drop_duplicates("variant").assign(arm=lambda table: table["variant"])
-    shown = marks(arms)
-    linear = list(dict.fromkeys(mark.attention for mark in shown.values() if mark.attention != "softmax"))
-    if not linear:
-        return None
-    dataset = str(outcomes.arms["dataset"].iloc[0])
-    softmax = layer_flops("softmax", dataset)
-    figure = blank(4.6 * len(linear) + 0.4, 4.0)
-    for axes, attention in zip(figure.subplots(1, len(linear), squeeze=False, sharey=True)[0], linear, strict=True):
-        axes.plot(*softmax.T, color=COLOURS["softmax"], linewidth=2.2, label="softmax")
-        for variant, mark in shown.items():
-            if mark.attention == attention:
-                name = variant + method_told(variant, dataset)
-                _line(axes, name, layer_flops(variant, dataset), softmax, mark)
-        axes.set(xscale="log", yscale="log", xlabel="tokens N", title=attention)
-        axes.set_xticks(TICKS, labels=[str(n) for n in TICKS])
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        dress(axes)
-        axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK, loc="upper left")
-    figure.axes[0].set_ylabel("FLOPs of an attention layer", fontsize=SMALL + 1)
-    return figure
-
-
-def layer_flops(variant: str, dataset: str) -> np.ndarray:
-    """(sides, 2): tokens N, and FLOPs of a forward pass of one attention layer, all heads, for one image."""
-    base, table = _layer(variant, dataset), []
-    for side in SIDES:
-        config = base.replace({"image": (1, side, side), "patch": 1})
-        table.append((side * side, attention_cost(config, side * side).forward))
-    return np.array(table)
-
-
-def method_told(variant: str, dataset: str) -> str:
-    """How a general encoding on linear attention is computed at `SIDES`: ` (dense)`, ` (dense, fft from 3364)`;
-    empty for the others, which have one way only.
-    """
-    config = _layer(variant, dataset)
-    if config.attention == "softmax" or config.encoding != "general":
-        return ""
-    m, d = config.feature_count(config.head_dim), config.head_dim
-    methods = {side * side: faster_method(side * side, m, d) if config.method == "auto" else config.method
-               for side in SIDES}  # fmt: skip
-    first, *others = dict.fromkeys(methods.values())
-    starts = [f", {other} from {min(n for n in methods if methods[n] == other)}" for other in others]
-    return f" ({first}{''.join(starts)})"
-
-
-def _layer(variant: str, dataset: str) -> ModelConfig:
-    return defaults(variant, dataset if dataset in DATASETS else next(iter(DATASETS))).model
-
-
-def break_even(flops: np.ndarray, softmax: np.ndarray) -> float | None:
-    """Return the N from which `flops` stay below `softmax`, both (sides, 2) as of `layer_flops`.
-
-    None if that never comes.
-    """
-    ahead = np.log(softmax[:, 1] / flops[:, 1])  # positive where the linear one is cheaper
-    if ahead[-1] <= 0:
-        return None
-    behind = np.flatnonzero(ahead <= 0)
-    if not behind.size:
-        return float(flops[0, 0])
-    last, tokens = int(behind[-1]), np.log(flops[:, 0])
-    part = -ahead[last] / (ahead[last + 1] - ahead[last])
-    return math.exp(tokens[last] + part * (tokens[last + 1] - tokens[last]))
-
-
-def _line(axes: Axes, name: str, flops: np.ndarray, softmax: np.ndarray, mark: Mark) -> None:
-    even = break_even(flops, softmax)
-    told = f"cheaper from N = {even:.0f}" if even else f"never cheaper up to {flops[-1, 0]:.0f}"
-    every = range(0, len(flops), 12)
-    axes.plot(*flops.T, label=f"{name}: {told}", **mark.line(markersize=3.5, markevery=list(every)))
-    if even:
-        height = np.exp(np.interp(math.log(even), np.log(softmax[:, 0]), np.log(softmax[:, 1])))
-        axes.plot(even, height, **mark.dot(9), zorder=4)

@@ -16,7 +16,8 @@ from matplotlib.ticker import MaxNLocator
 
 from erpe.errors import StoreError
 from erpe.io import read_arrays
-from erpe.report.charts.style import INK, PALE, SMALL, Mark, blank, dress, legend_height, legend_of, marks
+from erpe.report.charts.style import FULL, INK, PALE, SMALL, Mark, blank, dress, legend_height, legend_of, marks
+from erpe.report.labels import ATTENTION
 from erpe.report.outcomes import Outcomes
 
 ROW = 6
@@ -33,8 +34,8 @@ def learning_curves(outcomes: Outcomes) -> Figure | None:
     rows = [
         (label, curves)
         for label, curves in (
-            ("validation accuracy\nof the best trial", best_trials(outcomes)),
-            ("training loss (nats an image)\nof the confirmed runs", confirmed_losses(outcomes.epochs)),
+            ("validation accuracy (%)\nof the best trial", best_trials(outcomes)),
+            ("training loss (nats)\nof the confirmed runs", confirmed_losses(outcomes.epochs)),
         )
         if not curves.empty
     ]
@@ -43,8 +44,7 @@ def learning_curves(outcomes: Outcomes) -> Figure | None:
     present = {arm for _, curves in rows for arm in curves["arm"]}
     shown = {arm: mark for arm, mark in shown.items() if arm in present}
     attentions = list(dict.fromkeys(mark.attention for mark in shown.values()))
-    width = max(5.0, 3.2 * len(attentions))
-    figure = blank(width, 2.7 * len(rows) + legend_height(shown, width))
+    figure = blank(FULL, 1.9 * len(rows) + legend_height(shown, FULL))
     panels = figure.subplots(len(rows), len(attentions), squeeze=False, sharex="row", sharey="row")
     for line, (label, curves) in zip(panels, rows, strict=True):
         for axes, attention in zip(line, attentions, strict=True):
@@ -52,7 +52,7 @@ def learning_curves(outcomes: Outcomes) -> Figure | None:
             axes.set_xlabel("epoch")
         line[0].set_ylabel(label)
     for axes, attention in zip(panels[0], attentions, strict=True):
-        axes.set_title(attention)
+        axes.set_title(ATTENTION.get(attention, attention))
     for axes in panels.flat:
         dress(axes)
     legend_of(figure, shown, line=True)
@@ -60,14 +60,15 @@ def learning_curves(outcomes: Outcomes) -> Figure | None:
 
 
 def best_trials(outcomes: Outcomes) -> pd.DataFrame:
-    """`arm`, `epoch`, `middle`: validation accuracy of the finished trial with the highest value of each arm."""
+    """`arm`, `epoch`, `middle`: validation accuracy (%) of the finished trial with the highest value of each arm."""
     trials, epochs = outcomes.trials, outcomes.epochs
     if trials.empty or epochs.empty:
         return pd.DataFrame(columns=["arm", "epoch", "middle"])
     done = trials[(trials["state"] == "COMPLETE") & trials["value"].notna()].sort_values("number", kind="stable")
     best = done.loc[done.groupby("arm", sort=False)["value"].idxmax(), ["arm", "uid"]]
     curves = epochs[epochs["phase"] == "search"].merge(best, on=["arm", "uid"]).dropna(subset="val/accuracy")
-    return curves.rename(columns={"val/accuracy": "middle"})[["arm", "epoch", "middle"]].sort_values(["arm", "epoch"])
+    curves = curves.assign(middle=100 * curves["val/accuracy"])
+    return curves[["arm", "epoch", "middle"]].sort_values(["arm", "epoch"])
 
 
 def confirmed_losses(epochs: pd.DataFrame) -> pd.DataFrame:
@@ -118,7 +119,7 @@ def attention_maps(outcomes: Outcomes) -> Figure | None:
     scale = LogNorm(1 / most, most)  # white is uniform; what is negative, as rotated features can be, is darkest
     lines = _lines(shown)
     columns = 1 + max(map(len, lines))
-    figure = blank(max(4.0, 1.55 * columns + 0.8), 1.85 * len(lines))
+    figure = blank(FULL, 1.25 * FULL / columns * len(lines))
     panels = figure.subplots(len(lines), columns, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
@@ -127,7 +128,7 @@ def attention_maps(outcomes: Outcomes) -> Figure | None:
         for axes, arm in zip(row[1:], arms, strict=False):
             drawn = axes.imshow(maps[arm].clip(1 / most, most), cmap="RdBu_r", norm=scale, extent=(0, 1, 1, 0))
             axes.add_patch(_mark(at, examples[arm].grid))
-            axes.set_title(arm.replace("-", "\n"), fontsize=SMALL, color=INK)
+            axes.set_title(shown[arm].label.replace(" + ", "\n+ ").replace(", ", ",\n"), fontsize=SMALL, color=INK)
     bar = figure.colorbar(drawn, ax=list(panels.flat), shrink=0.7 if len(lines) > 1 else 1.0, aspect=25, pad=0.02)
     twos = [2.0**n for n in range(-5, 6) if 1 / most <= 2.0**n <= most]
     bar.set_ticks(twos, labels=[f"{two:g}" if two >= 1 else f"1/{1 / two:g}" for two in twos])

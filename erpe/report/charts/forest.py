@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from erpe.report.charts.style import INK, PALE, PAPER, SMALL, blank, dress
+from erpe.report.charts.style import FULL, INK, PALE, PAPER, SMALL, blank, dress
 from erpe.report.comparison import Comparison
 from erpe.report.forest import forest
+from erpe.report.labels import switched
 from erpe.report.outcomes import Outcomes
 from erpe.report.pairing import KINDS
 
@@ -23,10 +24,8 @@ VERDICT: dict[str, dict[str, Any]] = {
     "undecided": {"marker": "o", "color": "#7a7a7a", "markerfacecolor": PAPER},
 }
 """Mark and colour of each verdict, safe for colour-blind eyes."""
-ROW, HEADING = 0.24, 0.34
+ROW, HEADING = 0.19, 0.28
 """Inches of a difference and of a heading."""
-LETTER = 0.07
-"""Inches of a letter of either."""
 
 
 def differences(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
@@ -41,25 +40,23 @@ def differences(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
         return None
     groups = [(str(family), rows) for family, rows in table.groupby("family", sort=False)]
     inches = ROW * len(table) + HEADING * len(groups)
-    label = max(len(pair["label"] + _minus(pair)) for pair in table.to_dict("records"))
-    heading = max(len(_words(family, rows)) for family, rows in groups)
-    figure = blank(max(8.0, 0.6 + LETTER * (label + max(heading, 50))), 1.1 + inches)
+    figure = blank(FULL, 1.1 + inches)
     axes = figure.add_subplot()
-    ticks, height = {}, 0.0
+    ticks, height, limits = {}, 0.0, _limits(table)
     for family, rows in groups:
         height -= HEADING / ROW
         _heading(axes, height, _words(family, rows))
         top = height
         for pair in rows.to_dict("records"):
             height -= 1
-            ticks[height] = pair["label"] + _minus(pair)
-            _draw(axes, height, pair)
+            ticks[height] = _name(pair)
+            _draw(axes, height, pair, limits)
         margin = float(rows["margin"].iloc[0])
         axes.fill_betweenx([height - 0.5, top - 0.5], -margin, margin, color=PALE, alpha=0.35, linewidth=0, zorder=0)
     axes.axvline(0, color=INK, linewidth=1, zorder=1)
     axes.set_yticks(list(ticks), list(ticks.values()))
     axes.set_ylim(height - 0.7, 0)
-    axes.set_xlim(*_limits(table))
+    axes.set_xlim(*limits)
     axes.set_xlabel("difference in test accuracy (points)")
     dress(axes, grid="x")
     axes.tick_params(axis="y", length=0)
@@ -68,35 +65,51 @@ def differences(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
     return figure
 
 
-def _minus(pair: dict[Any, Any]) -> str:
-    against = pair["against_label"]
+def _name(pair: dict[Any, Any]) -> str:
+    """`ReLU + RoPE - ReLU`; switches that both have stand in the heading."""
+    name, against = pair["label"], pair["against_label"]
+    if " of " in pair["family"] and pair["kind"] != "switch":
+        name, against = (words.partition(",")[0] for words in (name, against))
     if pair["against_study"] != pair["study"]:
         against = f"{against} of {pair['against_study']}"
-    return f" \N{MINUS SIGN} {against}"
+    return f"{name} \N{MINUS SIGN} {against}"
 
 
 def _words(family: str, rows: pd.DataFrame) -> str:
     kind, _, which = family.partition(" ")
     words = f"{which.replace(' for ', ' instead of ')}" if kind == "switch" else KINDS[kind]
-    words += f" ({which.removeprefix('of ')})" if which and kind != "switch" else ""
+    of = (
+        switched(frozenset(which.removeprefix("of ").split(", ")))
+        if which and kind not in ("switch", "replacement")
+        else []
+    )
+    words += f" ({', '.join(of)})" if of else ""
     return f"{words[:1].upper()}{words[1:]}, n = {_seeds(rows['n'])} seeds"
 
 
 def _heading(axes: Axes, height: float, words: str) -> None:
-    axes.annotate(words, (0, height), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
-                  va="center", fontsize=SMALL + 0.5, fontweight="bold", color=INK)  # fmt: skip
+    note = axes.annotate(words, (0.005, height), xycoords=("figure fraction", "data"), va="center", fontsize=SMALL,
+                         fontweight="bold", color=INK, annotation_clip=False)  # fmt: skip
+    note.set_bbox({"facecolor": PAPER, "edgecolor": "none", "pad": 1})
+    note.set_in_layout(False)  # it may be longer than the names of the rows
 
 
 def _seeds(n: pd.Series) -> str:
     return f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
 
 
-def _draw(axes: Axes, height: float, pair: dict[Any, Any]) -> None:
+def _draw(axes: Axes, height: float, pair: dict[Any, Any], limits: tuple[float, float]) -> None:
+    """Mark and intervals; an arrow stands where one of these goes on outside of the limits."""
     look = VERDICT[pair["verdict"]]
     for low, high, width in (("images_low", "images_high", 0.9), ("low", "high", 2.6)):
         axes.plot([pair[low], pair[high]], [height, height], color=look["color"], linewidth=width,
                   solid_capstyle="butt")  # fmt: skip
-    axes.plot(pair["points"], height, linestyle="none", markersize=6.5, markeredgewidth=1.2, zorder=3, **look)
+    for end, marker, ends in ((limits[0], "<", ("low", "images_low")), (limits[1], ">", ("high", "images_high"))):
+        beyond = [pair[name] < end if marker == "<" else pair[name] > end for name in ends]
+        if any(beyond):
+            axes.annotate("", (end, height), (7 if marker == "<" else -7, 0), textcoords="offset points",
+                          arrowprops={"arrowstyle": "->", "color": look["color"], "linewidth": 1.4})  # fmt: skip
+    axes.plot(pair["points"], height, linestyle="none", markersize=6, markeredgewidth=1.2, zorder=3, **look)
 
 
 def _limits(table: pd.DataFrame) -> tuple[float, float]:
@@ -104,7 +117,7 @@ def _limits(table: pd.DataFrame) -> tuple[float, float]:
     margin = float(table["margin"].max())
     least, most = min(-margin, table["points"].min()), max(margin, table["points"].max())
     room = most - least
-    low, high = table["low"].min(), table["high"].max()
+    low, high = table[["low", "images_low"]].min(axis=None), table[["high", "images_high"]].max(axis=None)
     return max(least - room, min(least, low)) - 0.05 * room, min(most + room, max(most, high)) + 0.05 * room
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from erpe.report.charts.style import INK, SMALL, Mark, blank, dress, marks
+from erpe.report.charts.style import FULL, INK, SMALL, Mark, blank, dress, marks
 from erpe.report.comparison import Comparison
 from erpe.report.outcomes import Outcomes
 from erpe.report.pairing import sound_runs
 
+LANES = 4
+"""Rows of small dots above a mark."""
 POSSIBLE: dict[str, tuple[float | None, float | None]] = {
     "test/accuracy": (0, 1), "aic": (None, None), "bic": (None, None),
 }  # fmt: skip
@@ -29,20 +32,34 @@ def accuracy(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
     shown = {arm: mark for arm, mark in marks(outcomes.arms).items() if arm in table.index}
     if not shown:
         return None
-    figure = blank(8.0, 0.9 + 0.27 * (len(shown) + _breaks(shown)))
+    figure = blank(FULL, 0.6 + 0.27 * (len(shown) + _breaks(shown)))
     axes = figure.add_subplot()
     rows = _rows(axes, shown, _remarks(comparison))
-    for arm, seeds in sound_runs(outcomes).groupby("arm", sort=False)["test/accuracy"]:
+    _dots(axes, 100 * table, rows, shown)
+    runs = sound_runs(outcomes)
+    values = 100 * runs["test/accuracy"]
+    near = 0.012 * (max(values.max(), axes.get_xlim()[1]) - min(values.min(), axes.get_xlim()[0]))
+    for arm, seeds in values.groupby(runs["arm"], sort=False):
         if arm in rows:
-            axes.scatter(seeds, [rows[str(arm)] + 0.28] * len(seeds), s=9, color=shown[str(arm)].colour, alpha=0.55,
-                         linewidths=0)  # fmt: skip
-    _dots(axes, table, rows, shown)
-    axes.set_xlim(right=min(1.0, axes.get_xlim()[1]))
+            heights = [rows[str(arm)] + 0.26 + 0.13 * lane for lane in lanes(seeds.to_list(), near)]
+            axes.scatter(seeds, heights, s=7, color=shown[str(arm)].colour, alpha=0.7, linewidths=0)
+    axes.set_xlim(right=min(100.0, axes.get_xlim()[1]))
     for drawn in (*axes.lines, *axes.collections):
-        drawn.set_clip_on(False)  # a marker at 1 is whole
-    axes.set_xlabel("test accuracy")
+        drawn.set_clip_on(False)  # a marker at 100 is whole
+    axes.set_xlabel("test accuracy (%)")
     dress(axes, grid="x")
     return figure
+
+
+def lanes(values: Sequence[float], near: float) -> list[int]:
+    """A lane for each value, from 0, so that no two in one lane are nearer than `near`; at most `LANES` are used."""
+    found = [0] * len(values)
+    last = [-math.inf] * LANES
+    for place in sorted(range(len(values)), key=lambda place: values[place]):
+        free = [lane for lane in range(LANES) if values[place] - last[lane] >= near]
+        found[place] = free[0] if free else min(range(LANES), key=last.__getitem__)
+        last[found[place]] = values[place]
+    return found
 
 
 def criteria(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
@@ -55,7 +72,7 @@ def criteria(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
     shown = {arm: mark for arm, mark in marks(outcomes.arms).items() if arm in known}
     if not shown:
         return None
-    figure = blank(9.5, 0.9 + 0.27 * (len(shown) + _breaks(shown)))
+    figure = blank(FULL, 0.6 + 0.22 * (len(shown) + _breaks(shown)))
     for axes, (name, table) in zip(figure.subplots(1, len(tables), squeeze=False, sharey=True)[0], tables.items(),
                                    strict=True):  # fmt: skip
         rows = _rows(axes, shown, _remarks(comparison))
@@ -73,7 +90,7 @@ def criteria(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
 
 def gap_closed(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
     """Draw the part of the gap between Performer and softmax that an encoding closes, with Fieller's interval; lines
-    stand at 0 (the Performer without encoding) and 1 (softmax).
+    stand at 0 (the Performer without encoding) and 100 % (softmax).
 
     Only gaps that are shown are drawn; None where none is.
     """
@@ -81,17 +98,18 @@ def gap_closed(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
     shown = {arm: mark for arm, mark in marks(outcomes.arms).items() if arm in gaps.index}
     if not shown:
         return None
-    figure = blank(8.0, 1.3 + 0.27 * (len(shown) + _breaks(shown)))
+    figure = blank(FULL, 0.8 + 0.22 * (len(shown) + _breaks(shown)))
     axes = figure.add_subplot()
     rows = _rows(axes, shown, _remarks(comparison))
+    gaps = gaps[["closed", "low", "high"]] * 100
     _dots(axes, gaps.rename(columns={"closed": "mean"}), rows, shown)
     axes.set_xlim(*_reach(gaps))
     _arrows(axes, gaps, rows, shown)
-    for place, name, side in ((0, "no encoding", "right"), (1, "softmax", "left")):
+    for place, name, side in ((0, "no encoding", "right"), (100, "softmax", "left")):
         axes.axvline(place, color=INK, linewidth=1, zorder=1)
         axes.annotate(name, (place, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
                       ha=side, va="bottom", fontsize=SMALL, color=INK)  # fmt: skip
-    axes.set_xlabel("part of the gap in test accuracy that is closed")
+    axes.set_xlabel("part of the gap in test accuracy that is closed (%)")
     dress(axes, grid="x")
     return figure
 
@@ -122,7 +140,7 @@ def _rows(axes: Axes, shown: Mapping[str, Mark], remarks: Mapping[str, str]) -> 
     for arm, mark in shown.items():
         height -= 1.6 if last and mark.attention != last else 1.0
         rows[arm], last = height, mark.attention
-    names = [f"{arm} ({remarks[arm]})" if arm in remarks else arm for arm in rows]
+    names = [shown[arm].label + (f" ({remarks[arm]})" if arm in remarks else "") for arm in rows]
     axes.set_yticks(list(rows.values()), names)
     axes.set_ylim(height - 0.7, -0.3)
     return rows
@@ -137,8 +155,8 @@ def _dots(axes: Axes, table: pd.DataFrame, rows: Mapping[str, float], shown: Map
 
 
 def _reach(gaps: pd.DataFrame) -> tuple[float, float]:
-    """Limits that show 0, 1 and every dot; intervals may be long and leave the figure."""
-    dots = [*gaps["closed"], 0.0, 1.0]
+    """Limits that show 0, 100 and every dot; intervals may be long and leave the figure."""
+    dots = [*gaps["closed"], 0.0, 100.0]
     room = 0.5 * (max(dots) - min(dots))
     ends = gaps[["low", "closed", "high"]].stack()
     low, high = min([*dots, *ends]), max([*dots, *ends])

@@ -1,6 +1,7 @@
-"""How an arm looks, the same in every figure of a study: colour is the attention, marker and dashes the encoding.
+"""How an arm looks, the same in every figure: colour and filling are the attention, marker and dashes the encoding.
 
-Arms that share a variant (`relu_rope-patch2`, `relu_rope-patch4`) differ in how their marker is filled.
+Arms that share a variant (`relu_rope-patch2`, `relu_rope-patch4`) differ in how their marker is filled. Figures are as
+wide as a column of a paper, or as both, and their text has 8 points.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from erpe.config import ATTENTIONS, ENCODINGS
+from erpe.report.labels import label
 
 COLOURS = {"softmax": "#0072b2", "favor": "#d55e00", "relu": "#009e73"}
 """Blue, vermilion and bluish green of Okabe and Ito."""
@@ -32,6 +34,8 @@ DASHES: dict[str, Any] = {
     "rope": (0, (1, 1)),
 }
 FILLS = ("full", "none", "left", "top", "right", "bottom")
+FIRST_FILL = {"softmax": 0, "favor": 1, "relu": 2}
+"""Of the first arm of a variant, in `FILLS`: without colours, too, one sees the attention."""
 EDGED = ("full", "left", "top", "right", "bottom")
 """For the seventh arm of a variant and those after it, whose markers have a dark edge."""
 
@@ -39,7 +43,11 @@ INK, PALE, PAPER = "#222222", "#b0b0b0", "#fefefe"
 """Text and axes, grid and context, background. The page swaps exactly these colours in the dark."""
 
 SMALL = 8.0
-"""Points of the text in a figure that is shown at its natural size."""
+"""Points of the text in a figure."""
+COLUMN, FULL = 3.3, 6.8
+"""Inches of one and of both columns of a paper."""
+FONTS = {"sans": ["DejaVu Sans"], "serif": ["STIXGeneral", "DejaVu Serif"]}
+"""Of figures for a paper; matplotlib brings them."""
 
 
 class Mark(NamedTuple):
@@ -53,6 +61,8 @@ class Mark(NamedTuple):
     fill: str
     edge: str
     """Colour of the marker's edge."""
+    label: str
+    """What papers call the arm: `ReLU + RoPE`."""
 
     def line(self, **more: Any) -> dict[str, Any]:
         """Keywords of `Axes.plot` for a curve with markers."""
@@ -94,10 +104,17 @@ def marks(arms: pd.DataFrame) -> dict[str, Mark]:
             colour,
             MARKERS.get(row.encoding, "X"),
             DASHES.get(row.encoding, "-"),
-            (FILLS + EDGED)[turn % len(FILLS + EDGED)],
+            _fill(turn, FIRST_FILL.get(row.attention, 0)),
             INK if turn % len(FILLS + EDGED) >= len(FILLS) else colour,
+            label(row.arm, row.variant),
         )
     return found
+
+
+def _fill(turn: int, first: int) -> str:
+    """Of the `turn`-th arm of a variant."""
+    turn %= len(FILLS + EDGED)
+    return FILLS[(turn + first) % len(FILLS)] if turn < len(FILLS) else EDGED[turn - len(FILLS)]
 
 
 def blank(width: float, height: float) -> Figure:
@@ -117,7 +134,7 @@ def dress(axes: Axes, grid: str = "both") -> None:
         axes.grid(axis="both" if grid == "both" else "x" if grid == "x" else "y", color=PALE, alpha=0.4, linewidth=0.6)
     axes.set_axisbelow(True)
     for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
-        text.set(color=INK, fontsize=SMALL + 1)
+        text.set(color=INK, fontsize=SMALL)
 
 
 def legend_of(figure: Figure, shown: Mapping[str, Mark], line: bool = False) -> None:
@@ -125,7 +142,9 @@ def legend_of(figure: Figure, shown: Mapping[str, Mark], line: bool = False) -> 
     names, columns = _legend_grid(shown, figure.get_figwidth())
     nothing = Line2D([], [], linestyle="none", label=" ")
     handles = [
-        Line2D([], [], label=arm, **(shown[arm].line() if line else {"linestyle": "none", **shown[arm].dot()}))
+        Line2D(
+            [], [], label=shown[arm].label, **(shown[arm].line() if line else {"linestyle": "none", **shown[arm].dot()})
+        )
         if arm
         else nothing
         for arm in names
@@ -143,7 +162,7 @@ def legend_height(shown: Mapping[str, Mark], width: float) -> float:
 
 def _legend_grid(shown: Mapping[str, Mark], width: float) -> tuple[list[str], int]:
     """Names column by column, "" where nothing stands, and the number of columns."""
-    fit = max(1, int(width / (0.075 * max(map(len, shown), default=1) + 0.5)))
+    fit = max(1, int(width / (0.075 * max((len(mark.label) for mark in shown.values()), default=1) + 0.5)))
     attentions = list(dict.fromkeys(mark.attention for mark in shown.values()))
     groups = [[arm for arm, mark in shown.items() if mark.attention == name] for name in attentions]
     if not 1 < len(groups) <= fit:
@@ -159,10 +178,11 @@ def direct_labels(
 ) -> list[Annotation]:
     """Name points beside their markers where there is room: no name covers another or a line, or leaves the axes.
 
-    A point whose name fits nowhere stays without; the legend has it. Call it when limits and layout are final.
+    A point whose name fits nowhere stays without: is the list shorter, a legend is needed. Call it when limits and
+    layout are final.
 
     Args:
-        points: arm -> (x, y) in data.
+        points: name -> (x, y) in data.
         lines: markers and lines that no name may cover.
     """
     figure = axes.get_figure(root=True)
@@ -172,19 +192,19 @@ def direct_labels(
     taken = [box for line in lines for box in _boxes(line, figure.dpi / 72)]
     placed = []
     for arm, point in points.items():
-        label = axes.annotate(arm, point, xytext=(0, 0), textcoords="offset points", fontsize=SMALL - 1, color=INK)
+        name = axes.annotate(arm, point, xytext=(0, 0), textcoords="offset points", fontsize=SMALL - 1, color=INK)
         for across, up in _PLACES:
-            label.set(ha="left" if across > 0 else "right" if across < 0 else "center")
-            label.set(va="bottom" if up > 0 else "top" if up < 0 else "center")
-            label.xyann = (across, up)
-            box = label.get_window_extent(renderer)
+            name.set(ha="left" if across > 0 else "right" if across < 0 else "center")
+            name.set(va="bottom" if up > 0 else "top" if up < 0 else "center")
+            name.xyann = (across, up)
+            box = name.get_window_extent(renderer)
             within = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
             if within and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
-                placed.append(label)
+                placed.append(name)
                 break
         else:
-            label.remove()
+            name.remove()
     return placed
 
 
@@ -197,7 +217,7 @@ def _boxes(line: Line2D, scale: float) -> list[Bbox]:
 
 
 _AROUND = ((1, 0), (-1, 0), (0.7, 1), (-0.7, 1), (0.7, -1), (-0.7, -1), (0, 1), (0, -1))
-_PLACES = [(reach * x, reach * y) for reach in (6, 9, 13) for x, y in _AROUND]
+_PLACES = [(reach * x, reach * y) for reach in (5, 8, 12, 17) for x, y in _AROUND]
 """Offsets in points, the nearest first."""
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -179,6 +180,9 @@ def _read_study(rows: Rows, client: MlflowClient, uri: str, study: str, runs: li
     opened, shown = len(_tested(runs)), sum(run["study"] == study for run in rows.tables["runs"])
     rows.notes.append(f"{study}: {Openings(opened, opened - shown).told()}")
     rows.made_with[study] = describe(runs[-1].data.tags)
+    ended = [run.info.end_time for run in runs if run.info.end_time]
+    if ended:
+        rows.dates[study] = datetime.fromtimestamp(max(ended) / 1000, UTC).date().isoformat()
     margins = [run.data.tags["margin"] for run in runs if "margin" in run.data.tags]
     rows.margins[study] = Compare(margin=float(margins[-1])).margin if margins else Compare().margin
 

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from erpe.study.plan import Plan
 from erpe.study.records import StudyRecord, TrialRecord, arm_of, grouped, read_studies
 from erpe.study.search_space import NO_AXES, own_axes
 from erpe.study.spec import CONTRACT
+from erpe.study.toml_text import toml_lines
 
 
 def load(store: Store, studies: Sequence[str] = ()) -> Outcomes:
@@ -69,6 +71,11 @@ def _read_study(rows: Rows, plan: Plan, members: list[StudyRecord], store: Store
     if isinstance(plan.dataset, Dataset):
         rows.datasets[plan.dataset.name] = plan.dataset
     rows.margins[plan.name] = plan.compare.margin
+    ended = [trial.ended for member in members for trial in member.trials if trial.ended]
+    if ended:
+        rows.dates[plan.name] = max(ended).astimezone(UTC).date().isoformat()
+    if not isinstance(plan.dataset, Dataset):  # the place of own images is no fact of a study
+        rows.files[plan.name] = "\n".join(toml_lines(plan.model_dump(mode="json", exclude_defaults=True))) + "\n"
     rows.notes.append(f"{plan.name}: {openings(members, [arm.name for arm in plan.arms()]).told()}")
 
 
