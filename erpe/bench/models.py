@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 from erpe.bench.timing import compete, machine
 from erpe.config import TrialConfig, defaults
 from erpe.model import ViT, build
-from erpe.training.loop import compiled, pick_device
+from erpe.training.compilation import compiled
+from erpe.training.loop import pick_device
 from erpe.training.precision import autocast, pick_precision
 
 

@@ -133,19 +133,15 @@ class CirculantString(Rotary):
         return fourier_sines(self.size, self.block, like.dtype, like.device)
 
 
-@lru_cache(maxsize=64)
 def fourier_sines(size: int, block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """-2 sin f for each block and frequency 0 < f < block/2: 2 Im fft(c) is c times this.
 
     Returns:
         (D, P), in the order of the planes of `fourier_basis`.
     """
-    free = size // block * (2 - block % 2)
-    with torch.inference_mode(False):
-        return fourier_basis(size, block, dtype, device)[:, 1 : size - free : 2] * math.sqrt(2 * block)
+    return _fourier(size, block, dtype, device)[1]
 
 
-@lru_cache(maxsize=64)
 def fourier_basis(size: int, block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the real Fourier basis of block-circulant matrices, columns normalised.
 
@@ -155,6 +151,11 @@ def fourier_basis(size: int, block: int, dtype: torch.dtype, device: torch.devic
     Returns:
         (D, D) orthogonal: `(x @ basis)[2t], [2t+1]` are Re and Im of sqrt(2/block) fft(x)_f, f that of plane t.
     """
+    return _fourier(size, block, dtype, device)[0]
+
+
+@lru_cache(maxsize=64)
+def _fourier(size: int, block: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):  # a cached inference tensor could not be trained through later
         n = torch.arange(block, dtype=torch.float64, device="cpu")
         below = n[: (block + 1) // 2]
@@ -163,4 +164,5 @@ def fourier_basis(size: int, block: int, dtype: torch.dtype, device: torch.devic
         ones, signs = torch.ones_like(n), 1 - 2 * (n % 2)
         free = torch.stack([ones, signs][: 2 - block % 2], dim=1) / math.sqrt(block)
         columns = [torch.block_diag(*[part] * (size // block)) for part in (pairs, free)]
-        return torch.cat(columns, dim=1).to(device=device, dtype=dtype)
+        basis = torch.cat(columns, dim=1).to(device=device, dtype=dtype)
+        return basis, basis[:, 1 : columns[0].shape[1] : 2] * math.sqrt(2 * block)

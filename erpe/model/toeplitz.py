@@ -45,8 +45,36 @@ def toeplitz_dense(c: Tensor) -> Tensor:
         (H, N, N) with N = h w.
     """
     h, w = (c.shape[-2] + 1) // 2, (c.shape[-1] + 1) // 2
+    if torch.compiler.is_compiling():  # windows would get a gradient of atomic additions, in no fixed order
+        rows = _diagonals(c, w).permute(0, 2, 3, 1)               # (H, x, x', 2h-1)
+        return _diagonals(rows, h).permute(0, 3, 1, 4, 2).reshape(-1, h * w, h * w)
     windows = c.unfold(-2, h, 1).unfold(-2, w, 1)                 # (H, h, w, h, w)  starting at the last query
     return windows.flip(-4, -3).reshape(-1, h * w, h * w)         # (H, N, N)
+
+
+def _diagonals(c: Tensor, n: int) -> Tensor:
+    """The Toeplitz matrix of n queries and n keys on a line: (.., 2n-1) -> (.., n, n)."""
+    many = c[..., None, :].expand(*c.shape[:-1], n, 2 * n - 1).flatten(-2)
+    return pad(many, (0, n)).unflatten(-1, (n, 2 * n))[..., :n].flip(-2)            # each row begins one later
+
+
+def offset_sums(x: Tensor) -> Tensor:
+    """Sum what belongs to one offset: the transpose of `toeplitz_dense`, also of parts of the grid.
+
+    Args:
+        x: (H, y, x, y', x'), queries of y whole rows and keys of y'; x = x' = w.
+    Returns:
+        (H, y + y' - 1, 2w-1), offsets from first key less last query to last key less first query.
+    """
+    lines = _along_diagonals(x.transpose(2, 3))                   # (H, y, y', 2w-1)
+    return _along_diagonals(lines.permute(0, 3, 1, 2)).mT
+
+
+def _along_diagonals(x: Tensor) -> Tensor:
+    """Sums along diagonals: (.., a, b) -> (.., a + b - 1), the lower left corner first."""
+    a, b = x.shape[-2:]
+    rows = pad(x.flip(-2), (0, a)).flatten(-2)[..., : a * (a + b - 1)]              # each row begins one later
+    return rows.unflatten(-1, (a, a + b - 1)).sum(-2)
 
 
 def toeplitz_matmul(c: Tensor, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:

@@ -4,7 +4,8 @@
 
 An epoch begins by stacking what the trainers have and ends by giving it back: between epochs nothing is packed, so
 trials come and go, and their checkpoints are those of any other trial. What differs between trials is a vector over
-the pack (the settings of the optimiser) or is drawn by each trial in its turn (all randomness). Not compiled.
+the pack (the settings of the optimiser) or is drawn by each trial in its turn (all randomness). The models are compiled
+as one where a trial alone would be.
 
 A step is dearer by what batching costs and cheaper by the calls it saves, so packs pay where models are small.
 Measured by `erpe bench pack` as processor time of one thread of an AMD EPYC that was busy (torch 2.13, float32,
@@ -23,16 +24,18 @@ measured.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Generator, Tensor
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, one_hot
 
 from erpe.errors import TrialError
-from erpe.model.vit import Drop
+from erpe.model.vit import Drop, ViT
+from erpe.training.compilation import Compiled, is_wanted
 from erpe.training.loop import CHECK_EVERY, OnStep, Trainer, check_finite
 from erpe.training.precision import autocast
 from erpe.training.vmap_attention import Fold
@@ -122,6 +125,12 @@ class Pack:
             for t in trainers
         ]
         self.buffers = differing([dict(t.model.named_buffers()) for t in trainers])
+        first = trainers[0]
+        if first.packed is None:  # kept: a pack is of one epoch
+            plain = together(first.model, layout)
+            wanted = is_wanted(first.config.train, first.device)
+            first.packed = Compiled(plain, first.model, first.warn) if wanted else plain
+        self.models = first.packed
 
     def epoch(self, epochs: list[int], on_step: OnStep | None = None) -> list[dict[str, float] | TrialError]:
         """Train epoch `epochs[k]` (from 0) of each trial k.
@@ -162,10 +171,11 @@ class Pack:
         """One step of AdamW of each trial, on images at places of its own; returns the losses (K,) on the device."""
         images, targets, noise = self._inputs(given, dice)
         targets = targets + plan.smoothing * (1 / targets.shape[-1] - targets)  # (K, B, classes)
-        model, replaced = self.trainers[0].model, self.layout.parts(self.weights) | self.buffers | noise
-        with autocast(self.trainers[0].precision, self.device):
-            with Fold():
-                logits = vmap(lambda tensors, x: functional_call(model, tensors, (x,)))(replaced, images)
+        first = self.trainers[0]
+        full = images.shape[1] == first.config.train.batch
+        models = self.models if full else together(first.model, self.layout)
+        with autocast(first.precision, self.device):
+            logits = models(images, self.weights, self.buffers | noise)
             each = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(0, 1), reduction="none")
         loss = each.view(targets.shape[:2]).mean(1)  # (K,)
         (gradient,) = torch.autograd.grad(loss.sum(), self.weights)
@@ -230,6 +240,19 @@ class Pack:
                 for old, new in zip(trainer.final.buffers(), trainer.model.buffers(), strict=True):
                     old.copy_(new)
                 trainer.averaged.n_averaged += trainer.steps
+
+
+def together(model: ViT, layout: Layout) -> Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]:
+    """K models as one: images (K, B, ..), weights (K, P) and what else differs, by name -> logits (K, B, classes)."""
+
+    def call(images: Tensor, weights: Tensor, others: dict[str, Tensor]) -> Tensor:
+        tensors = layout.parts(weights) | others
+        with sdpa_kernel(SDPBackend.MATH) if torch.compiler.is_compiling() else Fold():
+            mapped = vmap(lambda own, x: functional_call(model, own, (x,)))
+            logits: Tensor = mapped(tensors, images)
+            return logits
+
+    return call
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

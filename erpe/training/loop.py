@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import math
 import time
 import warnings
@@ -18,8 +17,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from erpe.config import TrainConfig, TrialConfig
 from erpe.errors import ConfigError, TrialError, either
 from erpe.model import ViT
-from erpe.text import first_line
 from erpe.training.augment import augmentation, mixing
+from erpe.training.compilation import Compiled, Warn, compiled
 from erpe.training.data import Images, batches, normalise
 from erpe.training.precision import autocast, pick_precision
 
@@ -28,9 +27,6 @@ CHECK_EVERY = 50
 
 OnStep = Callable[[int, int], None]
 """Called with the steps done and all steps of the epoch."""
-
-Warn = Callable[[str], None]
-"""Called with what someone should know: a line."""
 
 DEVICES = ("cpu", "cuda", "mps")
 """Kinds of devices; a number may follow, as in cuda:1."""
@@ -87,6 +83,16 @@ class Trainer:
             self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema))
         self.augment, self.mix = augmentation(config.data), mixing(config.data)
         self.forward = compiled(model, train, device, warn)
+        self.evaluated = self.forward if self.final is model else compiled(self.final, train, device, warn)
+        """`final`, perhaps compiled."""
+        self.packed: Callable[..., Tensor] | None = None
+        """Several models of this shape as one, made by the first pack that this trainer leads."""
+        self.warn = warn
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the model runs as one graph: asked for, and nothing was in the way."""
+        return isinstance(self.forward, Compiled) and self.forward.fast is not None
 
     @property
     def final(self) -> ViT:
@@ -221,32 +227,3 @@ def check_finite(losses: list[Tensor], last_step: int) -> None:
     if not all(finite):
         step = last_step - len(finite) + 1 + finite.index(False)
         raise TrialError(f"the loss of step {step} is not finite; use a smaller train.lr or train.clip_norm")
-
-
-def compiled(
-    model: ViT, train: TrainConfig, device: torch.device, warn: Warn = warnings.warn
-) -> Callable[[Tensor], Tensor]:
-    """Return the model, through torch.compile where asked for or, left to us, on CUDA with Triton at hand.
-
-    Measured on 2 CPU cores (Xeon-class, float32, 205k and 2.7M parameters): 6 to 19 % faster steps for 18 to 58 s
-    of compilation, so `auto` leaves the CPU alone. Where there is no compiler, or it fails, the model runs uncompiled,
-    with a warning.
-    """
-    triton = importlib.util.find_spec("triton") is not None
-    if train.compile == "off" or (train.compile == "auto" and not (device.type == "cuda" and triton)):
-        return model
-    fast: Callable[[Tensor], Tensor] | None = torch.compile(model)
-
-    def forward(images: Tensor) -> Tensor:
-        nonlocal fast
-        if fast is not None:
-            try:
-                return fast(images)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # torch names none of a compiler's; the model's own comes again below
-                warn(f"torch.compile: {first_line(error)}; the model runs without it, slower")
-                fast = None
-        return model(images)
-
-    return forward

@@ -136,7 +136,8 @@ class Trial:
             trained = self._train()
         found = {"epoch": float(len(self.history) + 1)} | trained
         if len(self.validation.labels):
-            logits = logits_of(self.trainer.final, self.validation, self.config.data.dataset)
+            trainer = self.trainer
+            logits = logits_of(trainer.final, self.validation, self.config.data.dataset, trainer.evaluated)
             measured = scores(logits, self.validation.labels, "val")
             found |= {name: measured[name] for name in ("val/loss", "val/accuracy")}
             if not math.isfinite(found["val/loss"]):
@@ -239,6 +240,7 @@ class Trial:
             "device": device_name(self.device),
             "threads": str(torch.get_num_threads()),
             "precision": self.trainer.precision,
+            "compiled": "yes" if self.trainer.is_compiled else "no",
         }
 
     def _write(self, name: str, content: object) -> None:

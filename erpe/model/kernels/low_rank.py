@@ -35,9 +35,13 @@ def terms_used(terms: int, grid: tuple[int, int]) -> int:
     return min(terms - 1 + terms % 2, offsets)
 
 
-@lru_cache(maxsize=16)
 def series(grid: tuple[int, int], terms: int, dtype: torch.dtype, device: torch.device) -> Series:
-    """Return the first `terms_used` terms of a grid's series."""
+    """Return the first `terms_used` terms of a grid's series, made once."""
+    return Series(*_series(grid, terms, dtype, device))
+
+
+@lru_cache(maxsize=16)
+def _series(grid: tuple[int, int], terms: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     h, w = grid
     pairs = (terms_used(terms, grid) - 1) // 2
     with torch.inference_mode(False):  # a cached inference tensor could not be trained through later
@@ -47,8 +51,8 @@ def series(grid: tuple[int, int], terms: int, dtype: torch.dtype, device: torch.
         offsets = _places(range(1 - h, h), range(1 - w, w)) @ frequency.T                     # (offsets, F)
         angle = _places(range(h), range(w)) @ frequency.T         # (N, F)
         weights = torch.cat([offsets.new_ones(len(offsets), 1), 2 * offsets.cos(), 2 * offsets.sin()], dim=1)
-        found = weights / len(offsets), torch.cat([angle.new_ones(h * w, 1), angle.cos(), angle.sin()], dim=1)
-        return Series(*(x.to(device=device, dtype=dtype) for x in found))
+        of_query = torch.cat([angle.new_ones(h * w, 1), angle.cos(), angle.sin()], dim=1)
+        return (weights / len(offsets)).to(dtype).to(device), of_query.to(dtype).to(device)
 
 
 def _places(rows: range, columns: range) -> Tensor:

@@ -24,7 +24,7 @@ from erpe.model.kernels.functions import (
     unfolded_mask,
 )
 from erpe.model.kernels.low_rank import fourier_product, series
-from erpe.model.kernels.tiles import dense_product, tiled_product, window_top
+from erpe.model.kernels.tiles import WHOLE, dense_product, tiled_product, window_top
 from erpe.model.toeplitz import Mask
 
 SPAN = 40.0
@@ -109,7 +109,8 @@ def _by_torch(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor, top: Tensor | None, phi: FeatureMap
 ) -> tuple[Tensor, Tensor]:
     top = window_top(bias).detach() if top is None else top
-    num, den = tiled_product(*phi(q, k), v, bias, top)
+    small = q.shape[2] <= WHOLE and torch.compiler.is_compiling()  # which knows itself what is worth keeping
+    num, den = (dense_product if small else tiled_product)(*phi(q, k), v, bias, top)
     return num / den[..., None], den
 
 

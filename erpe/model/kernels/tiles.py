@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from erpe.model.kernels.functions import again, bound, folded_mask, more_heads, repeated, slopes, unfolded_mask
-from erpe.model.toeplitz import toeplitz_dense
+from erpe.model.toeplitz import offset_sums, toeplitz_dense
 
 WHOLE = 1024
 """Largest number of tokens for which A is kept."""
@@ -197,9 +197,5 @@ def _add_offsets(table: Tensor, d_log_c: Tensor, first_query: int = 0, first_key
     """Add what belongs to one offset, from everywhere among these queries and keys, to its entry of the table."""
     h, w = _grid(table)
     d = d_log_c.unflatten(2, (-1, w)).unflatten(1, (-1, w))                         # (H, y, x, y', x')
-    lines = d.new_zeros(*d.shape[:2], d.shape[3], 2 * w - 1)                        # (H, y, y', x' - x)
-    for x in range(w):
-        lines[..., w - 1 - x : 2 * w - 1 - x] += d[:, :, x]
-    zero = first_key // w - first_query // w + h - 1
-    for y in range(d.shape[1]):
-        table[:, zero - y : zero - y + d.shape[3]] += lines[:, y]
+    first = first_key // w - first_query // w + h - d.shape[1]
+    table[:, first : first + d.shape[1] + d.shape[3] - 1] += offset_sums(d)

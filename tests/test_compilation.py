@@ -1,0 +1,101 @@
+"""torch.compile: one graph for each of the twelve, however many models a process had before."""
+
+import logging
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from trials import tiny
+
+from erpe.config import VARIANTS, ModelConfig, TrainConfig
+from erpe.model import build
+from erpe.training import compilation
+from erpe.training.compilation import compiled
+from erpe.training.trial import Trial
+
+CPU = torch.device("cpu")
+BASE = {"image": (1, 4, 4), "classes": 3, "patch": 2, "width": 8, "depth": 1, "heads": 2, "mlp_ratio": 1.0}
+SWITCHES = {
+    "softmax": {"pooling": "cls", "dropout": 0.1},
+    "softmax_general": {"pooling": "cls", "drop_path": 0.1, "normalize_qk": True},
+    "softmax_circulant": {"position": "sincos2d"},
+    "softmax_rope": {"rope": "mixed", "dropout": 0.1},
+    "favor": {"drop_path": 0.1, "features": 3},
+    "favor_general": {"pooling": "cls", "dropout": 0.1},
+    "favor_circulant": {"pooling": "cls", "drop_path": 0.1},
+    "favor_rope": {"rotary_placement": "post", "features": 4},
+    "relu": {"relu_projection": "orthogonal", "position": "none"},
+    "relu_general": {"pooling": "cls", "rank": 5, "drop_path": 0.1},
+    "relu_circulant": {"rotary_placement": "post", "dropout": 0.1},
+    "relu_rope": {"pooling": "cls", "dropout": 0.1, "drop_path": 0.1},
+}
+"""Of each variant another configuration."""
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """What torch would compile: how many operators each graph has. It runs as it is, and needs no compiler."""
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append(sum(node.op == "call_function" for node in graph.graph.nodes))
+        return graph.forward
+
+    monkeypatch.setattr(compilation, "BACKEND", backend)
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # pytest would ask for all of it
+    counters.clear()
+    return seen
+
+
+def images(count):
+    return torch.randn(count, *BASE["image"], generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.slow
+def test_each_of_twelve_configurations_in_a_process_has_one_graph_in_training_and_one_in_evaluation(graphs):
+    assert list(SWITCHES) == list(VARIANTS)
+    alive = []
+    for number, (variant, switches) in enumerate(SWITCHES.items(), 1):
+        model = build(ModelConfig(variant=variant, **BASE | switches))
+        forward = compiled(model, TrainConfig(compile="on"), CPU, pytest.fail)
+        alive.append(forward)  # as trials of a pack are
+        for count in (3, 2):  # the last batch of an epoch is shorter
+            assert forward(images(count)).shape == (count, 3)
+        with torch.no_grad():
+            model.eval()
+            for count in (3, 2):
+                torch.testing.assert_close(forward(images(count)), model(images(count)), rtol=1e-4, atol=1e-5)
+        assert len(graphs) == 2 * number, variant
+        assert max(graphs[-2:]) < 300, "tables of rotations are constants, not computed in each step"
+    assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", SWITCHES)
+def test_gradients_of_the_compiled_graph_are_those_of_the_model(graphs, monkeypatch, variant):
+    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
+    model = build(ModelConfig(variant=variant, **BASE | SWITCHES[variant] | {"dropout": 0.0, "drop_path": 0.0}))
+
+    def slopes(forward):
+        return torch.autograd.grad(forward(images(3)).square().sum(), [*model.parameters()])
+
+    found = slopes(compiled(model, TrainConfig(compile="on"), CPU, pytest.fail))
+    for one, other in zip(found, slopes(model), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["softmax_general", "favor_circulant"])
+def test_a_pack_is_one_graph_too_and_the_same_in_every_epoch(graphs, monkeypatch, tmp_path, variant):
+    def losses(name, wanted):
+        own = {"model.dropout": 0.1, "data.train_limit": 150, "model.depth": 1, "train.compile": wanted}
+        trials = [Trial(tiny(variant, own, seed=k), tmp_path / f"{name}-{k}") for k in range(2)]
+        for _ in range(2):
+            Trial.ahead(trials)
+            for trial in trials:
+                trial.epoch()
+        assert not any(trial.warning for trial in trials)
+        return [[epoch["train/loss"] for epoch in trial.history] for trial in trials]
+
+    torch.testing.assert_close(losses("compiled", "on"), losses("plain", "off"), rtol=1e-3, atol=1e-4)
+    assert len(graphs) == 3, "the pack, and each trial's evaluation"
