@@ -5,6 +5,8 @@ import uuid
 from collections import Counter
 from pathlib import Path
 
+os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: no machine of the tests has a GPU
+
 import pytest
 import scipy.linalg  # noqa: F401  its threads can be limited only once it is loaded
 import threadpoolctl

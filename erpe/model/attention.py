@@ -14,8 +14,8 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from erpe.config import AttentionConfig
 from erpe.errors import ConfigError, ShapeError
-from erpe.model.encoding import Encoding, GeneralRPE, Shape, full_precision
-from erpe.model.features import FavorFeatures, Features, ReluFeatures
+from erpe.model.encoding import Encoding, GeneralRPE, Shape
+from erpe.model.features import FavorFeatures, Features, ReluFeatures, full_precision
 from erpe.model.kernels import linear_attention, masked_attention
 from erpe.model.rotary import CirculantString, Rope
 
@@ -109,10 +109,10 @@ class Linear(Attention):
         """(B, H, N, D) twice and (B, H, N, Dv) -> (B, H, N, Dv)."""
         self.check(q, k, v)
         with torch.autocast(q.device.type, enabled=False):
-            return self.attend(*(full_precision(x) for x in (q, k, v))).to(v.dtype)
+            return self.attend(q, k, v).to(v.dtype)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """`forward` in full precision: (B, H, N, D) twice and (B, H, N, Dv) -> (B, H, N, Dv)."""
+        """(B, H, N, D) twice and (B, H, N, Dv) -> (B, H, N, Dv), in float32 at least or the precision of the inputs."""
         q, k, phi = self.features.prepare(q, k)
         mask, rotation = self.encoding.mask(), self.encoding.rotation(q)
         if mask is not None:

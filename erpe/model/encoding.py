@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from erpe.config import AttentionConfig
+from erpe.model.features import full_precision
 from erpe.model.grid import keep_grid
 from erpe.model.kernels.low_rank import series
 from erpe.model.rotation import Rotation
@@ -94,8 +95,3 @@ class GeneralRPE(Encoding):
 def zeros(*size: int) -> Tensor:
     """Zeros in float32 on the CPU, whatever torch's defaults are."""
     return torch.zeros(size, dtype=torch.float32, device="cpu")
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """At least float32: half precision loses angles and small weights."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

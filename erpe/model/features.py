@@ -13,6 +13,16 @@ from erpe.config import AttentionConfig
 KINDS = ("plain", "relu", "exp of query", "exp of key")
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """float32 in the place of half precision, which loses angles and small weights."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(wide(x.dtype))
+
+
 class Map(NamedTuple):
     """What makes features of numbers x: x + eps, max(x, 0) + eps, or e^(x - norm |x|^2 - top) + eps.
 
@@ -117,8 +127,8 @@ class Features(nn.Module):
     def prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, FeatureMap]:
         """(B, H, N, D) twice -> the vectors whose features are wanted, and the map."""
         if self.normalize:
-            q, k = normalize(q, dim=-1), normalize(k, dim=-1)
-        w = self.projection.to(q.dtype).T * self.scale if hasattr(self, "projection") else None
+            q, k = (normalize(full_precision(x), dim=-1) for x in (q, k))
+        w = self.projection.to(wide(q.dtype)).T * self.scale if hasattr(self, "projection") else None
         return q, k, FeatureMap(self.maps, w)
 
     def redraw(self, generator: Generator) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from erpe.config import AttentionConfig
-from erpe.model.encoding import Encoding, Shape, full_precision, zeros
+from erpe.model.encoding import Encoding, Shape, zeros
+from erpe.model.features import full_precision
 from erpe.model.rotation import Rotation
 
 

@@ -5,12 +5,12 @@
 
 Who computes what, all of it exact but for the series of `rank`:
 
-    | function         | float32 on a CPU, C compiler     | everything else                              |
-    |------------------|----------------------------------|----------------------------------------------|
-    | linear_attention | `kernels/linear.c` (linear.py);  | torch's operators (linear.py)                |
-    |                  | `after` the map: torch           |                                              |
-    | masked_attention | `kernels/masked.c` (masked.py)   | torch's operators, in tiles for long grids   |
-    |                  |                                  | (masked.py, tiles.py)                        |
+    | function         | float32 on a CPU, C compiler     | CUDA with Triton   | everything else           |
+    |------------------|----------------------------------|--------------------|---------------------------|
+    | linear_attention | `kernels/linear.c` (linear.py);  | gpu/linear.py, up  | torch's operators         |
+    |                  | `after` the map: torch           | to D = m = 64      | (linear.py)               |
+    | masked_attention | `kernels/masked.c` (masked.py)   | gpu/masked.py, up  | torch's operators, in     |
+    |                  |                                  | to Dv = m = 64     | tiles (masked.py, tiles.py)|
     | ... method=fft   | FFTs of each feature and value (fft.py), for very long grids                    |
     | ... rank=R       | a truncated Fourier series of C, of linear cost (low_rank.py)                   |
 
@@ -22,8 +22,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from erpe.model.features import FeatureMap
-from erpe.model.kernels import cpu, linear, masked
+from erpe.model.features import FeatureMap, full_precision
+from erpe.model.kernels import cpu, gpu, linear, masked
 from erpe.model.kernels.fft import fft_attention
 from erpe.model.kernels.masked import faster_method
 from erpe.model.rotation import Rotation
@@ -44,8 +44,11 @@ def linear_attention(
         rotation: of q and k, by their places; None: they stay.
         after: rotate the features instead, and in the numerator alone (RoFormer equation 19).
     Returns:
-        (B, H, N, Dv), in the precision of the inputs; features and both sums are never in less.
+        (B, H, N, Dv), in float32 or the precision of the inputs; features and both sums are never in less.
     """
+    if gpu.serves(q, k, v, phi.size(q)) and not after:
+        return gpu.ops.linear_product(q, k, v, phi, rotation)
+    q, k, v = (full_precision(x) for x in (q, k, v))
     if cpu.serves(q, k, v) and not after:
         return linear.compiled(q, k, v, phi, rotation)
     return linear.by_torch(q, k, v, phi, rotation, after)
@@ -64,8 +67,9 @@ def masked_attention(
         method: `dense` or `fft`, both exact; `auto`: the faster one.
         rank: number of terms to take of the Fourier series of C, which is then not exact; None: all of C.
     Returns:
-        (B, H, N, Dv), in the precision of the inputs.
+        (B, H, N, Dv), in float32 at least.
     """
+    q, k, v = (full_precision(x) for x in (q, k, v))
     if method == "auto":
         method = faster_method(q.shape[2], phi.size(q), v.shape[-1])
     if method == "fft" and not rank:

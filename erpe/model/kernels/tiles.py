@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from erpe.model.kernels import gpu
 from erpe.model.kernels.functions import again, bound, folded_mask, more_heads, repeated, slopes, unfolded_mask
 from erpe.model.toeplitz import offset_sums, toeplitz_dense
 
@@ -29,6 +30,9 @@ ENTRIES = {"cpu": 2**22, "cuda": 2**27}
 
 def tiled_product(phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
     """Numerators (B, H, N, Dv) and denominators (B, H, N), as `masked_product` takes its arguments."""
+    if gpu.serves(phi_q, phi_k, v, phi_q.shape[-1]):
+        found: tuple[Tensor, Tensor] = gpu.masked_ops.masked_forward(phi_q, phi_k, v, bias, top)
+        return found
     call = _forward if torch.jit.is_tracing() else _MaskedProduct.apply
     num, den, _ = call(phi_q, phi_k, v, bias, top)
     return num, den

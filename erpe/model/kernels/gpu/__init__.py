@@ -1,0 +1,48 @@
+"""Triton kernels for GPUs, where Triton is installed: linear.py and masked.py have them, `*launch.py` starts them,
+`*ops.py` makes operators of torch of them. They were never run on a GPU: see `tests/test_triton.py` for what is known.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+MOST = 64
+"""Of D, Dv and m: more do not fit in a program's registers and shared memory."""
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+AVAILABLE = torch.backends.cuda.is_built() and importlib.util.find_spec("triton") is not None
+
+if AVAILABLE:  # here: torch.compile wants to know operators before it reads a model
+    from erpe.model.kernels.gpu import masked_ops, ops  # noqa: F401
+
+WANTED = [True]
+"""Whether they are to be used at all: see `torch_only`."""
+
+
+@contextmanager
+def torch_only() -> Iterator[None]:
+    """In the block torch's operators do all of it: what the kernels are compared with."""
+    before, WANTED[0] = WANTED[0], False
+    try:
+        yield
+    finally:
+        WANTED[0] = before
+
+
+def serves(q: Tensor, k: Tensor, v: Tensor, m: int) -> bool:
+    """Whether the kernels take these: on CUDA, in float32 or half precision, not too many numbers and features m."""
+    if not AVAILABLE or not WANTED[0] or q.device.type != "cuda":
+        return False
+    fits = max(q.shape[-1], v.shape[-1], m) <= MOST
+    return fits and all(x.dtype in DTYPES for x in (q, k, v))
+
+
+def wide(n: int) -> int:
+    """The power of two, at least 16, that so many numbers fit in: what Triton's products take."""
+    return max(16, 1 << (n - 1).bit_length())

@@ -1,0 +1,97 @@
+"""Starts the kernels of masked.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from erpe.model.kernels.gpu import masked, wide
+
+BLOCK, PAIRS, WARPS = 32, 16, 4
+"""Queries, and keys, of a tile, of one where slopes of pairs are added over images, and the warps that a program has:
+no register is spilled. Never timed."""
+
+ENTRIES = 2**28
+"""So many pairs at most have slopes of their log-weights in memory at once."""
+
+PROGRAMS = 1024
+"""About so many programs add slopes of log-weights: images are split into parts until there are that many."""
+
+
+def forward(phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+    """Numerators (B, H, N, Dv) and denominators (B, H, N) in float32; arguments as for `tiles.tiled_product`."""
+    given = [x.contiguous() for x in (phi_q, phi_k, v, bias, top)]
+    num = torch.empty(v.shape, dtype=torch.float32, device=v.device)
+    den, shape = num.new_empty(v.shape[:3]), sizes(phi_q, v, bias)
+    masked.forward[blocks(phi_q)](*given, num, den, *shape, **constants(phi_q, v))
+    return num, den
+
+
+def backward(
+    phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor, d_num: Tensor, d_den: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Slopes of phi_q, phi_k, v and bias."""
+    given = phi_q, phi_k, v, bias, top, d_num, d_den = [
+        x.contiguous() for x in (phi_q, phi_k, v, bias, top, d_num, d_den)
+    ]
+    d_q, d_k, d_v = torch.empty_like(phi_q), torch.empty_like(phi_k), torch.empty_like(v)
+    shape, fixed = sizes(phi_q, v, bias), constants(phi_q, v)
+    masked.query_slopes[blocks(phi_q)](*given[1:], d_q, *shape, **fixed)
+    masked.key_slopes[blocks(phi_q)](*given, d_k, d_v, *shape, **fixed)
+    return d_q, d_k, d_v, bias_slopes(given, shape, fixed)
+
+
+def bias_slopes(given: list[Tensor], shape: tuple[int, ...], fixed: dict[str, Any]) -> Tensor:
+    """Those of the log-weights (H, 2h-1, 2w-1): over images in the kernel, over pairs of one offset here."""
+    images, (heads, n, h, w, *_) = len(given[0]), shape
+    total = torch.zeros_like(given[3])
+    tiles = -(-n // PAIRS)
+    rows = min(h, max(1, ENTRIES // (heads * n * w)))             # of the grid, at once
+    for first in range(0, h, rows):
+        some = min(rows, h - first)
+        grid = -(-some * w // PAIRS) * tiles
+        part = -(-images // min(images, -(-PROGRAMS // (grid * heads))))
+        parts = -(-images // part)
+        d_log_c = total.new_empty(parts, heads, some * w, n)
+        masked.pair_slopes[(grid, heads, parts)](
+            *given, d_log_c, images, heads, part, first * w, some * w, *shape[1:],
+            **fixed | {"BLOCK": PAIRS},
+        )  # fmt: skip
+        d_offsets = by_offset(d_log_c.sum(0), w)                  # (H, some + h - 1, 2w-1)
+        start = h - first - some
+        total[:, start : start + some + h - 1] += d_offsets
+    return total
+
+
+def by_offset(d_log_c: Tensor, w: int) -> Tensor:
+    """Sums over the pairs of one offset: (H, rows w, h w) -> (H, rows + h - 1, 2w-1), the last row of queries first."""
+    d = d_log_c.unflatten(2, (-1, w)).unflatten(1, (-1, w)).transpose(2, 3)         # (H, y, y', x, x')
+    lines = diagonals(d)                                          # (H, y, y', x' - x)
+    return diagonals(lines.permute(0, 3, 1, 2)).transpose(1, 2)   # (H, y' - y, x' - x)
+
+
+def diagonals(d: Tensor) -> Tensor:
+    """Sums along the diagonals of matrices (.., a, b) -> (.., a + b - 1), the lowest first, without a loop."""
+    a, b = d.shape[-2:]
+    skewed = pad(d.flip(-2), (0, a)).flatten(-2)[..., : a * (a + b - 1)]            # each row one further to the right
+    return skewed.unflatten(-1, (a, a + b - 1)).sum(-2)
+
+
+def sizes(phi_q: Tensor, v: Tensor, bias: Tensor) -> tuple[int, ...]:
+    """heads, n, h, w, m, dv."""
+    h, w = ((side + 1) // 2 for side in bias.shape[1:])
+    return phi_q.shape[1], phi_q.shape[2], h, w, phi_q.shape[3], v.shape[3]
+
+
+def blocks(phi_q: Tensor) -> tuple[int, int]:
+    """A program for each block of tokens of each image's head."""
+    return phi_q.shape[0] * phi_q.shape[1], -(-phi_q.shape[2] // min(wide(phi_q.shape[2]), BLOCK))
+
+
+def constants(phi_q: Tensor, v: Tensor) -> dict[str, Any]:
+    """What the kernels are compiled for."""
+    block = min(wide(phi_q.shape[2]), BLOCK)
+    return {"M": wide(phi_q.shape[3]), "DV": wide(v.shape[3]), "BLOCK": block, "num_warps": WARPS}

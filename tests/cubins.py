@@ -1,0 +1,90 @@
+"""Triton kernels as machine code for GPUs that are not here: registers, and bytes that do not fit in them.
+
+python tests/cubins.py     prints a row for each kernel of `CASES`: name, capability, registers, bytes spilled
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HALF = ("q", "k", "v", "y", "d_y", "d_q", "d_k", "d_v")
+POINTERS = {*HALF, *"sums z values top d_sums d_z bias num den phi_q phi_k d_num d_den d_log_c".split()}
+NUMBERS = ("eps", "q_eps", "k_eps", "norm")
+
+
+def sizes(exp: bool, projected: bool, d: int, m: int) -> dict:
+    return {"EXP": exp, "PROJECTED": projected, "D": d, "DV": d, "M": m, "BLOCK": 16, "num_warps": 4}
+
+
+RELU, FAVOR, LARGEST = sizes(False, False, 32, 32), sizes(True, True, 32, 64), sizes(True, True, 64, 64)
+MASKED = {"M": 64, "DV": 32, "BLOCK": 32, "num_warps": 4}
+CASES = [
+    ("linear.forward", "relu", RELU, 90),
+    ("linear.backward", "relu", RELU, 90),
+    ("linear.forward", "favor", FAVOR, 90),
+    *[("linear.backward", "favor", FAVOR, capability) for capability in (80, 90, 100)],
+    ("linear.backward", "favor, D = 64", LARGEST, 80),
+    ("masked.forward", "general", MASKED, 90),
+    ("masked.key_slopes", "general", MASKED, 80),
+    ("masked.pair_slopes", "general", MASKED | {"BLOCK": 16}, 90),
+]
+
+
+def compiled(kernel, constants: dict, capability: int):
+    """A kernel for pointers to bfloat16 where `HALF` names them, else float32; strides are multiples of 16, as torch's
+    are at usual head sizes."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, attributes, pointers = {}, {}, POINTERS | ({"w"} if "PROJECTED" in constants else set())
+    for place, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in pointers:
+            signature[name] = "*bf16" if name in HALF else "*fp32"
+        else:
+            signature[name] = "fp32" if name in NUMBERS else "i32"
+        if name in pointers or re.search(r"_(image|head|row)$", name):
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    fixed = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    source, options = ASTSource(kernel, signature, fixed, attributes), {"num_warps": constants["num_warps"]}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def resources(ptx: str, capability: int) -> tuple[int, int]:
+    """Registers of a thread, and bytes that are spilled, as NVIDIA's assembler reports them."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    tool = tools / ("ptxas-blackwell" if capability >= 100 else "ptxas")
+    target = re.search(r"\.target (\w+)", ptx)[1]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        command = [tool, "-v", f"--gpu-name={target}", source, "-o", Path(folder) / "kernel.cubin"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", said))
+    return int(re.search(r"Used (\d+) registers", said)[1]), spilled
+
+
+def report(case: tuple) -> list:
+    """A case's row."""
+    from erpe.model.kernels.gpu import linear, masked
+
+    name, what, constants, capability = case
+    module, _, function = name.partition(".")
+    kernel = compiled(getattr({"linear": linear, "masked": masked}[module], function), constants, capability)
+    return [name, what, capability, *resources(kernel.asm["ptx"], capability), kernel.metadata.shared]
+
+
+if __name__ == "__main__":
+    assert not os.environ.get("TRITON_INTERPRET"), "the interpreter has nothing to compile"
+    chosen = [case for case in CASES if not sys.argv[1:] or sys.argv[1] in case[0]]
+    with ThreadPoolExecutor(2) as pool:
+        print(json.dumps(list(pool.map(report, chosen))))

@@ -1,0 +1,270 @@
+"""Kernels for GPUs on a machine without one: what they compute, in Triton's interpreter (see conftest.py), and what
+compilers make of them. None of this says that they are fast, or that they run on a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from cubins import CASES
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from erpe.model import build_attention
+from erpe.model.features import FeatureMap, Map, Maps
+from erpe.model.kernels import cpu, gpu
+from erpe.model.kernels.gpu import blocks, launch, masked_launch, masked_ops, ops
+from erpe.model.kernels.linear import by_torch
+from erpe.model.kernels.tiles import dense_product, window_top
+
+FAVOR = Maps(Map("exp of query", 0.0), Map("exp of key", 1e-2, 0.2))
+RELU = Maps(Map("relu", 1e-3), Map("relu", 2e-3))
+SOME = settings(deadline=None, max_examples=3, phases=[Phase.generate])  # a shrunk example would take minutes
+KINDS = {"relu": (RELU, False), "relu with projections": (RELU, True), "favor": (FAVOR, True)}
+
+
+@contextmanager
+def exact_products():
+    """As float32 has them, not tensor cores: what is left are mistakes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "nearest", lambda x: x)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Few tokens are many here, so that all ways are short."""
+    monkeypatch.setattr(launch, "FEW", 32)
+    monkeypatch.setattr(launch, "PART", 32)
+    monkeypatch.setattr(masked_launch, "BLOCK", 16)
+
+
+@pytest.fixture
+def everywhere(monkeypatch):
+    """Layers take the kernels on any device, though there are others for CPUs."""
+    monkeypatch.setattr(gpu, "serves", lambda *given: gpu.WANTED[0])
+    monkeypatch.setattr(cpu, "LIBRARY", None)
+
+
+def noise(*shape, seed=0, wild=1.0):
+    return wild * torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def linear_problem(kind, images, heads, n, d, dv, m, dtype=torch.float32):
+    """q, k, v, w, maps; w is one a head where there are two heads."""
+    maps, projected = KINDS[kind]
+    q, k, v = (noise(images, heads, n, size, seed=seed).to(dtype) for seed, size in enumerate((d, d, dv)))
+    w = noise(*((heads,) if heads == 2 else ()), d, m, seed=4) * d**-0.25 if projected else None
+    return q, k, v, w, maps
+
+
+def worst(found, expected):
+    """The largest error |x - exact| / |exact|; what is about zero counts as a tenth."""
+    errors = []
+    for x, y in zip(found, expected, strict=True):
+        exact = y.detach().double()
+        errors.append(float((x.detach() - exact).norm()) / max(float(exact.norm()), 0.1 * exact.numel() ** 0.5))
+    return max(errors)
+
+
+def linear_errors(q, k, v, w, maps):
+    """Of the kernels, of y and all slopes, against torch's operators in float64 on the same numbers."""
+    exact = [x.double().requires_grad_() for x in (q, k, v)]
+    y = by_torch(*exact, FeatureMap(maps, w if w is None else w.double()))
+    slope = noise(*y.shape, seed=9).to(v.dtype)
+    expected = torch.autograd.grad(y, exact, slope.double())
+    learn = [x.requires_grad_() for x in (q, k, v)]
+    found, *_ = ops.linear_forward(*learn, w, *ops.numbers(maps))
+    return worst([found, *torch.autograd.grad(found, learn, slope)], [y, *expected])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.data())
+@SOME
+def test_linear_kernels_give_what_float64_gives_with_all_slopes(kind, data):
+    draw = lambda least, most: data.draw(st.integers(least, most))  # noqa: E731
+    n = data.draw(st.sampled_from([1, 7, 33]))  # for one pass and for two
+    problem = linear_problem(kind, 1, draw(1, 2), n, draw(2, 20), draw(1, 18), draw(1, 20))
+    with exact_products():
+        assert linear_errors(*problem) < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_tensor_cores_precision_linear_kernels_are_off_by_less_than_a_thousandth(kind):
+    assert 1e-5 < linear_errors(*linear_problem(kind, 1, 1, 50, 32, 32, 64)) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["relu", "favor"])
+def test_half_as_wide_inputs_are_read_as_they_are(kind):
+    # The interpreter has no products of bfloat16: kernels widen what they load, and round what they store.
+    assert linear_errors(*linear_problem(kind, 1, 2, 20, 8, 8, 16, torch.bfloat16)) < 5e-3
+
+
+def test_large_exponents_and_one_wild_image_spoil_nothing():
+    q, k, v, w, maps = linear_problem("favor", 2, 2, 40, 8, 8, 16)
+    with exact_products():
+        before, *_ = ops.linear_forward(q, k, v, w, *ops.numbers(maps))
+        k[1] *= 30
+        after, *_ = ops.linear_forward(q, k, v, w, *ops.numbers(maps))
+        assert torch.equal(before[0], after[0]) and after.isfinite().all()
+        assert linear_errors(q, 5 * k, v, w, maps) < 1e-3
+
+
+def masked_problem(images, heads, h, w, m, dv):
+    """phi_q, phi_k, v, bias, top."""
+    phi_q, phi_k = (noise(images, heads, h * w, m, seed=seed).abs() for seed in (0, 1))
+    bias = 2 * noise(heads, 2 * h - 1, 2 * w - 1, seed=3)
+    return phi_q, phi_k, noise(images, heads, h * w, dv, seed=2), bias, window_top(bias)
+
+
+def masked_errors(phi_q, phi_k, v, bias, top):
+    """As `linear_errors`, of numerators, denominators and slopes, those of the table of offsets too."""
+    exact = [x.double().requires_grad_() for x in (phi_q, phi_k, v, bias)]
+    made = dense_product(*exact, top.double())
+    slopes = [noise(*x.shape, seed=9) for x in made]
+    expected = torch.autograd.grad(made, exact, [x.double() for x in slopes])
+    learn = [x.requires_grad_() for x in (phi_q, phi_k, v, bias)]
+    found = masked_ops.masked_forward(*learn, top)
+    slopes_found = torch.autograd.grad(found, learn, slopes)
+    return worst([*found, *slopes_found], [*made, *expected])
+
+
+@given(st.data())
+@SOME
+def test_masked_kernels_give_what_float64_gives_with_all_slopes(data):
+    draw = lambda least, most: data.draw(st.integers(least, most))  # noqa: E731
+    h, w = data.draw(st.sampled_from([(1, 1), (3, 4), (1, 20), (9, 2)]))
+    with exact_products():
+        assert masked_errors(*masked_problem(draw(1, 2), draw(1, 2), h, w, draw(1, 18), draw(1, 18))) < 1e-5
+
+
+def test_slopes_of_log_weights_are_the_same_whatever_the_memory_for_them(monkeypatch):
+    monkeypatch.setattr(masked_launch, "ENTRIES", 24)  # a row of the grid at a time
+    with exact_products():
+        assert masked_errors(*masked_problem(2, 1, 5, 4, 3, 3)) < 1e-5
+
+
+def test_in_tensor_cores_precision_masked_kernels_are_off_by_less_than_a_thousandth():
+    assert 1e-5 < masked_errors(*masked_problem(1, 1, 5, 6, 32, 32)) < 1e-3
+
+
+LINEAR = [f"{attention}{encoding}" for attention in ("relu", "favor") for encoding in ("", "_rope", "_circulant")]
+
+
+@pytest.mark.parametrize("variant", [*LINEAR, "relu_general", "favor_general"])
+def test_a_layer_takes_the_kernels_behind_its_two_functions(variant, everywhere):
+    layer = build_attention(variant, grid=(2, 3), heads=2, head_dim=8, features=8, cls="general" in variant)
+    inputs = [noise(1, 2, layer.shape.tokens, 8, seed=seed) for seed in range(3)]
+    with torch.profiler.profile() as seen:
+        y = layer(*(x.requires_grad_() for x in inputs))
+        y.sum().backward()
+    names = {event.name for event in seen.events()}
+    assert f"erpe::{'masked' if 'general' in variant else 'linear'}_backward" in names
+    with gpu.torch_only():
+        exact = layer.double()(*(x.double() for x in inputs))
+    assert worst([y], [exact]) < 1e-3
+
+
+def test_operators_fit_torchs_rules_for_operators():
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    q, k, v, w, maps = linear_problem("favor", 1, 1, 5, 4, 3, 6)
+    given = (q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), w, *ops.numbers(maps))
+    torch.library.opcheck(torch.ops.erpe.linear_forward.default, given, test_utils=checks)
+    y, *made = ops.linear_forward(*(x.detach() if isinstance(x, torch.Tensor) else x for x in given))
+    torch.library.opcheck(torch.ops.erpe.linear_backward.default, (*given, *made, noise(*y.shape)), test_utils=checks)
+    masked = [x.requires_grad_() for x in masked_problem(1, 1, 2, 2, 3, 3)[:4]]
+    masked.append(window_top(masked[3]).detach())
+    torch.library.opcheck(torch.ops.erpe.masked_forward.default, tuple(masked), test_utils=checks)
+
+
+def test_layers_side_by_side_are_one_of_more_heads_also_in_the_slopes():
+    q, k, v, _, maps = linear_problem("favor", 1, 1, 6, 4, 3, 5)
+    many = [torch.stack([x, 2 * x, -x]).requires_grad_() for x in (q, k, v)]
+    w = noise(3, 4, 5)
+
+    def kernels(q, k, v, w):
+        return ops.linear_forward(q, k, v, w, *ops.numbers(maps))[0]
+
+    def torchs(q, k, v, w):
+        return by_torch(q, k, v, FeatureMap(maps, w))
+
+    with exact_products():
+        found, expected = (torch.vmap(each)(*many, w) for each in (kernels, torchs))
+        slopes = [torch.autograd.grad(y.square().sum(), many) for y in (found, expected)]
+    assert worst([found, *slopes[0]], [expected, *slopes[1]]) < 1e-5
+    phi_q, phi_k, v, bias, top = masked_problem(1, 1, 2, 3, 4, 3)
+    masked = [torch.stack([x, x + 1]).requires_grad_() for x in (phi_q, phi_k, v, bias)]
+    tops = torch.stack([top, top + 1])
+    with exact_products():
+        found, expected = (torch.vmap(each)(*masked, tops) for each in (masked_ops.masked_forward, dense_product))
+        slopes = [torch.autograd.grad(sum(x.square().sum() for x in each), masked) for each in (found, expected)]
+    assert worst([*found, *slopes[0]], [*expected, *slopes[1]]) < 1e-5
+
+
+def test_slopes_have_slopes():
+    q, k, v, w, maps = linear_problem("favor", 1, 1, 6, 4, 3, 5)
+    learn, seconds = [x.requires_grad_() for x in (q, k, v)], []
+    with exact_products():
+        for y in (ops.linear_forward(*learn, w, *ops.numbers(maps))[0], by_torch(*learn, FeatureMap(maps, w))):
+            first = torch.autograd.grad(y.square().sum(), learn, create_graph=True)
+            seconds.append(torch.autograd.grad(sum(x.square().sum() for x in first), learn))
+    assert worst(seconds[0], seconds[1]) < 1e-4
+
+
+@pytest.mark.parametrize("variant", ["relu_circulant", "favor", "favor_general"])
+def test_counters_of_flops_see_what_torchs_operators_would_take(variant, everywhere):
+    layer = build_attention(variant, grid=(2, 3), heads=2, head_dim=8, features=16)
+    inputs = [noise(1, 2, 6, 8, seed=seed).requires_grad_() for seed in range(3)]
+
+    def counted():
+        with FlopCounterMode(display=False) as counter:
+            layer(*inputs).sum().backward()
+        return counter.get_total_flops()
+
+    found = counted()
+    with gpu.torch_only():
+        assert found == counted() > 0
+
+
+def test_cpus_and_what_does_not_fit_are_left_to_others():
+    x = noise(1, 1, 4, 8)
+    assert not gpu.serves(x, x, x, 8)
+    with FakeTensorMode():
+        x, wide = torch.empty(1, 1, 4, 8, device="cuda"), torch.empty(1, 1, 4, 128, device="cuda")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gpu, "AVAILABLE", True)
+            assert gpu.serves(x, x, x, 8) and gpu.serves(x.bfloat16(), x, x, 8)
+            assert not gpu.serves(wide, wide, wide, 8) and not gpu.serves(x.double(), x, x, 8)
+            with gpu.torch_only():
+                assert not gpu.serves(x, x, x, 8)
+
+
+REGISTERS = {
+    ("linear.forward", "relu", 90): 56,
+    ("linear.backward", "relu", 90): 106,
+    ("linear.forward", "favor", 90): 140,
+    ("linear.backward", "favor", 80): 168,
+    ("linear.backward", "favor", 90): 160,
+    ("linear.backward", "favor", 100): 140,
+    ("linear.backward", "favor, D = 64", 80): 255,
+    ("masked.forward", "general", 90): 190,
+    ("masked.key_slopes", "general", 80): 251,
+    ("masked.pair_slopes", "general", 90): 178,
+}
+"""Of a thread; 255 are all that there are. Beyond them a program keeps numbers in memory."""
+
+
+def test_no_kernel_spills_and_registers_are_those_of_the_table(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, str(Path(__file__).parent / "cubins.py")]
+    rows = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert [tuple(row[:3]) for row in rows] == [(name, what, capability) for name, what, _, capability in CASES]
+    for name, what, capability, registers, spilled, shared in rows:
+        assert spilled == 0 and registers <= REGISTERS[name, what, capability] and shared <= 96 * 2**10
