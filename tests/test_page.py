@@ -219,6 +219,15 @@ def test_switches_are_told_by_their_two_values():
     assert second == ("With mixed instead of axial, better: relu_rope-mixed-learned and relu_rope-mixed-position_none.")
 
 
+def test_what_an_unfinished_arm_says_is_told_to_be_preliminary():
+    outcomes = made_up(FEW, seeds=4, images=400)
+    arms = outcomes.arms.assign(finished=[True, True, False], seeds=[4, 4, 3], seeds_planned=4)
+    said = sentences(compare(dataclasses.replace(outcomes, arms=arms, runs=outcomes.runs.iloc[:-1])))
+    (about,) = [sentence for sentence in said if sentence.startswith("relu_general")]
+    assert about.count("so far") == about.count("preliminary") == 2
+    assert not any("preliminary" in sentence for sentence in said if sentence.startswith("relu is"))
+
+
 def test_one_arm_has_no_answer_yet():
     outcomes = made_up(("relu",), seeds=2, images=20)
     bare = outcomes.runs.drop(columns="time/inference_ms_per_image")

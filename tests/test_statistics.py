@@ -25,6 +25,7 @@ from erpe.report.statistics import (
     paired_test,
     summary,
 )  # fmt: skip
+from erpe.report.summary import sentences
 from erpe.training.evaluate import information_criteria, scores
 
 ACCURACY = "test/accuracy"
@@ -423,6 +424,34 @@ def test_what_cannot_be_compared_is_one_line(outcomes, against, words):
     with pytest.raises(StudyError, match=words) as told:
         compare(outcomes, against)
     assert "\n" not in str(told.value)
+
+
+BAD = {
+    "one seed": (
+        lambda runs: runs[runs["seed"] == 0],
+        "s: one seed an arm, so nothing can be tested; use confirm.seeds=8 instead",
+    ),
+    "unequal seeds": (
+        lambda runs: runs.drop(index=5),
+        "s: relu on digits lacks seeds 2; its pairs are over the 2 it has",
+    ),
+    "an arm missing": (lambda runs: runs[runs["arm"] != "relu"], "s: relu on digits has no run to compare"),
+    "another version": (
+        lambda runs: runs.assign(version=["0.1.0"] * 3 + ["0.0.9"] * 3 + ["0.1.0"] * 3),
+        "s: 3 runs of relu by erpe 0.0.9, not 0.1.0: left out of every test",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_one_clear_line_beside_the_answer(what):
+    change, line = BAD[what]
+    arms = {"softmax": [0.95, 0.96, 0.97], "relu": [0.90, 0.92, 0.91], "relu_rope": [0.93, 0.92, 0.94]}
+    outcomes = study(arms)
+    outcomes = replace(outcomes, runs=change(outcomes.runs))
+    comparison = compare(outcomes)
+    assert comparison.notes.count(line) == 1 and all("\n" not in note for note in comparison.notes)
+    assert "softmax" in sentences(comparison)[0]
 
 
 def test_notes_tell_of_devices_budgets_and_missing_partners():

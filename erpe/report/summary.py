@@ -21,6 +21,7 @@ from erpe.report.significance import (
     VERDICTS,
     WORSE,
     judged,
+    not_excluded,
     share,
     share_facts,
     signed_distance,
@@ -102,7 +103,7 @@ def _stands(pair: Pair) -> str:
         return f"not compared with {pair['against']} (no common seed)"
     close, _, distance = signed_distance(pair).partition(" (")
     interval = f" ({distance}" if distance else ""
-    return f"{close} {pair['against']}{interval}, {judged(pair).partition(', up to')[0]}"
+    return f"{close} {pair['against']}{interval}, {judged(pair).replace(f', {not_excluded(pair)}', '')}"
 
 
 def _others(pairs: dict[tuple[str, str], Pair]) -> Iterator[str]:
@@ -127,12 +128,14 @@ def _switched(pairs: pd.DataFrame) -> Iterator[str]:
     """Yield a sentence for each two values of a switch: neither of them needs be the absence of the other."""
     for family, rows in pairs.groupby("family", sort=False):
         new, _, old = str(family).removeprefix("switch ").partition(" for ")
+        unfinished = int(rows["preliminary"].sum())
         parts = [
             f"{verdict}: {_list(found) if len(found) <= MOST_NAMED else f'{len(found)} arms'}"
             for verdict in VERDICTS
             if (found := list(rows.loc[rows["verdict"] == verdict, "arm"]))
         ]
-        yield f"With {new} instead of {old}, {'; '.join(parts)}."
+        so_far = f" So far: {unfinished} of these {len(rows)} pairs have an unfinished arm." if unfinished else ""
+        yield f"With {new} instead of {old}, {'; '.join(parts)}.{so_far}"
 
 
 def _cheap(comparison: Comparison) -> Iterator[str]:
