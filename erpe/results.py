@@ -20,8 +20,8 @@ from erpe.store import Store
 if TYPE_CHECKING:
     import pandas as pd
 
-    from erpe.model import ViT
     from erpe.report.comparison import Comparison
+    from erpe.training.checkpoint import TrainedViT
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,8 +73,8 @@ class Study:
         uid = complete.loc[complete["value"].astype(float).idxmax(), "uid"]
         return self._config(str(uid))
 
-    def model(self, run: str) -> ViT:
-        """Return a trained model, in evaluation mode on the CPU.
+    def model(self, run: str) -> TrainedViT:
+        """Return a trained model, in evaluation mode on the CPU; its `predict` takes uint8 pictures as they are.
 
         Args:
             run: the uid of a confirmed run or of a complete trial; or an arm or variant: its first confirmed run.

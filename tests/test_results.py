@@ -14,7 +14,7 @@ from test_run_study import play
 from trials import ARMS, STUDIES
 
 import erpe
-from erpe.errors import StoreError, StudyError
+from erpe.errors import ShapeError, StoreError, StudyError
 from erpe.report.sources.store import load
 from erpe.store import Store
 from erpe.study.records import read_studies
@@ -182,3 +182,18 @@ def test_the_notebook_runs_from_top_to_bottom_and_is_kept_without_outputs(digits
     assert not [output for output in outputs if output.get("name") == "stderr"], "no warning on the way"
     assert "<study digits-nine" in outputs[0]["data"]["text/plain"]
     assert not list(Path(STUDIES).glob(".ipynb_checkpoints"))
+
+
+def test_a_model_predicts_pictures_as_they_are_and_says_what_it_takes(study):
+    from erpe.training.data import load_test, normalise
+
+    test = load_test("digits")
+    model = study.model("relu_rope")
+    found = model.predict(test.pixels[:5].numpy())
+    assert found.dtype == np.float32 and found.shape == (5, 10) and np.allclose(found.sum(1), 1, atol=1e-5)
+    with torch.no_grad():
+        logits = model(normalise(test.pixels[:5], "digits"))
+    assert np.array_equal(found, logits.softmax(-1).numpy()) and np.array_equal(found, model.predict(test.pixels[:5]))
+    for wrong in (test.pixels[:5].float(), test.pixels[0], np.zeros((2, 3, 8, 8), np.uint8), ["a"], [[1, 2]]):
+        with pytest.raises(ShapeError, match=r"^images: use uint8 of shape \(B, 1, 8, 8\) instead of .*$"):
+            model.predict(wrong)

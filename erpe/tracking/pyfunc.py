@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from erpe.errors import ShapeError
 from erpe.training.checkpoint import load_model
-from erpe.training.data import normalise
 
 
 class Classifier:
@@ -29,14 +26,7 @@ class Classifier:
         Raises:
             ShapeError: not such a batch.
         """
-        images = np.asarray(images)
-        if images.ndim != 4 or images.shape[1:] != self.config.model.image or images.dtype != np.uint8:
-            raise ShapeError(
-                f"use a uint8 batch of {self.config.model.image} images instead of {images.dtype} {images.shape}"
-            )
-        pixels = torch.from_numpy(np.ascontiguousarray(images))
-        with torch.inference_mode():
-            return self.model(normalise(pixels, self.config.data.dataset)).softmax(-1).numpy()
+        return self.model.predict(np.asarray(images))
 
 
 def _load_pyfunc(data_path: str) -> Classifier:

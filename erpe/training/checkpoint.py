@@ -10,15 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from erpe.config import TrialConfig
-from erpe.errors import ConfigError, StoreError
+from erpe.errors import ConfigError, ShapeError, StoreError
 from erpe.io import open_plain, parse_json, read_json, write_atomic
-from erpe.model import ViT, build
+from erpe.model import ViT
 from erpe.model.vit import Size, shapes
 from erpe.store import FILES, STATE
 
@@ -98,7 +99,39 @@ def save_model(folder: Path, model: ViT, config: TrialConfig) -> None:
         write_atomic(folder / "config.json", config.model_dump_json(indent=2))
 
 
-def load_model(folder: Path) -> tuple[ViT, TrialConfig]:
+class TrainedViT(ViT):
+    """A trained model, which knows how its pictures were prepared."""
+
+    def __init__(self, config: TrialConfig) -> None:
+        super().__init__(config.model, seed=0)
+        self.trial = config
+
+    def predict(self, images: np.ndarray | Tensor) -> np.ndarray:
+        """Say how probable each class is of pictures as they are; they are normalised as in training.
+
+        Args:
+            images: (B, channels, height, width) uint8.
+        Returns:
+            (B, classes) float32.
+        Raises:
+            ShapeError: not such a batch.
+        """
+        from erpe.training.data import normalise
+
+        given: Any = images if isinstance(images, Tensor) else np.asarray(images)
+        wanted, kind = self.trial.model.image, str(given.dtype).removeprefix("torch.")
+        if given.ndim != 4 or tuple(given.shape[1:]) != wanted or kind != "uint8":
+            channels = ", ".join(map(str, wanted))
+            raise ShapeError(f"images: use uint8 of shape (B, {channels}) instead of {kind} of {tuple(given.shape)}")
+        pixels = given if isinstance(given, Tensor) else torch.from_numpy(np.ascontiguousarray(given))
+        with torch.inference_mode():
+            device = next(self.parameters()).device
+            logits = self(normalise(pixels.to(device), self.trial.data.dataset))  # (B, classes)
+            found: np.ndarray = logits.softmax(-1).float().cpu().numpy()
+        return found
+
+
+def load_model(folder: Path) -> tuple[TrainedViT, TrialConfig]:
     """Return the model of a finished trial, in evaluation mode on the CPU, and its configuration.
 
     Raises:
@@ -107,7 +140,7 @@ def load_model(folder: Path) -> tuple[ViT, TrialConfig]:
     config = load_config(folder)
     # Before a model of that size is made: a configuration can ask for more memory than there is.
     tensors, _ = load_tensors(folder / MODEL, shapes(config.model))
-    model = build(config.model)
+    model = TrainedViT(config)
     model.load_state_dict(tensors)
     return model.eval(), config
 
