@@ -213,6 +213,13 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
+EXTRAS = {
+    "ray": "ray", "mlflow": "mlflow", "pandas": "report", "matplotlib": "report", "scikit_posthocs": "report",
+    "jinja2": "report", "pyarrow": "report", "psycopg": "postgres",
+}  # fmt: skip
+"""Module -> the extra of pyproject.toml that installs it."""
+
+
 def main() -> None:
     """Run the command line; a mistake of the user's is one line on stderr."""
     from erpe.text import first_line, line, out_of_memory
@@ -228,6 +235,12 @@ def main() -> None:
         if isinstance(error.__cause__, BrokenPipeError):
             sys.exit(UNREAD)
         print(f"erpe: {line(str(error))}", file=sys.stderr)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name not in EXTRAS:
+            raise
+        print(f"erpe: {name} is not installed; pip install 'erpe[{EXTRAS[name]}]'", file=sys.stderr)
         sys.exit(1)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -122,6 +123,8 @@ def probe(uri: str) -> str | None:
 
 def examine(uri: str) -> Health:
     """Ask for one experiment: /health would be green while every client gets a 403."""
+    if find_spec("mlflow") is None:
+        return Health("down", "MLflow is not installed", "pip install 'erpe[mlflow]'; `erpe sync` sends what waits")
     return _examine_server(uri) if uri.startswith(("http://", "https://")) else _examine_database(uri)
 
 

@@ -7,8 +7,8 @@ RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev &
 WORKDIR /src
 COPY pyproject.toml infra/constraints.txt ./
 # What erpe needs, before erpe: this layer stays when only our code changes.
-RUN mkdir erpe && touch erpe/__init__.py README.md \
- && /opt/erpe/bin/pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint constraints.txt ".[cluster,s3]" \
+RUN mkdir erpe && echo '__version__ = "0"' >erpe/__init__.py && touch README.md \
+ && /opt/erpe/bin/pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint constraints.txt ".[all,cluster,s3]" \
  && /opt/erpe/bin/pip uninstall --yes erpe && rm -r erpe build
 COPY README.md ./
 COPY erpe erpe
