@@ -9,6 +9,8 @@ from toys import work
 from typer.testing import CliRunner
 
 from erpe.cli.app import app
+from erpe.cli.status import result_lines
+from erpe.cli.tables import result_table
 from erpe.errors import ErpeError
 from erpe.inference import find_folder
 from erpe.search.tune import tune
@@ -118,6 +120,17 @@ def test_an_arm_that_is_not_confirmed_yet_is_its_best_trial(tmp_path):
 )
 def test_a_study_of_the_database_is_shown_as_users_know_it(name, shown):
     assert naming.shown(name) == shown
+
+
+def test_a_study_that_had_ended_says_when_and_that_nothing_was_trained(store, monkeypatch, capsys):
+    result = play(store)
+    assert result.finished == max(part.ended for part in parts_of(read_studies(store), "digits-nine"))
+    said = " ".join(result_lines(result, 0, None, store.root))
+    assert re.search(r"digits-nine: finished on 20\d\d-\d\d-\d\d \d\d:\d\d, nothing was trained; --set name=", said)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://")
+    spec = define("relu", "digits", epochs=2, pruner="none")
+    result_table(tune(spec, store, trials=2, executor="inline", work=work()), spec, store.root)
+    assert re.match(r"digits-relu: finished on .*, nothing was trained; --new trains afresh\n", capsys.readouterr().out)
 
 
 def test_errors_of_a_part_name_the_arm(store):

@@ -256,7 +256,8 @@ def study_run(
         comparison = compare(outcomes)
         page, lag = (None, 0) if offline else publish(plan, opened, outcomes, comparison)
     if as_json:
-        told = {"openings": result.openings._asdict(), "report": page and str(page), "lag": lag}
+        finished = result.finished.astimezone().isoformat(timespec="seconds") if result.finished else None
+        told = {"openings": result.openings._asdict(), "report": page and str(page), "lag": lag, "finished": finished}
         print(json.dumps(asdict(result) | told))
     else:
         print("\n".join(result_lines(result, lag, page, store)), end=f"\n\n{ending(comparison)}")

@@ -18,7 +18,7 @@ from rich.box import SIMPLE
 from rich.live import Live
 from rich.table import Table
 
-from erpe.cli.tables import clock, percent, where_to_look
+from erpe.cli.tables import clock, finished_words, percent, where_to_look
 from erpe.cli.trials import lag_of, lag_words
 from erpe.execution.callbacks import TrialProgress
 from erpe.search.run_study import CampaignResult
@@ -36,7 +36,7 @@ PHASES = {
     "confirm": "confirming the best of each arm with fresh seeds; each run is tested once",
     "time": "timing all confirmed runs, interleaved",
     "stopping": "finishing the running epochs; Ctrl-C again stops now",
-    "tracking": "sending the rest to MLflow",
+    "tracking": "sending the rest to MLflow; a server that is down is waited for, 60 s at most",
 }
 
 
@@ -277,7 +277,11 @@ def result_lines(result: CampaignResult, lag: int, page: Path | None, store: Pat
     """Return what `erpe study run` tells before the answer: how long it took, and what to look at."""
     where = "" if store == Path("runs") else f" --store {shlex.quote(str(store))}"
     lines = [f"{arm}: no trial was completed, so nothing is confirmed; {why}" for arm, why in result.failed.items()]
-    lines.append(f"{result.study}: done in {clock(result.seconds)}; {result.openings.told()}")
+    if result.finished:
+        remedy = "--set name=ANOTHER trains afresh beside it"
+        lines.append(f"{finished_words(result.study, result.finished, remedy)}; {result.openings.told()}")
+    else:
+        lines.append(f"{result.study}: done in {clock(result.seconds)}; {result.openings.told()}")
     lines.append(
         f"page: {page}" if page else f"for MLflow: erpe sync{where}    page: erpe report {result.study}{where}"
     )

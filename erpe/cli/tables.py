@@ -27,9 +27,9 @@ PHASES = {
     "data": "checking the data",
     "workers": "starting the workers",
     "search": "searching",
-    "test": "testing the best model, once",
+    "test": "testing the best model, once; a worker starts for it",
     "stopping": "finishing the running epochs; Ctrl-C again stops now",
-    "tracking": "sending the rest to MLflow",
+    "tracking": "sending the rest to MLflow; a server that is down is waited for, 30 s at most",
 }
 LINE_SECONDS = 10
 """Seconds between two lines about steps, if the output is not a terminal."""
@@ -169,6 +169,8 @@ def number(value: float) -> str:
 def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
     """Print the end of `erpe tune`: the best trial, its settings and measures, where to look, how to go on."""
     console = Terminal()
+    if result.finished:
+        print(finished_words(result.study, result.finished, "--new trains afresh"))
     if result.best is not None and result.config is not None:
         table = Table(
             box=SIMPLE, title=f"{result.study}: best of {sum(result.counts.values())} trials", title_justify="left"
@@ -196,6 +198,11 @@ def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
         print(f"{result.lag} events wait for MLflow; erpe sync{where} sends them{why}")
 
 
+def finished_words(study: str, ended: datetime, remedy: str) -> str:
+    """Return the line about a study that had nothing left to do."""
+    return printable(f"{study}: finished on {ended.astimezone():%Y-%m-%d %H:%M}, nothing was trained; {remedy}")
+
+
 def where_to_look(where: str) -> str:
     """Return what to open: $ERPE_LOOK where a browser knows the server by another name; its address; or the own UI."""
     server = os.environ.get("ERPE_LOOK") or os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -219,6 +226,7 @@ def result_json(result: TuneResult) -> dict[str, Any]:
         "test": result.test, "folder": str(result.folder) if result.folder else None,
         "reasons": {str(n): why for n, why in result.reasons.items()}, "interrupted": result.interrupted,
         "lag": result.lag, "problem": result.problem, "seconds": round(result.seconds, 1),
+        "finished": result.finished.astimezone().isoformat(timespec="seconds") if result.finished else None,
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +63,8 @@ class CampaignResult:
     problem: str | None
     """Why MLflow does not get them, where waiting does not help."""
     seconds: float
+    finished: datetime | None
+    """When the study had ended already before this call, which then trained nothing; None: it had not."""
 
 
 @backed_up
@@ -104,7 +107,8 @@ def run(
     asked = ResourceRequest(concurrency, cpus_per_trial, gpus_per_trial, address, pack)
     asked.check(device)
     progress = progress or NullCallback()
-    replaced = check_replacing(plan, _members(store, plan), replace)
+    before = _members(store, plan)
+    replaced = check_replacing(plan, before, replace)
     if replaced:
         progress.on_warning(replaced)
     remote = find_remote()
@@ -129,16 +133,30 @@ def run(
         if not offline:
             progress.on_phase("tracking")
         lag = tracker.lag() if offline else tracker.close(60)
+        after = _members(store, plan)
         return CampaignResult(
             plan.name, confirmed, campaign.failed, campaign.draining,
-            openings(_members(store, plan), [arm.name for arm in plan.arms()]),
+            openings(after, [arm.name for arm in plan.arms()]),
             0 if offline else lag, tracker.problem, time.monotonic() - began,
+            _finished(before, after),
         )  # fmt: skip
 
 
 def _members(store: Store, plan: Plan) -> list[StudyRecord]:
     """Every search and confirmation of the study that was begun."""
     return [found for found in read_studies(store) if found.part_of and found.part_of.study == plan.name]
+
+
+def _finished(before: list[StudyRecord], after: list[StudyRecord]) -> datetime | None:
+    """When the last trial had ended, if nothing was done since; a study that Ctrl-C stopped at once had not."""
+    if _work_of(before) != _work_of(after) or any(part.counts["RUNNING"] for part in after):
+        return None
+    return max(filter(None, (part.ended for part in before)), default=None)
+
+
+def _work_of(parts: list[StudyRecord]) -> dict[str, tuple[int, int]]:
+    """Map each part to its epochs and to its trials that were measured at the end: any work changes them."""
+    return {part.name: (sum(len(trial.epochs) for trial in part.trials), len(part.finals)) for part in parts}
 
 
 @dataclass

@@ -11,6 +11,7 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -60,6 +61,8 @@ class TuneResult:
     problem: str | None
     """Why MLflow does not get them, where waiting does not help."""
     seconds: float
+    finished: datetime | None
+    """When the study had ended already before this call, which then trained nothing; None: it had not."""
 
 
 @backed_up
@@ -113,7 +116,8 @@ def tune(
         opened.callback(controller.tracker.close, 1)  # after an error, too
         rebuild(session.read(), controller.tracker, store)
         opened.enter_context(interruptible(controller))
-        if _left(session, trials):
+        finished = None if _left(session, trials) else session.read().ended
+        if not finished:
             progress.on_phase("data")
             work.prepare()
             controller.tracker.start_study(session.uid, spec.model_dump(mode="json"), controller.tags)
@@ -124,7 +128,7 @@ def tune(
             with place as workers:
                 controller.tags["device"] = workers.device if device == "auto" else device
                 _run(controller, work, workers)
-        return _close(controller, began)
+        return _close(controller, began, finished)
 
 
 def _controller(
@@ -163,7 +167,7 @@ def _run(controller: StudyController, work: Objective, workers: Workers) -> None
     controller.session.record_final(best.number, tested)
 
 
-def _close(controller: StudyController, began: float) -> TuneResult:
+def _close(controller: StudyController, began: float, finished: datetime | None) -> TuneResult:
     """Tell the tracker how the study ends, or pauses, and sum up."""
     session, tracker = controller.session, controller.tracker
     study = session.read()
@@ -187,4 +191,5 @@ def _close(controller: StudyController, began: float) -> TuneResult:
         lag=lag,
         problem=tracker.problem,
         seconds=time.monotonic() - began,
+        finished=finished,
     )

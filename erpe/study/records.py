@@ -132,6 +132,11 @@ class StudyRecord(NamedTuple):
         return Counter(trial.state for trial in self.trials)
 
     @property
+    def ended(self) -> datetime | None:
+        """When its last trial ended."""
+        return max((trial.ended for trial in self.trials if trial.ended), default=None)
+
+    @property
     def opened(self) -> list[int]:
         """Numbers of the trials whose model met the test split."""
         measured = {trial.number: trial.verdict.metrics if trial.verdict else {} for trial in self.trials}
