@@ -241,7 +241,7 @@ def refused(there, here, said, kind=ErpeError):
 def test_another_study_of_that_name_is_refused(there, here):
     played(there, *ONE)
     play(here, *ONE)
-    refused(there, here, r"study digits-nine\.relu.*: a different study here has this name; use --store", StudyError)
+    refused(there, here, r"study digits-nine/relu: a different study here has this name; use --store", StudyError)
 
 
 def test_other_arms_under_the_same_name_are_refused(there, here):
@@ -255,7 +255,7 @@ def test_what_went_on_in_both_places_is_refused(there, here):
     adopt(there.root, here)
     play(there, *ONE, "search.trials=2", replace=True)
     play(here, *ONE, "search.trials=3", replace=True)
-    refused(there, here, r"digits-nine\.relu: it continued here and there", StudyError)
+    refused(there, here, r"digits-nine/relu: it continued here and there", StudyError)
 
 
 def test_a_study_that_runs_here_or_there_is_left_alone(there, here):
