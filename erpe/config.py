@@ -15,9 +15,11 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
     model_validator,
 )
 
+from erpe import plugins
 from erpe.datasets import AnyDataset, Dataset, Size, facts_of
 from erpe.errors import ConfigError, nearest
 from erpe.settings import Config
@@ -33,16 +35,33 @@ def split_variant(variant: str) -> tuple[str, str]:
     """`"relu_general"` -> `("relu", "general")`; `"softmax"` -> `("softmax", "none")`.
 
     Raises:
-        ConfigError: there is no such variant.
+        ConfigError: there is no such variant, built in or of a loaded plug-in.
     """
-    if variant not in VARIANTS:
-        raise ConfigError(f"unknown variant {variant!r}; {nearest(variant, VARIANTS)}")
     attention, _, encoding = variant.partition("_")
+    known = attention in (*ATTENTIONS, *plugins.names("attention"))
+    encodings = (*ENCODINGS, *plugins.names("encoding"))
+    if variant not in VARIANTS and not (known and (encoding or "none") in encodings and not variant.endswith("_none")):
+        raise ConfigError(f"unknown variant {variant!r}; {nearest(variant, (*VARIANTS, *own_variants()))}")
     return attention, encoding or "none"
 
 
-def _known_variant(variant: str) -> str:
-    split_variant(variant)
+def own_variants(source: plugins.Source | None = None) -> tuple[str, ...]:
+    """The variants that loaded plug-ins add, or one of them: their attentions with all encodings, their encodings with
+    all attentions.
+    """
+    own = {kind: plugins.names(kind, source) for kind in ("attention", "encoding")}
+    attentions, encodings = (*ATTENTIONS, *plugins.names("attention")), (*ENCODINGS, *plugins.names("encoding"))
+    return tuple(
+        a if e == "none" else f"{a}_{e}"
+        for a in attentions
+        for e in encodings
+        if a in own["attention"] or e in own["encoding"]
+    )
+
+
+def _known_variant(variant: str, info: ValidationInfo) -> str:
+    if not info.data.get("plugin"):  # a stored one is read without its plug-in; to build a model needs it
+        split_variant(variant)
     return variant
 
 
@@ -54,8 +73,10 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class AttentionConfig(Config):
-    """One of the twelve attentions, with the switches that are axes of the study."""
+    """One of the twelve attentions, or one of a plug-in, with the switches that are axes of the study."""
 
+    plugin: str | None = Field(None, exclude_if=lambda plugin: plugin is None)  # as `rank`
+    """Hash of the plug-ins that the variant is of; none: it is built in. Filled in."""
     variant: Variant
     """ATTENTION[_ENCODING]; see `VARIANTS`."""
     features: Size | None = None
@@ -80,16 +101,31 @@ class AttentionConfig(Config):
     """Terms of a series instead, on linear attention: linear cost, not exact; default: exact."""
     eps: NonNegativeFloat = 1e-6
     """Added to the features of linear attention; those of FAVOR+ queries need none."""
+    options: dict[str, Any] = Field({}, exclude_if=lambda options: not options)
+    """Of the plug-ins; those that are not given have their defaults."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        """Fill in the hash and the options of plug-ins, where the loaded ones are those that are meant."""
+        if not isinstance(given, dict) or not isinstance(given.get("variant"), str):
+            return given
+        attention, _, encoding = given["variant"].partition("_")
+        parts = plugins.parts_of(attention, encoding or "none")
+        own = plugins.hash_of(parts)
+        if not own or given.get("plugin") not in (None, own):
+            return given
+        return given | {"plugin": own, "options": plugins.checked_options(parts, given.get("options") or {})}
 
     @property
     def attention(self) -> str:
-        """One of `ATTENTIONS`."""
-        return split_variant(self.variant)[0]
+        """One of `ATTENTIONS`, or of a plug-in's."""
+        return self.variant.partition("_")[0]
 
     @property
     def encoding(self) -> str:
-        """One of `ENCODINGS`."""
-        return split_variant(self.variant)[1]
+        """One of `ENCODINGS`, or of a plug-in's."""
+        return self.variant.partition("_")[2] or "none"
 
     @property
     def projected(self) -> bool:

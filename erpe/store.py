@@ -21,7 +21,7 @@ LAYOUT = 1
 FILES = {
     "model.safetensors": 4096 * MIB, "training.safetensors": 16384 * MIB, "config.json": MIB, "outcome.json": 16 * MIB,
     "test.json": MIB, "per_class.json": MIB, "confusion.json": MIB, "confusion_test.json": MIB,
-    "predictions.npz": 64 * MIB, "attention.npz": 64 * MIB,
+    "predictions.npz": 64 * MIB, "attention.npz": 64 * MIB, "plugins.txt": MIB,
 }  # fmt: skip
 """What may lie in a trial's folder -> bytes it may have. Nothing else is taken from elsewhere."""
 

@@ -47,7 +47,7 @@ SET = {
 
 
 def test_every_setting_is_a_part_of_the_identity():
-    given = {"model.variant", "model.image", "model.classes", "data.dataset", "seed"}
+    given = {"model.variant", "model.plugin", "model.image", "model.classes", "data.dataset", "seed"}
     assert set(SET) == set(defaults("favor", "digits").flat()) - given
     specs = [define("favor", "digits", space=Space(axes={}), settings={name: value}) for name, value in SET.items()]
     assert [spec.definition["settings"] for spec in specs] == [{name: value} for name, value in SET.items()]

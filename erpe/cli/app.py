@@ -17,7 +17,7 @@ import typer
 from erpe import __version__
 from erpe.cli.bench import bench_app
 from erpe.cli.jobs import jobs_app, submit
-from erpe.cli.options import STORE, AsJson, DataDir, DatasetOption, StoreOption, dataset_of, existing
+from erpe.cli.options import STORE, AsJson, DataDir, DatasetOption, Plugins, StoreOption, dataset_of, existing
 from erpe.cli.output import close_output
 from erpe.cli.report import compare, report
 from erpe.cli.restore import restore
@@ -36,13 +36,34 @@ for each in (tune, train, compare, report, restore):
 
 
 @app.command()
-def variants(dataset: DatasetOption = "mnist", as_json: AsJson = False) -> None:
-    """List the twelve variants with their size and cost at the default configuration."""
+def variants(dataset: DatasetOption = "mnist", plugin: Plugins = None, as_json: AsJson = False) -> None:
+    """List the twelve variants, and those of plug-ins, with their size and cost at the default configuration."""
     from erpe.cli.tables import variants_rows, variants_table
 
     found = dataset_of(dataset)
     rows = variants_rows(found)
     print(json.dumps(rows)) if as_json else variants_table(rows, str(found))
+
+
+@app.command("check-plugin")
+def check_plugin(
+    file: Annotated[str, typer.Argument(help="A plug-in: a Python file, or the name of an installed one.")],
+    as_json: AsJson = False,
+) -> None:
+    """Check each variant that a plug-in adds: rows, dense twin, gradients, batch, positions, FLOPs, vmap."""
+    from erpe.cli.tables import checks_table
+    from erpe.config import own_variants
+    from erpe.plugins import load
+    from erpe.training.check import check_variant
+
+    found = {variant: check_variant(variant) for variant in own_variants(load(file))}
+    wrong = [(variant, each.what) for variant, checks in found.items() for each in checks if each.well is False]
+    if as_json:
+        print(json.dumps({variant: [check._asdict() for check in checks] for variant, checks in found.items()}))
+    else:
+        checks_table(found)
+    if wrong:
+        raise ErpeError(f"{file}: {len(wrong)} checks failed; the first is {wrong[0][0]}: {wrong[0][1]}")
 
 
 @app.command()
@@ -175,6 +196,7 @@ def predict(
         Path, typer.Argument(help="A picture, or /dev/stdin; a digit is centred and sized as the model knows them.")
     ],
     raw: Annotated[bool, typer.Option("--raw", help="Only scale it: keep place, contrast and polarity.")] = False,
+    plugin: Plugins = None,
     store: StoreOption = STORE,
     as_json: AsJson = False,
 ) -> None:

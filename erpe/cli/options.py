@@ -26,6 +26,24 @@ DataDir = Annotated[
     Path | None,
     typer.Option(help="Folder of the data sets; default: $ERPE_DATA, or ./data. What is missing is downloaded."),
 ]
+
+
+def _load_plugins(given: list[str] | None) -> list[str] | None:
+    """Run the plug-ins as the command line is read: other options may name what they register."""
+    from erpe.plugins import load
+
+    for each in given or []:
+        load(each)
+    return given
+
+
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin", callback=_load_plugins, is_eager=True,
+        help="A Python file with own attentions or encodings, or the name of an installed one; may be repeated.",
+    ),
+]  # fmt: skip
 StoreOption = Annotated[Path, typer.Option("--store", help="Folder of results, databases and checkpoints.")]
 Epochs = Annotated[
     int | None, typer.Option(help="Epochs of a trial; default: 30 for digits, 5 for mnist, 50 for cifar10.")

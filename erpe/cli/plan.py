@@ -59,6 +59,15 @@ def plan_table(plan: Plan, rows: list[dict[str, Any]], notes: list[str]) -> None
         print(f"# {note}")
 
 
+def counted_note(plan: Plan) -> list[str]:
+    """Which arms' attention has no closed form of its FLOPs."""
+    from erpe.config import defaults
+    from erpe.model.flops import is_counted
+
+    counted = [variant for variant in plan.variants if is_counted(defaults(variant, plan.dataset).model)]
+    return [f"attention counted by torch, not in closed form: {', '.join(counted)}"] if counted else []
+
+
 def plan_notes(plan: Plan, rows: list[dict[str, Any]], points: float) -> list[str]:
     """Return what a study searches, how much it runs, and what it can find; a line each.
 

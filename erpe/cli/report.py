@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from erpe.cli.options import STORE, StoreOption, existing, one_of
+from erpe.cli.options import STORE, Plugins, StoreOption, existing, one_of
 from erpe.errors import ConfigError, StoreError
 
 Studies = Annotated[list[str] | None, typer.Argument(help="Names of studies; default: all.")]
@@ -33,6 +33,7 @@ def compare(
     margin: Margin = None,
     store: StoreOption = STORE,
     server: Server = None,
+    plugin: Plugins = None,
 ) -> None:
     """Compare confirmed runs: every measure with its interval, and which differences are real."""
     from erpe.report.comparison import compare as compared
@@ -60,6 +61,7 @@ def report(
     margin: Margin = None,
     store: StoreOption = STORE,
     server: Server = None,
+    plugin: Plugins = None,
 ) -> None:
     """Write the page of a study: tables and figures in one file that opens offline."""
     from erpe.report.charts import save_all

@@ -21,6 +21,7 @@ from erpe.cli.options import (
     Epochs,
     New,
     Pack,
+    Plugins,
     Resize,
     Seed,
     Settings,
@@ -46,6 +47,7 @@ def tune(
     variant: VariantOption,
     dataset: DatasetOption,
     resize: Resize = None,
+    plugin: Plugins = None,
     trials: Annotated[
         int | None,
         typer.Option(help="Trials of the study, earlier ones included; default: 6 for digits, 20 for others."),
@@ -93,6 +95,7 @@ def train(
     variant: VariantOption,
     dataset: DatasetOption,
     resize: Resize = None,
+    plugin: Plugins = None,
     epochs: Epochs = None,
     settings: Settings = None,
     seed: Seed = 0,
@@ -285,7 +288,7 @@ def study_show(
 
     What it prints is a study file again; with --probe it tells how long the study takes here.
     """
-    from erpe.cli.plan import plan_notes, plan_rows, plan_table, time_notes
+    from erpe.cli.plan import counted_note, plan_notes, plan_rows, plan_table, time_notes
     from erpe.study.plan import load_plan
 
     plan = load_plan(file, changes_of(settings, budget))
@@ -293,7 +296,7 @@ def study_show(
         print(json.dumps(plan.resolved().model_dump(mode="json")))
         return
     rows = plan_rows(plan)
-    notes = plan_notes(plan, rows, sd)
+    notes = plan_notes(plan, rows, sd) + counted_note(plan)
     if probe:
         from erpe.bench.probe import probe as measure
 

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from erpe.config import VARIANTS, defaults, split_variant
+from erpe.config import VARIANTS, defaults, own_variants, split_variant
 from erpe.datasets import Dataset
 from erpe.execution.callbacks import TrialProgress
 from erpe.search.tune import TuneResult
@@ -264,15 +264,17 @@ def datasets_table(rows: list[dict[str, Any]]) -> None:
 
 def variants_rows(dataset: str | Dataset) -> list[dict[str, Any]]:
     """Each variant's parts, parameters and FLOPs at the default configuration of a data set."""
+    from erpe.model.flops import is_counted
     from erpe.model.vit import parameter_count
     from erpe.training.trial import cost
 
     rows = []
-    for variant in VARIANTS:
+    for variant in (*VARIANTS, *own_variants()):
         config = defaults(variant, dataset)
         attention, encoding = split_variant(variant)
         params = parameter_count(config.model)
-        rows.append({"variant": variant, "attention": attention, "encoding": encoding, "params": params} | cost(config))
+        who = {"variant": variant, "attention": attention, "encoding": encoding, "params": params}
+        rows.append(who | cost(config) | ({"counted": True} if is_counted(config.model) else {}))
     return rows
 
 
@@ -286,6 +288,19 @@ def variants_table(rows: list[dict[str, Any]], dataset: str) -> None:
     for row in rows:
         costs = (f"{row[name] / 1e6:.2f}" for name in ("flops/forward", "flops/train_step"))
         table.add_row(row["variant"], row["attention"], row["encoding"], f"{row['params']:,}", *costs)
+    Terminal().print_table(table)
+    if counted := [row["variant"] for row in rows if "counted" in row]:
+        print(f"attention counted by torch, not in closed form: {', '.join(counted)}")
+
+
+def checks_table(found: dict[str, list[Any]]) -> None:
+    """What `erpe check-plugin` found, a row a variant and check."""
+    table = Table(box=SIMPLE)
+    for name in ("variant", "check", "", "found"):
+        table.add_column(name, no_wrap=name != "found")
+    for variant, checks in found.items():
+        for check in checks:
+            table.add_row(variant, check.what, {True: "well", False: "wrong", None: "-"}[check.well], check.text)
     Terminal().print_table(table)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from erpe.config import TrialConfig
 from erpe.datasets import Dataset
 from erpe.execution.trial_loop import Training, TrialFactory
+from erpe.plugins import WithPlugins, loaded
 from erpe.training.download import find_data_dir, prepare
 from erpe.training.own import location, read_pack
 
@@ -39,13 +40,19 @@ def vision(dataset: str | Dataset, data_dir: Path | None, device: str, on_step: 
     """
     place = location(dataset) if isinstance(dataset, Dataset) else find_data_dir(data_dir)
     data = place.resolve()  # a worker runs in another folder
+    plugins = loaded()
+    along: Any = partial(WithPlugins, plugins) if plugins else _as_it_is
     return Objective(
         prepare=partial(_prepare, dataset, data),
-        start=partial(_start, "Trial", data_dir=data, device=device, on_step=on_step),
-        evaluate=partial(_evaluate, data_dir=data, device=device),
-        confirm=partial(_start, "Confirmation", data_dir=data, device=device, on_step=on_step),
-        time=partial(_time, data_dir=data, device=device),
+        start=along(partial(_start, "Trial", data_dir=data, device=device, on_step=on_step)),
+        evaluate=along(partial(_evaluate, data_dir=data, device=device)),
+        confirm=along(partial(_start, "Confirmation", data_dir=data, device=device, on_step=on_step)),
+        time=along(partial(_time, data_dir=data, device=device)),
     )
+
+
+def _as_it_is(function: Any) -> Any:
+    return function
 
 
 def _prepare(dataset: str | Dataset, data: Path) -> None:

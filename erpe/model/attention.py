@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
+from erpe import plugins
 from erpe.config import AttentionConfig
 from erpe.errors import ConfigError, ShapeError
 from erpe.model.encoding import Encoding, GeneralRPE, Shape
@@ -29,7 +30,7 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         self.shape = shape
-        self.encoding = ENCODING[config.encoding](config, shape, generator)
+        self.encoding: Encoding = class_of("encoding", config)(config, shape, generator)
 
     def check(self, q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
         """Raise ShapeError unless q and k are (B, H, N, D) and v is (B, H, N, any)."""
@@ -55,7 +56,7 @@ class Softmax(Attention):
     def scaled(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float]:
         """Rotated q and k (B, H, N, D), and the factor of their products."""
         rotation = self.encoding.rotation(q)
-        q, k = (q, k) if rotation is None else rotation.align(q, k)
+        q, k = self.encoding.rotate(q, k) if rotation is None else rotation.align(q, k)
         if self.config.normalize_qk:
             return normalize(q, dim=-1), normalize(k, dim=-1), 1.0
         return q, k, self.shape.head_dim**-0.5
@@ -113,8 +114,11 @@ class Linear(Attention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, H, N, D) twice and (B, H, N, Dv) -> (B, H, N, Dv), in float32 at least or the precision of the inputs."""
-        q, k, phi = self.features.prepare(q, k)
         mask, rotation = self.encoding.mask(), self.encoding.rotation(q)
+        if mask is None and self.encoding.log_weights() is not None:  # of a plug-in: any weight of each pair
+            return self.dense_weights(*self.phi(full_precision(q), full_precision(k))) @ full_precision(v)
+        q, k = self.encoding.rotate(q, k) if rotation is None else (q, k)
+        q, k, phi = self.features.prepare(q, k)
         if mask is not None:
             return masked_attention(q, k, v, phi, mask, self.config.method, self.config.rank)
         return linear_attention(q, k, v, phi, rotation, after=self.rotates_features)
@@ -126,8 +130,9 @@ class Linear(Attention):
 
     def phi(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Features of q and k, rotated before the map unless placed after: (B, H, N, m) each."""
-        q, k, phi = self.features.prepare(q, k)
         rotation = self.encoding.rotation(q)
+        q, k = self.encoding.rotate(q, k) if rotation is None else (q, k)
+        q, k, phi = self.features.prepare(q, k)
         if rotation is not None and not self.rotates_features:
             (q, k), phi = rotation.align(q, k), phi.of(rotation.basis)
         return phi(q, k)
@@ -169,6 +174,25 @@ class Relu(Linear):
 ATTENTION = {"softmax": Softmax, "favor": Favor, "relu": Relu}
 
 
+def class_of(kind: plugins.Kind, config: AttentionConfig) -> Any:
+    """The class of a variant's attention or encoding: built in, or of the plug-in that the configuration is of.
+
+    Raises:
+        ConfigError: that plug-in is not loaded, or its source is another one.
+    """
+    built_in: dict[str, Any] = ATTENTION if kind == "attention" else ENCODING
+    name = config.attention if kind == "attention" else config.encoding
+    if name in built_in:
+        return built_in[name]
+    found = plugins.find(kind, name)
+    if found is None:
+        raise ConfigError(f"{config.variant}: {name} is of a plug-in, which is not loaded; use --plugin FILE")
+    if found.source.sha256 not in (config.plugin or "").split("+"):
+        other = f"sha256 {found.source.sha256}, not {config.plugin}"
+        raise ConfigError(f"{config.variant}: the plug-in with {name} is another one ({other}); use that file")
+    return found.cls
+
+
 def no_numbers(q: Tensor, k: Tensor) -> Tensor:
     """NaN (B, H, N, 1) for queries without weights, else zero: torch's fused kernel for CPUs gives zeros for them."""
     q, k = q.detach(), k.detach()
@@ -208,4 +232,5 @@ def build_attention(
     config = AttentionConfig(variant=variant, **options)
     config.check_rotation(head_dim)
     generator = torch.Generator().manual_seed(seed)
-    return ATTENTION[config.attention](config, Shape(grid, heads, head_dim, cls), generator)
+    layer: Attention = class_of("attention", config)(config, Shape(grid, heads, head_dim, cls), generator)
+    return layer

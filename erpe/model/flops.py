@@ -8,9 +8,16 @@ mask times the scores) is not, as usual: `tests/counters.py` lists those operato
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
 from erpe.config import ModelConfig
+from erpe.model.attention import class_of
+from erpe.model.encoding import Shape
 from erpe.model.kernels import faster_method
 from erpe.model.kernels.low_rank import terms_used
 from erpe.model.kernels.tiles import product_flops
@@ -77,6 +84,8 @@ def attention_cost(config: ModelConfig, n: int) -> Cost:
                                                   softmax and projections need no way back: 4 N S^2, and for
                                                   the latter 2 S^2 m for all heads: the basis in them
     """
+    if config.plugin:
+        return plugin_cost(config, n)
     d, m, heads = config.head_dim, config.feature_count(config.head_dim), config.heads
     core = both(4 * n * n * d) if config.attention == "softmax" else both(4 * n * m * d)
     if config.attention != "softmax" and config.encoding == "general":
@@ -90,6 +99,39 @@ def attention_cost(config: ModelConfig, n: int) -> Cost:
         circulant = one(4 * ways * n * size**2)
         core += Cost(*[folded * 2 * size**2 * m / heads] * 2)            # once for all heads, without a gradient
     return Cost(*(heads * flops for flops in core + projection + circulant))
+
+
+def is_counted(config: ModelConfig) -> bool:
+    """Whether torch's counter says what the attention costs: it is of a plug-in that declares no FLOPs for it."""
+    if not config.plugin:
+        return False
+    return config.encoding != "none" or not hasattr(class_of("attention", config), "flops")
+
+
+def plugin_cost(config: ModelConfig, n: int) -> Cost:
+    """What a plug-in's attention declares, or torch's FlopCounterMode counts; all heads, `n` tokens."""
+    if not is_counted(config):
+        return Cost(*class_of("attention", config).flops(config, n))
+    return counted_cost(config)
+
+
+def counted_cost(config: ModelConfig) -> Cost:
+    """FLOPs of an attention layer, one image, by torch's FlopCounterMode; FFTs are not in it."""
+    return _counted(config.replace({"depth": 1}).model_dump_json())
+
+
+@lru_cache(maxsize=1000)
+def _counted(text: str) -> Cost:
+    config = ModelConfig.model_validate_json(text)
+    shape = Shape(config.grid, config.heads, config.head_dim, config.pooling == "cls")
+    layer = class_of("attention", config)(config, shape, torch.Generator().manual_seed(0))
+    size = (1, shape.heads, shape.tokens, shape.head_dim)
+    q, k, v = (torch.ones(size, dtype=torch.float32, device="cpu", requires_grad=True) for _ in range(3))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        y = layer(q, k, v)
+        forward = counter.get_total_flops()
+        y.sum().backward()
+    return Cost(forward, counter.get_total_flops())
 
 
 def general_cost(config: ModelConfig, n: int, m: int, d: int) -> Cost:

@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from erpe.config import ModelConfig
 from erpe.errors import ShapeError
-from erpe.model.attention import ATTENTION, Linear
+from erpe.model.attention import Attention, Linear, class_of
 from erpe.model.encoding import Encoding, Shape
 from erpe.model.grid import keep_grid
 
@@ -153,7 +153,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, **place)
         self.qkv = nn.Linear(width, 3 * width, **place)
         shape = Shape(config.grid, config.heads, config.head_dim, cls=config.pooling == "cls")
-        self.attention = ATTENTION[config.attention](config, shape, generator)
+        self.attention: Attention = class_of("attention", config)(config, shape, generator)
         rate, tokens = config.dropout, shape.tokens
         self.out = nn.Sequential(nn.Linear(width, width, **place), Drop(rate, tokens, width), Drop(drop_path))
         self.norm2 = nn.LayerNorm(width, **place)

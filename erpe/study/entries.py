@@ -49,7 +49,11 @@ def dotted(entries: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for key, value in entries.items():
-        section = isinstance(value, dict) and key not in KNOWN and any(name.startswith(f"{key}.") for name in KNOWN)
+        section = (
+            isinstance(value, dict)
+            and key not in KNOWN
+            and (key == "model.options" or any(name.startswith(f"{key}.") for name in KNOWN))
+        )
         combine(found, dotted({f"{key}.{name}": each for name, each in value.items()}) if section else {key: value})
     return found
 

@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, WithJsonSchema, fie
 from erpe.config import NINE, VARIANTS, Config, Variant, defaults
 from erpe.datasets import DATASETS, AnyDataset, Size, read_grid
 from erpe.errors import ConfigError, ErpeError
+from erpe.plugins import load as load_plugin
 from erpe.study.distributions import Axis, Choices, Scalar, typical
 from erpe.study.entries import combine, contradictions, dotted, read_line
 from erpe.study.plan_checks import mistakes_of
@@ -101,6 +102,8 @@ class Plan(Config):
     """Its name, or the path of own images, relative to the study file."""
     resize: Grid = Field(None, exclude_if=lambda grid: grid is None)
     """Height and width that own images get, as "32x32"; default: they stay as they are."""
+    plugins: tuple[str, ...] = Field((), exclude_if=lambda given: not given)
+    """Python files with attentions and encodings of one's own, relative to the study file; or installed plug-ins."""
     variants: Variants
     """The nine of the question, all twelve, or a list."""
     seed: NonNegativeInt = 0
@@ -157,6 +160,8 @@ class Plan(Config):
         )  # fmt: skip
 
     def _applies(self, name: str, variant: str) -> bool:
+        if name.startswith("model.options."):
+            return name in defaults(variant, self.dataset).flat()
         return name not in _VARIANT_PARAMS or name in variant_params(variant, self.dataset)
 
     def epochs(self, arm: Arm) -> int | None:
@@ -240,6 +245,8 @@ def load_plan(path: str | Path, changes: Sequence[str] = (), cache: Path | None 
             _lay_over(table, _read_change(line))
         if against := contradictions({f"[{name}]": found for name, found in _tables_of(table).items()}):
             raise ConfigError(*against)
+        for plugin in table.get("plugins", ()) if isinstance(table.get("plugins", ()), list) else ():
+            load_plugin(str(plugin), path.parent)
         return Plan(**_with_dataset(table, path.parent, cache))
     except ErpeError as error:
         raise ConfigError(f"{path}: {error}") from None

@@ -36,7 +36,7 @@ def _names(plan: Plan) -> Iterator[str]:
         for name in names:
             if name in RESERVED or name == "data.validation":
                 yield f"{table}.{name}: the study sets it"
-            elif name not in KNOWN:
+            elif name not in KNOWN and not name.startswith("model.options."):
                 yield f"{table}: unknown setting {name[:100]!r}; {nearest(name, sorted(KNOWN))}"
 
 

@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from erpe import plugins
 from erpe.config import TrialConfig, defaults, split_variant
 from erpe.datasets import Dataset, facts_of
 from erpe.errors import ConfigError, ErpeError, nearest
@@ -50,7 +51,7 @@ MOST_TOML = 2**20
 
 RESERVED = {
     "model.variant": "--variant", "data.dataset": "--dataset", "train.epochs": "--epochs", "seed": "--seed",
-    "model.image": "--dataset", "model.classes": "--dataset",
+    "model.image": "--dataset", "model.classes": "--dataset", "model.plugin": "--plugin",
 }  # fmt: skip
 """Settings that are no axis, and what sets them instead."""
 
@@ -72,7 +73,7 @@ def variant_params(variant: str, dataset: str | Dataset) -> dict[str, Axis]:
     """
     attention, encoding = split_variant(variant)
     kind = facts_of(dataset).like
-    linear, rotary = attention != "softmax", encoding in ("circulant", "rope")
+    linear, rotary = attention in ("favor", "relu"), encoding in ("circulant", "rope")
     found: dict[str, Axis] = {}
     if attention == "relu":
         found["model.relu_projection"] = Choices(values=("none", "orthogonal"))
@@ -83,6 +84,8 @@ def variant_params(variant: str, dataset: str | Dataset) -> dict[str, Axis]:
         found["model.rotary_placement"] = Choices(values=("pre", "post"))
     if encoding == "rope":
         found["model.rope"] = Choices(values=("axial", "mixed"))
+    for part in plugins.parts_of(attention, encoding):
+        found |= {f"model.options.{name}": Choices(values=tuple(values)) for name, values in part.space.items()}
     return found
 
 
@@ -163,6 +166,9 @@ def apply_overrides(entries: dict[str, Any], variant: str, dataset: str | Datase
     )
     mistakes = []
     for name, entry in dotted(entries).items():
+        option = name.removeprefix("model.options.")
+        if option != name and name not in base.flat() and plugins.has_option(option):
+            continue
         try:
             axis = read_axis(name, entry, base)
             check_axis(name, axis, base)

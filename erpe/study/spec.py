@@ -95,6 +95,8 @@ class StudySpec(Config):
         space = {name: axis.model_dump(mode="json", exclude_defaults=True) for name, axis in self.space.axes.items()}
         others = self.model_dump(mode="json", exclude={"base", "space"}, exclude_defaults=True)
         dataset = self.base.data.facts.key
+        plugin = self.base.model.plugin
+        always |= {"plugin": plugin} if plugin else {}
         chosen = {"variant": self.variant, "dataset": dataset, "settings": self.base.overrides, "space": space}
         return others | always | chosen
 

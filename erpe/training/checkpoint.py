@@ -21,6 +21,7 @@ from erpe.errors import ConfigError, ShapeError, StoreError
 from erpe.io import open_plain, parse_json, read_json, write_atomic
 from erpe.model import ViT
 from erpe.model.vit import Size, shapes
+from erpe.plugins import stored_text
 from erpe.store import FILES, STATE
 
 MODEL = "model.safetensors"
@@ -97,6 +98,8 @@ def save_model(folder: Path, model: ViT, config: TrialConfig) -> None:
     save_tensors(folder / MODEL, model.state_dict(), {"variant": config.model.variant})
     with writing(folder):
         write_atomic(folder / "config.json", config.model_dump_json(indent=2))
+        if config.model.plugin:
+            write_atomic(folder / "plugins.txt", stored_text(config.model.plugin))  # to be read, never to be run
 
 
 class TrainedViT(ViT):

@@ -1,0 +1,246 @@
+"""Plug-ins: files of one's own with attentions and encodings, which then make variants as the built-in ones do.
+
+    load("my_encodings.py")                 # or the name of an entry point of the group `erpe.plugins`
+    defaults("relu_alibi", "digits")        # @register_encoding("alibi") stood in it
+
+A file is run because a user named it, never because a store or a server holds one. No torch in here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from erpe.errors import ConfigError, nearest
+
+Kind = Literal["attention", "encoding"]
+Class = TypeVar("Class", bound=type)
+Options = TypeVar("Options", bound=BaseModel)
+
+GROUP = "erpe.plugins"
+"""Of entry points: `my_plugin = "my_package.encodings"`."""
+
+
+class Source(NamedTuple):
+    """A plug-in as text, which can be sent to another process."""
+
+    name: str
+    text: str
+
+    @property
+    def sha256(self) -> str:
+        """Twelve digits, by which configurations name the plug-in that they are of."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
+
+
+class Registered(NamedTuple):
+    """A class that a plug-in registered."""
+
+    kind: Kind
+    name: str
+    cls: type
+    options: type[BaseModel] | None
+    space: Mapping[str, Sequence[Any]]
+    source: Source
+
+
+_REGISTERED: dict[tuple[Kind, str], Registered] = {}
+_LOADED: dict[str, Source] = {}
+_loading: list[Source] = []
+"""What is being run; its decorators belong to the last one."""
+
+
+def register_encoding(
+    name: str, *, options: type[BaseModel] | None = None, space: Mapping[str, Sequence[Any]] | None = None
+) -> Callable[[Class], Class]:
+    """Register a position encoding: a subclass of `erpe.model.encoding.Encoding` with `rotate` or `log_weights`.
+
+    Args:
+        name: of lower-case letters and digits; `relu_NAME` is a variant then.
+        options: its settings, each with a default; in files `model.options.NAME`.
+        space: what a search varies, option -> values.
+    Raises:
+        ConfigError: the name is taken, or is none.
+    """
+    return _register("encoding", name, options, space)
+
+
+def register_attention(
+    name: str, *, options: type[BaseModel] | None = None, space: Mapping[str, Sequence[Any]] | None = None
+) -> Callable[[Class], Class]:
+    """Register an attention: a subclass of `erpe.model.attention.Attention` with `forward` and `weights`.
+
+    It may declare its FLOPs without encoding: a static method `flops(config, n)` that gives those of the forward pass
+    and of a training step, all heads. Otherwise torch counts them. The arguments are those of `register_encoding`.
+    """
+    return _register("attention", name, options, space)
+
+
+def _register(
+    kind: Kind, name: str, options: type[BaseModel] | None, space: Mapping[str, Sequence[Any]] | None
+) -> Callable[[Class], Class]:
+    from erpe.config import ATTENTIONS, ENCODINGS
+
+    if not re.fullmatch(r"[a-z][a-z0-9]*", name):
+        raise ConfigError(f"plug-in: {kind} {name!r}; use lower-case letters and digits instead")
+    known = _REGISTERED.get((kind, name))
+    if name in (*ATTENTIONS, *ENCODINGS) or (known and _loading and known.source.name != _loading[-1].name):
+        raise ConfigError(f"plug-in: {kind} {name!r} is there already; use another name")
+
+    def register(cls: Class) -> Class:
+        if not _loading:
+            raise ConfigError(f"plug-in: {kind} {name!r} is registered by an import; use --plugin FILE instead")
+        _REGISTERED[kind, name] = Registered(kind, name, cls, options, space or {}, _loading[-1])
+        return cls
+
+    return register
+
+
+def load(given: str | Path, base: Path | None = None) -> Source:
+    """Run a plug-in, and remember it.
+
+    Args:
+        given: a Python file, or the name of an entry point of the group `erpe.plugins`.
+        base: the folder that a relative path starts from; default: the current one.
+    Raises:
+        ConfigError: there is none, or it raises; the line says where.
+    """
+    path = (base or Path()) / Path(given).expanduser()
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    if str(given) in points:
+        spec = find_spec(points[str(given)].module)
+        path = Path(spec.origin) if spec and spec.origin else path
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"plug-in {given}: cannot be read ({why}); use a Python file or an installed one") from None
+    return load_source(Source(path.stem, text), str(path))
+
+
+def load_source(source: Source, path: str = "") -> Source:
+    """Run the text of a plug-in, unless it is what was run before under its name.
+
+    Raises:
+        ConfigError: it raises, or registers nothing.
+    """
+    if _LOADED.get(source.name) == source:
+        return source
+    module = ModuleType(f"erpe_plugin_{source.name}")
+    module.__file__ = path or f"{source.name}.py"
+    sys.modules[module.__name__] = module  # pydantic looks up annotations there
+    for key in [key for key, found in _REGISTERED.items() if found.source.name == source.name]:
+        del _REGISTERED[key]
+    _loading.append(source)
+    try:
+        exec(compile(source.text, module.__file__, "exec"), module.__dict__)
+    except Exception as error:
+        frame = error.__traceback__
+        lines = [line for line in _lines(frame) if line[0] == module.__file__]
+        place = f"line {lines[-1][1]}: " if lines else ""
+        raise ConfigError(f"plug-in {module.__file__}: {place}{type(error).__name__}: {error}") from error
+    finally:
+        _loading.pop()
+    if not any(found.source == source for found in _REGISTERED.values()):
+        raise ConfigError(f"plug-in {module.__file__}: registers nothing; use @register_encoding(NAME) on a class")
+    _LOADED[source.name] = source
+    return source
+
+
+def _lines(trace: Any) -> Iterator[tuple[str, int]]:
+    while trace is not None:
+        yield inspect.getfile(trace), trace.tb_lineno
+        trace = trace.tb_next
+
+
+def loaded() -> tuple[Source, ...]:
+    """What was loaded in this process."""
+    return tuple(_LOADED.values())
+
+
+def names(kind: Kind, source: Source | None = None) -> list[str]:
+    """Registered names of a kind, or those of one plug-in."""
+    return [each.name for each in _REGISTERED.values() if each.kind == kind and source in (None, each.source)]
+
+
+def find(kind: Kind, name: str) -> Registered | None:
+    """What is registered under a name."""
+    return _REGISTERED.get((kind, name))
+
+
+def parts_of(attention: str, encoding: str) -> list[Registered]:
+    """The registered parts of a variant."""
+    found = find("attention", attention), find("encoding", encoding)
+    return [each for each in found if each]
+
+
+def hash_of(parts: list[Registered]) -> str | None:
+    """What a configuration keeps of the sources of its parts."""
+    return "+".join(dict.fromkeys(part.source.sha256 for part in parts)) or None
+
+
+def checked_options(parts: list[Registered], given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a variant's parts, with their defaults.
+
+    Raises:
+        ConfigError: one is unknown, or has a value that does not fit.
+    """
+    models = [part.options for part in parts if part.options]
+    known = {name for model in models for name in model.model_fields}
+    if stray := sorted(given.keys() - known):
+        raise ConfigError(f"options.{stray[0]}: unknown key; {nearest(stray[0], known) if known else 'there are none'}")
+    found: dict[str, Any] = {}
+    for model in models:
+        try:
+            made = model(**{name: value for name, value in given.items() if name in model.model_fields})
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ConfigError(f"options.{place}: {first['input']!r} given; {first['msg'].lower()}") from None
+        found |= made.model_dump(mode="json")
+    return found
+
+
+def has_option(name: str) -> bool:
+    """Whether some loaded part has this option."""
+    return any(name in part.options.model_fields for part in _REGISTERED.values() if part.options)
+
+
+def options_of(config: Any, model: type[Options]) -> Options:
+    """The options of one part, from the configuration that its class is given."""
+    return model(**{name: value for name, value in config.options.items() if name in model.model_fields})
+
+
+class WithPlugins:
+    """A function that brings its plug-ins along: in another process they are loaded before anything asks for them."""
+
+    def __init__(self, sources: tuple[Source, ...], function: Callable[..., Any]) -> None:
+        self.sources, self.function = sources, function
+
+    def __call__(self, *args: Any, **more: Any) -> Any:
+        return self.function(*args, **more)
+
+    def __reduce__(self) -> Any:
+        return _arrived, (self.sources, self.function)
+
+
+def _arrived(sources: tuple[Source, ...], function: Callable[..., Any]) -> WithPlugins:
+    for source in sources:
+        load_source(source)
+    return WithPlugins(sources, function)
+
+
+def stored_text(plugin: str) -> str:
+    """The sources that a configuration is of, to be kept beside its model for people to read."""
+    wanted = plugin.split("+")
+    return "\n".join(f"# {s.name}.py, sha256 {s.sha256}\n{s.text}" for s in loaded() if s.sha256 in wanted)

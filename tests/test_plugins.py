@@ -1,0 +1,203 @@
+"""Plug-ins: own attentions and encodings are variants like the built-in ones, and nothing runs that nobody named."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from trials import TINY
+
+from erpe import plugins
+from erpe.config import NINE, VARIANTS, AttentionConfig, TrialConfig, defaults, own_variants
+from erpe.errors import ConfigError
+from erpe.execution.objective import vision
+from erpe.model import build, build_attention
+from erpe.model.flops import counted_cost, forward_flops, is_counted
+from erpe.study.plan import load_plan
+from erpe.study.search_space import default_space
+from erpe.study.spec import define, differences_from
+from erpe.training.check import check_variant
+from erpe.training.checkpoint import load_model
+from erpe.training.trial import objective
+
+EXAMPLES = Path(__file__).parent.parent / "studies" / "plugins"
+ALIBI = EXAMPLES / "alibi.py"
+
+WRONG = """
+import torch
+from erpe.model.encoding import Encoding
+from erpe.plugins import register_encoding
+
+@register_encoding("wrong")
+class Wrong(Encoding):
+    def __init__(self, config, shape, generator):
+        super().__init__(config, shape, generator)
+        self.unused = torch.nn.Parameter(torch.ones(3))
+
+    def rotate(self, *vectors):
+        return tuple(x + x.mean(0, keepdim=True) for x in vectors)
+"""
+
+
+@pytest.fixture(autouse=True)
+def nothing_loaded(monkeypatch):
+    """Each test begins without plug-ins, and leaves none behind."""
+    monkeypatch.setattr(plugins, "_REGISTERED", {})
+    monkeypatch.setattr(plugins, "_LOADED", {})
+
+
+def refusal(make, *args, **more):
+    with pytest.raises(ConfigError) as refused:
+        make(*args, **more)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def alibi(tmp_path, change=("", "")):
+    """A copy of the example, perhaps changed."""
+    path = tmp_path / "alibi.py"
+    path.write_text(ALIBI.read_text().replace(*change))
+    return path
+
+
+# The examples hold what the grid holds
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_holds_all_that_is_checked(file):
+    source = plugins.load(file)
+    for variant in own_variants(source):
+        checks = {check.what: check for check in check_variant(variant)}
+        assert not [check for check in checks.values() if check.well is False], variant
+        if variant in ("softmax_alibi", "relu_alibi", "favor_alibi", "softmax_cayley"):
+            assert checks["positions"].text == "relative"
+    assert len([*own_variants(source)]) == (4 if file.stem == "mala" else 3)
+
+
+def test_far_tokens_weigh_less_by_alibi():
+    plugins.load(ALIBI)
+    layer = build_attention("softmax_alibi", grid=(1, 4), heads=2, head_dim=4)
+    a = layer.weights(*torch.zeros(2, 1, 2, 4, 4))[0]  # without content: C alone, (H, N, N)
+    slopes = 2.0 ** -torch.tensor([4.0, 8.0])
+    far = (torch.arange(4)[:, None] - torch.arange(4)).abs()
+    torch.testing.assert_close(a, (-slopes[:, None, None] * far).softmax(-1))
+
+
+def test_what_is_wrong_with_a_plug_in_is_found(tmp_path):
+    (tmp_path / "wrong.py").write_text(WRONG)
+    plugins.load(tmp_path / "wrong.py")
+    wrong = {check.what for check in check_variant("softmax_wrong") if check.well is False}
+    assert {"gradients", "batch independence"} <= wrong
+
+
+# Variants are the product; the nine and the twelve stay
+
+
+def test_variants_are_the_product_and_the_built_in_ones_stay():
+    before = VARIANTS, NINE
+    plugins.load(ALIBI)
+    plugins.load(EXAMPLES / "mala.py")
+    assert set(own_variants()) == {"softmax_alibi", "favor_alibi", "relu_alibi", "mala", "mala_alibi"} | {
+        f"mala_{name}" for name in ("general", "circulant", "rope")
+    }
+    assert before == (VARIANTS, NINE)
+    assert "did you mean relu_alibi?" in refusal(defaults, "relu_alibbi", "digits")
+
+
+def test_options_are_settings_with_a_range_of_their_own():
+    plugins.load(ALIBI)
+    config = defaults("relu_alibi", "digits")
+    assert (
+        config.flat()["model.options.slope"] == 1.0 and "model.options.slope" not in defaults("relu", "digits").flat()
+    )
+    assert config.replace({"model.options.slope": 2}).overrides == {"model.options.slope": 2.0}
+    assert default_space("relu_alibi", "digits").axes["model.options.slope"].values == (0.5, 1.0, 2.0)
+    assert "slope" in refusal(config.replace, {"model.options.slope": -1})
+    assert "unknown key" in refusal(AttentionConfig, variant="relu_alibi", options={"slop": 1})
+
+
+def test_the_flops_of_a_layer_that_declares_none_are_counted():
+    plugins.load(EXAMPLES / "mala.py")
+    plugins.load(ALIBI)
+    own, built_in = (defaults(name, "digits").model for name in ("softmax_alibi", "softmax"))
+    assert is_counted(own) and not is_counted(built_in) and not is_counted(defaults("mala", "digits").model)
+    assert forward_flops(own) == forward_flops(built_in), "weights of pairs are work on single entries"
+    assert counted_cost(defaults("mala", "digits").model).forward < counted_cost(own).forward * 2
+
+
+# The source is a part of what a study is
+
+
+def test_the_source_is_a_part_of_the_identity(tmp_path):
+    plugins.load(alibi(tmp_path))
+    first = define("relu_alibi", "digits")
+    assert define("relu", "digits").definition.keys() == first.definition.keys() - {"plugin"}
+    plugins.load(alibi(tmp_path, ("far tokens weigh less", "far tokens weigh little")))
+    second = define("relu_alibi", "digits")
+    assert first.identity != second.identity
+    (told,) = differences_from(first.model_dump(mode="json"), second)
+    assert told.startswith("model.plugin: ")
+
+
+def test_a_stored_configuration_is_read_without_its_plug_in_and_runs_nothing(tmp_path):
+    plugins.load(alibi(tmp_path))
+    config = defaults("relu_alibi", "digits").replace(TINY)
+    text = config.model_dump_json()
+    plugins._REGISTERED.clear()
+    plugins._LOADED.clear()
+    read = TrialConfig.model_validate_json(text)
+    assert read == config and read.model.encoding == "alibi"
+    assert "--plugin" in refusal(build, read.model)
+    plugins.load(alibi(tmp_path, ("far tokens weigh less", "far tokens weigh little")))
+    assert "is another one" in refusal(build, read.model)
+
+
+def test_a_study_file_names_plug_ins_relative_to_itself(tmp_path, monkeypatch):
+    alibi(tmp_path)
+    (tmp_path / "x.toml").write_text(
+        'dataset = "digits"\nplugins = ["alibi.py"]\nvariants = ["relu", "relu_alibi"]\n'
+        "[settings]\nmodel.options.learned = false\n[space]\nmodel.options.slope = [0.25, 4]\n"
+    )
+    monkeypatch.chdir("/")
+    plain, own = (load_plan(tmp_path / "x.toml").search_spec(arm) for arm in load_plan(tmp_path / "x.toml").arms())
+    assert own.base.model.options == {"slope": 1.0, "learned": False} and not plain.base.model.options
+    assert own.space.axes["model.options.slope"].values == (0.25, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("1 +", "SyntaxError"),
+        ("x = 1\nraise KeyError('here')", "line 2: KeyError"),
+        ("x = 1", "registers nothing"),
+        ("from erpe.plugins import register_encoding\nregister_encoding('rope')", "there already"),
+        ("from erpe.plugins import register_encoding\nregister_encoding('a_b')", "lower-case letters"),
+    ],
+)
+def test_a_plug_in_that_cannot_be_used_is_one_line_with_its_name(tmp_path, text, told):
+    (tmp_path / "own.py").write_text(text)
+    said = refusal(plugins.load, tmp_path / "own.py")
+    assert told in said and "own.py" in said
+    assert "nowhere.py: cannot be read" in refusal(plugins.load, tmp_path / "nowhere.py")
+
+
+def test_another_process_loads_the_plug_ins_that_come_with_its_work(tmp_path):
+    plugins.load(alibi(tmp_path))
+    sent = pickle.dumps(vision("digits", None, "cpu").start)
+    (tmp_path / "alibi.py").unlink()
+    plugins._REGISTERED.clear()
+    plugins._LOADED.clear()
+    assert not own_variants()
+    assert callable(pickle.loads(sent))
+    assert "relu_alibi" in own_variants()
+
+
+def test_a_model_of_a_plug_in_is_trained_and_keeps_its_source(tmp_path):
+    plugins.load(alibi(tmp_path))
+    own = {"train.epochs": 1, "data.train_limit": 100}
+    config = defaults("relu_alibi", "digits").replace(TINY | own)
+    measured = objective(config, lambda epoch, measures: False, tmp_path / "trial", device="cpu")
+    assert measured and "val/accuracy" in measured
+    assert ALIBI.read_text() in (tmp_path / "trial" / "plugins.txt").read_text()
+    model, read = load_model(tmp_path / "trial")
+    assert read == config and model.blocks[0].attention.encoding.log_rates.requires_grad
