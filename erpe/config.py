@@ -22,10 +22,9 @@ from pydantic import (
 from erpe import plugins
 from erpe.datasets import AnyDataset, Dataset, Size, facts_of
 from erpe.errors import ConfigError, nearest
+from erpe.plugins import ATTENTIONS, ENCODINGS
 from erpe.settings import Config
 
-ATTENTIONS = ("softmax", "favor", "relu")
-ENCODINGS = ("none", "general", "circulant", "rope")
 VARIANTS = tuple(a if e == "none" else f"{a}_{e}" for a in ATTENTIONS for e in ENCODINGS)
 NINE = ("softmax", *VARIANTS[4:])
 """The models of the question; the other three tell what an encoding does for softmax."""

@@ -27,6 +27,10 @@ Kind = Literal["attention", "encoding"]
 Class = TypeVar("Class", bound=type)
 Options = TypeVar("Options", bound=BaseModel)
 
+ATTENTIONS = ("softmax", "favor", "relu")
+ENCODINGS = ("none", "general", "circulant", "rope")
+"""What is built in."""
+
 GROUP = "erpe.plugins"
 """Of entry points: `my_plugin = "my_package.encodings"`."""
 
@@ -89,8 +93,6 @@ def register_attention(
 def _register(
     kind: Kind, name: str, options: type[BaseModel] | None, space: Mapping[str, Sequence[Any]] | None
 ) -> Callable[[Class], Class]:
-    from erpe.config import ATTENTIONS, ENCODINGS
-
     if not re.fullmatch(r"[a-z][a-z0-9]*", name):
         raise ConfigError(f"plug-in: {kind} {name!r}; use lower-case letters and digits instead")
     known = _REGISTERED.get((kind, name))

@@ -17,6 +17,8 @@ ORDER = """
     text
     surroundings
     credentials
+    settings
+    datasets plugins
     config
     io
     store
