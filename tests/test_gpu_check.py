@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from erpe.bench import gpu_check, gpu_parts
+from erpe.bench import gpu_check, gpu_errors, gpu_parts
 from erpe.bench.gpu_check import FILE, check, failures, main, table
 from erpe.config import VARIANTS
 
@@ -42,8 +42,8 @@ def test_what_fails_is_a_finding_and_the_rest_is_measured(tmp_path, monkeypatch,
 
 
 def test_a_layer_that_gives_no_numbers_is_wrong(monkeypatch):
-    monkeypatch.setattr(gpu_parts, "relative_error", lambda x, exact: float("nan"))
-    assert not gpu_parts.layer_errors("relu", (2, 2), torch.float32, CPU)["ok"]
+    monkeypatch.setattr(gpu_errors, "relative_error", lambda x, exact: float("nan"))
+    assert not gpu_errors.layer_errors("relu", (2, 2), torch.float32, CPU)["ok"]
 
 
 def test_at_the_end_of_its_time_a_part_leaves_out_what_is_left(tmp_path, monkeypatch):

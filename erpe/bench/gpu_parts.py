@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
-import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
 from itertools import product
@@ -14,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from erpe.bench.backends import bench_backends
+from erpe.bench.gpu_errors import LIMITS, layer_errors, ways_of_layer
 from erpe.bench.layers import LayerShape, bench_layers
 from erpe.bench.models import bench_models
 from erpe.bench.packing import bench_packs
 from erpe.bench.timing import compete
 from erpe.bench.train import imagined
 from erpe.config import VARIANTS, TrialConfig, defaults
-from erpe.model import Attention, build, build_attention
+from erpe.model import build
+from erpe.model.kernels import gpu
 from erpe.training.data import Images, load_training
+from erpe.training.graph import GraphedStep
 from erpe.training.loop import Trainer
 
 IMAGES = 50_000
@@ -35,8 +37,6 @@ GRID = {
 
 SMALL = {"model.width": 16, "model.depth": 1, "model.heads": 2, "train.batch": 16, "data.augment": "none"}
 PACKED = ("softmax", "relu_general", "favor_rope")
-LIMITS = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
-"""The largest relative error, |x - exact| / |exact|; bfloat16 has 8 bits, so half of its limit is its own rounding."""
 
 Row = dict[str, Any]
 Units = Iterator[tuple[str, Callable[[], Row]]]
@@ -85,49 +85,17 @@ def correctness(device: torch.device, small: bool, data: Path | None) -> Units:
     """Every layer's output and gradients on the device, against the same in float64 by torch's operators on the CPU."""
     grids = [(3, 4)] if small else [(8, 8), (16, 16), (32, 33)]
     for grid, dtype, variant in product(grids, LIMITS, VARIANTS):
-        name = f"{variant}, N = {grid[0] * grid[1]}, {str(dtype).removeprefix('torch.')}"
-        yield name, partial(layer_errors, variant, grid, dtype, device)
-
-
-def layer_errors(variant: str, grid: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Row:
-    """Relative errors of the output and of the worst gradient. Inputs are rounded first: that is not counted."""
-    images, heads, d = 3, 2, 32
-    generator = torch.Generator().manual_seed(0)
-    layer = build_attention(variant, grid=grid, heads=heads, head_dim=d, seed=1)
-    drawn = [torch.randn(images, heads, grid[0] * grid[1], d, generator=generator).to(dtype) for _ in range(4)]
-    with torch.no_grad():
-        for parameter in layer.encoding.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
-    exact = passed(copy.deepcopy(layer).double(), [x.double() for x in drawn])
-    found = passed(layer.to(device), [x.to(device) for x in drawn])
-    errors = {name: relative_error(x, exact[name]) for name, x in found.items()}
-    name, worst = max(errors.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
-    row = {"kind": str(dtype), "limit": LIMITS[dtype], "ok": worst <= LIMITS[dtype]}
-    return row | {"y": errors["y"], "worst": name, "error_of_all": worst}
-
-
-def passed(layer: Attention, drawn: list[Tensor]) -> dict[str, Tensor]:
-    """Output, and gradients of inputs and parameters, for q, k, v and the slope of the output."""
-    q, k, v = (x.detach().requires_grad_() for x in drawn[:3])
-    y = layer(q, k, v)
-    y.backward(drawn[3])
-    learnt = {f"d_{name}": x.grad for name, x in layer.encoding.named_parameters() if x.grad is not None}
-    inputs = {f"d_{name}": x.grad for name, x in zip("qkv", (q, k, v), strict=True) if x.grad is not None}
-    return {"y": y.detach()} | inputs | learnt
-
-
-def relative_error(x: Tensor, exact: Tensor) -> float:
-    """|x - exact| / |exact|; NaN if any of it is."""
-    return float((x.cpu().double() - exact).norm() / exact.norm())
+        for way in ways_of_layer(variant):
+            name = f"{variant}, N = {grid[0] * grid[1]}, {str(dtype).removeprefix('torch.')}, {way}"
+            yield name, partial(layer_errors, variant, grid, dtype, device, way)
 
 
 def epoch(device: torch.device, small: bool, data: Path | None) -> Units:
-    """Time an epoch of the yardstick's trial, all twelve, in each way of running it."""
+    """An epoch of the yardstick's trial, all twelve, in each way of running it."""
     images = pictures(small, data).to(device)
-    for way in ("off",) if device.type != "cuda" else ("off", "on"):
+    for way in ("kernels", "graph", "compile", "torch") if device.type == "cuda" else ("torch",):
         for variant in VARIANTS:
-            config = trial(variant, small).replace({"train.compile": way})
-            yield f"{variant}, compile {way}", partial(an_epoch, config, images, device)
+            yield f"{variant}, {way}", partial(an_epoch, trial(variant, small), images, device, way)
 
 
 def trial(variant: str, small: bool) -> TrialConfig:
@@ -143,14 +111,25 @@ def pictures(small: bool, data: Path | None) -> Images:
     return Images(images.pixels[:count], images.labels[:count])
 
 
-def an_epoch(config: TrialConfig, images: Images, device: torch.device) -> Row:
-    """Seconds of the second epoch; the first compiles and warms up."""
+def an_epoch(config: TrialConfig, images: Images, device: torch.device, way: str) -> Row:
+    """Seconds of the second epoch; the first compiles and warms up.
+
+    Args:
+        way: `torch`, torch's operators one after the other; `kernels`, ours where there are some; and on these
+            `graph`, a step is one CUDA graph, or `compile`, the model goes through torch.compile.
+    """
+    config = config.replace({"train.compile": "on" if way == "compile" else "off"})
     trainer = Trainer(config, build(config.model).to(device), images, device)
+    if way == "graph":
+        trainer.step = GraphedStep(trainer)  # type: ignore[method-assign]
     started = time.perf_counter()
-    trainer.epoch(0)
-    first = time.perf_counter() - started
-    took = trainer.epoch(1)["time/epoch_seconds"]
+    with gpu.torch_only() if way == "torch" else nullcontext():
+        trainer.epoch(0)
+        first = time.perf_counter() - started
+        took = trainer.epoch(1)["time/epoch_seconds"]
     peak = {"peak_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
+    if way == "compile" and not trainer.is_compiled:
+        return {"error": "torch.compile failed; the model ran as it is"}
     shown = {"variant": config.model.variant, "images": len(images.labels)}
     return shown | {"epoch_seconds": took, "first_seconds": first} | peak
 
@@ -190,6 +169,22 @@ def all_layers(n: int, shape: LayerShape, dtype: torch.dtype, device: torch.devi
     return shown | {"sdpa_ms": next((row["ms"] for row in steps), None), "rows": rows}
 
 
+def backends(device: torch.device, small: bool, data: Path | None) -> Units:
+    """The backends of torch's fused softmax attention, in a training step."""
+    shape = LayerShape(batch_tokens=32 if small else 65_536)
+    for n in (16,) if small else (64, 256, 1024, 4096):
+        for dtype in (torch.float32,) if small else (torch.bfloat16, torch.float32):
+            name = f"SDPA, N = {n}, {str(dtype).removeprefix('torch.')}"
+            yield name, partial(all_backends, n, shape, dtype, device)
+
+
+def all_backends(n: int, shape: LayerShape, dtype: torch.dtype, device: torch.device) -> Row:
+    """Milliseconds of each, and the fastest."""
+    rows = [row for row in bench_backends(n, shape, rounds=5, device=device, dtype=dtype) if row["ms"] is not None]
+    shown = {f"{row['name']}_ms": row["ms"] for row in rows}
+    return {"best": min(rows, key=lambda row: row["ms"])["name"]} | shown | {"rows": rows}
+
+
 def models(device: torch.device, small: bool, data: Path | None) -> Units:
     """Whole models, forward and a training step."""
     config = trial("softmax", small)
@@ -212,7 +207,8 @@ PARTS: dict[str, tuple[Make, float]] = {
     "card": (card, 0.1),
     "correctness": (correctness, 0.3),
     "epoch": (epoch, 0.65),
-    "packs": (packs, 0.75),
+    "packs": (packs, 0.72),
+    "backends": (backends, 0.76),
     "layers": (layers, 0.93),
     "models": (models, 1.0),
 }
