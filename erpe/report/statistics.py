@@ -144,10 +144,11 @@ def differences(
                 close = points / 100 if measure in PARTS else np.nan
                 rows.append(pair | {"measure": measure, "margin": close} | found._asdict())
     table = pd.DataFrame(rows, columns=[*PAIR, "measure", "margin", *Paired._fields])
-    return _decided(table, outcomes)
+    return decided(table, outcomes)
 
 
-def _decided(table: pd.DataFrame, outcomes: Outcomes) -> pd.DataFrame:
+def decided(table: pd.DataFrame, outcomes: Outcomes) -> pd.DataFrame:
+    """Add to pairs, as of `differences`, what their families decide, and the intervals for new images."""
     families = list(table.groupby([*KEY[:2], "family", "measure"], sort=False).indices.values())
     difference, low, high, margin = (table[name].to_numpy(float) for name in ("difference", "low", "high", "margin"))
     freedom = np.maximum(table["n"].to_numpy(float) - 1, 1)
