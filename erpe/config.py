@@ -75,7 +75,7 @@ class AttentionConfig(Config):
     """One of the twelve attentions, or one of a plug-in, with the switches that are axes of the study."""
 
     plugin: str | None = Field(None, exclude_if=lambda plugin: plugin is None)  # as `rank`
-    """Hash of the plug-ins that the variant is of; none: it is built in. Filled in."""
+    """Hash of the plug-ins that the variant is of, filled in; default: it is built in."""
     variant: Variant
     """ATTENTION[_ENCODING]; see `VARIANTS`."""
     features: Size | None = None

@@ -94,7 +94,7 @@ def test_the_readme_tells_the_accuracies_of_mnist_as_they_were_measured():
 def test_the_table_of_settings_is_that_of_the_configuration():
     config = defaults("relu_general", "mnist")
     rows = re.findall(r"^\| `((?:model|data|train)\.\w+)` \| (\S+) \| (.*) \|$", READMES["studies"], re.MULTILINE)
-    given = {"model.variant", "model.image", "model.classes", "data.dataset"}
+    given = {"model.plugin", "model.variant", "model.image", "model.classes", "data.dataset"}
     assert [name for name, _, _ in rows] == [name for name in config.flat() if "." in name and name not in given]
     for name, value, meaning in rows:
         section, field = name.split(".")
