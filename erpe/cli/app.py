@@ -17,7 +17,17 @@ import typer
 from erpe import __version__
 from erpe.cli.bench import bench_app
 from erpe.cli.jobs import jobs_app, submit
-from erpe.cli.options import STORE, AsJson, DataDir, DatasetOption, Plugins, StoreOption, dataset_of, existing
+from erpe.cli.options import (
+    STORE,
+    AsJson,
+    DataDir,
+    DatasetOption,
+    Plugins,
+    StoreOption,
+    dataset_of,
+    existing,
+    with_store,
+)
 from erpe.cli.output import close_output
 from erpe.cli.report import compare, report
 from erpe.cli.restore import restore
@@ -256,7 +266,7 @@ def main() -> None:
             close_output()
         if isinstance(error.__cause__, BrokenPipeError):
             sys.exit(UNREAD)
-        print(f"erpe: {line(str(error))}", file=sys.stderr)
+        print(f"erpe: {line(with_store(str(error), sys.argv[1:]))}", file=sys.stderr)
         sys.exit(1)
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]

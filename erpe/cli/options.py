@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -112,6 +114,23 @@ def one_of(what: str, given: str, allowed: tuple[str, ...]) -> Any:
 def store_flag(folder: Path) -> str:
     """Return what a command needs to find the store, with a blank before it; nothing for the default one."""
     return "" if folder.resolve() == STORE.resolve() else f" --store {shlex.quote(str(folder))}"
+
+
+def with_store(text: str, words: list[str]) -> str:
+    """Add the --store of a command to the commands that an error line names in backticks: they mean the same store.
+
+    Args:
+        words: of the command that failed.
+    """
+    given = [word.removeprefix("--store=") for word in words if word.startswith("--store=")]
+    given += [after for word, after in pairwise(words) if word == "--store"]
+    if not given:
+        return text
+    flag = store_flag(Path(given[-1]))
+    return _HINT.sub(lambda found: f"`{found[1]}{flag}`" if "--store" not in found[1] else found[0], text)
+
+
+_HINT = re.compile(r"`(erpe (?:tune|study|status|sync|predict|compare|report|gc|restore|ui)\b[^`]*)`")
 
 
 def existing(folder: Path) -> Any:

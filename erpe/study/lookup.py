@@ -22,6 +22,9 @@ from erpe.study.naming import SEED
 from erpe.study.records import STUDY, StudyRecord, TrialRecord, arm_of
 from erpe.study.spec import StudySpec, differences_from
 
+MOST_SHOWN = 100
+"""Characters of a name that an error repeats; erpe makes no longer ones."""
+
 
 def newest(database: storage.Database, wanted: str) -> str:
     """Return the study of a name, or the newest that `--new` made beside it; the name itself if there is none."""
@@ -94,7 +97,8 @@ def parts_of(records: list[StudyRecord], given: str) -> list[StudyRecord]:
         models = (f"{name}/{each}" for name, parts in known.items() for each in _arms(parts))  # called STUDY.ARM
         close = get_close_matches(study, [*known, *models], n=1, cutoff=0.8)
         hint = nearest(study, close or known) if known else "it is empty"
-        raise StudyError(f"study {study}: not in this store; {hint}")
+        short = study if len(study) <= MOST_SHOWN else f"{study[:MOST_SHOWN]}..."
+        raise StudyError(f"study {short}: not in this store; {hint}")
     if not arm:
         return known[study]
     if own := [part for part in known[study] if part.arm == arm]:
