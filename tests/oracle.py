@@ -30,7 +30,7 @@ def random_layer(variant: str, *, grid=GRID, heads=H, head_dim=D, cls=False, see
 def inputs(layer: Attention, batch=B, seed=2, v_dim=DV) -> tuple[Tensor, Tensor, Tensor]:
     """q, k (B, H, N, D) and v (B, H, N, Dv), N(0, 1) in float64."""
     generator = torch.Generator().manual_seed(seed)
-    _, heads, head_dim, _ = layer.shape
+    heads, head_dim = layer.shape.heads, layer.shape.head_dim
     q, k, v = (
         torch.randn(batch, heads, layer.shape.tokens, size, generator=generator, dtype=torch.float64)
         for size in (head_dim, head_dim, v_dim)

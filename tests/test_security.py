@@ -1,6 +1,7 @@
 """What comes from a store or a server cannot run code, reach other files, or command a terminal; no secret goes out."""
 
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import time
 import zlib
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
+from pathlib import Path
 
 import pytest
 from mlflow_server import free_port
@@ -113,14 +115,32 @@ def test_arrays_that_claim_more_than_they_have_take_no_memory(tmp_path):
             read_arrays(path)
 
 
+@pytest.fixture
+def little_memory():
+    """An allocation of gigabytes fails, and the machine does not."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
 @pytest.mark.parametrize(
-    "settings", [{"model.width": 65528}, {"model.mlp_ratio": 9000}, {"model.depth": 999}, {"model.features": 65535}]
+    ("variant", "settings"),
+    [
+        ("favor", {"model.width": 65528}),
+        ("favor", {"model.mlp_ratio": 9000}),
+        ("favor", {"model.depth": 999}),
+        ("favor", {"model.features": 65535}),
+        ("favor_general", {"model.width": 65528}),
+        ("relu_circulant", {"model.width": 65408, "model.circulant_block": 64}),
+    ],
 )
-def test_a_configuration_cannot_ask_for_more_memory_than_its_weights_have(tmp_path, settings):
+def test_a_configuration_cannot_ask_for_more_memory_than_its_weights_have(tmp_path, variant, settings, little_memory):
     from erpe.model import build
     from erpe.training.checkpoint import load_model, save_model
 
-    config = tiny("favor")
+    config = tiny(variant)
     save_model(tmp_path, build(config.model), config)
     (tmp_path / "config.json").write_text(config.replace(settings).model_dump_json())
     with pytest.raises(StoreError, match="its model has"):

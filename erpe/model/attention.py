@@ -102,7 +102,7 @@ class Linear(Attention):
 
     def __init__(self, config: AttentionConfig, shape: Shape, generator: Generator) -> None:
         # Drawn before the encoding: one seed gives every encoding the same features.
-        features = self.FEATURES(config, shape.head_dim, generator)
+        features = self.FEATURES(config, shape.head_dim, generator, shape.device)
         super().__init__(config, shape, generator)
         self.features = features
 

@@ -30,6 +30,8 @@ class Shape(NamedTuple):
     """D of q and k."""
     cls: bool = False
     """Token 0 is a class token."""
+    device: str = "cpu"
+    """Where it is made; on `meta` it has shapes, and nothing is drawn."""
 
     @property
     def tokens(self) -> int:

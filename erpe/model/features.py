@@ -110,14 +110,15 @@ class Features(nn.Module):
     """Of the projections."""
     projection: Tensor
 
-    def __init__(self, config: AttentionConfig, head_dim: int, generator: Generator) -> None:
+    def __init__(self, config: AttentionConfig, head_dim: int, generator: Generator, device: str = "cpu") -> None:
         super().__init__()
         self.normalize = config.normalize_qk
         self.head_dim = head_dim
         self.m = config.feature_count(head_dim)
         if config.projected:
-            drawn = orthogonal_gaussian(self.m, head_dim, generator)
-            self.register_buffer("projection", drawn.to(torch.float32))
+            self.register_buffer("projection", torch.empty(self.m, head_dim, dtype=torch.float32, device=device))
+            if device != "meta":
+                self.redraw(generator)
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """(B, H, N, D) twice -> phi_q, phi_k (B, H, N, m), non-negative."""
@@ -147,8 +148,8 @@ class FavorFeatures(Features):
     Source: Choromanski et al. 2021 (Performer), Lemma 1. With `normalize_qk`: Luo et al. 2021, section 3.3.
     """
 
-    def __init__(self, config: AttentionConfig, head_dim: int, generator: Generator) -> None:
-        super().__init__(config, head_dim, generator)
+    def __init__(self, config: AttentionConfig, head_dim: int, generator: Generator, device: str = "cpu") -> None:
+        super().__init__(config, head_dim, generator, device)
         self.scale = 1.0 if self.normalize else head_dim**-0.25
         self.maps = Maps(Map("exp of query", 0.0), Map("exp of key", config.eps, self.scale**2 / 2))
 
@@ -160,7 +161,7 @@ class ReluFeatures(Features):
     Source: Choromanski et al. 2021 (Performer), equation 5 with f = ReLU.
     """
 
-    def __init__(self, config: AttentionConfig, head_dim: int, generator: Generator) -> None:
-        super().__init__(config, head_dim, generator)
+    def __init__(self, config: AttentionConfig, head_dim: int, generator: Generator, device: str = "cpu") -> None:
+        super().__init__(config, head_dim, generator, device)
         self.scale = self.m**-0.5
         self.maps = Maps(Map("relu", config.eps), Map("relu", config.eps))

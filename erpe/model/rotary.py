@@ -115,7 +115,7 @@ class CirculantString(Rotary):
         self.coefficients = nn.Parameter(zeros(2, shape.heads, self.size))
         if config.circulant_init == "normal":
             self.coefficients.data.normal_(0, 0.02, generator=generator)
-        else:
+        elif shape.device != "meta":
             angle = random_angles(shape.heads, generator)
             planes = planar_frequencies((self.size - self.free) // 2, config.rope_base or 10.0, angle)
             self.coefficients.data = planes @ self.sines(planes).T / (2 * self.block)

@@ -152,7 +152,7 @@ class Block(nn.Module):
         self.heads = config.heads
         self.norm1 = nn.LayerNorm(width, **place)
         self.qkv = nn.Linear(width, 3 * width, **place)
-        shape = Shape(config.grid, config.heads, config.head_dim, cls=config.pooling == "cls")
+        shape = Shape(config.grid, config.heads, config.head_dim, config.pooling == "cls", device)
         self.attention: Attention = class_of("attention", config)(config, shape, generator)
         rate, tokens = config.dropout, shape.tokens
         self.out = nn.Sequential(nn.Linear(width, width, **place), Drop(rate, tokens, width), Drop(drop_path))
