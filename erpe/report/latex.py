@@ -25,7 +25,7 @@ SIGNS = {
 
 
 def as_latex(comparison: Comparison) -> str:
-    """All tables; what a reader should know beside them stands in comments."""
+    """Render all tables; what a reader should know beside them stands in comments."""
     parts = ["% needs \\usepackage{booktabs}", *(f"% {_ascii(note)}" for note in comparison.notes)]
     for study, dataset in comparison.arms[["study", "dataset"]].drop_duplicates().itertuples(index=False, name=None):
         parts.append(_main(comparison.only(study, dataset), study, dataset))
@@ -34,7 +34,7 @@ def as_latex(comparison: Comparison) -> str:
 
 
 def _main(one: Comparison, study: str, dataset: str) -> str:
-    """Accuracy, the difference that the question is about, and what it costs; a row an arm, as papers call it."""
+    """Render accuracy, the difference that the question is about, and costs; a row an arm, as papers call it."""
     cells = {cell.arm: cell for row in grid(one.arms, one.summary, one.differences) for cell in row.cells.values()}
     means = one.summary.pivot(index="arm", columns="measure", values="mean")
     margin, best = _margin(one), _best(means, _margin(one))

@@ -139,7 +139,7 @@ def _study(place: int, outcomes: Outcomes, comparison: Comparison) -> Study:
 
 
 def _facts(outcomes: Outcomes, study: str) -> list[str]:
-    """When the study ended; its file and the commands that repeat it."""
+    """Return when the study ended; its file and the commands that repeat it."""
     ended = [f"Last run: {outcomes.dates[study]}"] if study in outcomes.dates else []
     return [*ended, f"To repeat it: erpe study run {study}.toml; erpe report {study}"]
 

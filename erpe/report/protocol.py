@@ -70,7 +70,7 @@ def _epochs(outcomes: Outcomes) -> tuple[str, str]:
 
 
 def search_tables(outcomes: Outcomes) -> list[SearchTable]:
-    """How each arm was searched and the best trial's settings: a table an attention, a column an arm.
+    """Return how each arm was searched and the best trial's settings: a table an attention, a column an arm.
 
     Settings that no trial varied stand in `fixed`, in one line.
     """
@@ -88,7 +88,7 @@ def search_tables(outcomes: Outcomes) -> list[SearchTable]:
 
 
 def _searched(arm: dict[Any, Any], trials: pd.DataFrame, settings: list[str]) -> list[str]:
-    """The column of an arm: its trials by state, its best one, its seeds and the best one's settings."""
+    """Return the column of an arm: its trials by state, its best one, its seeds and the best one's settings."""
     own = trials[trials["arm"] == arm["arm"]] if len(trials) else trials
     states = own["state"].value_counts() if len(own) else {}
     done = own[(own["state"] == "COMPLETE") & own["value"].notna()] if len(own) else own

@@ -14,7 +14,7 @@ TIMES = {TIMED: "inference", "time/train_seconds_per_epoch": "training"}
 
 
 def time_ratios(outcomes: Outcomes) -> pd.DataFrame:
-    """Each arm's times over those of softmax with the same switches, paired by seed.
+    """Return each arm's times over those of softmax with the same switches, paired by seed.
 
     Geometric mean of the ratios; its 95 % interval is Student's of their logarithms, and so never reaches 0.
 

@@ -21,7 +21,7 @@ NARROWEST, WIDEST = 40, 120
 
 
 def as_terminal(comparison: Comparison) -> str:
-    """Everything, the answer first."""
+    """Render everything, the answer first."""
     return _shown(blocks(comparison))
 
 

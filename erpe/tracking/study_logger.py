@@ -96,7 +96,7 @@ def end_study(tracker: Any, store: Store, study: StudyRecord, over: bool) -> Non
 
 
 def means(study: StudyRecord, trials: list[TrialRecord]) -> dict[str, float]:
-    """Mean over seeds of every measure that each of these trials has, and `seeds`, how many they are."""
+    """Return the mean over seeds of every measure that each of these trials has, and `seeds`, how many they are."""
     measured = [_measures(study, trial) for trial in trials]
     shared = [name for name in measured[0] if all(name in own for own in measured)] if measured else []
     found = {name: math.fsum(own[name] for own in measured) / len(measured) for name in shared}

@@ -38,9 +38,10 @@ COSTS = {
 
 
 def tradeoffs(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
-    """Test accuracy against each of `COSTS`, means over seeds with 95 % intervals: a row a cost, a column an attention.
+    """Draw test accuracy against each of `COSTS`, means over seeds with 95 % intervals.
 
-    The other attentions are pale. Times are ratios to softmax, on a logarithmic axis. None without confirmed runs.
+    A row is a cost, a column an attention. The other attentions are pale. Times are ratios to softmax, on a
+    logarithmic axis. None without confirmed runs.
     """
     accuracy = 100 * interval(comparison, "test/accuracy")[["mean", "low", "high"]]
     costs = {name: table for name in COSTS if not (table := _cost(comparison, name)).empty}
@@ -69,7 +70,7 @@ def tradeoffs(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
 
 def _name(figure: Figure, drawn: list[tuple[Axes, dict[str, tuple[float, float]], list[Line2D]]],
           shown: dict[str, Mark]) -> None:  # fmt: skip
-    """Every mark by a name beside it; where one has no room, by a legend, too."""
+    """Name every mark by a text beside it; where one has no room, by a legend, too."""
     figure.draw_without_rendering()
     names = [direct_labels(axes, points, lines) for axes, points, lines in drawn]
     if any(len(placed) < len(points) for placed, (_, points, _) in zip(names, drawn, strict=True)):
@@ -84,7 +85,7 @@ def _name(figure: Figure, drawn: list[tuple[Axes, dict[str, tuple[float, float]]
 
 
 def _cost(comparison: Comparison, name: str) -> pd.DataFrame:
-    """Index arm; `mean`, `low`, `high` of a cost: of a time its ratio to softmax."""
+    """Return, by arm, `mean`, `low`, `high` of a cost: of a time its ratio to softmax."""
     if name not in TIMES:
         return interval(comparison, name)[["mean", "low", "high"]]
     table = comparison.ratios[comparison.ratios["measure"] == name].set_index("arm")
@@ -92,7 +93,7 @@ def _cost(comparison: Comparison, name: str) -> pd.DataFrame:
 
 
 def _scale(axes: Axes, name: str, both: pd.DataFrame) -> None:
-    """The axis of a cost, the same in a row of panels."""
+    """Set the axis of a cost, the same in a row of panels."""
     if name in TIMES:
         ratios = both[[f"{end}_cost" for end in ("mean", "low", "high")]].stack().map(math.log)
         room = 0.1 * (ratios.max() - ratios.min()) or 0.1
@@ -135,14 +136,15 @@ def _panel(
 
 
 def _short(mark: Mark) -> str:
-    """A label without the attention, which the panel names: `RoPE, no positions`."""
+    """Return a label without the attention, which the panel names: `RoPE, no positions`."""
     own = ATTENTION.get(mark.attention, mark.attention)
     return mark.label.removeprefix(own).removeprefix(" + ").removeprefix(", ") or "no encoding"
 
 
 def _reach(table: pd.DataFrame, which: str) -> tuple[float, float]:
-    """Limits of an axis that show every point, and of the intervals what lies within half of the points' range: those
-    of few seeds are so long that the points would be one.
+    """Return limits of an axis that show every point, and of the intervals what lies within half of the points' range.
+
+    Intervals of few seeds are so long that the points would be one.
     """
     means, ends = table[f"mean{which}"], table[[f"{name}{which}" for name in ("low", "mean", "high")]].stack()
     room = (means.max() - means.min()) / 2 or ends.max() - ends.min() or abs(means.max()) / 10 or 1.0

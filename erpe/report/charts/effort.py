@@ -12,7 +12,7 @@ from erpe.report.outcomes import Outcomes
 
 
 def search_effort(outcomes: Outcomes) -> Figure | None:
-    """Expected best validation accuracy (%) after n trials, a panel an attention; the others are pale.
+    """Draw the expected best validation accuracy (%) after n trials, a panel an attention; the others are pale.
 
     None where no arm has two trials that ended with a value.
 

@@ -29,7 +29,7 @@ ROW, HEADING = 0.19, 0.28
 
 
 def differences(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
-    """Paired differences in test accuracy, in points, arm minus against, grouped by family, the gaps first.
+    """Draw paired differences in test accuracy, in points, arm minus against, grouped by family, the gaps first.
 
     Thick: simultaneous 95 % interval for new seeds on these test images. Thin: for new images too. Shaded: the margin.
     None where no two arms can be compared.
@@ -99,7 +99,7 @@ def _seeds(n: pd.Series) -> str:
 
 
 def _draw(axes: Axes, height: float, pair: dict[Any, Any], limits: tuple[float, float]) -> None:
-    """Mark and intervals; an arrow stands where one of these goes on outside of the limits."""
+    """Draw mark and intervals; an arrow stands where one of these goes on outside of the limits."""
     look = VERDICT[pair["verdict"]]
     for low, high, width in (("images_low", "images_high", 0.9), ("low", "high", 2.6)):
         axes.plot([pair[low], pair[high]], [height, height], color=look["color"], linewidth=width,

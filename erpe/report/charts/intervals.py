@@ -52,7 +52,10 @@ def accuracy(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
 
 
 def lanes(values: Sequence[float], near: float) -> list[int]:
-    """A lane for each value, from 0, so that no two in one lane are nearer than `near`; at most `LANES` are used."""
+    """Return a lane for each value, from 0, so that no two in one lane are nearer than `near`.
+
+    At most `LANES` are used.
+    """
     found = [0] * len(values)
     last = [-math.inf] * LANES
     for place in sorted(range(len(values)), key=lambda place: values[place]):

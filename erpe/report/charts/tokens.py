@@ -24,7 +24,7 @@ TICKS = (16, 64, 256, 1024, 4096)
 
 
 def cost_against_tokens(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
-    """Closed-form FLOPs of one attention layer, all heads, forward, against the number of tokens: a panel for each
+    """Draw closed-form FLOPs of one attention layer, all heads, forward, against the number of tokens: a panel for each
     linear attention, softmax in each, and a mark where the linear one becomes cheaper. None without a linear one.
 
     The layer has the default width and heads of the data set.
@@ -63,7 +63,7 @@ def layer_flops(variant: str, dataset: str) -> np.ndarray:
 
 
 def method_told(variant: str, dataset: str) -> str:
-    """How a general encoding on linear attention is computed at `SIDES`: ` (dense)`, ` (dense, fft from 3364)`;
+    """Tell how a general encoding on linear attention is computed at `SIDES`: ` (dense)`, ` (dense, fft from 3364)`;
     empty for the others, which have one way only.
     """
     config = _layer(variant, dataset)
@@ -82,7 +82,10 @@ def _layer(variant: str, dataset: str) -> ModelConfig:
 
 
 def break_even(flops: np.ndarray, softmax: np.ndarray) -> float | None:
-    """The N from which `flops` stay below `softmax`, both (sides, 2) as of `layer_flops`; None if that never comes."""
+    """Return the N from which `flops` stay below `softmax`, both (sides, 2) as of `layer_flops`.
+
+    None if that never comes.
+    """
     ahead = np.log(softmax[:, 1] / flops[:, 1])  # positive where the linear one is cheaper
     if ahead[-1] <= 0:
         return None
