@@ -1,4 +1,5 @@
 import os
+import secrets
 import shutil
 import tempfile
 import uuid
@@ -14,6 +15,11 @@ import torch
 from browsing import chromium, programs, tidy
 from mlflow_server import mlflow_server
 from postgres import PROGRAMS, Postgres
+
+# Ray reads its token once a process.
+if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 # Small matrices: more threads would only wait for each other. And sums are added in one order.
 torch.set_num_threads(1)

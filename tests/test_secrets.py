@@ -12,7 +12,8 @@ from mlflow_server import mlflow_server
 from toys import work
 
 from erpe.cli import app
-from erpe.execution.executors import ResourceRequest, on_ray
+from erpe.errors import ConfigError
+from erpe.execution.ray_tune.cluster import require_token
 from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study.spec import define
@@ -151,23 +152,34 @@ print(GcsClient(address=sys.argv[1]).internal_kv_keys(b"", namespace=None, timeo
 """
 
 
-@pytest.mark.slow
-def test_a_local_ray_cluster_obeys_only_who_knows_its_token(monkeypatch, tmp_path):
-    """Where HOME cannot be written, too: the token is in no file."""
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "/proc/nobody")
-    with on_ray(ResourceRequest(1), 1, tmp_path / "ray/study") as workers:
-        import ray
+CLUSTER = """
+import json, os, subprocess, sys
+from pathlib import Path
+from erpe.execution.executors import ResourceRequest, on_ray
+with on_ray(ResourceRequest(1), 1, Path("ray/study")) as workers:
+    import ray
+    assert workers.call(os.getpid) != os.getpid()
+    address, token = ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"]
+    stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    wrong = stranger | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    for environment in (stranger, wrong, wrong | {"RAY_AUTH_TOKEN": token}):
+        call = [sys.executable, "-c", sys.argv[1], address]
+        done = subprocess.run(call, env=environment, capture_output=True, text=True)
+        print(done.returncode, "RAY_AUTH_TOKEN" in done.stderr)
+"""
 
-        assert workers.call(os.getpid) != os.getpid()
-        address = ray.get_runtime_context().gcs_address
-        token = os.environ["RAY_AUTH_TOKEN"]
-        stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-        wrong = stranger | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
-        calls = [
-            subprocess.run([sys.executable, "-c", ENTER, address], env=environment, capture_output=True, text=True)
-            for environment in (stranger, wrong, wrong | {"RAY_AUTH_TOKEN": token})
-        ]
-        assert [call.returncode for call in calls] == [1, 1, 0], [call.stderr for call in calls]
-        assert "RAY_AUTH_TOKEN" in calls[0].stderr and "RAY_AUTH_TOKEN" in calls[1].stderr
+
+@pytest.mark.slow
+def test_a_local_ray_cluster_obeys_only_who_knows_its_token(tmp_path):
+    """Where HOME cannot be written, too: the token is in no file."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    command = [sys.executable, "-c", CLUSTER, ENTER]
+    done = subprocess.run(command, env=own | {"HOME": "/proc/nobody"}, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split("\n")[:3] == ["1 True", "1 True", "0 False"], done.stderr
+
+
+def test_a_ray_that_was_imported_without_a_token_is_refused(monkeypatch):
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", sys)
+    with pytest.raises(ConfigError, match="RAY_AUTH_MODE=token before the import"):
+        require_token()

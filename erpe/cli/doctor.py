@@ -171,10 +171,10 @@ def _tracking(store: Store) -> str:
 
 
 def _cluster(address: str) -> str:
-    from erpe.execution.ray_tune.cluster import cluster_info
+    from erpe.execution.ray_tune.cluster import joined
 
-    room = cluster_info(address)
-    return f"{room.nodes} nodes, {room.cpus:g} CPUs, {room.gpus:g} GPUs at {address}"
+    with joined(address) as room:
+        return f"{room.nodes} nodes, {room.cpus:g} CPUs, {room.gpus:g} GPUs at {address}"
 
 
 def _jobs(address: str) -> str:

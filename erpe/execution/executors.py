@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from importlib import import_module
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from threading import Thread
 from typing import Any, NamedTuple, Protocol
 
 from erpe.checkpoints.filesystem import Remote
@@ -16,7 +15,6 @@ from erpe.errors import ConfigError, StudyError
 from erpe.execution.controller import TrialController
 from erpe.execution.inline import run_inline
 from erpe.execution.ray_tune.cluster import check_reachable, start, watch_head
-from erpe.execution.ray_tune.sooner import taking_those_that_wait
 from erpe.execution.trial_loop import TrialFactory
 from erpe.surroundings import cores, short_folder
 from erpe.text import first_line
@@ -168,16 +166,6 @@ class OnRay:
             raise StudyError(f"ray: {said}; trials stay as they are, the same command continues") from error
 
 
-def import_meanwhile(module: str) -> None:
-    """Begin to import a module in the background; a later import waits for it and raises its error."""
-
-    def load() -> None:
-        with suppress(Exception):
-            import_module(module)
-
-    Thread(target=load, name=f"import {module}", daemon=True).start()
-
-
 @contextmanager
 def on_ray(asked: ResourceRequest, trials: int, scratch: Path, place: Remote | None = None) -> Iterator[Workers]:
     """Start Ray, or join it, for as long as the block runs.
@@ -188,23 +176,23 @@ def on_ray(asked: ResourceRequest, trials: int, scratch: Path, place: Remote | N
         ConfigError: the cluster does not respond, or lacks what is asked for.
         StoreError: a node cannot write where checkpoints go, or does not see what others wrote.
     """
-    from erpe.execution.ray_tune.storage_check import require_shared  # sets Ray's environment
-
-    import ray  # isort: skip
-
-    ours = not ray.is_initialized()
     with ExitStack() as opened:
-        if ours:
-            import_meanwhile("erpe.execution.ray_tune.scheduler")
+        ours = "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+        if ours:  # Ray is imported only after its environment is set
             folder = opened.enter_context(short_folder())
             start(asked.address, asked.cpus * (asked.concurrency or max(1, min(trials, cores() // asked.cpus))), folder)
+        import ray
+
+        from erpe.execution.ray_tune.storage_check import require_shared
+
+        if ours:
             opened.callback(ray.shutdown)
         shutil.rmtree(scratch, ignore_errors=True)
         opened.callback(_remove, scratch)
         if asked.address and place:
             require_shared(place)
         found = ray.cluster_resources()
-        with watch_head(asked.address), taking_those_that_wait() if ours and not asked.address else nullcontext():
+        with watch_head(asked.address):
             yield OnRay(allocate(asked, trials, found.get("CPU", 0), found.get("GPU", 0)), scratch, asked.pack)
 
 

@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 
 from erpe.errors import ConfigError, StudyError
 from erpe.execution import COMMAND
-from erpe.execution.ray_tune.sooner import starting_sooner
 from erpe.openmp import WAITING
-from erpe.surroundings import bypass_proxies, require_loopback
+from erpe.surroundings import bypass_proxies, require_loopback, short_folder
 from erpe.text import first_line
 
 OBJECT_STORE_BYTES = 100 * 2**20
@@ -50,19 +49,19 @@ def start(address: str | None, cpus: int, folder: str) -> None:
     Args:
         folder: an empty folder of this run alone, where a Ray that starts here keeps its sockets and logs.
     Raises:
-        ConfigError: no cluster answers, or this machine cannot run one.
+        ConfigError: no cluster answers, it wants another token, this machine is no node of it, or cannot run one.
         StudyError: Ray did not start; another try may help.
     """
-    import erpe.execution.ray_tune.environment  # isort: skip  # noqa: F401  before Ray
-    import ray
-
     if address:
-        cluster_info(address)
+        check_reachable(address)
+        _wait_for_node()
     else:
         require_loopback()
         bypass_proxies()
         require_token()
-        os.environ.update(WAITING)  # inherited: for a runtime_env Ray would leave the workers it starts first idle
+    import erpe.execution.ray_tune.environment  # isort: skip  # noqa: F401  before Ray
+    import ray
+
     there: dict[str, Any] = {"runtime_env": {"env_vars": WAITING}}
     here: dict[str, Any] = {
         "num_cpus": cpus,
@@ -70,8 +69,9 @@ def start(address: str | None, cpus: int, folder: str) -> None:
         "object_store_memory": OBJECT_STORE_BYTES,
         "_temp_dir": folder,
     }
+    os.environ.update({} if address else WAITING)  # inherited by the workers of a Ray that starts here
     try:
-        with ending_at_once(), leaving_the_users_folder(folder), nullcontext() if address else starting_sooner():
+        with ending_at_once(), leaving_the_users_folder(folder), _without_its_warnings() if address else nullcontext():
             ray.init(
                 address=address or "local",
                 logging_level=logging.ERROR,
@@ -89,12 +89,20 @@ def start(address: str | None, cpus: int, folder: str) -> None:
         raise ConfigError(
             f"ray: {why}; use a HOME and a TMPDIR that can be written, or --executor inline instead"
         ) from None
-    except Exception as error:  # Ray's own, of no class, where a machine is too busy for its patience
-        said = first_line(error)
-        raise StudyError(
-            f"ray: did not start ({said}); nothing is lost, the same command tries again, "
-            "and --executor inline needs no Ray"
-        ) from error
+    except Exception as error:  # Ray's own, of no class
+        raise _did_not_start(address, first_line(error)) from error
+
+
+def _did_not_start(address: str | None, said: str) -> ConfigError | StudyError:
+    if address:  # Ray has looked for a node here for a minute
+        return ConfigError(
+            f"ray address {address}: this machine is no node of that cluster ({said}); "
+            f"`ray start --address={address} --num-cpus=0` makes it one that runs no trials"
+        )
+    return StudyError(
+        f"ray: did not start ({said}); nothing is lost, the same command tries again, "
+        "and --executor inline needs no Ray"
+    )
 
 
 @contextmanager
@@ -110,30 +118,23 @@ def leaving_the_users_folder(folder: str) -> Iterator[None]:
 
 
 def _wants_token(address: str | None) -> ConfigError:
+    if address is None:
+        return ConfigError(
+            "ray: this process has used the token of another Ray; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN before it"
+        )
     return ConfigError(
         f"ray address {address}: it asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
     )
 
 
-def require_node(address: str) -> None:
-    """Make sure that this machine is a node of a cluster, as the driver's must be: Ray would look for half a minute.
+def _wait_for_node() -> None:
+    """Wait until this machine is a node of the cluster, as the driver's must be.
 
-    It may be about to become one: `ERPE_RAY_START` is the id of a child of this process that makes it one, as
-    infra/docker/bin/erpe-node has it.
-
-    Raises:
-        ConfigError: it is none.
+    `ERPE_RAY_START` is the id of a child of this process that makes it one, as infra/docker/bin/erpe-node has it.
     """
-    from ray._private.services import find_node_ids
-
     if child := os.environ.pop("ERPE_RAY_START", None):
         with suppress(ChildProcessError):
             os.waitpid(int(child), 0)
-    if not find_node_ids():
-        raise ConfigError(
-            f"ray address {address}: this machine is no node of that cluster; "
-            f"`ray start --address={address} --num-cpus=0` makes it one that runs no trials"
-        )
 
 
 @contextmanager
@@ -202,32 +203,37 @@ class ClusterResources(NamedTuple):
     gpus: float
 
 
-def cluster_info(address: str) -> ClusterResources:
-    """Ask a cluster as a driver would, without joining it: `ray.init` would take its time over a wrong token.
+@contextmanager
+def joined(address: str) -> Iterator[ClusterResources]:
+    """Be a driver of a cluster while the block runs.
 
     Raises:
-        ConfigError: no response, a wrong token, this machine is not a node of it, or it cannot run a trial.
+        ConfigError, StudyError: see `start` and `cluster_info`.
     """
-    import erpe.execution.ray_tune.environment  # noqa: F401  before Ray
+    with short_folder() as folder:
+        start(address, 0, folder)
+        import ray
 
-    import ray  # isort: skip
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+        try:
+            yield cluster_info(address)
+        finally:
+            ray.shutdown()
 
-    check_reachable(address)
-    try:
-        with _without_its_warnings():
-            nodes = GcsClient(address=address).get_all_node_info(timeout=10).values()
-    except ray.exceptions.AuthenticationError:
-        raise _wants_token(address) from None
-    except ray.exceptions.RayError as error:
-        raise ConfigError(f"ray address {address}: no cluster answers ({error})") from None
-    alive = [node.resources_total for node in nodes if node.state == 0]
+
+def cluster_info(address: str) -> ClusterResources:
+    """Count the nodes of a cluster that this process has joined, and what they have.
+
+    Raises:
+        ConfigError: none of them can run a trial.
+    """
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = ClusterResources(
         len(alive), sum(each.get("CPU", 0) for each in alive), sum(each.get("GPU", 0) for each in alive)
     )
     if not room.cpus:
         raise ConfigError(f"ray address {address}: {room.nodes} nodes and no CPU among them; add a worker")
-    require_node(address)
     return room
 
 
@@ -236,24 +242,23 @@ def require_token() -> None:
 
     The token is of this process and its children, and on no disk; Ray's own way is a file in HOME that everyone on
     the machine may read, and that cannot be made where HOME cannot be written. What the user has set stays.
-    """
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+    Raises:
+        ConfigError: Ray is imported already, and so has read its environment.
+    """
+    if "RAY_AUTH_MODE" not in os.environ and "ray" in sys.modules:
+        raise ConfigError("ray: imported before erpe could give it a token; set RAY_AUTH_MODE=token before the import")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    Config.initialize("")  # Ray read its environment when it was imported
-    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
 def ending_at_once() -> Iterator[None]:
     """While Ray starts there is no epoch to finish: SIGINT and SIGTERM end the command, and are told to who asked.
 
-    Ray would put a handler of SIGTERM in place that raises SystemExit wherever the signal lands, which Python may lose.
+    Ray puts its own handler of SIGTERM in place, which raises SystemExit (ray-project/ray#17308); ours comes back.
     """
-    from ray._private import utils
-
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -265,12 +270,12 @@ def ending_at_once() -> Iterator[None]:
             told(number, frame)
         raise KeyboardInterrupt
 
-    theirs, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
     try:
         for number in before:
             signal.signal(number, end)
         yield
+    except SystemExit:
+        end(signal.SIGTERM, None)
     finally:
-        utils.set_sigterm_handler = theirs
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -11,8 +11,6 @@ for _name, _value in {
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what Ray says of dead workers goes to stdout; the session has it
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # prints a box even when told to be silent
-    # to count one that is passed, Tune would import MLflow first
-    "RAY_TUNE_CALLBACKS": "erpe.execution.ray_tune.scheduler.Quiet",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours lets trials finish their epoch
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the session keeps them

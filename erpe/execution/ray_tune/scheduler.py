@@ -15,20 +15,17 @@ from typing import Any, TypeVar
 from erpe.errors import StudyError
 from erpe.execution.controller import TrialController
 from erpe.execution.packing import Packs
-from erpe.execution.ray_tune.trainable import LAST_WORDS, Worker  # before Ray: sets its environment
+from erpe.execution.ray_tune.trainable import LAST_WORDS, MOST, Worker  # before Ray: sets its environment
 from erpe.execution.trial_loop import TrialFactory
 from erpe.study.records import TrialRecord
+from erpe.text import last_line
 
 import ray  # isort: skip
 from ray import tune
-from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 T = TypeVar("T")
-
-MOST = 8_000
-"""Characters of a traceback that are kept."""
 
 KILLED = "the worker was killed, perhaps for want of memory"
 
@@ -47,6 +44,8 @@ class TuneBridge:
         self.running: set[str] = set()
         """Trials of Tune that have not ended."""
         self.heard: set[str] = set()  # which a worker has begun
+        self.reasons: dict[str, str] = {}
+        """Trials of Tune whose worker raised an exception -> its traceback."""
         self.error: BaseException | None = None
 
     def on_trial_error(self, trials: list[TrialRecord], reason: str) -> list[TrialRecord]:
@@ -121,6 +120,9 @@ class StudyScheduler(FIFOScheduler):
         link = self._link
         trials = link.trials[trial.trial_id]
         link.heard.add(trial.trial_id)
+        if result["crash"]:  # its next step raises, and Tune asks for another worker
+            link.reasons[trial.trial_id] = result["crash"]
+            return TrialScheduler.CONTINUE
         heard = [(trials[place], event) for place, event in result["events"]]
         ended = link.guarded(
             lambda: [each for each, event in heard if not link.controller.on_trial_result(each, event)], trials
@@ -135,13 +137,14 @@ class StudyScheduler(FIFOScheduler):
 
         Whether it is run again is the session's decision.
         """
-        if not trial.run_metadata.error_filename:
+        if not trial.num_failures:
             return
         link = self._link
         trials = link.trials[trial.trial_id]
-        reason = last_error(trial, link.controller.folder(trials[0]))
-        if trial.trial_id not in link.heard and RAISED.search(reason):  # no fault of the trial, which never began
-            why = reason.splitlines()[-1].strip()
+        reason = link.reasons.pop(trial.trial_id, "") or _last_words(link.controller.folder(trials[0]))
+        said = Path(trial.error_file).read_text(errors="replace")
+        if trial.trial_id not in link.heard and RAISED.search(said):  # no fault of the trial, which never began
+            why = last_line(said)
             link.error = link.error or StudyError(f"ray: a worker cannot begin ({why}); the same command continues")
         again = link.on_trial_error(trials, reason)  # after an error of ours, nothing is recorded
         if len(trials) > 1:
@@ -181,27 +184,8 @@ class AbortStopper(tune.Stopper):
         return tune.Stopper, ()
 
 
-class Quiet(TrialProgressCallback):
-    """In the place of Tune's own progress lines: `Progress` shows the study. See `ray_environment`."""
-
-    def on_trial_result(self, *_: Any, **__: Any) -> None:
-        """Nothing."""
-
-    on_trial_error = on_trial_complete = on_trial_result
-
-
-def last_error(trial: Any, folder: Path) -> str:
-    """Return what is known of a worker's end, its cause in the last line.
-
-    An exception's traceback; or the traceback of a signal; or, of a process that was killed, only that.
-    """
-    try:
-        text = Path(trial.error_file).read_text(errors="replace").rpartition("Failure # ")[2]
-    except (OSError, TypeError):
-        text = ""
-    if RAISED.search(text):
-        plain = re.sub(r"\x1b\[\d+m", "", text.partition("\n")[2])
-        return "\n".join(line for line in plain.splitlines() if line.strip(" ^"))[-MOST:]
+def _last_words(folder: Path) -> str:
+    """What a worker that died could say, its cause in the last line: the traceback of a signal, or nothing."""
     with suppress(OSError):
         words = (folder / LAST_WORDS).read_text(errors="replace").partition("\n\nExtension")[0][:MOST].strip()
         if words:

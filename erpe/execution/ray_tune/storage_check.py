@@ -9,8 +9,7 @@ from typing import Any
 
 from erpe.checkpoints.filesystem import Remote
 from erpe.errors import ErpeError, StoreError
-from erpe.execution.ray_tune.cluster import start
-from erpe.surroundings import short_folder
+from erpe.execution.ray_tune.cluster import joined
 
 import erpe.execution.ray_tune.environment  # isort: skip  # noqa: F401  before Ray
 from erpe.text import first_line
@@ -70,14 +69,10 @@ def visit(address: str, place: Remote) -> dict[str, str]:
     """As `preflight`, in a cluster that is joined for it.
 
     Raises:
-        ConfigError, StudyError: see `erpe.execution.ray_tune.cluster.start`.
+        ConfigError, StudyError: see `erpe.execution.ray_tune.cluster.joined`.
     """
-    with short_folder() as folder:
-        start(address, 0, folder)
-        try:
-            return preflight(place)
-        finally:
-            ray.shutdown()
+    with joined(address):
+        return preflight(place)
 
 
 def write(place: Remote, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import sys
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,6 +21,10 @@ LAST_WORDS = "crash.txt"
 """In the folder of a pack's first trial: the traceback of a signal such as SIGSEGV, which no exception handler sees."""
 
 
+MOST = 8_000
+"""Characters of a traceback that are kept."""
+
+
 class Worker(tune.Trainable):
     """A process that plays one pack of trials after the other, an event of each a step.
 
@@ -28,6 +33,7 @@ class Worker(tune.Trainable):
 
     _together: PackRunner | None = None
     _last_words: TextIO | None = None
+    _crash: Exception | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take a pack; nothing is built before the first step, whose errors are reported."""
@@ -48,9 +54,19 @@ class Worker(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Return the next events, each with its trial's place in the pack; or an unexpected exception."""
+        """Give the next events, each with its trial's place in the pack.
+
+        An exception that nobody foresaw is told first, as `crash`, and raised by the next step: then this process ends.
+        """
+        if self._crash:
+            raise self._crash
         assert self._together
-        return {"events": [(int(place), event) for place, event in self._together.round()]}
+        try:
+            return {"events": [(int(place), event) for place, event in self._together.round()], "crash": ""}
+        except Exception as error:
+            self._crash = error
+            lines = traceback.format_exc().splitlines()
+            return {"events": [], "crash": "\n".join(line for line in lines if line.strip(" ^"))[-MOST:]}
 
     def cleanup(self) -> None:
         """Release the memory of the trials, also on the GPU."""
