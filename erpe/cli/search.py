@@ -55,7 +55,7 @@ def tune(
     epochs: Epochs = None,
     space: Annotated[Path | None, typer.Option(help="TOML file whose [space] is laid over the default space.")] = None,
     settings: Settings = None,
-    sampler: Annotated[str, typer.Option(help="tpe, gp, cmaes or random.")] = "tpe",
+    sampler: Annotated[str, typer.Option(help="tpe, gp or random.")] = "tpe",
     pruner: Annotated[str, typer.Option(help="auto, asha, hyperband, median or none.")] = "auto",
     seed: Seed = 0,
     data_dir: DataDir = None,
@@ -80,7 +80,7 @@ def tune(
     ranges = load_space(space, variant, data, given) if space else None
     spec = define(
         variant, data, space=ranges, settings=given, epochs=epochs,
-        sampler=one_of("sampler", sampler, ("tpe", "gp", "cmaes", "random")),
+        sampler=one_of("sampler", sampler, ("tpe", "gp", "random")),
         pruner=one_of("pruner", pruner, ("auto", "asha", "hyperband", "median", "none")), seed=seed,
     )  # fmt: skip
     usual = DEFAULT_TRIALS[facts_of(data).like]

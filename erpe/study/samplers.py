@@ -6,17 +6,14 @@ After the start-up a sampler that learns goes its own way in every arm.
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from erpe.errors import StoreError
 from erpe.study.spec import Pruner, StudySpec, derive_seed
 
 if TYPE_CHECKING:
@@ -26,59 +23,20 @@ if TYPE_CHECKING:
 _SAMPLERS: dict[str, dict[str, Any]] = {
     "tpe": {"multivariate": True, "constant_liar": True},
     "gp": {"warn_independent_sampling": False},
-    "cmaes": {"warn_independent_sampling": False},
     "random": {},
 }
 """A sampler that meets a conditional axis draws it alone."""
 
-_STARTUP = {"tpe": 8, "gp": 8, "cmaes": 4}
+_STARTUP = {"tpe": 8, "gp": 8}
 """Finished trials before a sampler learns, in a long search; in a short one at most half the trials."""
 
 FEWEST_FOR_PRUNING = 16
 """Trials of a search; of fewer a rung compares too few, and prunes what would have won."""
 
 
-_CMAES_STATE = {
-    ("cmaes._cma", "CMA"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("numpy.random._mt19937", "MT19937"),
-    ("numpy.random._pickle", "__bit_generator_ctor"),
-    ("numpy.random._pickle", "__randomstate_ctor"),
-    ("numpy.random.bit_generator", "SeedSequence"),
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads the CMA-ES state, which Optuna keeps as a pickle in the database, and no other object."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _CMAES_STATE:
-            raise StoreError(f"the state of the CMA-ES sampler names {module}.{name}: the database was altered")
-        return super().find_class(module, name)
-
-
-class _CmaEs(CmaEsSampler):
-    """CMA-ES that runs no code from the database: no pickle is trusted."""
-
-    def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> Any:
-        for trial in reversed(completed_trials):
-            attrs = {k: v for k, v in trial.system_attrs.items() if k.startswith(self._attr_key_optimizer)}
-            if attrs:
-                try:
-                    return _Unpickler(io.BytesIO(bytes.fromhex(self._concat_optimizer_attrs(attrs)))).load()
-                except (ValueError, pickle.UnpicklingError, EOFError, KeyError) as error:
-                    raise StoreError(f"the state of the CMA-ES sampler is damaged ({error})") from None
-        return None
-
-
 _CLASSES: dict[str, type[BaseSampler]] = {
     "tpe": TPESampler,
     "gp": GPSampler,
-    "cmaes": _CmaEs,
     "random": RandomSampler,
 }
 

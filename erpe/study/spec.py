@@ -28,7 +28,7 @@ CONTRACT = 1
 METRIC = "val/accuracy"
 """What a search maximises, and what pruning compares; the value of a trial is that of its last epoch."""
 
-Sampler = Literal["tpe", "gp", "cmaes", "random"]
+Sampler = Literal["tpe", "gp", "random"]
 Pruner = Literal["auto", "asha", "hyperband", "median", "none"]
 
 
