@@ -16,7 +16,7 @@ from erpe.tracking.run_state import MetricPoint, RunState, same
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Run
 
 
 class Lacking(NamedTuple):
@@ -50,14 +50,13 @@ def audit(client: MlflowClient, experiment: str, expected: dict[str, RunState]) 
 
 def _lacks(client: MlflowClient, known: RunState, run: Run, alive: dict[str, list[Run]]) -> bool:
     tags, parents = run.data.tags, alive.get(known.parent or "")
-    latest = {metric.key: metric for metric in run.data.to_proto().metrics}
     return (
         not known.tags <= tags.keys()
         or not known.params <= run.data.params.keys()
         or _other_state(known.state, tags.get("state", ""), run.info.status)
         or (known.state not in ("", "RUNNING") and known.ended not in (0, run.info.end_time))
         or (parents is not None and tags.get("mlflow.parentRunId") != parents[0].info.run_id)
-        or any(_behind(latest.get(name), point) for name, point in known.latest.items())
+        or any(_behind(client, run, name, point) for name, point in known.latest.items())
         or _gaps(client, known, run.info.run_id)
     )
 
@@ -69,11 +68,13 @@ def _other_state(told: str, state: str, status: str) -> bool:
     return bool(state) and status != ("RUNNING" if state == "RUNNING" else STATUS.get(state, "KILLED"))
 
 
-def _behind(found: Metric | None, point: MetricPoint) -> bool:
-    if found is None:
+def _behind(client: MlflowClient, run: Run, name: str, point: MetricPoint) -> bool:
+    if name not in run.data.metrics:
         return True
     # a database may have no infinity
-    return found.step <= point.step and not same(found.value, point.value) and not math.isinf(point.value)
+    if same(run.data.metrics[name], point.value) or math.isinf(point.value):
+        return False
+    return max(metric.step for metric in client.get_metric_history(run.info.run_id, name)) <= point.step
 
 
 def _gaps(client: MlflowClient, known: RunState, run: str) -> bool:
