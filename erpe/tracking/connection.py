@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import re
@@ -37,7 +36,6 @@ _ENVIRONMENT = {
 WAITING = "events wait in the outbox, `erpe sync` sends them"
 _MOST_RUNS = 100_000
 """More come from no study of ours."""
-_SEARCH = "/api/2.0/mlflow/experiments/search"
 
 
 class Health(NamedTuple):
@@ -129,21 +127,21 @@ def examine(uri: str) -> Health:
 
 
 def _examine_server(uri: str) -> Health:
+    client = connect(uri)
     from mlflow.exceptions import MlflowException
-    from mlflow.utils.rest_utils import MlflowHostCreds, http_request
-
-    connect(uri)
-    from mlflow.tracking._tracking_service.utils import get_default_host_creds
 
     proxy = proxy_of(uri)
     name = f"tracking server {redact(uri)}" + (f" through the proxy {proxy}" if proxy else "")
-    creds: MlflowHostCreds = get_default_host_creds(uri)
     try:
-        answer = http_request(
-            creds, _SEARCH, "GET", params={"max_results": 1}, timeout=5, max_retries=0, raise_on_status=False
-        )
+        client.search_experiments(max_results=1)
     except MlflowException as error:
         said = str(error)
+        tried = re.search(r"too many (\d{3}) error responses", said)
+        if tried or not isinstance(error.__cause__ or error.__context__, OSError):  # of requests: no answer
+            user = os.environ.get("MLFLOW_TRACKING_USERNAME") or (
+                "this token" if "MLFLOW_TRACKING_TOKEN" in os.environ else ""
+            )
+            return _judge(name, int(tried[1]) if tried else error.get_http_status_code(), said, user)
         if "Invalid url" in said:
             return Health("refuses", f"{name}: not a URL; set MLFLOW_TRACKING_URI=http://HOST:PORT")
         if "SOCKS" in said:
@@ -156,27 +154,24 @@ def _examine_server(uri: str) -> Health:
         )
         hint = f"NO_PROXY={urlsplit(uri).hostname} goes past the proxy; " if proxy else ""
         return Health("down", f"{name}: no answer ({why[0] if why else 'connection broken'})", hint + WAITING)
-    known = creds.username or ("this token" if creds.token else "")
-    return _judge(name, answer.status_code, answer.text, known)
+    return Health("well")
 
 
 def _judge(name: str, status: int, text: str, user: str) -> Health:
-    if status in (408, 429) or status >= 500:
-        return Health("down", f"{name}: answers {status}", WAITING)
+    if status == 404 or "not in a valid JSON format" in text:
+        return Health("refuses", f"{name}: answers, but is not MLflow; check MLFLOW_TRACKING_URI")
     if status == 401:
         what = f"does not know {user} with this password" if user else "wants a login"
         return Health("refuses", f"{name}: {what} (401); set MLFLOW_TRACKING_USERNAME and _PASSWORD(_FILE)")
     if status == 403:
         what = "does not serve this host name" if "host" in text.lower() else "forbids it"
         return Health("refuses", f"{name}: {what} (403); its --allowed-hosts or permissions must include us")
-    if status != 200 or not re.match(r'\s*\{\s*("experiments"|"next_page_token"|\})', text):
-        return Health("refuses", f"{name}: answers {status}, but is not MLflow; check MLFLOW_TRACKING_URI")
-    return Health("well")
+    return Health("down", f"{name}: answers {status}", WAITING)
 
 
 def _examine_database(uri: str) -> Health:
-    """Return a database in place of a server; without mlflow, whose own attempts take minutes."""
-    from sqlalchemy import create_engine, inspect, text
+    """Examine a database in place of a server: first without mlflow, whose own attempts take minutes."""
+    from sqlalchemy import create_engine, inspect
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -188,10 +183,9 @@ def _examine_database(uri: str) -> Health:
         if kind == "sqlite" and not path.exists() and path.parent.is_dir():
             return Health("well")
         patience = {"timeout" if kind in ("sqlite", "mssql") else "connect_timeout": 5}
-        with create_engine(uri, connect_args=patience).connect() as connection:
-            tables = inspect(connection).get_table_names()
-            found = connection.execute(text("SELECT version_num FROM alembic_version")) if tables else ()
-            versions = {version for (version,) in found}
+        engine = create_engine(uri, connect_args=patience)
+        tables = inspect(engine).get_table_names()
+        engine.dispose()
     except (SQLAlchemyError, ImportError, ValueError) as error:
         said = redact(first_line(getattr(error, "orig", None) or error))
         if "locked" in said or re.search(r"connect(?!.*(authentication|denied|does not exist))", said):
@@ -200,21 +194,20 @@ def _examine_database(uri: str) -> Health:
         if lost and (path.parent / "erpe.json").exists():
             return Health("refuses", f"{name}: {said}", "`erpe sync` puts it aside and fills a new one")
         return Health("refuses", f"{name}: {said}", "put it right, or move it away and `erpe sync` fills a new one")
-    known, newest = _schemas()
-    if not tables or versions == newest:
+    return _examine_schema(uri, name) if tables else Health("well")
+
+
+def _examine_schema(uri: str, name: str) -> Health:
+    """Return what MLflow says of its tables: it refuses those of another version."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        connect(uri).search_experiments(max_results=1)
         return Health("well")
-    if versions and versions <= known:
-        return Health("refuses", f"{name}: an older MLflow made it; back it up, then run `mlflow db upgrade`")
-    return Health("refuses", f"{name}: not of this MLflow version", "move it away, and `erpe sync` fills a new one")
-
-
-def _schemas() -> tuple[set[str], set[str]]:
-    """Every revision of the database that the installed MLflow knows, and the newest."""
-    package = importlib.util.find_spec("mlflow")
-    folder = Path(next(iter(package.submodule_search_locations or []))) if package else Path()
-    known, followed = set(), set()
-    for file in (folder / "store" / "db_migrations" / "versions").glob("*.py"):
-        text = file.read_text()
-        known.update(re.findall(r'^revision\b.*?= *["\'](\w+)', text, re.M))
-        followed.update(re.findall(r'^down_revision\b.*?= *["\'](\w+)', text, re.M))
-    return known, known - followed
+    except MlflowException as error:
+        said = first_line(error).partition(" Take a backup")[0]
+    return Health(
+        "refuses",
+        f"{name}: not of this MLflow version ({redact(said)})",
+        "back it up and run `mlflow db upgrade`, or move it away and `erpe sync` fills a new one",
+    )
