@@ -7,7 +7,6 @@ import pickle
 import shutil
 from contextlib import closing
 
-import optuna
 import pytest
 import sqlalchemy
 from optuna.testing.pytest_storages import StorageTestCase
@@ -38,7 +37,7 @@ def own_database(postgres_server):
 @pytest.fixture
 def postgresql(own_database):
     yield own_database
-    with closing(Database(own_database)) as database, database.engine.begin() as connection:
+    with closing(Database(own_database)) as database, database.backend.engine.begin() as connection:
         connection.execute(sqlalchemy.text("TRUNCATE studies, trials RESTART IDENTITY CASCADE"))
 
 
@@ -64,24 +63,10 @@ class TestContract(StorageTestCase):
         monkeypatch.setattr(pickle, "loads", lambda data: copies.append(load(data)) or copies[-1])
         super().test_pickle_storage(storage)
         for copy in copies:
-            copy._backend.remove_session()
-            copy._backend.engine.dispose()
+            copy.remove_session()
+            copy.engine.dispose()
 
     def test_no_case_is_left_out(self):
         own = {name for name in vars(type(self)) if name.startswith("test_")}
         assert own == {"test_no_case_is_left_out", "test_pickle_storage"}
         assert len({name for name in dir(self) if name.startswith("test_")}) > 45
-
-
-def test_a_value_of_ours_is_a_value_of_optuna_s_and_the_first_one_stays(database):
-    study = optuna.create_study(storage=database.backend)
-    ours, theirs = study.ask(), study.ask()
-    for step, value in enumerate((0.1, -3.0, 1e-300), 1):
-        assert database.add_value(ours._trial_id, step, value)
-        theirs.report(value, step)
-    assert not database.add_value(ours._trial_id, 2, 7.0)
-    both = [trial.intermediate_values for trial in study.get_trials()]
-    assert both == [{1: 0.1, 2: -3.0, 3: 1e-300}] * 2
-    study.tell(ours, 1.0)
-    assert not database.add_value(ours._trial_id, 4, 7.0), "a trial that ended stays as it is"
-    assert study.trials[0].intermediate_values == both[0]

@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
 
+import optuna
 from filelock import FileLock, Timeout
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from erpe.errors import BusyError, StoreError, StudyError, nearest
 from erpe.store import Store, sqlite_path
 from erpe.study.naming import shown
-from erpe.text import last_line
+from erpe.text import first_line, last_line
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -128,13 +131,29 @@ def _look(path: Path) -> Copy:
     studies, trials, damage = 0, 0, damage_of(path)
     if not damage:
         try:
-            with contextlib.closing(_open(path)) as database:
-                names = database.execute("SELECT study_name FROM studies")
-                studies = len({shown(name).partition("/")[0] for (name,) in names})
-                [(trials,)] = database.execute("SELECT count(*) FROM trials")
-        except sqlite3.DatabaseError as error:
+            studies, trials = _count(path)
+        except StoreError as error:
             damage = str(error)
     return Copy(path, path.stat().st_mtime, studies, trials, damage)
+
+
+def _count(path: Path) -> tuple[int, int]:
+    """Count the studies and the trials of a database that nobody may change.
+
+    Raises:
+        StoreError: it is not one of Optuna.
+    """
+    try:
+        database = optuna.storages.RDBStorage("sqlite://", engine_kwargs={"creator": functools.partial(_open, path)})
+    except (StorageInternalError, SQLAlchemyError, RuntimeError, AssertionError) as error:
+        raise StoreError(first_line(error)) from None
+    try:
+        found = optuna.get_all_study_summaries(database, include_best_trial=False)
+    finally:
+        database.remove_session()
+        database.engine.dispose()
+    studies = {shown(each.study_name).partition("/")[0] for each in found}
+    return len(studies), sum(each.n_trials for each in found)
 
 
 def embedded(store: Store) -> Path | None:

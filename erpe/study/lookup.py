@@ -73,7 +73,7 @@ def identified(store: Store, stem: str, spec: StudySpec) -> str:
 
 
 def _about(database: storage.Database, name: str) -> dict[str, Any]:
-    found = database.study_attr(database.backend.get_study_id_from_name(name), STUDY)
+    found = database.study_attrs(name).get(STUDY)
     return found if isinstance(found, dict) else {}
 
 

@@ -21,7 +21,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from erpe.errors import StudyError, TrialError
 from erpe.store import Store
@@ -79,12 +79,12 @@ class StudySession:
         self, database: storage.Database, lease: Lease, study: optuna.Study, spec: StudySpec, trials: int | None
     ) -> None:
         self._lease, self._study, self._spec, self._database, self._trials = lease, study, spec, database, trials
-        self._backend = database.backend
         self._opened = contextlib.ExitStack()
-        self._id = self._backend.get_study_id_from_name(study.study_name)
         self._handed_out: set[int] = set()
-        self._running: dict[int, FrozenTrial] = {}
-        """As this driver, the only one that may write, left them: to read one again takes milliseconds."""
+        self._live: dict[int, optuna.Trial] = {}
+        """Running trials; this driver is the only one that may write them."""
+        self._running: dict[int, TrialRecord] = {}
+        """The same as this driver left them: to read one again takes milliseconds."""
         self._ended: dict[int, TrialRecord] = {}
         """To read all again of every trial that ever ended would make each trial slower than the one before."""
         self.uid = records.read_about(study.study_name, study.user_attrs).uid
@@ -171,28 +171,35 @@ class StudySession:
     def _guard(self) -> None:
         """Refuse to write if a later driver took over: it has raised the epoch."""
         self._lease.check()
-        if self._database.study_attr(self._id, EPOCH) != self._epoch:
+        if self._study.user_attrs.get(EPOCH) != self._epoch:
             raise StudyError(f"study {shown(self.name)}: another erpe took over; this one stops, nothing is lost")
 
-    def _trial_id(self, number: int) -> int:
-        return self._backend.get_trial_id_from_study_id_trial_number(self._id, number)
-
-    def _trial(self, number: int) -> FrozenTrial:
-        """As this driver knows it, without asking the database where it runs."""
+    def _record(self, number: int) -> TrialRecord:
+        """Return a trial as this driver knows it, without asking the database where it runs."""
         if number not in self._running:
-            trial = self._reread(number)
-            if trial.state.is_finished():
-                return trial
-            self._running[number] = trial
+            record = self._reread(number)
+            if record.state != "RUNNING":
+                return record
+            self._running[number] = record
         return self._running[number]
 
-    def _reread(self, number: int) -> FrozenTrial:
-        return self._backend.get_trial(self._trial_id(number))
+    def _reread(self, number: int) -> TrialRecord:
+        backend = self._database.backend
+        study = backend.get_study_id_from_name(self.name)
+        trial = backend.get_trial(backend.get_trial_id_from_study_id_trial_number(study, number))
+        return records.read_trial(self.uid, trial)
+
+    def _trial(self, number: int) -> optuna.Trial:
+        """Return a trial to write to."""
+        if number not in self._live:
+            backend = self._database.backend
+            study = backend.get_study_id_from_name(self.name)
+            place = backend.get_trial_id_from_study_id_trial_number(study, number)
+            self._live[number] = optuna.Trial(self._study, place)
+        return self._live[number]
 
     def _note(self, number: int, key: str, value: Any) -> None:
-        self._backend.set_trial_user_attr(self._trial_id(number), key, value)
-        if number in self._running:
-            self._running[number].user_attrs[key] = value
+        self._trial(number).set_user_attr(key, value)
 
     @_fenced
     def ask(self, budget: int) -> TrialRecord | None:
@@ -218,6 +225,7 @@ class StudySession:
         asked = self._study.ask()
         drawn = sample(asked, self._spec.space, self._spec.base)
         config = drawn.replace({"seed": self._spec.trial_seed(asked.number)})
+        self._live[asked.number] = asked
         self._note(asked.number, CONFIG, config.model_dump(mode="json"))
         return self._hand_out(asked.number)
 
@@ -238,24 +246,22 @@ class StudySession:
         """
         if not math.isfinite(value):
             raise TrialError(f"epoch {epoch}: the value is {value}")
-        trial = self._trial(number)
-        if trial.state.is_finished():
-            return trial.state == TrialState.PRUNED
-        if epoch < (trial.last_step or 0):
+        record = self._record(number)
+        if record.state != "RUNNING":
+            return record.state == "PRUNED"
+        if epoch < max(record.epochs, default=0):
             return False  # was decided when it was new
-        if epoch not in trial.intermediate_values:
-            if not self._database.add_value(trial._trial_id, epoch, float(value)):
-                now = self._reread(number)  # of a first attempt only the answer was lost
-                if now.state.is_finished():  # by another hand: Optuna's dashboard has a button
-                    self._guard()
-                    return now.state == TrialState.PRUNED
-            trial.intermediate_values[epoch] = float(value)  # as it is now, without reading it again
+        trial = self._trial(number)
+        if epoch not in record.epochs:
+            try:
+                trial.report(value, epoch)
+            except UpdateFinishedTrialError:  # by another hand: Optuna's dashboard has a button
+                self._guard()
+                return self._reread(number).state == "PRUNED"
+            self._running[number] = record._replace(epochs=record.epochs | {epoch: value})
             if trial.user_attrs.get(_ATTEMPTS):
                 self._note(number, _ATTEMPTS, 0)
-        if epoch >= self._spec.epochs:
-            return False
-        trial.system_attrs = self._database.system_attrs(trial._trial_id)  # pruners note in the database what they did
-        return self._study.pruner.prune(self._study, trial)
+        return epoch < self._spec.epochs and trial.should_prune()
 
     @_fenced
     def record_crash(self, number: int, reason: str) -> bool:
@@ -264,14 +270,14 @@ class StudySession:
         Returns:
             Whether to try again; if not, the trial is decided to be FAIL with this reason.
         """
-        trial = self._reread(number)
-        if trial.state.is_finished() or END in trial.user_attrs:
+        record = self._reread(number)
+        if record.state != "RUNNING" or record.verdict:
             return False
-        attempts = int(trial.user_attrs.get(_ATTEMPTS, 0)) + 1
+        attempts = int(self._trial(number).user_attrs.get(_ATTEMPTS, 0)) + 1
         self._note(number, _ATTEMPTS, attempts)
         if attempts < MAX_ATTEMPTS:
             return True
-        since = f"after epoch {trial.last_step}" if trial.last_step else "without finishing an epoch"
+        since = f"after epoch {max(record.epochs)}" if record.epochs else "without finishing an epoch"
         self.decide(number, "FAIL", {}, f"{reason.rstrip()} (crashed {attempts} times {since})")
         return False
 
@@ -287,40 +293,43 @@ class StudySession:
 
         A trial cannot be COMPLETE without a value: then it is FAIL.
         """
-        trial = self._trial(number)
-        end = trial.user_attrs.get(END)
-        if end is None:
-            if state == "COMPLETE" and not trial.intermediate_values:
-                state, reason = "FAIL", "no epoch was reported"
-            end = {"state": state, "metrics": metrics, "reason": redact(reason) if reason else None}
-            self._note(number, END, end)
-        return TrialOutcome(**end)
+        record = self._record(number)
+        if record.verdict:
+            return record.verdict
+        if state == "COMPLETE" and not record.epochs:
+            state, reason = "FAIL", "no epoch was reported"
+        verdict = TrialOutcome(state, metrics, redact(reason) if reason else None)
+        self._note(number, END, verdict._asdict())
+        if number in self._running:
+            self._running[number] = record._replace(verdict=verdict)
+        return verdict
 
     @_fenced
     def tell(self, number: int) -> None:
         """Freeze a decided trial. Telling again changes nothing."""
-        trial = records.read_trial(self.uid, self._trial(number))
-        assert trial.verdict
-        self._running.pop(number, None)
-        state = TrialState[trial.verdict.state]
-        value = trial.value if state == TrialState.COMPLETE else None
+        record = self._record(number)
+        assert record.verdict
+        for known in (self._running, self._live):
+            known.pop(number, None)
+        state = TrialState[record.verdict.state]
+        value = record.value if state == TrialState.COMPLETE else None
         with contextlib.suppress(UpdateFinishedTrialError):  # a first attempt arrived, its answer did not
             self._study.tell(number, value, state=state, skip_if_finished=True)
 
     @storage.retry_while_unavailable
     def trial(self, number: int) -> TrialRecord:
         """One trial as it stands."""
-        return records.read_trial(self.uid, self._trial(number))
+        return self._record(number)
 
     @_fenced
     def record_final(self, number: int, metrics: dict[str, float]) -> dict[str, float]:
         """Keep what was measured of a trial after its end; measures of the test split stay, since it is opened once."""
         key = f"{FINAL}.{number}"
-        found = self._backend.get_study_user_attrs(self._id).get(key, {})
+        found = self._study.user_attrs.get(key, {})
         tested = {name: value for name, value in found.items() if name.startswith("test/")}
         kept: dict[str, float] = found | metrics | tested
         if kept != found:
-            self._backend.set_study_user_attr(self._id, key, kept)
+            self._study.set_user_attr(key, kept)
         return kept
 
     @storage.retry_while_unavailable

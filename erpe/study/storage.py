@@ -6,15 +6,14 @@ Two homes: SQLite, a file, and PostgreSQL, a server.
 from __future__ import annotations
 
 import functools
-import json
 import re
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import optuna
-import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, make_url
@@ -47,17 +46,6 @@ _POSTGRES = {
     "connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }  # fmt: skip
-
-
-_STUDY_ATTR = sqlalchemy.text(
-    "SELECT key, value_json FROM study_user_attributes WHERE study_id = :study AND key = :key"
-)
-_SYSTEM_ATTRS = sqlalchemy.text("SELECT key, value_json FROM trial_system_attributes WHERE trial_id = :trial")
-_ADD_VALUE = sqlalchemy.text(
-    "INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type)"
-    " SELECT trial_id, :step, :value, 'FINITE' FROM trials WHERE trial_id = :trial AND state = 'RUNNING'"
-    " ON CONFLICT (trial_id, step) DO NOTHING"
-)
 
 
 def parse(address: str) -> URL:
@@ -168,9 +156,17 @@ def first_line(error: BaseException) -> str:
     return redact((text.splitlines() or [type(error).__name__])[0])[:200]
 
 
-def _write_ahead(connection: Any, _: Any) -> None:
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL"):
-        connection.execute(f"PRAGMA {pragma}").close()
+class _WriteAhead(sqlite3.Connection):
+    """One fsync a commit made a trial wait 0.3 s for its twenty commits.
+
+    With a write-ahead log a kill loses nothing and a power cut the last moments, which trials and their seeds repeat
+    identically.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for pragma in ("journal_mode = WAL", "synchronous = NORMAL"):
+            self.execute(f"PRAGMA {pragma}").close()
 
 
 class Database:
@@ -183,19 +179,14 @@ class Database:
     def __init__(self, address: str) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.url = parse(address)
-        self._tables = self._open()
-        if is_file(self.url):
-            # One fsync a commit made a trial wait 0.3 s for its twenty commits. With a write-ahead log a kill
-            # loses nothing and a power cut the last moments, which trials and their seeds repeat identically.
-            sqlalchemy.event.listen(self._tables.engine, "connect", _write_ahead)
-            self._tables.engine.dispose()
-        self.backend = optuna.storages.get_storage(self._tables)
+        self.backend = self._open()
         """What Optuna's studies are made on."""
 
     def _open(self) -> RDBStorage:
         check_lost(self.url)
         text = self.url.render_as_string(hide_password=False)
-        engine = {"pool_pre_ping": not is_file(self.url), "connect_args": connect_args(self.url)}
+        connect = connect_args(self.url) | ({"factory": _WriteAhead} if is_file(self.url) else {})
+        engine = {"pool_pre_ping": not is_file(self.url), "connect_args": connect}
         try:
             return retry_while_unavailable(RDBStorage, OPENING_SECONDS)(text, engine_kwargs=engine)
         except StoreError as error:
@@ -213,31 +204,9 @@ class Database:
                 ) from None
             raise
 
-    @property
-    def engine(self) -> sqlalchemy.Engine:
-        """For what Optuna's interface has no word for."""
-        return self._tables.engine
-
-    def study_attr(self, study: int, key: str) -> Any:
-        """One user attribute of a study, or None; Optuna's interface reads all of them, some of which are long."""
-        return self._attributes(_STUDY_ATTR, study=study, key=key).get(key)
-
-    def system_attrs(self, trial: int) -> dict[str, Any]:
-        """Return what a sampler and a pruner noted of a trial; Optuna's interface reads the whole trial."""
-        return self._attributes(_SYSTEM_ATTRS, trial=trial)
-
-    def add_value(self, trial: int, step: int, value: float) -> bool:
-        """Write the finite value of a step of a running trial; Optuna's interface takes five times as long.
-
-        Returns:
-            Whether it was written: the trial runs, and the step had no value.
-        """
-        with self.engine.begin() as connection:
-            return connection.execute(_ADD_VALUE, {"trial": trial, "step": step, "value": value}).rowcount == 1
-
-    def _attributes(self, query: sqlalchemy.TextClause, **of: Any) -> dict[str, Any]:
-        with self.engine.connect() as connection:
-            return {key: json.loads(value) for key, value in connection.execute(query, of)}
+    def study_attrs(self, name: str) -> dict[str, Any]:
+        """Return the user attributes of a study."""
+        return optuna.load_study(study_name=name, storage=self.backend).user_attrs
 
     def names(self) -> list[str]:
         """All studies."""
@@ -245,5 +214,5 @@ class Database:
 
     def close(self) -> None:
         """Give the connections back."""
-        self._tables.remove_session()
-        self._tables.engine.dispose()
+        self.backend.remove_session()
+        self.backend.engine.dispose()

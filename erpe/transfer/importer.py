@@ -5,7 +5,7 @@
 Everything is read and checked first; what is refused is refused before a byte is written. Then, in this order,
 
 1. files: results and checkpoints, each whole or not at all. They are not read before the database names them.
-2. the Optuna database: all studies in one transaction. From now on the trials are known here, with their files.
+2. the Optuna database, a study after the other. From now on the trials are known here, with their files.
 3. the outbox: the events it does not have yet. The sender needs the files and, for Optuna's plots, the studies.
 4. what `erpe gc` removed, here or there: those trials are removed in both, and do not return.
 
@@ -32,7 +32,7 @@ from erpe.study.lookup import studies_of
 from erpe.study.naming import shown
 from erpe.study.records import EPOCH, REMOVED, mark_removed, read_about, read_studies
 from erpe.tracking.outbox import Event, Outbox
-from erpe.transfer.optuna_copy import continues, facts, transplant
+from erpe.transfer.optuna_copy import continues, copy, facts
 from erpe.transfer.source import Foreign, Member
 
 
@@ -78,8 +78,9 @@ def adopt(folder: Path, store: Store) -> list[Adopted]:
                 for trial, paths in found if news[name].files else ():
                     if trial.number not in news[name].removed:
                         _copy(paths, folders[name][trial.number])
-            transplant(foreign.database, here, [name for name in news if news[name].rows])
             for name, new in news.items():
+                if new.rows:
+                    copy(foreign.database, here, name, new.removed)
                 mark_removed(here, name, new.removed)
             arrived = {experiment: _append(store, experiment, told) for experiment, told in events.items()}
             for name, new in news.items():
@@ -136,6 +137,8 @@ def _compare(member: Member, here: storage.Database) -> _News:
     if name not in here.names():
         return _News(len(later), rows=True, files=True, removed=removed)
     known = storage.retry_while_unavailable(optuna.load_study)(study_name=name, storage=here.backend)
+    if not known.user_attrs and not known.get_trials(deepcopy=False):  # its making was killed
+        return _News(len(later), rows=True, files=True, removed=removed)
     if read_about(name, known.user_attrs).uid != member.record.about.uid:
         raise StudyError(f"study {shown(name)}: a different study here has this name; {_REMEDY}")
     removed |= set(known.user_attrs.get(REMOVED, ()))

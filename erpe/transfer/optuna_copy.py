@@ -1,27 +1,15 @@
-"""Studies from one Optuna database to another, row by row: with their numbers, states and times, and all at once.
-
-Optuna's own interface can make such trials but not change one that goes on, nor many in one transaction.
-"""
+"""A study from one Optuna database to another: with the numbers, states and times of its trials."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import contextlib
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial
-from sqlalchemy import Connection, MetaData, Table, delete, insert, select
 
 from erpe.study.records import CONFIG, END, EPOCH, FINAL, REMOVED
 from erpe.study.storage import Database, retry_while_unavailable
-
-OF_STUDY = ("study_directions", "study_user_attributes", "study_system_attributes")
-OF_TRIAL = (
-    "trial_user_attributes", "trial_system_attributes", "trial_params", "trial_values", "trial_intermediate_values",
-    "trial_heartbeats",
-)  # fmt: skip
-"""Optuna's tables with something of a study, and of a trial."""
 
 
 def continues(new: optuna.Study, old: optuna.Study) -> bool:
@@ -56,84 +44,21 @@ def facts(trial: FrozenTrial) -> tuple[Any, ...]:
 
 
 @retry_while_unavailable
-def transplant(source: Database, target: Database, names: Sequence[str]) -> None:
-    """Put studies in the place of those of their names: all of them, or none when this is killed.
+def copy(source: Database, target: Database, name: str, removed: set[int]) -> None:
+    """Put a study in the place of the one of its name. Killed in between, the same call finishes it.
 
+    Args:
+        removed: numbers of the trials that were given up, here or there; they do not return.
     Raises:
         StoreError: the database does not let us.
     """
-    tables = MetaData()
-    tables.reflect(target.engine, only=["studies", "trials", *OF_STUDY, *OF_TRIAL])
-    with source.engine.connect() as there, target.engine.begin() as here:
-        for name in names:
-            _Transplant(there, here, tables.tables).move(name)
-
-
-class _Transplant:
-    def __init__(self, there: Connection, here: Connection, tables: Any) -> None:
-        self.there, self.here = there, here
-        self.studies, self.trials = tables["studies"], tables["trials"]
-        self.of_study = [tables[name] for name in OF_STUDY]
-        self.of_trial = [tables[name] for name in OF_TRIAL]
-
-    def move(self, name: str) -> None:
-        named = select(self.studies.c.study_id).where(self.studies.c.study_name == name)
-        old, known = self.there.execute(named).scalar_one(), self.here.scalar(named)
-        drivers, removed = 0, set()
-        if known is None:
-            new = self._insert(self.studies, {"study_name": name})
-        else:
-            new = known
-            drivers = self._read(new, EPOCH, 0) + 1  # an older driver may no longer write
-            removed = set(self._read(new, REMOVED, []))  # and what was given up does not return
-            self._clear(new)
-        for table in self.of_study:
-            self._copy(table, "study_id", {old: new})
-        own = select(self.trials).where(self.trials.c.study_id == old).order_by(self.trials.c.number)
-        places = {
-            row["trial_id"]: self._insert(self.trials, _without_key(self.trials, row) | {"study_id": new})
-            for row in self.there.execute(own).mappings()
-        }
-        for table in self.of_trial:
-            self._copy(table, "trial_id", places)
-        self._write(new, EPOCH, max(drivers, self._read(new, EPOCH, 0)))
-        self._write(new, REMOVED, sorted(removed.union(self._read(new, REMOVED, []))))
-
-    def _insert(self, table: Table, row: dict[str, Any]) -> int:
-        key = self.here.execute(insert(table).values(row)).inserted_primary_key
-        assert key is not None
-        return int(key[0])
-
-    def _clear(self, study: int) -> None:
-        own = select(self.trials.c.trial_id).where(self.trials.c.study_id == study)
-        for table in self.of_trial:
-            self.here.execute(delete(table).where(table.c.trial_id.in_(own)))
-        for table in (self.trials, *self.of_study):
-            self.here.execute(delete(table).where(table.c.study_id == study))
-
-    def _copy(self, table: Table, key: str, places: dict[int, int]) -> None:
-        """Copy the rows that belong to the keys of `places`, to those of its values."""
-        rows = [
-            _without_key(table, row) | {key: places[row[key]]}
-            for row in self.there.execute(select(table)).mappings()
-            if row[key] in places
-        ]
-        if rows:
-            self.here.execute(insert(table), rows)
-
-    def _read(self, study: int, key: str, otherwise: Any) -> Any:
-        """Return an attribute of a study here."""
-        table = self.of_study[1]
-        found = self.here.scalar(select(table.c.value_json).where(table.c.study_id == study, table.c.key == key))
-        return json.loads(found) if found else otherwise
-
-    def _write(self, study: int, key: str, value: Any) -> None:
-        table = self.of_study[1]
-        if value and value != self._read(study, key, None):
-            self.here.execute(delete(table).where(table.c.study_id == study, table.c.key == key))
-            self.here.execute(insert(table).values(study_id=study, key=key, value_json=json.dumps(value)))
-
-
-def _without_key(table: Table, row: Any) -> dict[str, Any]:
-    (key,) = table.primary_key.columns.keys()
-    return {name: value for name, value in row.items() if name != key}
+    found, drivers = optuna.load_study(study_name=name, storage=source.backend), 0
+    with contextlib.suppress(KeyError):  # there is none
+        drivers = target.study_attrs(name).get(EPOCH, 0) + 1  # a driver that runs it is one no more
+        optuna.delete_study(study_name=name, storage=target.backend)
+    study = optuna.create_study(study_name=name, storage=target.backend, direction="maximize")
+    attrs = found.user_attrs
+    own = {EPOCH: max(drivers, attrs.get(EPOCH, 0))} | ({REMOVED: sorted(removed)} if removed else {})
+    for key, value in (attrs | own).items():
+        study.set_user_attr(key, value)
+    study.add_trials(found.get_trials(deepcopy=False))
