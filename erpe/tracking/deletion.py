@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from erpe._upstream import delete_run_row
 from erpe.errors import TrackingError
 from erpe.io import is_own, remove_folder, size_mib
 from erpe.store import Store, sqlite_path
@@ -62,7 +63,7 @@ def remove_run(client: MlflowClient, store: Store, study: str, run: Run) -> None
         return
     # not where the row says: a copied store would remove the artifacts of the original
     remove_folder(_folder(store, study, name))
-    client._tracking_client.store._hard_delete_run(name)  # as `mlflow gc` does
+    delete_run_row(client, name)
 
 
 def _folder(store: Store, study: str, run: str) -> Path:
