@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from erpe.study.records import CONFIG, END, EPOCH, FINAL, REMOVED
+from erpe.study.records import CONFIG, END, EPOCH, FINAL, REMOVED, STUDY
 from erpe.study.storage import Database, retry_while_unavailable
 
 
@@ -59,6 +59,6 @@ def copy(source: Database, target: Database, name: str, removed: set[int]) -> No
     study = optuna.create_study(study_name=name, storage=target.backend, direction="maximize")
     attrs = found.user_attrs
     own = {EPOCH: max(drivers, attrs.get(EPOCH, 0))} | ({REMOVED: sorted(removed)} if removed else {})
-    for key, value in (attrs | own).items():
+    for key, value in ({STUDY: attrs[STUDY]} | attrs | own).items():  # without the first it would be no study of ours
         study.set_user_attr(key, value)
     study.add_trials(found.get_trials(deepcopy=False))

@@ -43,11 +43,12 @@ def check_reachable(address: str) -> None:
         raise ConfigError(f"ray address {address}: no response ({error}); is the cluster up?") from None
 
 
-def start(address: str | None, cpus: int, folder: str) -> None:
+def start(address: str | None, cpus: int, folder: str, tries: int = 2) -> None:
     """Start Ray with a number of CPUs, or join the cluster at an address.
 
     Args:
         folder: an empty folder of this run alone, where a Ray that starts here keeps its sockets and logs.
+        tries: how often a Ray is started here; on a busy machine the 30 s that it waits for itself are too few.
     Raises:
         ConfigError: no cluster answers, it wants another token, this machine is no node of it, or cannot run one.
         StudyError: Ray did not start; another try may help.
@@ -90,6 +91,9 @@ def start(address: str | None, cpus: int, folder: str) -> None:
             f"ray: {why}; use a HOME and a TMPDIR that can be written, or --executor inline instead"
         ) from None
     except Exception as error:  # Ray's own, of no class
+        ray.shutdown()
+        if address is None and tries > 1:
+            return start(address, cpus, folder, tries - 1)
         raise _did_not_start(address, first_line(error)) from error
 
 
