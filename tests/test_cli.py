@@ -83,7 +83,7 @@ MISTAKES = {
     "heads": (("train", "-v", "relu", "-d", "digits", "--set", "model.heads=5"), "heads 5 does not divide width 64"),
     "rope head": (("train", "-v", "relu_rope", "-d", "digits", "--set", "model.heads=32"), "4 to divide the head size"),
     "circulant": (("train", "-v", "relu_circulant", "-d", "digits", "--set", "model.heads=32"), "blocks of 3"),
-    "placement": (("train", "-v", "softmax_rope", "-d", "digits", "--set", "model.rotary_placement=post"), "use pre instead"),
+    "placement": (("train", "-v", "softmax_rope", "-d", "digits", "--set", "model.rotary_placement=post"), "use pre"),
     "space file": (("tune", "-v", "relu", "-d", "digits", "--space", "none.toml"), "none.toml: cannot be read"),
     "device": (("train", "-v", "relu", "-d", "digits", "--device", "gpu"), "use auto, cpu, cuda or mps instead"),
     "gpu": (("tune", "-v", "relu", "-d", "digits", "--gpus-per-trial", "1"), "use 0 instead"),
