@@ -11,6 +11,7 @@ import torch
 from erpe.bench import gpu_check, gpu_errors, gpu_parts
 from erpe.bench.gpu_check import FILE, check, failures, main, table
 from erpe.config import VARIANTS
+from erpe.model.kernels import gpu
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -44,6 +45,18 @@ def test_what_fails_is_a_finding_and_the_rest_is_measured(tmp_path, monkeypatch,
 def test_a_layer_that_gives_no_numbers_is_wrong(monkeypatch):
     monkeypatch.setattr(gpu_errors, "relative_error", lambda x, exact: float("nan"))
     assert not gpu_errors.layer_errors("relu", (2, 2), torch.float32, CPU)["ok"]
+
+
+def test_kernels_that_do_not_run_are_a_failure_though_torch_takes_their_place(monkeypatch):
+    monkeypatch.setattr(gpu, "WANTED", [True])
+
+    def broken():
+        raise RuntimeError("no device")
+
+    with pytest.raises(UserWarning, match="no device"), gpu_errors.running("kernels"):
+        gpu.or_torch(broken, lambda: 1)
+    with pytest.raises(RuntimeError, match="did not run before"), gpu_errors.running("kernels"):
+        pass
 
 
 def test_at_the_end_of_its_time_a_part_leaves_out_what_is_left(tmp_path, monkeypatch):

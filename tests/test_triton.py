@@ -245,6 +245,26 @@ def test_cpus_and_what_does_not_fit_are_left_to_others():
                 assert not gpu.serves(x, x, x, 8)
 
 
+@pytest.mark.parametrize("way", ["forward", "backward"])
+@pytest.mark.parametrize("variant", ["favor", "relu_general"])
+def test_where_kernels_cannot_be_built_torch_does_it_and_says_so_once(variant, way, everywhere, monkeypatch):
+    def broken(*given):
+        raise RuntimeError("out of resource: shared memory,\nRequired: 999")
+
+    monkeypatch.setattr(gpu, "WANTED", [True])
+    monkeypatch.setattr(masked_launch if "general" in variant else launch, way, broken)
+    layer = build_attention(variant, grid=(2, 3), heads=2, head_dim=8, features=8)
+    learn = [noise(1, 2, 6, 8, seed=seed).requires_grad_() for seed in range(3)]
+    slope, found = noise(1, 2, 6, 8, seed=4), []
+    with pytest.warns(
+        UserWarning, match="do not run here .RuntimeError: out of resource: shared memory, Required: 999"
+    ):
+        found.append(torch.autograd.grad(layer(*learn), learn, slope))
+    for _ in range(2):  # without a warning, which would be an error
+        found.append(torch.autograd.grad(layer(*learn), learn, slope))
+    assert worst(found[0], found[1]) < 1e-3 and worst(found[1], found[2]) == 0
+
+
 REGISTERS = {
     ("linear.forward", "relu", 90): 56,
     ("linear.backward", "relu", 90): 106,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +26,20 @@ def ways_of_layer(variant: str) -> tuple[str, ...]:
     return ("kernels", "torch") if gpu.AVAILABLE and not variant.startswith("softmax") else ("torch",)
 
 
+@contextmanager
+def running(way: str) -> Iterator[None]:
+    """In the block the kernels run if the way is not `torch`; that they cannot is an error here, not a warning."""
+    if way == "torch":
+        with gpu.torch_only():
+            yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "kernels for GPUs")
+        if not gpu.WANTED[0]:
+            raise RuntimeError("the kernels did not run before; torch's operators are measured elsewhere")
+        yield
+
+
 def layer_errors(
     variant: str, grid: tuple[int, int], dtype: torch.dtype, device: torch.device, way: str = "torch"
 ) -> Row:
@@ -36,7 +52,7 @@ def layer_errors(
         for parameter in layer.encoding.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
     exact = passed(copy.deepcopy(layer).double(), [x.double() for x in drawn])
-    with nullcontext() if way == "kernels" else gpu.torch_only():
+    with running(way):
         found = passed(layer.to(device), [x.to(device) for x in drawn])
     errors = {name: relative_error(x, exact[name]) for name, x in found.items()}
     name, worst = max(errors.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])

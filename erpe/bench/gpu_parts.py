@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
 from itertools import product
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from erpe.bench.backends import bench_backends
-from erpe.bench.gpu_errors import LIMITS, layer_errors, ways_of_layer
+from erpe.bench.gpu_errors import LIMITS, layer_errors, running, ways_of_layer
 from erpe.bench.layers import LayerShape, bench_layers
 from erpe.bench.models import bench_models
 from erpe.bench.packing import bench_packs
@@ -23,7 +22,6 @@ from erpe.bench.timing import compete
 from erpe.bench.train import imagined
 from erpe.config import VARIANTS, TrialConfig, defaults
 from erpe.model import build
-from erpe.model.kernels import gpu
 from erpe.training.data import Images, load_training
 from erpe.training.graph import GraphedStep
 from erpe.training.loop import Trainer
@@ -123,7 +121,7 @@ def an_epoch(config: TrialConfig, images: Images, device: torch.device, way: str
     if way == "graph":
         trainer.step = GraphedStep(trainer)  # type: ignore[method-assign]
     started = time.perf_counter()
-    with gpu.torch_only() if way == "torch" else nullcontext():
+    with running(way):
         trainer.epoch(0)
         first = time.perf_counter() - started
         took = trainer.epoch(1)["time/epoch_seconds"]

@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from textwrap import shorten
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +36,24 @@ def torch_only() -> Iterator[None]:
         yield
     finally:
         WANTED[0] = before
+
+
+def or_torch(kernels: Callable[[], Any], torchs: Callable[[], Any]) -> Any:
+    """What the kernels give. If they cannot be built or started here, torch's operators do it, now and from now on.
+
+    Raises:
+        torch.OutOfMemoryError: the device's memory has no room.
+    """
+    if WANTED[0]:
+        try:
+            return kernels()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            WANTED[0] = False
+            reason = shorten(" ".join(str(error).split()), 200, placeholder=" ...")
+            warnings.warn(f"kernels for GPUs do not run here ({type(error).__name__}: {reason})", stacklevel=2)
+    return torchs()
 
 
 def serves(q: Tensor, k: Tensor, v: Tensor, m: int) -> bool:

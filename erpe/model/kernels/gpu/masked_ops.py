@@ -10,14 +10,16 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from erpe.model.kernels.functions import again, folded_mask, more_heads, unfolded_mask
-from erpe.model.kernels.gpu import masked_launch
+from erpe.model.kernels.gpu import masked_launch, or_torch
 
 
 @torch.library.custom_op("erpe::masked_forward", mutates_args=())
 def masked_forward(phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
     """Numerators (B, H, N, Dv) and denominators (B, H, N); arguments as for `tiles.tiled_product`."""
+    given = phi_q, phi_k, v, bias, top
     with torch.cuda.device_of(v):
-        return masked_launch.forward(phi_q, phi_k, v, bias, top)
+        found: tuple[Tensor, Tensor] = or_torch(lambda: masked_launch.forward(*given), lambda: _dense(*given))
+    return found
 
 
 @torch.library.custom_op("erpe::masked_backward", mutates_args=())
@@ -25,8 +27,22 @@ def masked_backward(
     phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor, d_num: Tensor, d_den: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Slopes of phi_q, phi_k, v and bias."""
+    given = phi_q, phi_k, v, bias, top
+
+    def torchs() -> tuple[Tensor, ...]:
+        return torch.func.vjp(partial(_dense, top=top), *given[:4])[1]((d_num, d_den))
+
     with torch.cuda.device_of(v):
-        return masked_launch.backward(phi_q, phi_k, v, bias, top, d_num, d_den)
+        found: tuple[Tensor, Tensor, Tensor, Tensor] = or_torch(
+            lambda: masked_launch.backward(*given, d_num, d_den), torchs
+        )
+    return found
+
+
+def _dense(phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+    from erpe.model.kernels.tiles import dense_product  # which asks us first
+
+    return dense_product(phi_q, phi_k, v, bias, top)
 
 
 @masked_forward.register_fake
@@ -48,10 +64,8 @@ def _slopes(ctx: Any, d_num: Tensor, d_den: Tensor) -> tuple[Tensor | None, ...]
 
 
 def _slopes_of_slopes(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-    from erpe.model.kernels.tiles import dense_product
-
     *learn, top, d_num, d_den = ctx.saved_tensors
-    *found, d_d_num, d_d_den = again(partial(dense_product, top=top), learn, (d_num, d_den), slopes)
+    *found, d_d_num, d_d_den = again(partial(_dense, top=top), learn, (d_num, d_den), slopes)
     return *found, None, d_d_num, d_d_den
 
 

@@ -3,15 +3,16 @@ need to know of them. They run on CUDA; in Triton's interpreter on any device.""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from erpe.model.features import FeatureMap, Map, Maps
+from erpe.model.features import FeatureMap, Map, Maps, full_precision
 from erpe.model.kernels.functions import again, more_heads, own_projections
-from erpe.model.kernels.gpu import launch
+from erpe.model.kernels.gpu import launch, or_torch
 from erpe.model.kernels.linear import by_torch
 from erpe.model.rotation import Rotation
 
@@ -40,8 +41,15 @@ def linear_forward(
     q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, exp: bool, q_eps: float, k_eps: float, norm: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y (B, H, N, Dv), and what the backward pass needs again; see `launch.forward`."""
+    maps = maps_of(exp, q_eps, k_eps, norm)
+
+    def torchs() -> tuple[Tensor, launch.Made]:
+        y, m = _torchs(w, maps)(q, k, v), q.shape[-1] if w is None else w.shape[-1]
+        sums, z, top = (y.new_zeros(*q.shape[:2], *size, dtype=torch.float32) for size in ((m, v.shape[-1]), (m,), ()))
+        return launch.side_by_side(v).copy_(y), (sums, z, top)
+
     with torch.cuda.device_of(q):
-        y, made = launch.forward(q, k, v, w, maps_of(exp, q_eps, k_eps, norm))
+        y, made = or_torch(lambda: launch.forward(q, k, v, w, maps), torchs)
     return y, *made
 
 
@@ -51,8 +59,23 @@ def linear_backward(
     sums: Tensor, z: Tensor, top: Tensor, d_y: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Slopes of q, k and v."""
+    maps = maps_of(exp, q_eps, k_eps, norm)
+
+    def torchs() -> tuple[Tensor, ...]:
+        found = torch.func.vjp(_torchs(w, maps), q, k, v)[1](d_y)
+        return tuple(launch.side_by_side(x).copy_(x) for x in found)
+
     with torch.cuda.device_of(q):
-        return launch.backward(q, k, v, w, maps_of(exp, q_eps, k_eps, norm), (sums, z, top), d_y)
+        found: tuple[Tensor, Tensor, Tensor] = or_torch(
+            lambda: launch.backward(q, k, v, w, maps, (sums, z, top), d_y), torchs
+        )
+    return found
+
+
+def _torchs(w: Tensor | None, maps: Maps) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The same by torch's operators."""
+    phi = FeatureMap(maps, w)
+    return lambda q, k, v: by_torch(full_precision(q), full_precision(k), full_precision(v), phi).to(v.dtype)
 
 
 @linear_forward.register_fake
