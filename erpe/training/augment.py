@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import pad
 
 from erpe.config import DataConfig
-from erpe.training.data import sent
+from erpe.training.data import constants
 from erpe.training.policies import Policy
 from erpe.training.vision import torchvision
 
@@ -22,7 +23,7 @@ Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def augmentation(config: DataConfig) -> Augment:
-    """uint8 (B, channels, height, width) -> the same, varied; one generator of the CPU decides all of it."""
+    """uint8 (B, channels, height, width) -> the same, varied; one generator of their device decides all of it."""
     facts, steps = config.facts, list[Augment]()
     if config.augment != "none":
         steps.append(lambda pixels, generator: shift(pixels, facts.shift, generator))
@@ -62,8 +63,8 @@ def shift(pixels: Tensor, largest: int, generator: Generator) -> Tensor:
         The same shape.
     """
     batch, _, height, width = pixels.shape
-    drawn = torch.randint(2 * largest + 1, (2, batch, 1), generator=generator, dtype=torch.int64, device="cpu")
-    offsets = sent(drawn, pixels.device)
+    drawn: Any = {"generator": generator, "dtype": torch.int64, "device": pixels.device}
+    offsets = torch.randint(2 * largest + 1, (2, batch, 1), **drawn)
     rows = offsets[0] + torch.arange(height, dtype=torch.int64, device=pixels.device)  # (B, height)
     columns = offsets[1] + torch.arange(width, dtype=torch.int64, device=pixels.device)  # (B, width)
     images = torch.arange(batch, dtype=torch.int64, device=pixels.device)[:, None, None]
@@ -73,8 +74,7 @@ def shift(pixels: Tensor, largest: int, generator: Generator) -> Tensor:
 
 def flip(pixels: Tensor, generator: Generator) -> Tensor:
     """Mirror half of the images, left to right: (B, channels, height, width) -> the same shape."""
-    drawn = torch.rand(len(pixels), generator=generator, dtype=torch.float32, device="cpu")
-    chosen = sent(drawn, pixels.device) < 0.5
+    chosen = torch.rand(len(pixels), generator=generator, dtype=torch.float32, device=pixels.device) < 0.5
     return torch.where(chosen[:, None, None, None], pixels.flip(-1), pixels)
 
 
@@ -90,26 +90,30 @@ def erase(pixels: Tensor, probability: float, colour: tuple[float, ...], generat
     Source: Zhong et al. 2017, arXiv 1708.04896.
     """
     batch, _, height, width = pixels.shape
-    boxes = sent(_boxes(batch, height, width, probability, generator), pixels.device)
+    boxes = _boxes(batch, height, width, probability, generator, pixels.device)
     (top, left), (bottom, right) = boxes[..., None, None, None]  # each (B, 1, 1, 1)
     y, x = (torch.arange(size, dtype=torch.int64, device=pixels.device) for size in (height, width))
     inside = (top <= y[:, None]) & (y[:, None] < bottom) & (left <= x) & (x < right)  # (B, 1, height, width)
-    levels = torch.tensor([round(255 * part) for part in colour], dtype=torch.uint8, device="cpu")
-    paint = sent(levels, pixels.device)  # (channels)
+    paint = constants(tuple(round(255 * part) for part in colour), torch.uint8, pixels.device)  # (channels)
     return torch.where(inside, paint[:, None, None], pixels)
 
 
-def _boxes(batch: int, height: int, width: int, probability: float, generator: Generator) -> Tensor:
+def _boxes(
+    batch: int, height: int, width: int, probability: float, generator: Generator, device: torch.device
+) -> Tensor:
     """First and last row and column but one of rectangles, (2, 2, B); both the same where there is none."""
-    draws = torch.rand(3 + 2 * TRIES, batch, generator=generator, dtype=torch.float64, device="cpu")
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    draws = torch.rand(3 + 2 * TRIES, batch, generator=generator, dtype=wide, device=device)
     chosen, places, (parts, logs) = draws[0] < probability, draws[1:3], draws[3:].view(2, TRIES, batch)
     area = height * width * (ERASED[0] + (ERASED[1] - ERASED[0]) * parts)  # (TRIES, B)
     low, high = (math.log(end) for end in ASPECT)
     aspect = (low + (high - low) * logs).exp()
-    image = torch.tensor([height, width], dtype=torch.int64, device="cpu")[:, None]  # (2, 1)
+    image = constants((height, width), torch.int64, device)[:, None]  # (2, 1)
     sizes = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()]).round().long()  # (2, TRIES, B)
     fits = (sizes < image[..., None]).all(0)
-    sizes = sizes[:, fits.byte().argmax(0), torch.arange(batch, dtype=torch.int64, device="cpu")]  # the first that fits
+    sizes = sizes[
+        :, fits.byte().argmax(0), torch.arange(batch, dtype=torch.int64, device=device)
+    ]  # the first that fits
     sizes = sizes * (chosen & fits.any(0))
     starts = (places * (image - sizes + 1)).long()
     return torch.stack([starts, starts + sizes])

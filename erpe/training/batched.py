@@ -34,6 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, one_hot
 
 from erpe.errors import TrialError
+from erpe.model.features import Features
 from erpe.model.vit import Drop, ViT
 from erpe.training.compilation import Compiled, is_wanted
 from erpe.training.loop import CHECK_EVERY, OnStep, Trainer, check_finite
@@ -124,7 +125,7 @@ class Pack:
             {f"{name}.noise": drop for name, drop in t.model.named_modules() if isinstance(drop, Drop) and drop.rate}
             for t in trainers
         ]
-        self.buffers = differing([dict(t.model.named_buffers()) for t in trainers])
+        self.buffers = drawn_buffers(trainers)
         first = trainers[0]
         if first.packed is None:  # kept: a pack is of one epoch
             plain = together(first.model, layout)
@@ -150,7 +151,7 @@ class Pack:
         batches = (trainer.batches(epoch) for trainer, epoch in zip(trainers, epochs, strict=True))
         for done, given in enumerate(zip(*batches, strict=True)):
             if any([t.redraw(first + done) for t, first in zip(trainers, firsts, strict=True)]):
-                self.buffers = differing([dict(t.model.named_buffers()) for t in trainers])
+                self.buffers = drawn_buffers(trainers)
             loss = self.step(given, dice, plan, done)
             losses.append(loss)
             total += loss * len(given[0][0])
@@ -269,11 +270,9 @@ def moments(trainer: Trainer, key: str) -> dict[str, Tensor]:
     return {name: state[p].get(key, torch.zeros_like(p)) for name, p in trainer.model.named_parameters()}
 
 
-def differing(buffers: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the buffers that are not the same in all models, stacked.
-
-    The others are taken from the model that is called.
-    """
-    first = buffers[0]
-    names = [name for name in first if not all(torch.equal(each[name], first[name]) for each in buffers[1:])]
-    return {name: torch.stack([each[name] for each in buffers]) for name in names}
+def drawn_buffers(trainers: list[Trainer]) -> dict[str, Tensor]:
+    """Return the random features of all models, stacked; other buffers are the same in all, and not looked at."""
+    model = trainers[0].model
+    names = [f"{name}.projection" for name, each in model.named_modules() if isinstance(each, Features)]
+    buffers = [dict(t.model.named_buffers()) for t in trainers]
+    return {name: torch.stack([each[name] for each in buffers]) for name in names if name in buffers[0]}

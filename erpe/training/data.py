@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -81,17 +82,34 @@ def load_test(dataset: str | Dataset, data_dir: str | Path | None = None) -> Ima
 def normalise(pixels: Tensor, dataset: str | Dataset) -> Tensor:
     """uint8 (..., channels, height, width) -> float32 with mean 0 and standard deviation 1 over the training set."""
     facts = facts_of(dataset)
-    table = torch.tensor([facts.mean, facts.std], dtype=torch.float32, device="cpu")
-    mean, std = sent(table[..., None, None], pixels.device)  # each (channels, 1, 1)
+    mean, std = constants((facts.mean, facts.std), torch.float32, pixels.device)[..., None, None]  # (channels, 1, 1)
     return (pixels.float() / 255 - mean) / std
 
 
-def sent(drawn: Tensor, device: torch.device) -> Tensor:
-    """Numbers drawn on the CPU, on the device. Not waited for on CUDA, which stages pageable memory before it returns.
+@lru_cache(maxsize=16)
+def constants(numbers: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return numbers as a tensor, copied to a device once a process: a copy a step would hold up its work."""
+    with torch.inference_mode(False):  # a cached inference tensor could not be trained through later
+        return torch.tensor(numbers, dtype=dtype, device="cpu").to(device)
 
-    Source: CUDA driver API, "API synchronization behavior".
-    """
-    return drawn.to(device, non_blocking=device.type == "cuda")
+
+def sent(drawn: Tensor, device: torch.device) -> Tensor:
+    """Return numbers drawn on the CPU, on the device. CUDA takes them from pinned memory, and nobody waits."""
+    if device.type != "cuda":
+        return drawn.to(device)
+    return drawn.pin_memory().to(device, non_blocking=True)
+
+
+_hosts: WeakKeyDictionary[torch.Generator, torch.Generator] = WeakKeyDictionary()
+
+
+def on_host(generator: torch.Generator) -> torch.Generator:
+    """Return the generator if it draws on the CPU, else one there that began with its seed: the same each time."""
+    if generator.device.type == "cpu":
+        return generator
+    if generator not in _hosts:
+        _hosts[generator] = torch.Generator().manual_seed(generator.initial_seed())
+    return _hosts[generator]
 
 
 def batches(count: int, batch: int, generator: torch.Generator, device: torch.device) -> Iterator[Tensor]:

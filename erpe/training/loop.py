@@ -80,7 +80,7 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(model.decay_groups(train.weight_decay), lr=train.lr, fused=True)
         self.averaged: AveragedModel | None = None
         if train.ema:
-            self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(train.ema))
+            self.averaged = AveragedModel(model)
         self.augment, self.mix = augmentation(config.data), mixing(config.data)
         self.forward = compiled(model, train, device, warn)
         self.evaluated = self.forward if self.final is model else compiled(self.final, train, device, warn)
@@ -134,7 +134,7 @@ class Trainer:
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, torch.Generator]]:
         """Places of the images of each step of an epoch, and what decides how they are varied."""
         order = torch.Generator().manual_seed(self.derive("order", epoch))
-        vary = torch.Generator().manual_seed(self.derive("augment", epoch))
+        vary = torch.Generator(self.device).manual_seed(self.derive("augment", epoch))  # draws where images lie
         for rows in batches(len(self.images.labels), self.config.train.batch, order, self.device):
             yield rows, vary
 
@@ -170,8 +170,21 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm)
         self.optimiser.step()
         if self.averaged is not None:
-            self.averaged.update_parameters(self.model)
+            self._average(self.averaged)
         return loss
+
+    @torch.no_grad()
+    def _average(self, averaged: AveragedModel) -> None:
+        """Do what `AveragedModel.update_parameters` does, but for its copy of the counter to the device."""
+        old, new = list(averaged.module.parameters()), list(self.model.parameters())
+        if averaged.n_averaged == 0:
+            for one, other in zip(old, new, strict=True):
+                one.copy_(other)
+        else:
+            get_ema_multi_avg_fn(self.config.train.ema)(old, new, averaged.n_averaged)
+        for kept, now in zip(averaged.module.buffers(), self.model.buffers(), strict=True):
+            kept.copy_(now)
+        averaged.n_averaged += 1
 
     def redraw(self, step: int) -> bool:
         """Draw new random features every `train.redraw` steps.

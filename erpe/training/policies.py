@@ -23,7 +23,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 
-from erpe.training.data import sent
+from erpe.training.data import on_host, sent
 
 GEOMETRY = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 BLENDS = ("brightness", "color", "contrast", "sharpness")
@@ -81,8 +81,8 @@ class Policy:
 
     def draw(self, count: int, generator: Generator) -> Tensor:
         """Return moves of a number of images, (rounds, count) places in `moves`."""
-        size = (self.rounds, count)
-        return torch.randint(len(self.moves), size, generator=generator, dtype=torch.int64, device="cpu")
+        size, host = (self.rounds, count), on_host(generator)
+        return torch.randint(len(self.moves), size, generator=host, dtype=torch.int64, device="cpu")
 
     def apply(self, pixels: Tensor, drawn: Tensor) -> Tensor:
         """Make the moves (rounds, B) of images (B, channels, height, width): all images of an operation together."""

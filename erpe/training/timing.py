@@ -64,7 +64,7 @@ def _time_run(folder: Path, data_dir: str | Path | None, device: torch.device) -
 def seconds_per_step(trainer: Trainer) -> float:
     """Median over training steps after warm-up, the device synchronised; the model is trained on, a little."""
     train, count = trainer.config.train, len(trainer.images.labels)
-    vary, order = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    vary, order = torch.Generator(trainer.device).manual_seed(0), torch.Generator().manual_seed(0)
     trainer.model.train()
     times = []
     for turn in range(WARM_UP + STEPS):
