@@ -641,7 +641,7 @@ def test_a_model_that_was_registered_meanwhile_keeps_its_run(store, empty_databa
 def test_while_mlflow_cannot_be_asked_nothing_is_removed(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     before = everything(store)
-    with pytest.raises(TrackingError, match="nobody knows which models are registered, so nothing is removed"):
+    with pytest.raises(TrackingError, match="the registered models are unknown, so nothing is removed"):
         gc(store, ALL)
     assert everything(store) == before
 
