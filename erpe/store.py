@@ -54,6 +54,10 @@ class Store:
             store = cls(Path(root).expanduser().resolve())
         except RuntimeError as error:  # ~nobody, or a link to itself
             raise StoreError(f"store {root}: no such place ({error}); --store names another") from None
+        if not utf8(str(store.root)):
+            raise StoreError(
+                f"store {store.root}: its path is not UTF-8, as addresses of databases are; use another --store"
+            )
         version = store.root / "erpe.json"
         try:
             _refuse_links(store.root)
@@ -135,6 +139,15 @@ class Store:
         if folder.resolve() != self.root.resolve() / "checkpoints" / study / folder.name:
             raise StoreError(f"{folder}: a link, or leads elsewhere; a store has no links in it")
         return folder
+
+
+def utf8(text: str) -> bool:
+    """Return whether UTF-8 can spell a text; a file's name may be any bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def sqlite_url(path: Path) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,11 +16,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mlflow_server import await_server, free_port, rows
 from sqlalchemy.engine import make_url
+from toys import work
 from trials import TINY
 
+import erpe
 from erpe.cli import app
 from erpe.cli.ui import server
-from erpe.errors import TrackingError
+from erpe.errors import StoreError, TrackingError
 from erpe.search.tune import tune
 from erpe.store import Store, sqlite_path, sqlite_url
 from erpe.study.spec import define
@@ -179,3 +182,58 @@ def test_a_database_elsewhere_that_keeps_artifacts_of_another_store_is_refused(f
     with pytest.raises(TrackingError, match=r"outside of this store .*; open that store, or use another MLFLOW_TRACK"):
         sync(store)
     assert contents(finished.root) == before
+
+
+BYTES = os.fsdecode(b"not\xffUTF-8 %20?")
+DIGIT = str(Path(__file__).parent.parent / "studies/digit.png")
+
+
+def test_a_study_that_moved_is_compared_reported_loaded_and_used_where_it_is(digits_study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "there" / "a?b=c#%20"
+    shutil.copytree(digits_study.root, place, ignore=shutil.ignore_patterns("ray"))
+    before = contents(digits_study.root)
+    for words in (
+        ["compare", "digits-nine", "--output", "table.txt"], ["report", "digits-nine", "--output", "page.html"],
+        ["status", "digits-nine"], ["predict", "digits-nine", DIGIT], ["gc", "--keep-best", "1", "--dry-run"],
+    ):  # fmt: skip
+        assert not command(*words, "--store", str(place)), words
+    study = erpe.load_study("digits-nine", place)
+    assert study.model("relu").predict(np.zeros((1, 1, 8, 8), np.uint8)).shape == (1, 10)
+    assert contents(digits_study.root) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"there", "table.txt", "page.html"}
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused_in_one_line_and_left_alone(tmp_path, monkeypatch, capsys):
+    """No address of SQLite can spell it."""
+    place = tmp_path / BYTES
+    place.mkdir()
+    for words in (["variants"], ["status", "--store", str(place)], ["status", "--store", f"{place}/runs"]):
+        code = command(*words)
+        assert bool(code) == (words != ["variants"])
+    assert not list(place.iterdir())
+    monkeypatch.chdir(place)
+    assert command("tune", "-v", "relu", "-d", "digits", "--executor", "inline")
+    assert "its path is not UTF-8" in capsys.readouterr().err and not list(place.iterdir())
+
+
+def test_a_store_that_moved_before_its_first_trial_and_after_ctrl_c_goes_on(tmp_path):
+    def start(store, trials, accident=None):
+        return tune(SPEC, store, trials=trials, executor="inline", work=work(accident=accident))
+
+    def no_data(folder, number):
+        raise StoreError("the disk is full")  # stops the command before a trial has an epoch
+
+    def ctrl_c(folder, number):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "nowhere://")
+        with pytest.raises(StoreError, match="the disk is full"):
+            start(Store.open(tmp_path / "a"), 2, no_data)
+        os.rename(tmp_path / "a", tmp_path / "b")
+        assert start(Store.existing(tmp_path / "b"), 2, ctrl_c).interrupted
+        os.rename(tmp_path / "b", tmp_path / "c")
+        result = start(Store.existing(tmp_path / "c"), 2)
+    assert result.counts == {"COMPLETE": 2} and result.folder.is_relative_to(tmp_path / "c")
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
