@@ -24,12 +24,9 @@ def sizes(exp: bool, projected: bool, d: int, m: int) -> dict:
 RELU, FAVOR, LARGEST = sizes(False, False, 32, 32), sizes(True, True, 32, 64), sizes(True, True, 64, 64)
 MASKED = {"M": 64, "DV": 32, "BLOCK": 32, "num_warps": 4}
 CASES = [
-    ("linear.forward", "relu", RELU, 90),
     ("linear.backward", "relu", RELU, 90),
-    ("linear.forward", "favor", FAVOR, 90),
     *[("linear.backward", "favor", FAVOR, capability) for capability in (80, 90, 100)],
     ("linear.backward", "favor, D = 64", LARGEST, 80),
-    ("masked.forward", "general", MASKED, 90),
     ("masked.key_slopes", "general", MASKED, 80),
     ("masked.pair_slopes", "general", MASKED | {"BLOCK": 16}, 90),
 ]

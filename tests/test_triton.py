@@ -266,14 +266,11 @@ def test_where_kernels_cannot_be_built_torch_does_it_and_says_so_once(variant, w
 
 
 REGISTERS = {
-    ("linear.forward", "relu", 90): 56,
     ("linear.backward", "relu", 90): 106,
-    ("linear.forward", "favor", 90): 140,
     ("linear.backward", "favor", 80): 168,
     ("linear.backward", "favor", 90): 160,
     ("linear.backward", "favor", 100): 140,
     ("linear.backward", "favor, D = 64", 80): 255,
-    ("masked.forward", "general", 90): 190,
     ("masked.key_slopes", "general", 80): 251,
     ("masked.pair_slopes", "general", 90): 178,
 }
