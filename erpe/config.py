@@ -103,6 +103,9 @@ class AttentionConfig(Config):
     options: dict[str, Any] = Field({}, exclude_if=lambda options: not options)
     """Of the plug-ins; those that are not given have their defaults."""
 
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # `options` alone has no hash
+
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, given: Any) -> Any:

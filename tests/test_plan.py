@@ -160,7 +160,7 @@ def test_a_confirmation_trains_the_best_configuration_on_everything_with_seeds_o
         (SMALL, ["confirm.seeds=0"], "confirm.seeds: 0 given"),
         (SMALL, ["search.trials"], "--set search.trials: use NAME=VALUE instead"),
         (SMALL.replace('"relu"', '"rleu"'), [], "unknown variant 'rleu'; did you mean relu"),
-        (SMALL.replace("digits", "digit"), [], "unknown data set 'digit'; did you mean digits"),
+        (SMALL.replace("digits", "digit"), [], "and no such folder or .npz; did you mean digits"),
         (SMALL, ['variants="ten"'], "'ten'"),
         (SMALL, ["variants=[]"], "variants: none given"),
         (SMALL, ['variants=["relu", "relu"]'], "variants: one is there twice"),

@@ -56,7 +56,8 @@ def grid(arms: pd.DataFrame, summary: pd.DataFrame, differences: pd.DataFrame) -
     for arm in arms.itertuples(index=False):
         place = (str(arm.attention), switches(str(arm.arm), str(arm.variant)))
         rows.setdefault(place, {})[str(arm.encoding)] = _cell(str(arm.arm), means, pairs.get(arm.arm))
-    ordered = sorted(rows, key=lambda place: (sorted(place[1]), ATTENTIONS.index(place[0])))
+    attentions = list(dict.fromkeys([*ATTENTIONS, *(attention for attention, _ in rows)]))
+    ordered = sorted(rows, key=lambda place: (sorted(place[1]), attentions.index(place[0])))
     return [Row(place[0], ", ".join([ATTENTION[place[0]], *switched(place[1])]), rows[place]) for place in ordered]
 
 
@@ -79,7 +80,8 @@ def _cell(arm: str, means: pd.DataFrame, pair: dict | None) -> Cell:
 
 def as_lines(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of words, three lines a row of the grid: accuracy, difference, verdict."""
-    there = [name for name in ENCODINGS if any(name in row.cells for row in rows)]
+    names = dict.fromkeys([*ENCODINGS, *(name for row in rows for name in row.cells)])
+    there = [name for name in names if any(name in row.cells for row in rows)]
     lines = []
     for row in rows:
         cells = [row.cells.get(name) for name in there]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from erpe.config import split_variant
 from erpe.errors import ConfigError, StudyError, TrackingError, nearest
 from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
 from erpe.store import FILES
@@ -151,9 +150,9 @@ def _read_study(rows: Rows, client: MlflowClient, uri: str, study: str, runs: li
     for arm in sorted(arms, key=lambda arm: _place(runs, arm)):
         own = [run for run in runs if run.data.tags["arm"] == arm]
         tags = own[-1].data.tags
-        attention, encoding = split_variant(tags["variant"])
+        attention, _, encoding = tags["variant"].partition("_")  # perhaps of a plug-in that is not here
         who = {"study": study, "arm": arm, "variant": tags["variant"]}
-        what = {"dataset": tags["dataset"], "attention": attention, "encoding": encoding}
+        what = {"dataset": tags["dataset"], "attention": attention, "encoding": encoding or "none"}
         trials, confirmed = _trials(own, "search"), _confirmed(own)
         planned = int(tags["seeds_planned"])
         rows.tables["arms"].append(
@@ -192,7 +191,8 @@ def _place(runs: list[Run], arm: str) -> tuple[int, int]:
     from erpe.config import VARIANTS
 
     first = next(i for i, run in enumerate(runs) if run.data.tags["arm"] == arm)
-    return VARIANTS.index(runs[first].data.tags["variant"]), first
+    variant = runs[first].data.tags["variant"]
+    return VARIANTS.index(variant) if variant in VARIANTS else len(VARIANTS), first
 
 
 def _trials(runs: list[Run], phase: str) -> list[Run]:
