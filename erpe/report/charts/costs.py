@@ -35,6 +35,8 @@ COSTS = {
     "params": "trainable parameters",
 }
 """Measure -> what its axis says."""
+FINE = (1, 1.2, 1.5, 2, 3, 4, 5, 7)
+"""Ticks of a short logarithmic axis."""
 
 
 def tradeoffs(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
@@ -95,12 +97,11 @@ def _cost(comparison: Comparison, name: str) -> pd.DataFrame:
 def _scale(axes: Axes, name: str, both: pd.DataFrame) -> None:
     """Set the axis of a cost, the same in a row of panels."""
     if name in TIMES:
-        ratios = both[[f"{end}_cost" for end in ("mean", "low", "high")]].stack().map(math.log)
-        room = 0.1 * (ratios.max() - ratios.min()) or 0.1
+        low, high = _reach(both.filter(like="_cost").map(math.log), "_cost")
         axes.set_xscale("log")
-        axes.set_xlim(math.exp(ratios.min() - room), math.exp(ratios.max() + 3 * room))
-        wide = ratios.max() - ratios.min() > math.log(12)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide else (1, 1.2, 1.5, 2, 3, 4, 5, 7)))
+        axes.set_xlim(math.exp(low), math.exp(high))
+        decades = (high - low) / math.log(10)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if decades > 2 else (1, 2, 5) if decades > 0.6 else FINE))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
