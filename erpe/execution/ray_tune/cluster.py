@@ -84,7 +84,7 @@ def start(address: str | None, cpus: int, folder: str, tries: int = 2) -> None:
     except (ConnectionError, ValueError) as error:
         if not address:
             raise
-        raise ConfigError(f"ray address {address}: no cluster answers ({error})") from None
+        raise _did_not_join(address, error.__cause__ or error) from None
     except OSError as error:
         why = f"cannot write {error.filename} ({error.strerror})" if error.filename else str(error)
         raise ConfigError(
@@ -94,19 +94,25 @@ def start(address: str | None, cpus: int, folder: str, tries: int = 2) -> None:
         ray.shutdown()
         if address is None and tries > 1:
             return start(address, cpus, folder, tries - 1)
-        raise _did_not_start(address, first_line(error)) from error
+        if address:
+            raise _did_not_join(address, error) from error
+        raise StudyError(
+            f"ray: did not start ({first_line(error)}); nothing is lost, the same command tries again, "
+            "and --executor inline needs no Ray"
+        ) from error
 
 
-def _did_not_start(address: str | None, said: str) -> ConfigError | StudyError:
-    if address:  # Ray has looked for a node here for a minute
+def _did_not_join(address: str, cause: BaseException) -> ConfigError:
+    """Return the line for what Ray says of a cluster: its exceptions have no class of their own for each reason."""
+    said = first_line(cause)
+    if "auth" in str(cause).lower() or "token" in str(cause).lower():
+        return _wants_token(address)
+    if "node info" in said:  # Ray has looked for one here for a minute
         return ConfigError(
             f"ray address {address}: this machine is no node of that cluster ({said}); "
             f"`ray start --address={address} --num-cpus=0` makes it one that runs no trials"
         )
-    return StudyError(
-        f"ray: did not start ({said}); nothing is lost, the same command tries again, "
-        "and --executor inline needs no Ray"
-    )
+    return ConfigError(f"ray address {address}: no cluster answers ({said})")
 
 
 @contextmanager
