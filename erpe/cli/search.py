@@ -309,6 +309,7 @@ def study_status(
     study: Annotated[str | None, typer.Argument(help="Its name; default: all.")] = None,
     store: StoreOption = STORE,
     live: Annotated[bool, typer.Option("--live", help="Show it again and again until it is done.")] = False,
+    plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
     """Show each variant: trials by state, best, confirmed runs, seconds left."""

@@ -122,13 +122,14 @@ def _study(place: int, outcomes: Outcomes, comparison: Comparison) -> Study:
     tables = {block.title.removeprefix(f"{title}: "): block for block in blocks(comparison) if block.columns}
     tables.pop("attention x encoding", None)  # the first screen has it
     words, said = comparison.verdicts, answer(comparison)
+    cells = [name for row in said.grid for name in row.cells]
     return Study(
         title,
         prefix,
         _facts(outcomes, study),
         _download(outcomes.files[study], "application/toml") if study in outcomes.files else "",
         said.sentences,
-        [name for name in ENCODINGS if any(name in row.cells for row in said.grid)],
+        [name for name in dict.fromkeys([*ENCODINGS, *cells]) if name in cells],
         said.grid,
         _picture(prefix, "differences", outcomes, comparison),
         list(_sections(prefix, tables, outcomes, comparison)),
