@@ -165,5 +165,5 @@ def _fourier(size: int, block: int, dtype: torch.dtype, device: torch.device) ->
         ones, signs = torch.ones_like(n), 1 - 2 * (n % 2)
         free = torch.stack([ones, signs][: 2 - block % 2], dim=1) / math.sqrt(block)
         columns = [torch.block_diag(*[part] * (size // block)) for part in (pairs, free)]
-        basis = torch.cat(columns, dim=1).to(device=device, dtype=dtype)
+        basis = torch.cat(columns, dim=1).to(dtype).to(device)  # some devices have no float64
         return basis, basis[:, 1 : columns[0].shape[1] : 2] * math.sqrt(2 * block)
