@@ -20,7 +20,7 @@ def test_a_kill_at_a_named_point_loses_and_doubles_nothing(hurt, tmp_path, monke
         "before tell",
     )  # fmt: skip
     monkeypatch.setattr("faults.POINTS", {name: POINTS[name] for name in few})
-    hurt("points", Embedded(tmp_path), "inline", len(few), trials=10, epochs=2, slow=0.15)
+    hurt("points", Embedded(tmp_path), "inline", len(few), trials=16, epochs=2, slow=0.3)
 
 
 @pytest.mark.parametrize("fault", ["sigterm", pytest.param("disk", marks=needs_root)])
