@@ -11,7 +11,7 @@ from erpe.cli.plan import plan_notes, plan_rows, plan_table
 from erpe.cli.status import StudyProgress
 from erpe.cli.tables import LiveProgress
 from erpe.config import defaults
-from erpe.execution.callbacks import Moment
+from erpe.execution.callbacks import TrialProgress
 from erpe.study.plan import load_plan
 from erpe.text import Terminal
 
@@ -50,7 +50,7 @@ def test_dir_names_what_is_imported_later():
 
 def moment_of(plan, arm, number=7):
     config = defaults(arm.variant, plan.dataset)
-    return Moment(
+    return TrialProgress(
         arm=arm.name, phase="search", number=number, state="COMPLETE", epoch=10, epochs=10, value=0.98765, reason=None,
         config=config, counts={"COMPLETE": 8}, budget=16, best=0.99, lag=1234,
     )  # fmt: skip
