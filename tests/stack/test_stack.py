@@ -53,6 +53,11 @@ def kill(stack, service):
             send(pid, signal.SIGKILL)
 
 
+def with_token_of_the_stack(monkeypatch, shell):
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)  # that of these tests; it comes before a file
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(shell.project / "secrets/ray_token"))
+
+
 def enter(shell, monkeypatch):
     """This process in the place of the container `erpe` -> its store."""
     for name, value in shell.stack.environment("erpe", "here").items():
@@ -93,7 +98,7 @@ JOB = "tune -v relu -d digits --name job --trials 1 --epochs 40 --pruner none --
 
 def test_a_job_outlives_who_submitted_it_and_goes_on_after_a_stop_and_a_new_head(shell, monkeypatch):
     (shell.project / "studies/small.toml").write_text(SPACE)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(shell.project / "secrets/ray_token"))
+    with_token_of_the_stack(monkeypatch, shell)
     jobs = Jobs(f"http://127.0.0.1:{shell.stack.ports['jobs']}")
 
     def epochs(log):
@@ -160,9 +165,9 @@ def test_the_proxy_lets_in_who_trusts_its_certificate_and_others_hear_why(shell,
     assert compare_books(enter(shell, monkeypatch), "tls", 1) == Books()
     assert len(told) == 1 and "certificate not trusted; set MLFLOW_TRACKING_SERVER_CERT_PATH" in told[0]
 
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(shell.project / "secrets/ray_token"))
+    with_token_of_the_stack(monkeypatch, shell)
     jobs = Jobs(f"https://localhost:{shell.stack.ports['tls-jobs']}")
-    with pytest.raises(JobError, match=r"certificate not trusted \(self-signed certificate\); SSL_CERT_FILE"):
+    with pytest.raises(JobError, match=r"certificate not trusted \(self-signed certificate\); set SSL_CERT_FILE"):
         jobs.all()
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     assert isinstance(jobs.all(), list)
