@@ -3,7 +3,7 @@
 import pytest
 import torch
 from oracle import LINEAR
-from torch.func import functional_call, grad, jacrev, vmap
+from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 
 from erpe.model.attention import build_attention
 from erpe.model.kernels import cpu, masked, tiles
@@ -112,6 +112,24 @@ def test_transforms_of_torch_func_give_what_autograd_gives(variant, options, pre
     assert_close(found, [*(x.sum(0) for x in stacked[:count]), *stacked[count:]])
     last = vmap(slopes, in_dims=(None, -1, -1, -1))(parameters, *(x.movedim(0, -1) for x in inputs))
     assert_close(flat(last), stacked)
+
+
+@each_layer
+@each_option
+@pytest.mark.parametrize("way", ["kernels", "torch"])
+@pytest.mark.parametrize("buffers", ["of each", "of the first"])
+def test_layers_side_by_side_are_each_as_alone(variant, options, prepared, buffers):
+    """As packs train them: autograd wants slopes outside of vmap."""
+    layers = [random_layer(variant, seed, **options) for seed in ((1, 2) if buffers == "of each" else (1, 1))]
+    parameters, every = stack_module_state(layers)
+    state = parameters | (every if buffers == "of each" else {})
+    _, *inputs = prepared(layers[0], *made(layers[0], 2, 2))
+    y = vmap(lambda state, q, k, v: functional_call(layers[0], state, (q, k, v)))(state, *inputs)
+    found = torch.autograd.grad((y * y.cos()).sum(), [*parameters.values()]) if parameters else []
+    for n, layer in enumerate(layers):
+        alone = layer(*(x[n] for x in inputs))
+        expected = torch.autograd.grad((alone * alone.cos()).sum(), [*layer.parameters()]) if parameters else []
+        assert_close([y[n], *(x[n] for x in found)], [alone, *expected])
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -26,6 +26,7 @@ from erpe.execution.trial_loop import play
 from erpe.store import Store, sqlite_url
 from erpe.study.session import StudySession
 from erpe.study.spec import define
+from erpe.tracking.study_logger import study_tags
 from erpe.tracking.tracker import Tracker
 
 TRIALS = 6
@@ -151,8 +152,9 @@ def conducted(store: Store, track: Callable[[str], Any], workers: Workers, sent:
         spec, tracker = define("relu", "digits", epochs=epochs), track(name)
         watch = Watch(tracker, sent)
         with StudySession.open(store, spec, name=name) as session:
-            tracker.start_study(session.uid, {}, {})
-            workers.search(StudyController(session, spec, tracker, store, TRIALS, watch), Empty)
+            tags = study_tags(spec, name, None)
+            tracker.start_study(session.uid, {}, tags)
+            workers.search(StudyController(session, spec, tracker, store, TRIALS, watch, tags), Empty)
             tracker.close(DRAIN_SECONDS)
             return watch.spent()
 

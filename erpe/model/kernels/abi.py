@@ -62,15 +62,15 @@ class Turn(NamedTuple):
     y: Tensor
     x: Tensor
     outside: int
-    learns: bool
-    """Whether slopes of the frequencies are wanted."""
     folds: bool
+    learns: bool = False
+    """Whether slopes of the frequencies are wanted: known to the backward pass alone, for vmap hides it before."""
 
     @classmethod
     def of(cls, rotation: Rotation) -> Turn:
         """Take a rotation apart: all but its planes."""
-        planes, y, x, outside, basis, folds = rotation
-        return cls(basis, y, x, outside, planes.requires_grad, folds)
+        _, y, x, outside, basis, folds = rotation
+        return cls(basis, y, x, outside, folds)
 
     def rotation(self, planes: Tensor, like: Tensor) -> Rotation:
         """Return the whole rotation again."""

@@ -68,7 +68,8 @@ class _Linear(torch.autograd.Function):
         q, k, v, w, planes, along, y, *made = ctx.saved_tensors
         if gradients[0] is None:
             return (None,) * 8
-        inputs = q, k, v, w, ctx.maps, planes, along, ctx.turn, y, *made, gradients[0]
+        turn = ctx.turn and ctx.turn._replace(learns=ctx.needs_input_grad[5])
+        inputs = q, k, v, w, ctx.maps, planes, along, turn, y, *made, gradients[0]
         d_q, d_k, d_v, d_planes = slopes(_LinearSlopes, inputs, q, k, v, gradients[0])
         return d_q, d_k, d_v, None, None, d_planes, None, None
 
@@ -115,7 +116,7 @@ class _LinearSlopes(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
         size, (y, *made, d_y) = info.batch_size, inputs[8:]
         y, d_y = more_heads(size, (in_dims[8], in_dims[12]), (y, d_y))
-        if not any(isinstance(dim, int) for dim in in_dims[:8]):  # the product itself was of one layer
+        if not any(isinstance(dim, int) for dim in (*in_dims[:7], *(in_dims[7] or ()))):  # the product was of one layer
             made = [repeated(size, x, len(y)) for x in made]
         d_q, d_k, d_v, d_planes = _LinearSlopes.apply(*_folded(size, in_dims, *inputs[:8]), y, *made, d_y)
         found = [x.unflatten(1, (size, -1)) for x in (d_q, d_k, d_v)]
@@ -132,4 +133,11 @@ def _folded(
     if planes is not None:
         (planes,) = more_heads(layers, dims[5:6], [planes])
         (along,) = more_heads(layers, dims[6:7], [along], axis=0)
+    if turn is not None:  # all layers have the places of one grid
+        turn = turn._replace(**{axis: getattr(turn, axis).select(dim, 0) for axis, dim in places(dims[7]).items()})
     return [q, k, v, w, maps, planes, along, turn]
+
+
+def places(dims: Turn) -> dict[str, int]:
+    """Of what vmap says of a `Turn`: which of its axes y and x it maps, and where."""
+    return {axis: dim for axis in ("y", "x") if (dim := getattr(dims, axis)) is not None}
