@@ -59,7 +59,7 @@ def own_variants(source: plugins.Source | None = None) -> tuple[str, ...]:
 
 
 def _known_variant(variant: str, info: ValidationInfo) -> str:
-    if not info.data.get("plugin"):  # a stored one is read without its plug-in; to build a model needs it
+    if not (info.data or {}).get("plugin"):  # a stored one is read without its plug-in; to build a model needs it
         split_variant(variant)
     return variant
 
