@@ -73,6 +73,13 @@ def fitted(shown: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.stack([_fit(shown[..., c], height, width) for c in range(shown.shape[2])], axis=-1)
 
 
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody writes to is empty instead of waited for."""
+    file = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    os.set_blocking(file, True)
+    return file
+
+
 def _open(picture: str | os.PathLike[str]) -> Image.Image:
     """Return the first frame, upright.
 
@@ -81,7 +88,7 @@ def _open(picture: str | os.PathLike[str]) -> Image.Image:
     """
     why: object
     try:
-        with open(picture, "rb") as file:
+        with open(picture, "rb", opener=_without_waiting) as file:
             data = file.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES // 2**20} MiB")

@@ -47,10 +47,17 @@ def layer_errors(
     images, heads, d = 3, 2, 32
     generator = torch.Generator().manual_seed(0)
     layer = build_attention(variant, grid=grid, heads=heads, head_dim=d, seed=1)
-    drawn = [torch.randn(images, heads, grid[0] * grid[1], d, generator=generator).to(dtype) for _ in range(4)]
+    drawn = [
+        torch.randn(images, heads, grid[0] * grid[1], d, generator=generator, dtype=torch.float32, device="cpu").to(
+            dtype
+        )
+        for _ in range(4)
+    ]
     with torch.no_grad():
         for parameter in layer.encoding.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+            parameter.add_(
+                torch.randn(parameter.shape, generator=generator, dtype=torch.float32, device="cpu"), alpha=0.3
+            )
     exact = passed(copy.deepcopy(layer).double(), [x.double() for x in drawn])
     with running(way):
         found = passed(layer.to(device), [x.to(device) for x in drawn])

@@ -70,7 +70,7 @@ def copied(device: torch.device, size: int) -> Row:
 
 def multiplied(device: torch.device, n: int, dtype: torch.dtype) -> Row:
     """Time a product of square matrices of noise; zeros would be quicker."""
-    a, b = torch.randn(2, n, n, device=device).to(dtype)
+    a, b = torch.randn(2, n, n, dtype=torch.float32, device=device).to(dtype)
     return {"tflops": 2 * n**3 / seconds(lambda: a @ b, device) / 1e12}
 
 

@@ -75,8 +75,8 @@ def probe(
 def _images_per_second(config: TrialConfig, device: torch.device, seconds: float) -> float:
     """Of training, augmentation and optimiser included; the first steps warm up."""
     generator, count = torch.Generator().manual_seed(0), STEPS * config.train.batch
-    pixels = torch.randint(0, 256, (count, *config.model.image), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, config.model.classes, (count,), dtype=torch.int64, generator=generator)
+    pixels = torch.randint(0, 256, (count, *config.model.image), dtype=torch.uint8, device="cpu", generator=generator)
+    labels = torch.randint(0, config.model.classes, (count,), dtype=torch.int64, device="cpu", generator=generator)
     endless = config.replace({"train.epochs": 10_000})
     epoch = epochs_of(Trainer(endless, build(config.model).to(device), Images(pixels, labels).to(device), device))
     times: list[float] = []

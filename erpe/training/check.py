@@ -61,7 +61,9 @@ def _layer(variant: str, seed: int = 0) -> Attention:
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in layer.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64), alpha=0.3)
+            parameter.add_(
+                torch.randn(parameter.shape, generator=generator, dtype=torch.float64, device="cpu"), alpha=0.3
+            )
     return layer
 
 
@@ -69,7 +71,8 @@ def _inputs(batch: int = 2, seed: int = 2) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     size = (batch, HEADS, GRID[0] * GRID[1])
     q, k, v = (
-        torch.randn(*size, last, generator=generator, dtype=torch.float64) for last in (HEAD_DIM, HEAD_DIM, V_DIM)
+        torch.randn(*size, last, generator=generator, dtype=torch.float64, device="cpu")
+        for last in (HEAD_DIM, HEAD_DIM, V_DIM)
     )
     return q, k, v
 

@@ -146,6 +146,8 @@ def find_file(folder: Path, name: str, dataset: str) -> Path:
 def _download(dataset: str, root: Path) -> None:
     from erpe.training.vision import torchvision
 
+    if root.exists() and not root.is_dir():
+        raise DataError(f"{dataset}: --data-dir {root} is no folder; name the folder that holds the data set")
     folder = folder_of(dataset, root)
     if not folder.match(LAYOUT[dataset]):
         folder = root / LAYOUT[dataset]  # torchvision knows no other
