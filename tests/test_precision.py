@@ -68,7 +68,7 @@ def test_what_auto_comes_to_is_told_with_its_reason(cpu, monkeypatch):
     cpu("amx_bf16", "avx512_bf16")
     told = explain_auto(CPU)
     assert told.startswith("bfloat16, by AMX") and f"{LEAST:,}" in told
-    assert "mnist, cifar10;" in told and "digits" not in told
+    assert "by default for mnist, cifar10, " in told and "digits" not in told
     cpu()
     assert explain_auto(CPU) == "float32: this CPU has neither AMX nor AVX-512 for bfloat16"
     assert explain_auto(torch.device("mps")) == "float32: bfloat16 is not taken on mps"
