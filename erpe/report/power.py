@@ -7,6 +7,7 @@ seeds_needed(0.01, 0.007, tests=6)            # 10
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 
 import numpy as np
 from scipy import stats
@@ -66,10 +67,13 @@ def seeds_needed(difference: float, sd: float, tests: int = 1, power: float = 0.
         ConfigError: numbers that make no sense, or more than `MOST_SEEDS` seeds.
     """
     _check(sd, tests, power, alpha)
-    for n in range(2, MOST_SEEDS + 1):
-        if power_of(difference, n, sd, tests, alpha) >= power:
-            return n
-    raise ConfigError(f"a difference of {difference:g} at a standard deviation of {sd:g}: beyond {MOST_SEEDS} seeds")
+    counts = range(2, MOST_SEEDS + 1)  # power grows with them
+    place = bisect_left(counts, power, key=lambda n: power_of(difference, n, sd, tests, alpha))
+    if place == len(counts):
+        raise ConfigError(
+            f"a difference of {difference:g} at a standard deviation of {sd:g}: beyond {MOST_SEEDS} seeds"
+        )
+    return counts[place]
 
 
 def _check(sd: float, tests: int, power: float, alpha: float) -> None:
