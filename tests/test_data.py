@@ -466,7 +466,8 @@ def test_a_download_of_something_else_is_refused(mirror, monkeypatch, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_line(offline, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "no download ([Errno" in refusal(load_training, DataConfig(dataset="mnist"), tmp_path / "file")
+    assert "file is no folder" in refusal(load_training, DataConfig(dataset="mnist"), tmp_path / "file")
+    assert "no download ([Errno" in refusal(load_training, DataConfig(dataset="mnist"), tmp_path / "file/data")
 
 
 @pytest.mark.parametrize("dataset", ["digits", pytest.param("mnist", marks=real), pytest.param("cifar10", marks=real)])
