@@ -15,19 +15,21 @@ from typing import TYPE_CHECKING, Any  # noqa: E402
 from erpe.openmp import wait_asleep  # noqa: E402
 
 if TYPE_CHECKING:
-    from erpe.results import Study, load_study
+    from erpe.api import run_study, train, tune
+    from erpe.results import Study, Tuned, load_study
 
-__all__ = ["Study", "__version__", "load_study"]
+__all__ = ["Study", "Tuned", "__version__", "load_study", "run_study", "train", "tune"]
 __version__ = "0.1.0"
 wait_asleep()  # here, for whatever imports torch afterwards
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs pandas when it is used: `import erpe` stays light."""
-    if name in ("Study", "load_study"):
-        from erpe import results
+    """Import what is heavy when it is used: `import erpe` stays light."""
+    if name in __all__:
+        from importlib import import_module
 
-        return getattr(results, name)
+        found = import_module("erpe.results" if name in ("Study", "Tuned", "load_study") else "erpe.api")
+        return getattr(found, name)
     raise AttributeError(f"module 'erpe' has no attribute {name!r}")
 
 

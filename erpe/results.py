@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partialmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,17 @@ from erpe.config import TrialConfig
 from erpe.errors import StudyError, nearest
 from erpe.report.outcomes import Outcomes
 from erpe.store import Store
+from erpe.text import last_line
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from erpe.report.comparison import Comparison
+    from erpe.search.run_study import CampaignResult
+    from erpe.search.tune import TuneResult
+    from erpe.study.records import StudyRecord
+    from erpe.study.spec import StudySpec
     from erpe.training.checkpoint import TrainedViT
 
 
@@ -35,6 +42,8 @@ class Study:
     """uid of a complete trial -> its configuration."""
     _folder: Callable[[str], Path]
     """uid of a complete trial or run -> the folder of its model."""
+    result: CampaignResult | None = None
+    """How it stands, where `erpe.run_study` returns it."""
 
     @property
     def arms(self) -> pd.DataFrame:
@@ -100,9 +109,39 @@ class Study:
         Raises:
             StudyError: there is nothing to compare yet.
         """
+        return self._comparison
+
+    @cached_property
+    def _comparison(self) -> Comparison:
         from erpe.report.comparison import compare
 
         return compare(self.outcomes)
+
+    def plot(self, what: str) -> Figure:
+        """Draw a figure of the page.
+
+        Args:
+            what: its name, as `accuracy`; a wrong one is told the right ones.
+        Raises:
+            StudyError: there is no such figure, or nothing to draw in it yet.
+        """
+        from erpe.report.charts import CHARTS, parts
+
+        if what not in CHARTS:
+            raise StudyError(f"no figure {what!r}; {nearest(what, CHARTS)}")
+        ((_, part),) = parts(self.outcomes, self.comparison()).items()
+        return _drawn(CHARTS[what](*part), f"{self.name}: {what}")
+
+    plot_accuracy = partialmethod(plot, "accuracy")
+    plot_attention_maps = partialmethod(plot, "attention_maps")
+    plot_cost_against_tokens = partialmethod(plot, "cost_against_tokens")
+    plot_criteria = partialmethod(plot, "criteria")
+    plot_critical_difference = partialmethod(plot, "critical_difference")
+    plot_differences = partialmethod(plot, "differences")
+    plot_gap_closed = partialmethod(plot, "gap_closed")
+    plot_learning_curves = partialmethod(plot, "learning_curves")
+    plot_search_effort = partialmethod(plot, "search_effort")
+    plot_tradeoffs = partialmethod(plot, "tradeoffs")
 
     def _of(self, arm: str, rows: pd.DataFrame) -> pd.Series:
         """Which rows are of an arm, or of a variant."""
@@ -115,6 +154,122 @@ class Study:
     def __repr__(self) -> str:
         done = f"{int(self.arms['finished'].sum())} of {len(self.arms)} arms finished"
         return f"<study {self.name}: {done}, {len(self.trials)} trials, {len(self.runs)} confirmed runs>"
+
+
+def _drawn(figure: Figure | None, what: str) -> Figure:
+    if figure is None:
+        raise StudyError(f"{what}: nothing to draw; the study lacks what it shows")
+    return figure
+
+
+@dataclass(frozen=True, repr=False)
+class Tuned:
+    """A study of `erpe.tune` or `erpe.train`: its trials as data frames, its best configuration and its models."""
+
+    result: TuneResult
+    """How it stood when the call ended."""
+    spec: StudySpec
+    """What was searched."""
+    store: Store
+
+    @cached_property
+    def _record(self) -> StudyRecord:
+        from erpe.study.records import read_studies
+
+        return read_studies(self.store, self.result.study)[0]
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """A row a trial: its state, value (validation accuracy) and settings, as `train.lr`."""
+        import pandas as pd
+
+        from erpe.report.sources.store import trial_row
+
+        return pd.DataFrame([trial_row(trial) for trial in self._record.trials])
+
+    @cached_property
+    def epochs(self) -> pd.DataFrame:
+        """A row an epoch of a trial: `number`, `epoch` and its measure, as `val/accuracy`."""
+        import pandas as pd
+
+        trials = self._record.trials
+        rows = [(trial.number, *epoch) for trial in trials for epoch in sorted(trial.epochs.items())]
+        return pd.DataFrame(rows, columns=["number", "epoch", *self.spec.measured(0.0)])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Measures of the best trial; on the test split, too, once all trials were done."""
+        return self.result.metrics | (self.result.test or {})
+
+    @property
+    def best(self) -> TrialConfig:
+        """The configuration of the best trial.
+
+        Raises:
+            StudyError: no trial was completed; the line says why.
+        """
+        if self.result.config is None:
+            first = next((f"trial {n}: {last_line(why)}" for n, why in sorted(self.result.reasons.items())), "")
+            raise StudyError(f"study {self.result.study}: no trial was completed; {first or 'see erpe status'}")
+        return self.result.config
+
+    def model(self, trial: int | None = None) -> TrainedViT:
+        """Return a trained model, in evaluation mode on the CPU; its `predict` takes uint8 pictures as they are.
+
+        Args:
+            trial: number of a complete one; default: the best.
+        Raises:
+            StudyError: it is not complete.
+            StoreError: the model is missing or damaged.
+        """
+        from erpe.inference import find_folder
+        from erpe.training.checkpoint import load_model
+
+        _ = self.best  # raises, and says why, where no trial was completed
+        number = self.result.best if trial is None else trial
+        return load_model(find_folder(f"{self.result.study}/{number}", self.store))[0]
+
+    def plot(self, what: str) -> Figure:
+        """Draw a figure of the search.
+
+        Args:
+            what: history, importances or parallel_coordinates.
+        Raises:
+            StudyError: there is no such figure, or nothing to draw in it yet.
+        """
+        return plot_search(self.result.study, self.store, what)
+
+    plot_history = partialmethod(plot, "history")
+    plot_importances = partialmethod(plot, "importances")
+    plot_parallel_coordinates = partialmethod(plot, "parallel_coordinates")
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {state.lower()}" for state, count in sorted(self.result.counts.items()) if count)
+        best = "none is complete" if self.result.best is None else f"trial {self.result.best} is the best"
+        stopped = "; interrupted, the same call continues it" if self.result.interrupted else ""
+        return f"<study {self.result.study}: {counts or 'no trials'}, {best}{stopped}>"
+
+
+def plot_search(name: str, store: Store, what: str) -> Figure:
+    """Draw a figure of one search: history, importances or parallel_coordinates.
+
+    Raises:
+        StudyError: there is no such study or figure, or nothing to draw in it yet.
+    """
+    import optuna
+
+    from erpe.study import storage
+    from erpe.tracking.search_plots import draw_search
+
+    known = ("history", "importances", "parallel_coordinates")
+    if what not in known:
+        raise StudyError(f"no figure {what!r}; {nearest(what, known)}")
+    database = storage.Database(store.storage_url)
+    try:
+        figures = draw_search(optuna.load_study(study_name=name, storage=database.backend))
+    finally:
+        database.close()
+    return _drawn(figures.get(what), f"{name}: {what}")
 
 
 def load_study(name: str, store: str | Path = "runs", server: str | None = None) -> Study:

@@ -79,6 +79,19 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
 
 
+def percent(value: float | None) -> str:
+    """Return a share as per cent."""
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def clock(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class Terminal(Console):
     """Show text literally: what looks like markup, emoji codes or commands to a terminal is text, too."""
 

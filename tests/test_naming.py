@@ -125,7 +125,7 @@ def test_a_study_of_the_database_is_shown_as_users_know_it(name, shown):
 def test_a_study_that_had_ended_says_when_and_that_nothing_was_trained(store, monkeypatch, capsys):
     result = play(store)
     assert result.finished == max(part.ended for part in parts_of(read_studies(store), "digits-nine"))
-    said = " ".join(result_lines(result, 0, None, store.root))
+    said = " ".join(result_lines(result, store.root))
     assert re.search(r"digits-nine: finished on 20\d\d-\d\d-\d\d \d\d:\d\d, nothing was trained; --set name=", said)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://")
     spec = define("relu", "digits", epochs=2, pruner="none")

@@ -175,7 +175,7 @@ def test_a_file_that_would_replace_what_the_test_set_said_is_refused_unless_told
     (found,) = statuses(store)
     told = "the test set was opened 15 times, 9 of them for results that were replaced"
     assert study_table(found).caption == found.openings.told() == told
-    assert told in "\n".join(result_lines(replaced, 0, None, store.root))
+    assert told in "\n".join(result_lines(replaced, store.root))
 
 
 def test_a_default_that_is_written_out_replaces_nothing(store):

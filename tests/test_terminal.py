@@ -8,10 +8,9 @@ from rich.table import Table
 
 import erpe
 from erpe.cli.plan import plan_notes, plan_rows, plan_table
-from erpe.cli.status import StudyProgress
-from erpe.cli.tables import LiveProgress
 from erpe.config import defaults
 from erpe.execution.callbacks import TrialProgress
+from erpe.live import SearchProgress, StudyProgress
 from erpe.study.plan import load_plan
 from erpe.text import Terminal
 
@@ -45,7 +44,7 @@ def test_no_line_of_a_table_in_a_file_ends_with_blanks(capsys, monkeypatch):
 
 
 def test_dir_names_what_is_imported_later():
-    assert {"load_study", "Study"} <= set(dir(erpe))
+    assert set(erpe.__all__) <= set(dir(erpe))
 
 
 def moment_of(plan, arm, number=7):
@@ -60,7 +59,7 @@ def moment_of(plan, arm, number=7):
 @pytest.mark.parametrize("kind", ["tune", "study run"])
 def test_the_tables_of_running_studies_cut_no_number_and_no_name(kind, width, tmp_path):
     plan = load_plan(Path(__file__).parent.parent / "studies/digits_nine.toml")
-    shows = LiveProgress(plan.search_spec(plan.arms()[0])) if kind == "tune" else StudyProgress(plan, None)
+    shows = SearchProgress(plan.search_spec(plan.arms()[0])) if kind == "tune" else StudyProgress(plan)
     shows.console = Terminal(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     for arm in plan.arms():
         shows.on_end(moment_of(plan, arm))

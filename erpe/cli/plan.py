@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from erpe.cli.tables import clock
 from erpe.datasets import Dataset
 from erpe.study.plan import Plan
 from erpe.study.toml_text import toml_lines
-from erpe.text import Terminal
+from erpe.text import Terminal, clock
 from erpe.training.own import given_path
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -32,7 +32,10 @@ from erpe.cli.options import (
     one_of,
     parse_settings,
 )
-from erpe.errors import INTERRUPTED, UNSENT, ErpeError
+from erpe.errors import INTERRUPTED, UNSENT
+
+if TYPE_CHECKING:
+    from erpe.results import Tuned
 
 Concurrency = Annotated[int | None, typer.Option(help="Trials at a time; default: what the machine allows.")]
 CpusPerTrial = Annotated[int, typer.Option(help="CPUs, and threads, of a trial.")]
@@ -72,23 +75,18 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Search the best settings of a variant; test the best model once. The same command continues."""
-    from erpe.datasets import facts_of
-    from erpe.study.search_space import load_space
-    from erpe.study.spec import define
+    from erpe import api
 
-    given, data = parse_settings(settings), dataset_of(dataset, resize, store, data_dir)
-    ranges = load_space(space, variant, data, given) if space else None
-    spec = define(
-        variant, data, space=ranges, settings=given, epochs=epochs,
-        sampler=one_of("sampler", sampler, ("tpe", "gp", "random")),
-        pruner=one_of("pruner", pruner, ("auto", "asha", "hyperband", "median", "none")), seed=seed,
-    )  # fmt: skip
-    usual = DEFAULT_TRIALS[facts_of(data).like]
-    run_study(
-        spec, store, as_json, trials=usual if trials is None else trials, data_dir=data_dir,
-        name=name, new=new, concurrency=concurrency, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial,
-        pack=pack, device=device, ray_address=ray_address, executor=one_of("executor", executor, ("ray", "inline")),
-    )  # fmt: skip
+    with showing(as_json, store) as show:
+        show(
+            api.tune(
+                variant, dataset_of(dataset, resize, store, data_dir), trials=trials, store=store, name=name, new=new,
+                epochs=epochs, settings=parse_settings(settings), space=space, sampler=cast(Any, sampler),
+                pruner=cast(Any, pruner), seed=seed, data_dir=data_dir, concurrency=concurrency,
+                cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, pack=pack, device=device,
+                ray_address=ray_address, executor=cast(Any, executor),
+            )
+        )  # fmt: skip
 
 
 def train(
@@ -106,80 +104,35 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train one configuration and test it: a study of one trial, in this process."""
-    from erpe.store import Store
-    from erpe.study.distributions import Space
-    from erpe.study.lookup import identified
-    from erpe.study.spec import define
+    from erpe import api
 
-    data = dataset_of(dataset, resize, store, data_dir)
-    spec = define(
-        variant, data, space=Space(axes={}), settings=parse_settings(settings), epochs=epochs,
-        sampler="random", pruner="none", seed=seed,
-    )  # fmt: skip
-    name = identified(Store.open(store), f"train-{spec.name}", spec)
-    run_study(
-        spec, store, as_json, trials=1, data_dir=data_dir, name=name, new=new, device=device, executor="inline"
-    )  # fmt: skip
-
-
-DEFAULT_TRIALS = {"digits": 6, "mnist": 20, "cifar10": 20}
-"""Trials of `erpe tune`, by the kind of data set."""
-
-
-def run_study(spec: Any, store: Path, as_json: bool, **how: Any) -> None:
-    """Tune, show it while it goes on, and end with a table or a JSON object."""
-    from erpe.cli.tables import LiveProgress, result_json, result_table
-    from erpe.search.tune import tune as run
-    from erpe.store import Store
-
-    opened = Store.open(store)
-    check_tracking(opened)
-    with interruptible_command():
-        with LiveProgress(spec) as progress:
-            result = run(spec, opened, progress=progress, **how)
-        print(json.dumps(result_json(result))) if as_json else result_table(result, spec, store)
-        if result.interrupted:
-            raise KeyboardInterrupt
-    if result.best is None:
-        raise ErpeError(f"study {result.study}: no trial was completed; {first_reason(result.reasons)}")
-    if result.lag:
-        raise typer.Exit(UNSENT)
+    with showing(as_json, store) as show:
+        show(
+            api.train(
+                variant, dataset_of(dataset, resize, store, data_dir), store=store, new=new, epochs=epochs,
+                settings=parse_settings(settings), seed=seed, data_dir=data_dir, device=device,
+            )
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
-def interruptible_command() -> Iterator[None]:
-    """After Ctrl-C, say how to continue."""
-    from erpe.cli.tables import continuation
+def showing(as_json: bool, store: Path) -> Iterator[Callable[[Any], None]]:
+    """Show what is found as a table or a JSON object; after Ctrl-C, say how to continue."""
+    from erpe.cli.tables import continuation, result_json, result_table
+
+    def show(found: Tuned) -> None:
+        print(json.dumps(result_json(found.result))) if as_json else result_table(found.result, found.spec, store)
+        if found.result.interrupted:
+            raise KeyboardInterrupt
+        _ = found.best  # raises, and says why, where no trial was completed
+        if found.result.lag:
+            raise typer.Exit(UNSENT)
 
     try:
-        yield
+        yield show
     except KeyboardInterrupt:
         print(continuation(sys.argv), file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-
-
-def first_reason(reasons: dict[int, str]) -> str:
-    """Why the first failed trial failed, in a line."""
-    from erpe.text import last_line
-
-    return next((f"trial {n}: {last_line(why)}" for n, why in sorted(reasons.items())), "see erpe status")
-
-
-def check_tracking(store: Any) -> None:
-    """Say before a long search that its results will wait in the outbox, because the server is down.
-
-    Raises:
-        TrackingError: the server refuses us, is not MLflow, or its database is of another version.
-    """
-    from erpe.errors import TrackingError
-    from erpe.text import line
-    from erpe.tracking.connection import examine
-
-    health = examine(store.tracking_uri)
-    if health.state == "refuses":
-        raise TrackingError(health.line)
-    if health.state == "down":
-        print(f"warning: {line(health.line)}", file=sys.stderr)
 
 
 study_app = typer.Typer(
@@ -231,40 +184,27 @@ def study_run(
     as_json: AsJson = False,
 ) -> None:
     """Search, confirm and test every variant of a study file. The same command continues."""
-    from erpe.cli.status import StudyProgress, result_lines
-    from erpe.report.comparison import compare
-    from erpe.report.publish import publish
-    from erpe.report.sources.store import load
+    from erpe import api
+    from erpe.cli.status import result_lines
     from erpe.report.terminal import ending
-    from erpe.search.run_study import run
-    from erpe.store import Store
-    from erpe.study.plan import load_plan
 
-    chosen, opened = one_of("executor", executor, ("ray", "inline")), Store.open(store)
-    plan = load_plan(file, changes_of(settings, budget), opened.datasets)
-    if not offline:
-        check_tracking(opened)
-    with interruptible_command():
-        with StudyProgress(plan, opened) as progress:
-            result = run(
-                plan, opened, data_dir=data_dir, device=device, concurrency=concurrency, cpus_per_trial=cpus_per_trial,
-                gpus_per_trial=gpus_per_trial, pack=pack, ray_address=ray_address, executor=chosen, offline=offline,
-                replace=replace, progress=progress,
-            )  # fmt: skip
+    with showing(as_json, store):
+        study = api.run_study(
+            file, changes=changes_of(settings, budget), store=store, offline=offline, replaces=replace,
+            data_dir=data_dir, device=device, concurrency=concurrency, cpus_per_trial=cpus_per_trial,
+            gpus_per_trial=gpus_per_trial, pack=pack, ray_address=ray_address, executor=cast(Any, executor),
+        )  # fmt: skip
+        result = study.result
+        assert result
         if result.interrupted:
             raise KeyboardInterrupt
-        if not result.confirmed:
-            raise ErpeError(f"study {result.study}: no trial was completed; {next(iter(result.failed.values()))}")
-        outcomes = load(opened, [plan.name])
-        comparison = compare(outcomes)
-        page, lag = (None, 0) if offline else publish(plan, opened, outcomes, comparison)
     if as_json:
         finished = result.finished.astimezone().isoformat(timespec="seconds") if result.finished else None
-        told = {"openings": result.openings._asdict(), "report": page and str(page), "lag": lag, "finished": finished}
-        print(json.dumps(asdict(result) | told))
+        told = {"openings": result.openings._asdict(), "report": result.page and str(result.page), "finished": finished}
+        print(json.dumps({name: value for name, value in asdict(result).items() if name != "page"} | told))
     else:
-        print("\n".join(result_lines(result, lag, page, store)), end=f"\n\n{ending(comparison)}")
-    if lag:
+        print("\n".join(result_lines(result, store)), end=f"\n\n{ending(study.comparison())}")
+    if result.lag:
         raise typer.Exit(UNSENT)
 
 

@@ -7,37 +7,24 @@ from __future__ import annotations
 
 import shlex
 import statistics
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 from rich.box import SIMPLE
 from rich.live import Live
 from rich.table import Table
 
-from erpe.cli.tables import clock, finished_words, percent, where_to_look
+from erpe.cli.tables import finished_words, where_to_look
 from erpe.cli.trials import lag_of, lag_words
-from erpe.execution.callbacks import TrialProgress
 from erpe.search.run_study import CampaignResult
 from erpe.store import Store
 from erpe.study.openings import Openings, openings
 from erpe.study.plan import Plan
 from erpe.study.records import StudyRecord, TrialRecord, read_studies
-from erpe.text import Terminal, last_line, line
+from erpe.text import Terminal, clock, line, percent
 from erpe.tracking.tracker import waiting
-
-PHASES = {
-    "data": "checking the data",
-    "workers": "starting the workers",
-    "search": "searching, the arms in turn",
-    "confirm": "confirming the best of each arm with fresh seeds; each run is tested once",
-    "time": "timing all confirmed runs, interleaved",
-    "stopping": "finishing the running epochs; Ctrl-C again stops now",
-    "tracking": "sending the rest to MLflow; a server that is down is waited for, 60 s at most",
-}
 
 
 class ArmStatus(NamedTuple):
@@ -176,86 +163,6 @@ def _trials(arm: ArmStatus) -> str:
     return f"{done}/{arm.trials}" + (f": {', '.join(counts)}" if counts else "")
 
 
-class StudyProgress:
-    """Shows a study on stderr while it runs here."""
-
-    def __init__(self, plan: Plan, store: Store) -> None:
-        self.plan, self.store, self.phase, self.step = plan, store, "", ""
-        self.began = self.spoken = time.monotonic()
-        self.moments: dict[str, TrialProgress] = {}
-        self.console = Terminal(stderr=True)
-        self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=1, transient=True)
-
-    def __enter__(self) -> StudyProgress:
-        if self.console.is_terminal:
-            self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.live.stop()
-
-    def on_phase(self, phase: str) -> None:
-        """Another part of the work begins."""
-        self.phase = PHASES[phase]
-        self.say(self.phase)
-
-    def on_start(self, moment: TrialProgress) -> None:
-        """Show that a trial is handed to a worker."""
-        self.moments[moment.arm] = moment
-
-    def on_epoch(self, moment: TrialProgress) -> None:
-        """Show an epoch that is recorded."""
-        self.moments[moment.arm] = moment
-
-    def on_warning(self, text: str) -> None:
-        """Show a warning, also where there is no terminal."""
-        self.console.print(f"warning: {line(text)}", soft_wrap=True)
-
-    def on_step(self, done: int, steps: int) -> None:
-        """Show a step of the running epoch."""
-        self.step = f", step {done}/{steps}" if done < steps else ""
-
-    def on_end(self, moment: TrialProgress) -> None:
-        """Print a line for a trial that ended, if the output is not a terminal."""
-        self.moments[moment.arm] = moment
-        what = "seed" if moment.phase == "confirm" else "trial"
-        value = f"  {percent(moment.value)}" if moment.phase == "search" else ""
-        why = f"  {last_line(moment.reason)}" if moment.reason else ""
-        self.say(f"{moment.arm}  {what} {moment.number}  {moment.state.lower()}{value}{why}")
-
-    def say(self, text: str) -> None:
-        """One line on stderr, with the seconds since the start."""
-        if not self.console.is_terminal:
-            print(f"{time.monotonic() - self.began:7.1f} s  {line(text)}", file=sys.stderr, flush=True)
-
-    def table(self) -> Table:
-        """Return the study as it stands, and what runs."""
-        table = Table(box=SIMPLE, title_justify="left", caption_justify="left")
-        table.title = f"{self.plan.name}: {self.phase}{self.step} ({clock(time.monotonic() - self.began)})"
-        measure = "val accuracy"
-        if any(moment.phase == "confirm" for moment in self.moments.values()):
-            measure = "train loss"
-            if any(moment.phase == "search" for moment in self.moments.values()):
-                measure = "val accuracy or train loss"
-        for name in ("arm", "phase", "trial", measure, "epoch", "done", "state"):
-            table.add_column(name, justify="left" if name in ("arm", "phase", "state") else "right")
-        for arm in self.plan.arms():
-            moment = self.moments.get(arm.name)
-            if moment is None:
-                table.add_row(arm.name, style="dim")
-                continue
-            done = sum(count for state, count in moment.counts.items() if state != "RUNNING")
-            value = percent(moment.value) if moment.phase == "search" else f"{-(moment.value or 0):.4f}"
-            table.add_row(
-                arm.name, moment.phase, str(moment.number), value, f"{moment.epoch}/{moment.epochs}",
-                f"{done}/{moment.budget}", moment.state.lower(),
-            )  # fmt: skip
-        self.console.fit(table)
-        return table
-
-
 def watch(store: Store, study: str | None) -> None:
     """Show where studies stand again and again, until they are done or Ctrl-C."""
     console = Terminal()
@@ -273,7 +180,7 @@ def watch(store: Store, study: str | None) -> None:
             time.sleep(2)
 
 
-def result_lines(result: CampaignResult, lag: int, page: Path | None, store: Path) -> list[str]:
+def result_lines(result: CampaignResult, store: Path) -> list[str]:
     """Return what `erpe study run` tells before the answer: how long it took, and what to look at."""
     where = "" if store == Path("runs") else f" --store {shlex.quote(str(store))}"
     lines = [f"{arm}: no trial was completed, so nothing is confirmed; {why}" for arm, why in result.failed.items()]
@@ -282,11 +189,10 @@ def result_lines(result: CampaignResult, lag: int, page: Path | None, store: Pat
         lines.append(f"{finished_words(result.study, result.finished, remedy)}; {result.openings.told()}")
     else:
         lines.append(f"{result.study}: done in {clock(result.seconds)}; {result.openings.told()}")
-    lines.append(
-        f"page: {page}" if page else f"for MLflow: erpe sync{where}    page: erpe report {result.study}{where}"
-    )
+    later = f"for MLflow: erpe sync{where}    page: erpe report {result.study}{where}"
+    lines.append(f"page: {result.page}" if result.page else later)
     lines.append(f"tables: erpe compare {result.study}{where}    look: {where_to_look(where)}")
-    if lag:
+    if result.lag:
         why = f" ({result.problem})" if result.problem else ""
-        lines.append(f"{lag} events wait for MLflow; erpe sync{where} sends them{why}")
+        lines.append(f"{result.lag} events wait for MLflow; erpe sync{where} sends them{why}")
     return [line(each) for each in lines]

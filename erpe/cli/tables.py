@@ -4,38 +4,19 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
-import time
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from erpe.config import VARIANTS, defaults, own_variants, split_variant
 from erpe.datasets import Dataset
-from erpe.execution.callbacks import TrialProgress
 from erpe.search.tune import TuneResult
 from erpe.study.spec import StudySpec
-from erpe.text import Terminal, last_line, line, printable, redact
-
-PHASES = {
-    "data": "checking the data",
-    "workers": "starting the workers",
-    "search": "searching",
-    "test": "testing the best model, once; a worker starts for it",
-    "stopping": "finishing the running epochs; Ctrl-C again stops now",
-    "tracking": "sending the rest to MLflow; a server that is down is waited for, 30 s at most",
-}
-LINE_SECONDS = 10
-"""Seconds between two lines about steps, if the output is not a terminal."""
-
-SHOWN = 12
-"""Rows of the live table: the running trials and the last ones that ended."""
+from erpe.text import Terminal, percent, printable, redact
 
 MEASURES = {
     "test/accuracy": "test accuracy", "test/precision": "test precision (macro)", "test/recall": "test recall (macro)",
@@ -46,98 +27,6 @@ MEASURES = {
     "time/train_seconds_per_epoch": "training, s an epoch", "memory/peak_mib": "peak memory, MiB",
 }  # fmt: skip
 """Measures of the final table, in the order of the question."""
-
-
-class LiveProgress:
-    """Shows a search on stderr: a table that redraws itself in a terminal, lines elsewhere."""
-
-    def __init__(self, spec: StudySpec) -> None:
-        self.spec, self.phase, self.step = spec, "", ""
-        self.began = self.spoken = time.monotonic()
-        self.moments: dict[int, TrialProgress] = {}
-        self.console = Terminal(stderr=True)
-        self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=4, transient=True)
-
-    def __enter__(self) -> LiveProgress:
-        if self.console.is_terminal:
-            self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.live.stop()
-
-    def on_phase(self, phase: str) -> None:
-        """Another part of the work begins."""
-        self.phase = PHASES[phase]
-        if not self.console.is_terminal:
-            self.say(self.phase)
-
-    def on_start(self, moment: TrialProgress) -> None:
-        """Show that a trial is handed to a worker."""
-        self.moments[moment.number] = moment
-
-    def on_epoch(self, moment: TrialProgress) -> None:
-        """Show an epoch that is recorded."""
-        self.moments[moment.number] = moment
-        if not self.console.is_terminal:
-            self.say(f"trial {moment.number:>3}  epoch {moment.epoch}/{moment.epochs}  {percent(moment.value)}")
-
-    def on_warning(self, text: str) -> None:
-        """Show a warning, also where there is no terminal."""
-        self.console.print(f"warning: {line(text)}", soft_wrap=True)
-
-    def on_step(self, done: int, steps: int) -> None:
-        """Show a step of the running epoch; where lines are shown, only some."""
-        self.step = f", step {done}/{steps}" if done < steps else ""
-        if not self.console.is_terminal and done < steps and (time.monotonic() - self.spoken) > LINE_SECONDS:
-            self.say(f"step {done}/{steps}")
-
-    def on_end(self, moment: TrialProgress) -> None:
-        """Show that a trial has ended."""
-        self.moments[moment.number] = moment
-        if not self.console.is_terminal:
-            why = f"  {last_line(moment.reason)}" if moment.reason else ""
-            self.say(f"trial {moment.number:>3}  {moment.state.lower()}  {percent(moment.value)}{why}")
-
-    def say(self, text: str) -> None:
-        """One line on stderr, with the seconds since the start."""
-        self.spoken = time.monotonic()
-        print(f"{time.monotonic() - self.began:7.1f} s  {line(text)}", file=sys.stderr, flush=True)
-
-    def table(self) -> Table:
-        """Return the study as it stands."""
-        seconds = time.monotonic() - self.began
-        title = f"{self.spec.variant} on {self.spec.dataset}: {self.phase}{self.step} ({seconds:.0f} s)"
-        table = Table(box=SIMPLE, title=title, title_justify="left", caption=self.caption(), caption_justify="left")
-        for name in ("trial", "state", "epoch", "accuracy", "lr", "batch", "width", "depth", "heads", "patch"):
-            table.add_column(name, justify="left" if name == "state" else "right")
-        running = [m for m in self.moments.values() if m.state == "RUNNING"]
-        ended = [m for m in self.moments.values() if m.state != "RUNNING"]
-        for moment in [*ended[-max(0, SHOWN - len(running)) :], *running]:
-            model, train = moment.config.model, moment.config.train
-            table.add_row(
-                str(moment.number), moment.state.lower(), f"{moment.epoch}/{moment.epochs}", percent(moment.value),
-                f"{train.lr:.1e}", *map(str, (train.batch, model.width, model.depth, model.heads, model.patch)),
-                style=STYLES[moment.state],
-            )  # fmt: skip
-        self.console.fit(table)
-        return table
-
-    def caption(self) -> str:
-        """Best value, trials done, pruned and left, and what MLflow has not got."""
-        if not self.moments:
-            return ""
-        last = list(self.moments.values())[-1]
-        done = sum(count for state, count in last.counts.items() if state != "RUNNING")
-        counts = ", ".join(f"{count} {state.lower()}" for state, count in sorted(last.counts.items()) if count)
-        return (
-            f"best {percent(last.best)} · {done} of {last.budget} trials done ({counts}) · {last.lag} events for MLflow"
-        )
-
-
-STYLES = {"RUNNING": "bold", "COMPLETE": "green", "PRUNED": "dim", "FAIL": "red"}
 
 
 def tally(counts: dict[str, int]) -> str:
@@ -154,11 +43,6 @@ def state_word(state: str) -> str:
 def moment(seconds: float | None) -> str:
     """Seconds since 1970 as a date and a time here, with the offset from UTC."""
     return "" if seconds is None else f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S%z}"
-
-
-def percent(value: float | None) -> str:
-    """Return a share as per cent."""
-    return "-" if value is None else f"{100 * value:.2f} %"
 
 
 def number(value: float) -> str:
@@ -302,14 +186,6 @@ def checks_table(found: dict[str, list[Any]]) -> None:
         for check in checks:
             table.add_row(variant, check.what, {True: "well", False: "wrong", None: "-"}[check.well], check.text)
     Terminal().print_table(table)
-
-
-def clock(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def prediction_table(shares: dict[str, float]) -> None:

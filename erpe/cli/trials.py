@@ -9,12 +9,13 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from erpe.cli.tables import STYLES, clock, percent, state_word, tally
+from erpe.cli.tables import state_word, tally
+from erpe.live import STYLES
 from erpe.store import Store
 from erpe.study.lookup import parts_of
 from erpe.study.naming import part_name
 from erpe.study.records import StudyRecord, read_studies
-from erpe.text import Terminal, last_line
+from erpe.text import Terminal, clock, last_line, percent
 from erpe.tracking.tracker import Waiting, waiting
 
 

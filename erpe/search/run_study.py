@@ -65,6 +65,8 @@ class CampaignResult:
     seconds: float
     finished: datetime | None
     """When the study had ended already before this call, which then trained nothing; None: it had not."""
+    page: Path | None = None
+    """Its report, where one was written."""
 
 
 @backed_up

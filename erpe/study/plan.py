@@ -8,6 +8,7 @@ for arm in plan.arms():
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -226,18 +227,21 @@ def _written(axis: Axis) -> Any:
     return axis.model_dump(exclude_defaults=True)
 
 
-def load_plan(path: str | Path, changes: Sequence[str] = (), cache: Path | None = None) -> Plan:
+def load_plan(
+    given: str | os.PathLike[str] | dict[str, Any], changes: Sequence[str] = (), cache: Path | None = None
+) -> Plan:
     """Return a study file, with some lines changed, in this order: `["search.trials=2", "space.model.patch=7"]`.
 
     Args:
+        given: its path; or what is in one, whose paths are relative to the working directory.
         cache: where what is found out of own images is kept; see `erpe.training.own.find_dataset`.
     Raises:
         ConfigError: one line naming the file, the key, and what is wrong with it.
     """
-    path = Path(path)
+    path = Path("study" if isinstance(given, dict) else given)
     try:
-        table = read_toml(path)
-    except (OSError, ValueError) as error:
+        table = json.loads(json.dumps(given)) if isinstance(given, dict) else read_toml(path)
+    except (OSError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     try:
         table = _by_dotted_names({"name": path.stem.replace("_", "-")} | table)

@@ -1,0 +1,262 @@
+"""What the commands do, for notebooks and scripts: `erpe.tune`, `erpe.train`, `erpe.run_study`.
+
+Each is its command's own words with the same errors, continues what was begun, and may run in any thread. In the main
+thread Ctrl-C, or a notebook's stop button, lets the running epochs finish and returns what is there; twice raises
+KeyboardInterrupt. Nothing is lost by either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+from erpe.datasets import Dataset, facts_of, read_grid
+from erpe.errors import ConfigError, StudyError, TrackingError, either
+from erpe.execution.callbacks import NullCallback, Progress
+from erpe.live import SearchProgress, StudyProgress
+from erpe.plugins import load as load_plugin
+from erpe.results import Study, Tuned, load_study
+from erpe.store import Store
+from erpe.study.distributions import Space
+from erpe.study.lookup import identified
+from erpe.study.plan import load_plan
+from erpe.study.search_space import load_space
+from erpe.study.spec import Pruner, Sampler, StudySpec, define
+
+Place = str | Path
+
+DEFAULT_TRIALS = {"digits": 6, "mnist": 20, "cifar10": 20}
+"""Trials of a search, by the kind of data set."""
+
+
+class How(TypedDict, total=False):
+    """Where trials run; none of it changes a result, or which study is meant. Defaults as those of `erpe tune`."""
+
+    data_dir: Path | None
+    """Folder of published data sets; default: `ERPE_DATA`, or `data`."""
+    device: str
+    """auto, cpu, cuda or mps."""
+    concurrency: int | None
+    """Trials at a time; default: what the machine allows."""
+    cpus_per_trial: int
+    gpus_per_trial: float | None
+    """Or a part of one; default: all there are, shared evenly."""
+    pack: int
+    """Trials of one shape that train as one program."""
+    ray_address: str | None
+    """Of a cluster; default: `ERPE_RAY_ADDRESS`, or here."""
+    executor: Literal["ray", "inline"]
+    """inline: one trial after the other in this process, without Ray."""
+
+
+Shown = bool | Progress
+"""True: a table in a terminal or notebook, lines elsewhere; False: nothing; or an object of one's own."""
+
+
+def tune(
+    variant: str,
+    dataset: Place | Dataset,
+    *,
+    trials: int | None = None,
+    store: Place = "runs",
+    name: str | None = None,
+    new: bool = False,
+    epochs: int | None = None,
+    settings: dict[str, Any] | None = None,
+    space: Place | None = None,
+    sampler: Sampler = "tpe",
+    pruner: Pruner = "auto",
+    seed: int = 0,
+    resize: str | int | None = None,
+    plugins: Sequence[str] = (),
+    progress: Shown = True,
+    **how: Unpack[How],
+) -> Tuned:
+    """Search the best settings of a variant and test the best model once; `erpe tune`.
+
+    >>> import erpe
+    >>> small = {"model.width": 16, "model.depth": 1, "model.heads": 2}
+    >>> found = erpe.tune(
+    ...     "relu_rope", "digits", trials=2, epochs=1, settings=small, executor="inline", progress=False
+    ... )
+    >>> found
+    <study digits-relu_rope: 2 complete, trial 0 is the best>
+    >>> sorted(found.trials["state"])
+    ['COMPLETE', 'COMPLETE']
+    >>> found.best.model.width, "test/accuracy" in found.metrics
+    (16, True)
+
+    Args:
+        dataset: the name of a published one, or the path of own images.
+        trials: of the whole study, earlier ones included; default: 6 for digits, 20 for others.
+        name: of the study; default: DATASET-VARIANT.
+        new: start another study beside the one of this name.
+        settings: what every trial has, `{"train.ema": 0.99}`.
+        space: a TOML file whose `[space]` is laid over the default space.
+        resize: height and width that own images get, as "32x32".
+        plugins: Python files with own attentions or encodings, or the names of installed ones.
+    Raises:
+        ErpeError: the line that the command would show.
+        KeyboardInterrupt: the second Ctrl-C.
+    """
+    opened, data = _prepare(store, dataset, resize, plugins, how)
+    ranges = load_space(space, variant, data, settings) if space else None
+    spec = define(
+        variant, data, space=ranges, settings=settings, epochs=epochs, sampler=sampler, pruner=pruner, seed=seed
+    )
+    wanted = DEFAULT_TRIALS[facts_of(data).like] if trials is None else trials
+    return _search(spec, opened, progress, trials=wanted, name=name, new=new, **how)
+
+
+def train(
+    variant: str,
+    dataset: Place | Dataset,
+    *,
+    store: Place = "runs",
+    new: bool = False,
+    epochs: int | None = None,
+    settings: dict[str, Any] | None = None,
+    seed: int = 0,
+    resize: str | int | None = None,
+    plugins: Sequence[str] = (),
+    progress: Shown = True,
+    data_dir: Path | None = None,
+    device: str = "auto",
+) -> Tuned:
+    """Train one configuration in this process and test it: a study of one trial; `erpe train`.
+
+    >>> import erpe
+    >>> small = {"model.width": 16, "model.depth": 1, "model.heads": 2}
+    >>> trained = erpe.train("softmax", "digits", epochs=1, settings=small, progress=False)
+    >>> trained.model().config.variant
+    'softmax'
+
+    Args, Raises: as of `tune`.
+    """
+    how = How(data_dir=data_dir, device=device, executor="inline")
+    opened, data = _prepare(store, dataset, resize, plugins, how)
+    spec = define(
+        variant, data, space=Space(axes={}), settings=settings, epochs=epochs, sampler="random", pruner="none",
+        seed=seed,
+    )  # fmt: skip
+    name = identified(opened, f"train-{spec.name}", spec)
+    return _search(spec, opened, progress, trials=1, name=name, new=new, **how)
+
+
+def run_study(
+    file: Place | dict[str, Any],
+    *,
+    changes: Sequence[str] = (),
+    store: Place = "runs",
+    offline: bool = False,
+    replaces: bool = False,
+    progress: Shown = True,
+    **how: Unpack[How],
+) -> Study:
+    """Search, confirm and test every variant of a study file; `erpe study run`.
+
+    >>> import erpe
+    >>> question = {
+    ...     "name": "two", "dataset": "digits", "variants": ["softmax", "relu"],
+    ...     "search": {"trials": 1, "epochs": 1}, "confirm": {"seeds": 2},
+    ...     "settings": {"model.width": 16, "model.depth": 1, "model.heads": 2},
+    ... }
+    >>> study = erpe.run_study(question, executor="inline", offline=True, progress=False)
+    >>> study
+    <study two: 2 of 2 arms finished, 2 trials, 4 confirmed runs>
+    >>> list(study.runs.groupby("arm")["test/accuracy"].count())
+    [2, 2]
+    >>> figure = study.plot_accuracy()
+
+    Args:
+        file: a study file, or what is in one, as nested dictionaries.
+        changes: lines of the file that are changed, as `["search.trials=2"]`.
+        offline: needs no MLflow; `erpe sync` sends it later.
+        replaces: test results that a changed file makes old are replaced.
+    Returns:
+        the study; its `result` says how it stands, `result.interrupted` whether Ctrl-C ended it.
+    Raises:
+        ErpeError, KeyboardInterrupt: as of `tune`.
+    """
+    from erpe.search.run_study import run
+
+    _check(how)
+    opened = Store.open(store)
+    plan = load_plan(file, changes, opened.datasets)
+    with _shown(progress, lambda: StudyProgress(plan)) as shows:
+        if not offline:
+            _check_tracking(opened, shows)
+        result = run(plan, opened, offline=offline, replace=replaces, progress=shows, **how)
+    if not result.confirmed and not result.interrupted:
+        raise StudyError(f"study {result.study}: no trial was completed; {next(iter(result.failed.values()))}")
+    study = replace(load_study(plan.name, opened.root), result=result)
+    if offline or result.interrupted:
+        return study
+    from erpe.report.publish import publish
+
+    page, lag = publish(plan, opened, study.outcomes, study.comparison())
+    return replace(study, result=replace(result, page=page, lag=lag))
+
+
+def _prepare(
+    store: Place, dataset: Place | Dataset, resize: str | int | None, plugins: Sequence[str], how: How
+) -> tuple[Store, str | Dataset]:
+    """Load plug-ins, open the store and find the data.
+
+    Raises:
+        ConfigError: plug-ins or arguments that make no sense.
+    """
+    from erpe.training.own import find_dataset
+
+    _check(how)
+    for each in plugins:
+        load_plugin(each)
+    opened = Store.open(store)
+    if isinstance(dataset, Dataset):
+        return opened, dataset
+    found = find_dataset(dataset, resize=read_grid(resize), cache=opened.datasets)
+    if how.get("data_dir") and isinstance(found, Dataset):
+        raise ConfigError("--data-dir is the folder of published data sets; --dataset says where own images lie")
+    return opened, found
+
+
+def _check(how: How) -> None:
+    executor = how.get("executor", "ray")
+    if executor not in ("ray", "inline"):
+        raise ConfigError(f"executor: {executor!r} given; use {either(('ray', 'inline'))} instead")
+
+
+def _search(spec: StudySpec, store: Store, progress: Shown, **how: Any) -> Tuned:
+    from erpe.search.tune import tune as search
+
+    with _shown(progress, lambda: SearchProgress(spec)) as shows:
+        _check_tracking(store, shows)
+        result = search(spec, store, progress=shows, **how)
+    return Tuned(result, spec, store)
+
+
+@contextlib.contextmanager
+def _shown(given: Shown, make: Any) -> Iterator[Progress]:
+    if isinstance(given, bool):
+        with make() if given else contextlib.nullcontext(NullCallback()) as progress:
+            yield progress
+    else:
+        yield given
+
+
+def _check_tracking(store: Store, progress: Progress) -> None:
+    """Say before a long search that its results will wait in the outbox, because the server is down.
+
+    Raises:
+        TrackingError: the server refuses us, is not MLflow, or its database is of another version.
+    """
+    from erpe.tracking.connection import examine
+
+    health = examine(store.tracking_uri)
+    if health.state == "refuses":
+        raise TrackingError(health.line)
+    if health.state == "down":
+        progress.on_warning(health.line)
