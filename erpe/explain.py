@@ -55,7 +55,7 @@ def _placed(said: str, place: str, settings: Sequence[str]) -> str:
 
 def _instead(found: ErrorDetails) -> str:
     if found["type"] == "literal_error":
-        return str(found["ctx"]["expected"])
+        return str(found["ctx"]["expected"]).replace("'", "")
     if found["type"].startswith(("greater", "less")):
         return f"a number {found['msg'].removeprefix('Input should be ')}"
     kind = found["type"].partition("_")[0]

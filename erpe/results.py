@@ -256,20 +256,12 @@ def plot_search(name: str, store: Store, what: str) -> Figure:
     Raises:
         StudyError: there is no such study or figure, or nothing to draw in it yet.
     """
-    import optuna
-
-    from erpe.study import storage
-    from erpe.tracking.search_plots import draw_search
+    from erpe.tracking.search_plots import draw_stored
 
     known = ("history", "importances", "parallel_coordinates")
     if what not in known:
         raise StudyError(f"no figure {what!r}; {nearest(what, known)}")
-    database = storage.Database(store.storage_url)
-    try:
-        figures = draw_search(optuna.load_study(study_name=name, storage=database.backend))
-    finally:
-        database.close()
-    return _drawn(figures.get(what), f"{name}: {what}")
+    return _drawn(draw_stored(store, name).get(what), f"{name}: {what}")
 
 
 def load_study(name: str, store: str | Path = "runs", server: str | None = None) -> Study:

@@ -33,7 +33,9 @@ ORDER = """
     report
     search
     transfer retention bench
-    results inference
+    live inference
+    results
+    api
     cli
     __init__ __main__
 """

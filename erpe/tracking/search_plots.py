@@ -5,6 +5,8 @@ Optuna's own come with all of plotly in each (5 MB), or draw by pyplot, whose st
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial
+
+from erpe.store import Store
+from erpe.study import storage
 
 MARK = "tab:blue"
 
@@ -29,6 +34,14 @@ def draw_search(study: optuna.Study) -> dict[str, Figure]:
     if len(complete) > 1 and any(trial.params for trial in complete):
         found |= {name: picture() for name, picture in compares.items()}
     return found
+
+
+def draw_stored(store: Store, name: str) -> dict[str, Figure]:
+    """Name -> figure of a study in a store's database; see `draw_search`."""
+    with contextlib.closing(storage.Database(store.storage_url)) as database, warnings.catch_warnings():
+        # Few trials make the importances equal; the plot shows that.
+        warnings.filterwarnings("ignore", "Target and region quantiles", UserWarning)
+        return draw_search(optuna.load_study(study_name=name, storage=database.backend))
 
 
 def history(trials: list[FrozenTrial]) -> Figure:
