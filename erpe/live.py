@@ -121,7 +121,9 @@ class LiveProgress:
     def shown(self) -> dict[str, str]:
         """Return the table as a notebook takes it: rich's own way needs ipywidgets."""
         page = Terminal(file=io.StringIO(), record=True, width=120, force_jupyter=False, force_terminal=True)
-        page.print(self.table())
+        table = self.table()
+        title, table.title = table.title, None  # rich breaks it where the table ends
+        page.print(title, table)
         plain = page.export_text(clear=False, styles=False)
         return {"text/plain": plain, "text/html": page.export_html(inline_styles=True, code_format="<pre>{code}</pre>")}
 

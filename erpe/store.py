@@ -21,12 +21,15 @@ LAYOUT = 1
 FILES = {
     "model.safetensors": 4096 * MIB, "training.safetensors": 16384 * MIB, "config.json": MIB, "outcome.json": 16 * MIB,
     "test.json": MIB, "per_class.json": MIB, "confusion.json": MIB, "confusion_test.json": MIB,
-    "predictions.npz": 64 * MIB, "attention.npz": 64 * MIB, "plugins.txt": MIB,
+    "predictions.npz": 64 * MIB, "attention.npz": 64 * MIB, "plugins.txt": MIB, "log.txt": 32 * MIB,
 }  # fmt: skip
 """What may lie in a trial's folder -> bytes it may have. Nothing else is taken from elsewhere."""
 
 STATE = "training.safetensors"
 """A trial's checkpoint after its last epoch; a finished one has none."""
+
+LOG = "log.txt"
+"""In a trial's folder: what it printed, and how it went."""
 
 OWNER = "owner"
 """In the folder of an unfinished trial: which process trains it. A later process takes it over."""

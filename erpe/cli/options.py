@@ -10,17 +10,23 @@ from typing import Annotated, Any
 
 import typer
 
+from erpe.cli import complete
 from erpe.errors import ConfigError, either
 
 STORE = Path("runs")
 """The folder of results where none is named."""
 
-VariantOption = Annotated[str, typer.Option("--variant", "-v", help="One of the twelve; `erpe variants` lists them.")]
+VariantOption = Annotated[
+    str,
+    typer.Option(
+        "--variant", "-v", help="One of the twelve; `erpe variants` lists them.", autocompletion=complete.variants
+    ),
+]
 DatasetOption = Annotated[
     str,
     typer.Option(
         "--dataset", "-d", help="digits (no download), mnist, cifar10 and more, or the path of own images: a folder "
-        "with train/CLASS/*, or an .npz; `erpe datasets` lists them."
+        "with train/CLASS/*, or an .npz; `erpe datasets` lists them.", autocompletion=complete.datasets,
     ),
 ]  # fmt: skip
 Resize = Annotated[str | None, typer.Option(help="Height and width that own images get, as 32x32.")]
@@ -130,7 +136,7 @@ def with_store(text: str, words: list[str]) -> str:
     return _HINT.sub(lambda found: f"`{found[1]}{flag}`" if "--store" not in found[1] else found[0], text)
 
 
-_HINT = re.compile(r"`(erpe (?:tune|study|status|sync|predict|compare|report|gc|restore|ui)\b[^`]*)`")
+_HINT = re.compile(r"`(erpe (?:tune|study|status|sync|predict|compare|report|gc|restore|ui|diff|logs|plot)\b[^`]*)`")
 
 
 def existing(folder: Path) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from erpe.checkpoints.remote import RemoteCheckpoints
 from erpe.errors import TrialError
 from erpe.execution.callbacks import NullCallback, Progress, TrialProgress
+from erpe.execution.trial_log import write_log
 from erpe.execution.trial_loop import TrialEvent
 from erpe.store import Store
 from erpe.study.records import StudyRecord, TrialRecord
@@ -61,6 +62,7 @@ class StudyController:
                 if self.remote:
                     self.remote.upload(self.folder(trial))
                 self._study = self.study().knowing(trial)
+                write_log(self.folder(trial), f"handed to a worker; seed {trial.config.seed}")
                 self.progress.on_start(self._moment(trial))
                 return trial
             self._end(trial)  # was decided by a driver that was killed before it told anyone
@@ -74,6 +76,7 @@ class StudyController:
         Raises:
             ErpeError: the machine is broken, or another driver took over; the study can be continued.
         """
+        write_log(self.folder(trial), event)
         if event.broken:
             raise event.broken
         if event.warning:
@@ -106,6 +109,7 @@ class StudyController:
         Returns:
             Whether to run the trial again.
         """
+        write_log(self.folder(trial), f"crashed: {reason}")
         if self.session.record_crash(trial.number, reason):
             return not self.draining
         return self._end(trial)
@@ -119,6 +123,8 @@ class StudyController:
     def _decide(
         self, trial: TrialRecord, state: Any, metrics: dict[str, float] | None = None, reason: str | None = None
     ) -> bool:
+        if state != "COMPLETE":
+            write_log(self.folder(trial), f"failed: {reason}" if reason else state.lower())
         if self.remote and state != "FAIL":
             self.remote.collect(self.folder(trial), finished=state == "COMPLETE")
         self.session.decide(trial.number, state, metrics or {}, reason)

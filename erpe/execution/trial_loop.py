@@ -8,8 +8,12 @@ from typing import Any, NamedTuple, Protocol
 
 from erpe.config import TrialConfig
 from erpe.errors import ErpeError, StoreError, StudyError, TrialError
+from erpe.execution.trial_log import captured
 from erpe.store import let_go
 from erpe.training.outcome import read_outcome
+
+MOST_PRINTED = 20_000
+"""Characters of what is printed in an epoch that are kept."""
 
 
 class Training(Protocol):
@@ -55,6 +59,8 @@ class TrialEvent(NamedTuple):
     """What someone should know, though the trial goes on."""
     broken: ErpeError | None = None
     """The machine does not work (a full disk, missing data): the search stops, the trial does not change."""
+    printed: str = ""
+    """What its process printed meanwhile; what a pack trained as one program is told with each of its trials."""
 
 
 def play(config: TrialConfig, folder: Path, start: TrialFactory) -> Iterator[TrialEvent]:
@@ -111,9 +117,14 @@ class PackRunner:
 
         So no trial trains while others are being built. Drop a trial that ends before the next round.
         """
+        printed = ""
         building = [uid for uid in self._plays if uid not in self._trainings]
         training = [each for each in self._trainings.values() if len(each.history) < each.config.train.epochs]
         if not building and len(training) > 1:
-            training[0].ahead(training)
+            with captured() as kept:
+                training[0].ahead(training)
+            printed = kept.getvalue()
         for uid in building or list(self._plays):
-            yield uid, next(self._plays[uid])
+            with captured() as kept:
+                event = next(self._plays[uid])
+            yield uid, event._replace(printed=(printed + kept.getvalue())[-MOST_PRINTED:])

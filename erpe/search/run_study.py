@@ -39,10 +39,8 @@ from erpe.study.session import StudySession
 from erpe.study.spec import StudySpec
 from erpe.text import last_line
 from erpe.tracking.backfill import rebuild
+from erpe.tracking.provenance import made_with
 from erpe.tracking.study_logger import end_study, end_trial, study_tags
-
-MADE_WITH = ("cpu", "cores", "threads", "version.erpe", "version.torch", "version.python", "git_sha", "platform")
-"""Tags that a published table names."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +233,7 @@ class _Campaign:
         return StudyController(session, spec, self.tracker, self.store, 0, self.progress, tags, arm.name, self.remote)
 
     def _made_with(self) -> dict[str, str]:
-        return {name: self.tags[name] for name in MADE_WITH}
+        return made_with(self.tags)
 
     def _budget(self, search: StudyController) -> Budget:
         """Return what the search of an arm may spend; the same for all."""

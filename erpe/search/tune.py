@@ -100,6 +100,9 @@ def tune(
         DataError, StoreError: the data or the store cannot be used; trials stay as they are.
         KeyboardInterrupt: the second Ctrl-C. Checkpoints of finished epochs are safe.
     """
+    from erpe.tracking.provenance import collect, made_with
+    from erpe.tracking.tracker import Tracker
+
     began = time.monotonic()
     if trials < 1:
         raise ConfigError(f"trials: {trials} given; use 1 or more instead")
@@ -110,8 +113,13 @@ def tune(
     remote = find_remote()
     work = work or vision(spec.base.data.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
     work = abroad(work, remote)
-    with StudySession.open(store, spec, trials=trials, name=name, new=new) as session, contextlib.ExitStack() as opened:
-        controller = _controller(session, store, spec, trials, cpus_per_trial, progress)
+    tags = collect("erpe tune", cpus_per_trial)
+    with contextlib.ExitStack() as opened:
+        session = opened.enter_context(
+            StudySession.open(store, spec, trials=trials, name=name, new=new, made_with=made_with(tags))
+        )
+        tags |= study_tags(spec, session.name, None)
+        controller = StudyController(session, spec, Tracker(store, session.name), store, trials, progress, tags)
         controller.remote = remote
         opened.callback(controller.tracker.close, 1)  # after an error, too
         rebuild(session.read(), controller.tracker, store)
@@ -129,16 +137,6 @@ def tune(
                 controller.tags["device"] = workers.device if device == "auto" else device
                 _run(controller, work, workers)
         return _close(controller, began, finished)
-
-
-def _controller(
-    session: StudySession, store: Store, spec: StudySpec, trials: int, threads: int, progress: Progress
-) -> StudyController:
-    from erpe.tracking.provenance import collect
-    from erpe.tracking.tracker import Tracker
-
-    tags = collect("erpe tune", threads) | study_tags(spec, session.name, None)
-    return StudyController(session, spec, Tracker(store, session.name), store, trials, progress, tags)
 
 
 def _left(session: StudySession, trials: int) -> bool:

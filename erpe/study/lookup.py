@@ -111,8 +111,10 @@ def _arms(parts: list[StudyRecord]) -> list[str]:
     return list(dict.fromkeys(part.arm for part in parts if part.arm))
 
 
-def find_trial(records: list[StudyRecord], given: str) -> tuple[StudyRecord, TrialRecord | None]:
-    """Return a trial, or the best one, and the part it is in; None: it is not there, or not complete.
+def find_trial(
+    records: list[StudyRecord], given: str, states: tuple[str, ...] = ("COMPLETE",)
+) -> tuple[StudyRecord, TrialRecord | None]:
+    """Return a trial, or the best one, and the part it is in; None: it is not there, or in no such state.
 
     Args:
         given: STUDY (its best trial, or the best arm), STUDY/NUMBER, STUDY/ARM (its first seed, or else the best trial
@@ -124,14 +126,14 @@ def find_trial(records: list[StudyRecord], given: str) -> tuple[StudyRecord, Tri
     number = re.fullmatch(rf"({SEED})?(\d{{1,9}})", last) if place else None
     parts = parts_of(records, place if number else given)
     if not parts[0].arm:
-        return parts[0], _complete(parts[0], int(number[2])) if number else parts[0].best
+        return parts[0], _numbered_in(parts[0], int(number[2]), states) if number else parts[0].best
     best = max(_arms(parts), key=lambda arm: _value(arm_of(parts, arm)[0]))  # of equals the first; no test score
     search, seeds = arm_of(parts, best)
     if number:
         part = seeds if number[1] else search
         if "/" not in place or part is None:
             return parts[0], None
-        return part, _complete(part, int(number[2]))
+        return part, _numbered_in(part, int(number[2]), states)
     first = next((trial for trial in seeds.trials if trial.state == "COMPLETE"), None) if seeds else None
     return (seeds, first) if seeds and first else (search or parts[0], search.best if search else None)
 
@@ -140,5 +142,5 @@ def _value(search: StudyRecord | None) -> float:
     return search.best.value if search and search.best and search.best.value is not None else -1.0
 
 
-def _complete(part: StudyRecord, number: int) -> TrialRecord | None:
-    return next((trial for trial in part.trials if trial.number == number and trial.state == "COMPLETE"), None)
+def _numbered_in(part: StudyRecord, number: int, states: tuple[str, ...]) -> TrialRecord | None:
+    return next((trial for trial in part.trials if trial.number == number and trial.state in states), None)

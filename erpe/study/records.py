@@ -77,6 +77,8 @@ class StudyInfo(NamedTuple):
     """Every setting of sampler and pruner."""
     asked: str | None = None
     """The name that the user gave; `--new` makes `a-2` where `a` was. None: 0.1.0 did not write it."""
+    made_with: dict[str, str] = {}  # noqa: RUF012  never changed
+    """Hardware, threads, versions, commit, when it began."""
 
 
 class ExperimentRef(NamedTuple):
@@ -125,6 +127,11 @@ class StudyRecord(NamedTuple):
     def phase(self) -> str:
         """`search` or `confirm`."""
         return self.part_of.phase if self.part_of else "search"
+
+    @property
+    def made_with(self) -> dict[str, str]:
+        """Hardware, threads, versions and commit; empty: an older erpe did not write them."""
+        return self.part_of.made_with if self.part_of else self.about.made_with
 
     @property
     def counts(self) -> Counter[str]:

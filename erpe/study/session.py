@@ -107,6 +107,7 @@ class StudySession:
         name: str | None = None,
         new: bool = False,
         part_of: ExperimentRef | None = None,
+        made_with: dict[str, str] | None = None,
     ) -> StudySession:
         """Continue the newest study of this name, or make one.
 
@@ -115,6 +116,7 @@ class StudySession:
             name: default: `spec.name`.
             new: start another study beside those of this name: NAME-2, NAME-3, ...
             part_of: the study file's study, of which this is an arm's phase.
+            made_with: hardware, versions and commit, kept of the first call.
         Raises:
             StudyError: the study has other settings (the text says which), or someone is running it.
             StoreError: the database cannot be used.
@@ -127,7 +129,9 @@ class StudySession:
             lease = acquire(database.url, chosen)
             opened.callback(lease.release)
             remedy = "--set name=ANOTHER" if part_of else "--new"
-            session = storage.retry_while_unavailable(cls._enter)(database, lease, chosen, wanted, spec, trials, remedy)
+            session = storage.retry_while_unavailable(cls._enter)(
+                database, lease, chosen, wanted, spec, trials, remedy, made_with or {}
+            )  # fmt: skip
             if part_of:
                 storage.retry_while_unavailable(session._study.set_user_attr)(GROUP, part_of._asdict())
             session._opened = opened.pop_all()
@@ -143,6 +147,7 @@ class StudySession:
         spec: StudySpec,
         trials: int | None,
         remedy: str,
+        made_with: dict[str, str],
     ) -> StudySession:
         settings = samplers.settings(spec, trials)
         try:
@@ -151,7 +156,7 @@ class StudySession:
             study = optuna.load_study(study_name=name, storage=database.backend)
         if STUDY not in study.user_attrs and not study.get_trials(deepcopy=False):
             uid, wanted = uuid.uuid4().hex[:12], spec.model_dump(mode="json")
-            study.set_user_attr(STUDY, records.StudyInfo(uid, wanted, settings, asked)._asdict())
+            study.set_user_attr(STUDY, records.StudyInfo(uid, wanted, settings, asked, made_with)._asdict())
         about = records.read_about(name, study.user_attrs)
         changed = differences_from(about.spec, spec)
         if changed:

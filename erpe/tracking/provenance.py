@@ -15,6 +15,9 @@ import erpe
 from erpe.surroundings import cores
 from erpe.text import redact
 
+MADE_WITH = ("cpu", "cores", "threads", "version.erpe", "version.torch", "version.python", "git_sha", "platform")
+"""Tags that a published table names."""
+
 _NAMED = ("torch", "ray", "optuna", "mlflow")
 
 
@@ -42,6 +45,11 @@ def collect(command: str, threads: int | None = None) -> dict[str, str]:
         "cores": str(cores()),
         "threads": str(threads or cores()),
     }
+
+
+def made_with(tags: dict[str, str]) -> dict[str, str]:
+    """Return what a study keeps of the tags of its runs."""
+    return {name: tags[name] for name in MADE_WITH}
 
 
 def _repeated(command: str) -> str:

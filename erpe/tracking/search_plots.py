@@ -39,8 +39,7 @@ def draw_search(study: optuna.Study) -> dict[str, Figure]:
 def draw_stored(store: Store, name: str) -> dict[str, Figure]:
     """Name -> figure of a study in a store's database; see `draw_search`."""
     with contextlib.closing(storage.Database(store.storage_url)) as database, warnings.catch_warnings():
-        # Few trials make the importances equal; the plot shows that.
-        warnings.filterwarnings("ignore", "Target and region quantiles", UserWarning)
+        warnings.filterwarnings("ignore", category=UserWarning)  # few trials tell little of importances
         return draw_search(optuna.load_study(study_name=name, storage=database.backend))
 
 

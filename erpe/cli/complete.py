@@ -1,0 +1,61 @@
+"""What the shell offers for <TAB>: variants, data sets, and the studies, trials and figures of a store.
+
+A completion never fails and says nothing: a store that cannot be read offers nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import typer
+
+from erpe.errors import ErpeError
+
+
+def variants(incomplete: str) -> list[str]:
+    """The twelve."""
+    from erpe.config import VARIANTS
+
+    return [name for name in VARIANTS if name.startswith(incomplete)]
+
+
+def datasets(incomplete: str) -> list[str]:
+    """Published data sets, or what lies in a folder."""
+    from erpe.datasets import DATASETS
+
+    place, _, begun = incomplete.rpartition("/")
+    found: list[str] = []
+    with contextlib.suppress(OSError):
+        found = [os.path.join(place, each.name) for each in Path(place or ".").iterdir() if each.name.startswith(begun)]
+    return [name for name in DATASETS if name.startswith(incomplete)] + (found if incomplete else [])
+
+
+def studies(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of studies."""
+    return sorted({each.partition("/")[0] for each in runs(context, incomplete)})
+
+
+def runs(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of studies, and what is in the one that is begun."""
+    from erpe.store import Store
+    from erpe.study.naming import trial_name
+    from erpe.study.records import read_studies
+
+    found: list[str] = []
+    with contextlib.suppress(ErpeError):
+        for part in read_studies(Store.existing(context.params.get("store") or "runs")):
+            own = f"{part.experiment}/{part.arm}" if part.arm else part.experiment
+            found += [part.experiment, own]
+            found += [trial_name(own, part.phase, trial.number) for trial in part.trials]
+    deep = incomplete.count("/")
+    return [name for name in dict.fromkeys(found) if name.startswith(incomplete) and name.count("/") <= deep + 1]
+
+
+def figures(incomplete: str) -> list[str]:
+    """Figures of the page, and of a search."""
+    from erpe.report.charts import CHARTS
+
+    known = [*CHARTS, "history", "importances", "parallel_coordinates"]
+    return [name for name in known if name.startswith(incomplete)]

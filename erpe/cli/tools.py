@@ -1,0 +1,96 @@
+"""Small tools on what a store holds: parse, call, print. What is heavy is imported inside its command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from erpe.cli.complete import figures, runs, studies
+from erpe.cli.options import STORE, AsJson, StoreOption, existing
+from erpe.errors import ConfigError, StudyError
+
+Run = Annotated[
+    str,
+    typer.Argument(
+        help="STUDY, STUDY/ARM, STUDY/NUMBER, STUDY/ARM/NUMBER or STUDY/ARM/seed-NUMBER.", autocompletion=runs
+    ),
+]
+
+
+def diff(first: Run, second: Run, store: StoreOption = STORE, as_json: AsJson = False) -> None:
+    """Show in which settings, versions and measures two trials, runs or studies differ."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    from erpe.report.diff import differ
+    from erpe.text import Terminal
+
+    rows = differ(existing(store), first, second)
+    if as_json:
+        print(json.dumps([row._asdict() for row in rows], default=str))
+        return
+    table = Table(box=SIMPLE)
+    for name in ("", "name", first, second):
+        table.add_column(name, overflow="fold")
+    for number, row in enumerate(rows):
+        again = number and rows[number - 1].part == row.part
+        table.add_row("" if again else row.part, row.name, _shown(row.first), _shown(row.second))
+    if rows:
+        Terminal().print_table(table)
+    else:
+        print("no difference")
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def logs(run: Run, store: StoreOption = STORE) -> None:
+    """Print the log of a trial: when it began and ended, its epochs, and what it printed and warned of."""
+    from erpe.execution.trial_log import read_log
+    from erpe.study.lookup import find_trial
+    from erpe.study.records import read_studies
+
+    opened = existing(store)
+    part, trial = find_trial(read_studies(opened), run, states=("COMPLETE", "PRUNED", "FAIL", "RUNNING"))
+    if trial is None:
+        raise StudyError(f"{run}: no such trial; `erpe status {part.experiment}` lists them")
+    try:
+        print(read_log(opened.trial_folder(part.name, trial.number, trial.config.seed)), end="")
+    except OSError:
+        raise StudyError(f"{run}: no log; an older erpe trained it, or `erpe gc` removed it") from None
+
+
+def plot(
+    study: Annotated[str, typer.Argument(help="A study.", autocompletion=studies)],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="A figure of the page, as accuracy; of a study of `erpe tune`: history, importances or "
+            "parallel_coordinates.",
+            autocompletion=figures,
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A .pdf, .svg or .png; default: STUDY-WHAT.png.")
+    ] = None,
+    store: StoreOption = STORE,
+) -> None:
+    """Draw one figure of a study."""
+    from erpe.cli.report import written
+    from erpe.report.charts import write
+    from erpe.results import load_study, plot_search
+    from erpe.study.lookup import parts_of
+    from erpe.study.records import read_studies
+    from erpe.text import printable
+
+    opened, path = existing(store), output or Path(f"{study}-{what}.png")
+    if path.suffix not in (".pdf", ".svg", ".png"):
+        raise ConfigError(f"--output {path}: use a name that ends in .pdf, .svg or .png instead")
+    (found, *_) = parts_of(read_studies(opened), study)
+    figure = load_study(study, opened.root).plot(what) if found.part_of else plot_search(found.name, opened, what)
+    written(path, lambda: write(figure, path))
+    print(f"{printable(str(path))}: written")
