@@ -91,7 +91,8 @@ class Finished:
     warning: str | None = None
 
     def __init__(self, config: TrialConfig, found: dict[str, Any]) -> None:
-        self.config, self.history, self._metrics = config, found["history"], found["metrics"]
+        self.config, self.history = config, found["history"]
+        self._metrics: dict[str, float] = found["metrics"]
 
     @staticmethod
     def ahead(trainings: list[Any]) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import PlainValidator, PositiveInt, model_validator
 
-from erpe.config import Config, TrialConfig
+from erpe.config import TrialConfig
 from erpe.errors import ConfigError
+from erpe.settings import Config
 
 if TYPE_CHECKING:
     import optuna

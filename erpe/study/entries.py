@@ -17,8 +17,9 @@ from typing import Annotated, Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from erpe.config import Config, defaults
+from erpe.config import defaults
 from erpe.errors import ConfigError
+from erpe.settings import Config
 
 KNOWN = frozenset(defaults("softmax", "digits").flat())
 """Dotted names of all settings of a trial."""

@@ -16,10 +16,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, WithJsonSchema, field_validator, model_validator
 
-from erpe.config import NINE, VARIANTS, Config, Variant, defaults
+from erpe.config import NINE, VARIANTS, Variant, defaults
 from erpe.datasets import DATASETS, AnyDataset, Size, read_grid
 from erpe.errors import ConfigError, ErpeError
 from erpe.plugins import load as load_plugin
+from erpe.settings import Config
 from erpe.study.distributions import Axis, Choices, Scalar, typical
 from erpe.study.entries import combine, contradictions, dotted, read_line
 from erpe.study.plan_checks import mistakes_of

@@ -7,6 +7,7 @@ After the start-up a sampler that learns goes its own way in every arm.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -89,7 +90,7 @@ def make_sampler(spec: StudySpec, earlier: list[FrozenTrial], trials: int | None
     finished = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in earlier)
     if spec.sampler == "random" or finished < startup:
         return common
-    make: Any = _CLASSES[spec.sampler]
+    make: Callable[..., BaseSampler] = _CLASSES[spec.sampler]
     # From the count of trials, not from a running generator: a restart does not repeat suggestions.
     own = {"seed": derive_seed(spec.seed, "sampler", len(earlier)), "n_startup_trials": startup}
     alone = {} if spec.sampler == "tpe" else {"independent_sampler": common}
@@ -130,7 +131,7 @@ def make_pruner(spec: StudySpec, trials: int | None) -> BasePruner:
     classes = {
         "asha": SuccessiveHalvingPruner, "hyperband": HyperbandPruner, "median": MedianPruner, "none": NopPruner,
     }  # fmt: skip
-    make: Any = classes[pruner]
+    make: Callable[..., BasePruner] = classes[pruner]
     return make(**_pruner_settings(pruner, spec.epochs))
 
 

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeInt
 
-from erpe.config import Config, TrialConfig, defaults
+from erpe.config import TrialConfig, defaults
 from erpe.datasets import Dataset
 from erpe.errors import ConfigError
-from erpe.settings import flatten
+from erpe.settings import Config, flatten
 from erpe.study.distributions import Space
 from erpe.study.entries import dotted, typed
 from erpe.study.search_space import RESERVED, check_together, default_space

@@ -20,6 +20,7 @@ from erpe.tracking.connection import files_of
 
 if TYPE_CHECKING:
     import optuna
+    from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
 CHECKPOINT = ("model.safetensors", "config.json", "outcome.json")
@@ -74,7 +75,7 @@ def facts(folder: Path) -> dict[str, str]:
 
 def draw(folder: Path, into: Path) -> list[str]:
     """Draw the figures of a trial's folder as PNG files; a line for each one that cannot be drawn."""
-    sources: dict[str, tuple[str, Callable[[Path], figures.Figure]]] = {
+    sources: dict[str, tuple[str, Callable[[Path], Figure]]] = {
         "learning_curves": ("outcome.json", lambda path: figures.learning_curves(read_json(path)["history"])),
         "confusion": ("confusion.json", _confusion),
         "confusion_test": ("confusion_test.json", _confusion),
@@ -91,14 +92,14 @@ def draw(folder: Path, into: Path) -> list[str]:
     return notes
 
 
-def _confusion(path: Path) -> figures.Figure:
+def _confusion(path: Path) -> Figure:
     found = read_json(path)
     if len(found["classes"]) > MOST_PANELS:
         raise StoreError(f"{len(found['classes'])} classes")
     return figures.confusion(found["matrix"], found["classes"], found["split"])
 
 
-def _attention(path: Path) -> figures.Figure:
+def _attention(path: Path) -> Figure:
     found = read_arrays(path)
     if found["image"].ndim != 3 or len(found["maps"]) > MOST_PANELS:
         raise StoreError(f"an image {found['image'].shape} and {len(found['maps'])} blocks")

@@ -209,9 +209,9 @@ def _is_over(member: StudyRecord, members: list[StudyRecord]) -> bool:
         return member.best is None or member.best.number in member.finals
     plan = member.part_of.plan
     if member.phase == "confirm":
-        return len(member.trials) >= plan["confirm"]["seeds"]
+        return len(member.trials) >= int(plan["confirm"]["seeds"])
     if plan["search"]["budget"] == "trials":
-        return len(member.trials) >= plan["search"]["trials"]
+        return len(member.trials) >= int(plan["search"]["trials"])
     return arm_of(members, member.part_of.arm)[1] is not None
 
 

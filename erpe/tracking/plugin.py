@@ -30,7 +30,7 @@ class StoreArtifactRepository(LocalArtifactRepository):
         """See `ArtifactRepository`. MLflow unquotes a path that it gets back: if that changes it, it gets a copy."""
         if dst_path is None and unquote(self.artifact_dir) != self.artifact_dir:
             dst_path = tempfile.mkdtemp(prefix="erpe-")
-        return str(super().download_artifacts(artifact_path, dst_path))
+        return str(super().download_artifacts(artifact_path, dst_path))  # type: ignore[no-untyped-call]  # MLflow's
 
     def delete_artifacts(self, artifact_path: str | None = None) -> None:
         """Remove files; MLflow's own method unquotes the path twice, which is another path where it has a `%`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from erpe.store import Store
@@ -108,6 +109,6 @@ def _measures(study: StudyRecord, trial: TrialRecord) -> dict[str, float]:
     return (trial.verdict.metrics if trial.verdict else {}) | study.finals.get(trial.number, {})
 
 
-def folder_of(store: Store, study: str, trial: TrialRecord) -> Any:
+def folder_of(store: Store, study: str, trial: TrialRecord) -> Path:
     """Where a trial's checkpoint and results lie."""
     return store.trial_folder(study, trial.number, trial.config.seed)

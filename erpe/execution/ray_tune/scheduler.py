@@ -87,7 +87,7 @@ class StudySearcher(Searcher):
         ]
         return {"pack": pack, "start": link.start}
 
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record nothing.
 
         The scheduler has done so, except where a worker was dead when it should take another trial.
@@ -112,10 +112,10 @@ class StudyScheduler(FIFOScheduler):
     """Pass every event to the controller; stop a pack when one of its trials ends, as the others make a new pack."""
 
     def __init__(self, link: TuneBridge) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # Ray's
         self._link = link
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Record what the worker says."""
         link = self._link
         trials = link.trials[trial.trial_id]
@@ -164,7 +164,7 @@ class AbortStopper(tune.Stopper):
         self._node = ray.get_runtime_context().get_node_id()
         self._looked = time.monotonic()
 
-    def __call__(self, trial_id: str, result: dict) -> bool:
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Single trials are stopped by the scheduler."""
         return False
 
