@@ -8,13 +8,13 @@ from matplotlib.text import Annotation
 from outcomes import made_up
 
 from erpe.config import VARIANTS, defaults
-from erpe.report.charts import CHARTS, parts, save_all
+from erpe.report.charts import CHARTS, NARROW, parts, save_all
 from erpe.report.charts.captions import CAPTIONS, told
 from erpe.report.charts.costs import COSTS, tradeoffs
 from erpe.report.charts.curves import attention_examples, attention_maps, best_trials, brightest_patch, confirmed_losses
 from erpe.report.charts.forest import differences
 from erpe.report.charts.intervals import LANES, accuracy, gap_closed, lanes
-from erpe.report.charts.style import COLOURS, FULL, marks
+from erpe.report.charts.style import COLOURS, COLUMN, FULL, marks
 from erpe.report.charts.tokens import break_even, layer_flops, method_told
 from erpe.report.comparison import compare
 from erpe.report.gaps import gap_closed as gaps_of
@@ -364,9 +364,21 @@ def test_each_study_is_drawn_by_itself():
 def test_equal_outcomes_give_equal_files(tmp_path, monkeypatch):
     outcomes = made_up(FEW, seeds=2, images=20)
     comparison = compare(outcomes)
-    for name in set(CHARTS) - {"accuracy"}:
-        monkeypatch.delitem(CHARTS, name)
+    for charts in (CHARTS, NARROW):
+        for name in set(charts) - {"accuracy"}:
+            monkeypatch.delitem(charts, name)
     first, second = (save_all(outcomes, comparison, tmp_path / name) for name in "ab")
-    assert [path.name for path in first] == ["accuracy.pdf", "accuracy.svg"]
+    names = [f"{name}.{kind}" for name in ("accuracy", "accuracy_column") for kind in ("pdf", "svg")]
+    assert [path.name for path in first] == names
     for one, two in zip(first, second, strict=True):
         assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_a_figure_of_one_column_lies_within_it(name):
+    outcomes = made_up(seeds=3, images=200)
+    [part] = parts(outcomes, compare(outcomes)).values()
+    figure = NARROW[name](*part, width=COLUMN)
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox()
+    assert box.x0 >= -0.02 and box.x1 <= COLUMN + 0.02 and figure.get_figwidth() == COLUMN

@@ -247,12 +247,12 @@ def test_the_protocol_names_data_budget_device_and_versions():
 def test_the_search_tables_have_what_was_searched_a_column_an_arm():
     outcomes = made_up(FEW, seeds=2, images=20)
     softmax, relu = search_tables(outcomes)
-    assert softmax.columns == ["", "softmax"] and relu.columns == ["", "relu", "relu_general"]
+    assert softmax.columns == ["", "softmax"] and relu.columns == ["", "ReLU", "ReLU + general RPE"]
     assert relu.rows == [
         ["trials", *["4 of 4 (3 complete, 1 pruned)"] * 2], ["best validation accuracy %", "82.00", "82.00"],
         ["seeds", "2 of 2", "2 of 2"], ["train.lr", "0.003", "0.003"],
     ]  # fmt: skip
-    assert relu.fixed == "model.width 64"
+    assert relu.remarks == ["the same for all: model.width 64"]
     _, relu = search_tables(dataclasses.replace(outcomes, trials=pd.DataFrame()))
     assert [row[1] for row in relu.rows] == ["4 of 4", "-", "2 of 2"]
 

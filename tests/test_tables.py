@@ -12,9 +12,11 @@ from markdown_it import MarkdownIt
 from outcomes import made_up
 from rich.cells import cell_len
 
-from erpe.errors import ConfigError
+from erpe.errors import ConfigError, StoreError
 from erpe.report.outcomes import TIMED
-from erpe.report.tables import FORMATS, TIDY, TYPES, compare, exports, render, tidy
+from erpe.report.protocol import search_tables
+from erpe.report.sources.files import exports, read
+from erpe.report.tables import FORMATS, TIDY, TYPES, compare, render, tidy
 from erpe.report.terminal import ending
 
 ROOT = Path(__file__).parent.parent
@@ -202,7 +204,7 @@ def test_latex_is_well_formed_and_needs_only_booktabs(half):
     body = "\n".join(line for line in text.splitlines() if not line.startswith("% "))
     known = set(
         "begin end caption label centering small footnotesize par medskip textbf addlinespace times "
-        "toprule midrule bottomrule pm textbackslash textasciitilde textasciicircum"
+        "setlength tabcolsep footnotesize toprule midrule bottomrule pm textbackslash textasciitilde textasciicircum"
         .split()
     )  # fmt: skip
     assert set(re.findall(r"\\([A-Za-z]+)", body)) <= known
@@ -234,14 +236,41 @@ def test_the_main_table_of_a_paper_is_bold_within_the_margin_of_the_best():
     assert len(set(labels)) == len(labels) == text.count(r"\caption{") > 3
 
 
-def test_runs_and_trials_are_exported_a_row_a_seed_and_a_row_a_trial():
-    outcomes = made_up(("softmax", "relu"), seeds=3)
-    csv = {name: pd.read_csv(io.StringIO(text)) for name, text in exports(outcomes, "csv")}
-    parquet = {name: pd.read_parquet(io.BytesIO(data)) for name, data in exports(outcomes, "parquet")}
-    for found in (csv, parquet):
-        assert list(found) == ["runs", "trials"] and (len(found["runs"]), len(found["trials"])) == (6, 8)
-        for name, table in found.items():
-            pd.testing.assert_frame_equal(table, getattr(outcomes, name), check_dtype=False)
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_what_is_exported_gives_the_same_comparison_again(tmp_path, kind):
+    outcomes = made_up(("softmax", "relu", "relu_rope"), seeds=3, images=101)
+    for end, content in exports(outcomes, kind):
+        (tmp_path / f"table{end}").write_bytes(content.encode() if isinstance(content, str) else content)
+    table = pd.read_csv if kind == "csv" else pd.read_parquet
+    assert (len(table(tmp_path / f"table_runs.{kind}")), len(table(tmp_path / f"table_trials.{kind}"))) == (9, 12)
+    again = read([tmp_path / f"table.{kind}"])
+    assert render(compare(again), "json") == render(compare(outcomes), "json")
+    assert len(search_tables(again)) == 2
+
+
+def test_two_exports_are_read_as_two_studies(tmp_path):
+    for name, dataset in (("one", "digits"), ("two", "mnist")):
+        for end, content in exports(made_up(("softmax", "relu"), seeds=3, study=name, dataset=dataset), "csv"):
+            (tmp_path / f"{name}{end}").write_bytes(content.encode() if isinstance(content, str) else content)
+    both = read([tmp_path / "one.csv", tmp_path / "two.csv"])
+    assert list(both.arms["study"].unique()) == ["one", "two"] and len(both.runs) == 12
+
+
+@pytest.mark.parametrize(("damage", "said"), [
+    (lambda place: (place / "t_runs.csv").unlink(), "t_runs.csv: missing"),
+    (lambda place: (place / "t_runs.csv").write_text("a,b\n1,2\n"), "damaged (t_runs.csv has no column arm)"),
+    (lambda place: (place / "t_study.json").write_text("[]"), "damaged"),
+    (lambda place: (place / "t_images.npz").write_bytes(b"PK"), "t_images.npz"),
+])  # fmt: skip
+def test_damaged_exports_are_one_line(tmp_path, damage, said):
+    for end, content in exports(made_up(("softmax", "relu"), seeds=2), "csv"):
+        (tmp_path / f"t{end}").write_bytes(content.encode() if isinstance(content, str) else content)
+    damage(tmp_path)
+    with pytest.raises(StoreError, match=re.escape(said)) as error:
+        read([tmp_path / "t.csv"])
+    assert "\n" not in str(error.value)
+    with pytest.raises(StoreError, match="not a table of"):
+        read([tmp_path / "t.txt"])
 
 
 def test_times_are_ratios_to_softmax_by_seed_whose_intervals_stay_above_0():

@@ -20,6 +20,10 @@ Margin = Annotated[
     float | None,
     typer.Option(help="Points of accuracy that are too few to matter; default: what the study file says, or 0.5."),
 ]
+From = Annotated[
+    list[Path] | None,
+    typer.Option("--from", help="Read FILE.csv, which `compare --format csv` wrote, instead of a store; repeatable."),
+]
 Server = Annotated[str | None, typer.Option("--server", help="Read a tracking server, as http://HOST:5000.")]
 
 
@@ -33,19 +37,21 @@ def compare(
     margin: Margin = None,
     store: StoreOption = STORE,
     server: Server = None,
+    files: From = None,
     plugin: Plugins = None,
 ) -> None:
     """Compare confirmed runs: every measure with its interval, and which differences are real."""
     from erpe.report.comparison import compare as compared
-    from erpe.report.tables import FORMATS, exports, render
+    from erpe.report.sources.files import exports
+    from erpe.report.tables import FORMATS, render
 
     style = one_of("format", style, tuple(FORMATS))
-    outcomes = outcomes_of(studies, against, store, server)
-    text = render(compared(outcomes, against, margin), style)
+    outcomes = outcomes_of(studies, against, store, server, files)
+    text = render(compared(outcomes, against, margin), style, outcomes)
     if output is not None:
         write_output(output, text)
-        for name, table in exports(outcomes, style) if style in ("csv", "parquet") else ():
-            write_output(output.with_name(f"{output.stem}_{name}{output.suffix}"), table)
+        for end, content in exports(outcomes, style) if style in ("csv", "parquet") else ():
+            write_output(output.with_name(output.stem + end), content)
     elif isinstance(text, bytes):
         raise ConfigError(f"--format {style}: not for a terminal; use --output FILE instead")
     else:
@@ -61,6 +67,7 @@ def report(
     margin: Margin = None,
     store: StoreOption = STORE,
     server: Server = None,
+    files: From = None,
     plugin: Plugins = None,
 ) -> None:
     """Write the page of a study: tables and figures in one file that opens offline."""
@@ -70,7 +77,7 @@ def report(
     from erpe.text import printable
 
     font = one_of("font", font, ("sans", "serif"))
-    outcomes = outcomes_of(studies, against, store, server)
+    outcomes = outcomes_of(studies, against, store, server, files)
     comparison = compared(outcomes, against, margin)
     written(output, lambda: write_report(outcomes, comparison, output))
     print(f"{printable(str(output))}: open it in a browser")
@@ -79,8 +86,20 @@ def report(
         print(f"{printable(str(figures))}: every figure as PDF and SVG")
 
 
-def outcomes_of(studies: list[str] | None, against: str | None, store: Path, server: str | None) -> Any:
-    """Return what the store, or a tracking server, has of these studies and of the one they are compared with."""
+def outcomes_of(
+    studies: list[str] | None, against: str | None, store: Path, server: str | None, files: list[Path] | None = None
+) -> Any:
+    """Return what the store, a tracking server or files have of these studies and of the one they are compared with.
+
+    Raises:
+        ConfigError: files and a server, or files and names of studies, are given.
+    """
+    if files:
+        if server or studies:
+            raise ConfigError("--from: the files say which studies; give neither names of studies nor --server")
+        from erpe.report.sources.files import read as read_files
+
+        return read_files(files)
     if studies and against:
         studies = [*studies, against]
     if server:

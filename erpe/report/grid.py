@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -53,28 +54,35 @@ def grid(arms: pd.DataFrame, summary: pd.DataFrame, differences: pd.DataFrame) -
     tests = differences[(differences["measure"] == ACCURACY) & differences["kind"].isin(["gap", "encoding"])]
     pairs = {pair["arm"]: pair for pair in tests.to_dict("records")}
     rows: dict[tuple[str, frozenset[str]], dict[str, Cell]] = {}
+    digits = _coarsest(point_digits(low, high) for low, high in means[["low", "high"]].itertuples(index=False))
+    finer = _coarsest(digits_of(pair) for pair in pairs.values() if pair["n"])
     for arm in arms.itertuples(index=False):
         place = (str(arm.attention), switches(str(arm.arm), str(arm.variant)))
-        rows.setdefault(place, {})[str(arm.encoding)] = _cell(str(arm.arm), means, pairs.get(arm.arm))
+        cell = _cell(str(arm.arm), means, pairs.get(arm.arm), digits, finer)
+        rows.setdefault(place, {})[str(arm.encoding)] = cell
     attentions = list(dict.fromkeys([*ATTENTIONS, *(attention for attention, _ in rows)]))
     ordered = sorted(rows, key=lambda place: (sorted(place[1]), attentions.index(place[0])))
     return [Row(place[0], ", ".join([ATTENTION[place[0]], *switched(place[1])]), rows[place]) for place in ordered]
 
 
-def _cell(arm: str, means: pd.DataFrame, pair: dict | None) -> Cell:
+def _coarsest(digits: Iterable[int]) -> int:
+    """Return the digits that all numbers of one kind get: those of the least certain."""
+    return min(digits, default=2)
+
+
+def _cell(arm: str, means: pd.DataFrame, pair: dict | None, digits: int, of_difference: int) -> Cell:
     accuracy, half, against, difference, interval, verdict = "-", "-", "", "-", "-", "-"
     if arm in means.index and not np.isnan(means.loc[arm, "mean"]):
         mean, low, high = (100 * float(means.loc[arm, name]) for name in ("mean", "low", "high"))
-        digits = point_digits(low / 100, high / 100)
         accuracy = signed(mean, digits)
         half = "-" if np.isnan(low) else signed((high - low) / 2, digits)
     if pair is not None and pair["n"]:
-        digits = digits_of(pair)
-        against, difference = pair["against"], signed(100 * pair["difference"], digits)
+        against, difference = pair["against"], signed(100 * pair["difference"], of_difference)
         difference = difference if difference.startswith("-") else f"+{difference}"
         verdict = pair["verdict"]
         if not np.isnan(pair["all_low"]):
-            interval = f"{signed(100 * pair['all_low'], digits)} to {signed(100 * pair['all_high'], digits)}"
+            ends = (signed(100 * pair[name], of_difference) for name in ("all_low", "all_high"))
+            interval = " to ".join(ends)
     return Cell(arm, accuracy, half, against, difference, interval, verdict)
 
 

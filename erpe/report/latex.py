@@ -24,12 +24,20 @@ SIGNS = {
 }  # fmt: skip
 
 
-def as_latex(comparison: Comparison) -> str:
-    """Render all tables; what a reader should know beside them stands in comments."""
+NARROW = 44
+"""Characters of a row that fit one column of a paper at the size of a footnote; a wider table takes both."""
+
+
+def as_latex(comparison: Comparison, searches: Sequence[Block] = ()) -> str:
+    """Render all tables; what a reader should know beside them stands in comments.
+
+    Args:
+        searches: further tables, for the end; see `erpe.report.protocol.search_tables`.
+    """
     parts = ["% needs \\usepackage{booktabs}", *(f"% {_ascii(note)}" for note in comparison.notes)]
     for study, dataset in comparison.arms[["study", "dataset"]].drop_duplicates().itertuples(index=False, name=None):
         parts.append(_main(comparison.only(study, dataset), study, dataset))
-    parts += [_further(block) for block in blocks(comparison) if block.columns]
+    parts += [_further(block) for block in [*blocks(comparison), *searches] if block.columns]
     return "\n".join(parts)
 
 
@@ -39,7 +47,7 @@ def _main(one: Comparison, study: str, dataset: str) -> str:
     means = one.summary.pivot(index="arm", columns="measure", values="mean")
     margin, best = _margin(one), _best(means, _margin(one))
     ratios = one.ratios.set_index(["measure", "arm"])["ratio"]
-    costs = [("params", "parameters (k)", 1e3), ("flops/forward", "MFLOPs", MEGA)]
+    costs = [("params", "params (k)", 1e3), ("flops/forward", "MFLOPs", MEGA)]
     costs = [cost for cost in costs if cost[0] in means]
     times = [name for name in TIMES if name in ratios.index.get_level_values(0)]
     rows: list[str] = []
@@ -61,7 +69,7 @@ def _main(one: Comparison, study: str, dataset: str) -> str:
         "attention without; its interval holds for all differences of one kind together. ×: ratio to softmax."
     )
     caption = f"Test accuracy on {dataset} by attention and encoding"
-    return _table(head, rows, [1, 2, 3, *range(5, len(head))], caption, f"{study}-{dataset}", [remark], "table*")
+    return _table(head, rows, [1, 2, 3, *range(5, len(head))], caption, f"{study}-{dataset}", [remark])
 
 
 def _margin(one: Comparison) -> float:
@@ -87,14 +95,16 @@ def _number(value: float, digits: int) -> str:
 def _further(block: Block) -> str:
     rows = [" & ".join(map(_tex, row)) + r" \\" for row in block.rows]
     right = [place for place, number in enumerate(block.numbers) if number]
-    return _table(block.columns, rows, right, block.title, block.title, block.remarks, "table")
+    return _table(block.columns, rows, right, block.title, block.title, block.remarks)
 
 
 def _table(
-    head: Sequence[str], rows: list[str], right: Sequence[int], caption: str, name: str, remarks: list[str], kind: str
+    head: Sequence[str], rows: list[str], right: Sequence[int], caption: str, name: str, remarks: list[str]
 ) -> str:
+    kind = "table" if max(map(len, [" & ".join(head), *rows])) <= NARROW else "table*"
     columns = "".join("r" if place in right else "l" for place in range(len(head)))
-    lines = [f"\\begin{{{kind}}}[htbp]", r"\centering", r"\small", f"\\caption{{{_tex(caption)}}}",
+    lines = [f"\\begin{{{kind}}}[htbp]", r"\centering", r"\footnotesize",
+             r"\setlength{\tabcolsep}{3pt}", f"\\caption{{{_tex(caption)}}}",
              f"\\label{{tab:{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}}}", f"\\begin{{tabular}}{{{columns}}}",
              r"\toprule", " & ".join(map(_tex, head)) + r" \\", r"\midrule", *rows, r"\bottomrule", r"\end{tabular}",
              *(f"\\par\\medskip{{\\footnotesize {_tex(remark)}}}" for remark in remarks),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,16 @@ class Outcomes:
     """Study -> its file, as text, without what is by default."""
     notes: tuple[str, ...] = ()
     """What a reader should know: unfinished arms, runs of another version; a line each."""
+
+    def only(self, study: str, dataset: str) -> Outcomes:
+        """Return the tables of one study on one data set."""
+        of_both = {"arms": self.arms, "runs": self.runs}
+        own = {
+            name: table[(table["study"] == study) & (table["dataset"] == dataset)] for name, table in of_both.items()
+        }
+        for name, table in {"trials": self.trials, "epochs": self.epochs}.items():
+            own[name] = table[(table["study"] == study) & table["arm"].isin(set(own["arms"]["arm"]))]
+        return dataclasses.replace(self, **own)
 
 
 class Rows:

@@ -22,7 +22,7 @@ from erpe.report.decisions import VERDICTS
 from erpe.report.grid import Row
 from erpe.report.labels import ENCODING
 from erpe.report.outcomes import Outcomes
-from erpe.report.protocol import SearchTable, protocol, search_tables
+from erpe.report.protocol import protocol, search_tables
 from erpe.report.summary import answer
 from erpe.report.svg import inline_svg
 from erpe.report.table_blocks import FAMILIES, Block, blocks
@@ -134,7 +134,7 @@ def _study(place: int, outcomes: Outcomes, comparison: Comparison) -> Study:
         _picture(prefix, "differences", outcomes, comparison),
         list(_sections(prefix, tables, outcomes, comparison)),
         {MEANING[name]: list(words.loc[words["verdict"] == name, "text"]) for name in VERDICTS},
-        [_searched(table) for table in search_tables(outcomes)],
+        search_tables(outcomes),
         protocol(outcomes),
     )
 
@@ -143,12 +143,6 @@ def _facts(outcomes: Outcomes, study: str) -> list[str]:
     """Return when the study ended; its file and the commands that repeat it."""
     ended = [f"Last run: {outcomes.dates[study]}"] if study in outcomes.dates else []
     return [*ended, f"To repeat it: erpe study run {study}.toml; erpe report {study}"]
-
-
-def _searched(table: SearchTable) -> Block:
-    remarks = [f"the same for all: {table.fixed}"] if table.fixed else []
-    numbers = [place > 0 for place in range(len(table.columns))]
-    return Block(f"Search and best settings: {table.attention}", table.columns, table.rows, numbers, [], remarks)
 
 
 def _sections(prefix: str, tables: dict[str, Block], outcomes: Outcomes, comparison: Comparison) -> Iterator[Section]:

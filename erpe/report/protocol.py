@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from erpe.datasets import DATASETS
+from erpe.report.labels import ATTENTION, label
 from erpe.report.outcomes import Outcomes
 from erpe.report.statistics import HIGHER_IS_BETTER
+from erpe.report.table_blocks import Block
 
 KNOWN = {"study", "dataset", "arm", "variant", "attention", "encoding", "seed", "uid", *HIGHER_IS_BETTER}
 """Columns of runs that are no facts about machine or version."""
-
-
-class SearchTable(NamedTuple):
-    """The searches of the arms of one attention."""
-
-    attention: str
-    columns: list[str]
-    rows: list[list[str]]
-    fixed: str
-    """Settings that no trial of the study varied."""
 
 
 def protocol(outcomes: Outcomes) -> dict[str, str]:
@@ -69,10 +61,10 @@ def _epochs(outcomes: Outcomes) -> tuple[str, str]:
     return told[0], told[1]
 
 
-def search_tables(outcomes: Outcomes) -> list[SearchTable]:
+def search_tables(outcomes: Outcomes) -> list[Block]:
     """Return how each arm was searched and the best trial's settings: a table an attention, a column an arm.
 
-    Settings that no trial varied stand in `fixed`, in one line.
+    Settings that no trial varied stand in one remark.
     """
     trials = outcomes.trials
     settings = [name for name in trials if "." in name and trials[name].notna().any()]
@@ -81,9 +73,13 @@ def search_tables(outcomes: Outcomes) -> list[SearchTable]:
     found = []
     for attention, arms in outcomes.arms.groupby("attention", sort=False):
         columns = [_searched(arm, trials, varied) for arm in arms.to_dict("records")]
-        names = ["trials", "best validation accuracy %", "seeds", *varied]
-        rows = [[name, *cells] for name, *cells in zip(names, *columns, strict=True)]
-        found.append(SearchTable(str(attention), ["", *arms["arm"]], rows, ", ".join(fixed)))
+        heads = ["trials", "best validation accuracy %", "seeds", *varied]
+        rows = [[head, *cells] for head, *cells in zip(heads, *columns, strict=True)]
+        names = [label(arm, variant) for arm, variant in zip(arms["arm"], arms["variant"], strict=True)]
+        numbers = [False, *(True for _ in names)]
+        remarks = [f"the same for all: {', '.join(fixed)}"] if fixed else []
+        title = f"Search and best settings: {ATTENTION.get(str(attention), str(attention))}"
+        found.append(Block(title, ["", *names], rows, numbers, [], remarks))
     return found
 
 

@@ -6,7 +6,7 @@ Readable tables come a study and data set at a time, in blocks that fit 80 colum
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -16,11 +16,12 @@ from erpe.report.comparison import Comparison, compare
 from erpe.report.latex import as_latex
 from erpe.report.outcomes import Outcomes
 from erpe.report.pairing import arm_keys
+from erpe.report.protocol import search_tables
 from erpe.report.table_blocks import blocks
 from erpe.report.terminal import as_terminal
 from erpe.text import printable
 
-__all__ = ["FORMATS", "TIDY", "Comparison", "compare", "exports", "render", "tidy"]
+__all__ = ["FORMATS", "TIDY", "Comparison", "as_csv", "compare", "render", "tidy"]
 
 TIDY = {
     "table": "summary, difference, gap, ratio, rank, friedman or nemenyi",
@@ -93,18 +94,6 @@ def _parquet(comparison: Comparison) -> bytes:
     return found
 
 
-def exports(outcomes: Outcomes, format: str) -> Iterator[tuple[str, str | bytes]]:
-    """Yield `runs`, a row a seed of an arm, and `trials`, a row a trial of a search, to compute with; see `Outcomes`.
-
-    Args:
-        format: csv or parquet.
-    """
-    for name in ("runs", "trials"):
-        given = getattr(outcomes, name)
-        table = given.convert_dtypes().assign(**given.select_dtypes("float"))  # 1.0 s stays a number with a point
-        yield name, as_csv(table) if format == "csv" else table.to_parquet(index=False)
-
-
 def _json(comparison: Comparison) -> str:
     """`columns` tells what is what, `rows` are those of `tidy`, `verdicts` and `notes` are words."""
     found = {
@@ -147,12 +136,18 @@ FORMATS: dict[str, Callable[[Comparison], str | bytes]] = {
 """Name of a format -> what writes it; Parquet is bytes, all others text."""
 
 
-def render(comparison: Comparison, format: str) -> str | bytes:
+def render(comparison: Comparison, format: str, outcomes: Outcomes | None = None) -> str | bytes:
     """Return a comparison in one of `FORMATS`.
 
+    Args:
+        outcomes: what it compares; then LaTeX has the tables of the searches and of the best settings, too.
     Raises:
         ConfigError: there is no such format.
     """
     if format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}; {nearest(format, FORMATS)}")
+    if format == "latex" and outcomes is not None:
+        studies = outcomes.arms[["study", "dataset"]].drop_duplicates().itertuples(index=False, name=None)
+        searches = [table for study in studies for table in search_tables(outcomes.only(*study))]
+        return as_latex(comparison, searches)
     return FORMATS[format](comparison)

@@ -6,19 +6,17 @@ returns None where there is nothing to draw.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
-import pandas as pd
 from matplotlib.figure import Figure
 
 from erpe.report.charts import costs, curves, effort, forest, intervals, tokens
-from erpe.report.charts.style import FONTS, FULL, INK, SMALL, blank, dress, marks
+from erpe.report.charts.style import COLUMN, FONTS, FULL, INK, SMALL, blank, dress, marks
 from erpe.report.comparison import Comparison
 from erpe.report.outcomes import Outcomes
 from erpe.report.ranks import nemenyi_matrix
@@ -90,6 +88,9 @@ CHARTS: dict[str, Chart] = {
 }
 """In the order of the page."""
 
+NARROW = {"differences": forest.differences, "accuracy": intervals.accuracy, "gap_closed": intervals.gap_closed}
+"""Those which one column of a paper has room for; the others have a panel for each attention and take both."""
+
 
 def parts(outcomes: Outcomes, comparison: Comparison) -> dict[str, tuple[Outcomes, Comparison]]:
     """Each study on each data set by itself, as the charts want it, under its name: "STUDY" or "STUDY-DATASET".
@@ -97,14 +98,10 @@ def parts(outcomes: Outcomes, comparison: Comparison) -> dict[str, tuple[Outcome
     Figures never mix studies: their seeds are no pairs and their budgets differ.
     """
     found = {}
-    for (study, dataset), arms in outcomes.arms.groupby(["study", "dataset"], sort=False):
+    for study, dataset in outcomes.arms[["study", "dataset"]].drop_duplicates().itertuples(index=False):
         several = outcomes.arms.loc[outcomes.arms["study"] == study, "dataset"].nunique() > 1
-        own = {
-            field.name: _only(getattr(outcomes, field.name), study, dataset, set(arms["arm"]))
-            for field in dataclasses.fields(outcomes)
-        }
         name = f"{study}-{dataset}" if several else str(study)
-        found[name] = (dataclasses.replace(outcomes, **own), comparison.only(str(study), str(dataset)))
+        found[name] = (outcomes.only(str(study), str(dataset)), comparison.only(str(study), str(dataset)))
     return found
 
 
@@ -117,6 +114,8 @@ def save_all(
 ) -> list[Path]:
     """Write every figure that can be drawn as `folder/NAME.FORMAT`, of several studies as `folder/STUDY/NAME.FORMAT`.
 
+    Those of `NARROW` are there a second time, as wide as one column of a paper, as `NAME_column.FORMAT`.
+
     Equal outcomes give equal files: no dates, no random names inside.
     Args:
         font: one of `FONTS`.
@@ -128,7 +127,8 @@ def save_all(
     for study, part in studies.items():
         place = folder / re.sub(r"[^\w-]", "_", study) if len(studies) > 1 else folder
         place.mkdir(parents=True, exist_ok=True)
-        for name, chart in CHARTS.items():
+        narrow = {f"{name}_column": functools.partial(chart, width=COLUMN) for name, chart in NARROW.items()}
+        for name, chart in (CHARTS | narrow).items():
             with matplotlib.rc_context({"font.family": FONTS[font], "mathtext.fontset": "stix"}):
                 figure = chart(*part)
                 if figure:
@@ -143,15 +143,3 @@ def write(figure: Figure, path: Path) -> None:
     dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
     with matplotlib.rc_context({"svg.hashsalt": "erpe", "pdf.fonttype": 42}):
         figure.savefig(path, dpi=150, metadata=dated.get(path.suffix[1:]))
-
-
-def _only(table: Any, study: object, dataset: object, arms: set[str]) -> Any:
-    """Return the rows of one study and data set, where the table has such columns."""
-    if not isinstance(table, pd.DataFrame) or "study" not in table:
-        return table
-    mask = table["study"] == study
-    if "dataset" in table:
-        mask &= table["dataset"] == dataset
-    elif "arm" in table:
-        mask &= table["arm"].isin(arms)
-    return table[mask]

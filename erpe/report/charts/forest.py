@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import Any
 
 import pandas as pd
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from erpe.report.charts.style import FULL, INK, PALE, PAPER, SMALL, blank, dress
+from erpe.report.charts.style import COLUMN, FULL, INK, PALE, PAPER, SMALL, blank, dress
 from erpe.report.comparison import Comparison
 from erpe.report.forest import forest
 from erpe.report.labels import switched
@@ -28,7 +29,7 @@ ROW, HEADING = 0.19, 0.28
 """Inches of a difference and of a heading."""
 
 
-def differences(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
+def differences(outcomes: Outcomes, comparison: Comparison, width: float = FULL) -> Figure | None:
     """Draw paired differences in test accuracy, in points, arm minus against, grouped by family, the gaps first.
 
     Thick: simultaneous 95 % interval for new seeds on these test images. Thin: for new images too. Shaded: the margin.
@@ -38,14 +39,16 @@ def differences(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
     table = table[table["points"].notna()]
     if table.empty:
         return None
-    groups = [(str(family), rows) for family, rows in table.groupby("family", sort=False)]
-    inches = ROW * len(table) + HEADING * len(groups)
-    figure = blank(FULL, 1.1 + inches)
+    groups = [
+        (wrap(_words(str(family), rows), int(15 * width)), rows) for family, rows in table.groupby("family", sort=False)
+    ]
+    inches = ROW * len(table) + sum(_inches(heading) for heading, _ in groups)
+    figure = blank(width, (1.1 if width > COLUMN else 1.5) + inches)
     axes = figure.add_subplot()
     ticks, height, limits = {}, 0.0, _limits(table)
-    for family, rows in groups:
-        height -= HEADING / ROW
-        _heading(axes, height, _words(family, rows))
+    for heading, rows in groups:
+        height -= _inches(heading) / ROW
+        _heading(axes, height + (_inches(heading) - HEADING) / 2 / ROW, heading)
         top = height
         for pair in rows.to_dict("records"):
             height -= 1
@@ -57,7 +60,7 @@ def differences(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
     axes.set_yticks(list(ticks), list(ticks.values()))
     axes.set_ylim(height - 0.7, 0)
     axes.set_xlim(*limits)
-    axes.set_xlabel("difference in test accuracy (points)")
+    axes.set_xlabel("difference in test accuracy (points)" if width > COLUMN else "difference (points)")
     dress(axes, grid="x")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -87,9 +90,15 @@ def _words(family: str, rows: pd.DataFrame) -> str:
     return f"{words[:1].upper()}{words[1:]}, n = {_seeds(rows['n'])} seeds"
 
 
-def _heading(axes: Axes, height: float, words: str) -> None:
-    note = axes.annotate(words, (0.005, height), xycoords=("figure fraction", "data"), va="center", fontsize=SMALL,
-                         fontweight="bold", color=INK, annotation_clip=False)  # fmt: skip
+def _inches(heading: list[str]) -> float:
+    return HEADING + 0.14 * (len(heading) - 1)
+
+
+def _heading(axes: Axes, height: float, lines: list[str]) -> None:
+    note = axes.annotate(
+        "\n".join(lines), (0.005, height), xycoords=("figure fraction", "data"), va="center", fontsize=SMALL,
+        fontweight="bold", color=INK, annotation_clip=False,
+    )  # fmt: skip
     note.set_bbox({"facecolor": PAPER, "edgecolor": "none", "pad": 1})
     note.set_in_layout(False)  # it may be longer than the names of the rows
 
@@ -129,7 +138,14 @@ def _legend(figure: Figure, table: pd.DataFrame) -> None:
         if name in there
     ]
     handles.append(Patch(color=PALE, alpha=0.35, label=f"within {_margins(table['margin'])} points"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=SMALL, labelcolor=INK)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=5 if figure.get_figwidth() > COLUMN else 2,
+        frameon=False,
+        fontsize=SMALL,
+        labelcolor=INK,
+    )
 
 
 def _margins(margins: pd.Series) -> str:

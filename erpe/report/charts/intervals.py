@@ -23,7 +23,7 @@ POSSIBLE: dict[str, tuple[float | None, float | None]] = {
 """Measure -> the lowest and the highest value that it can have; others are 0 or more."""
 
 
-def accuracy(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
+def accuracy(outcomes: Outcomes, comparison: Comparison, width: float = FULL) -> Figure | None:
     """Test accuracy of each arm: the mean over seeds with its 95 % interval, and every seed as a small dot.
 
     An arm whose seeds are not all there says how many are. None without confirmed runs.
@@ -32,7 +32,7 @@ def accuracy(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
     shown = {arm: mark for arm, mark in marks(outcomes.arms).items() if arm in table.index}
     if not shown:
         return None
-    figure = blank(FULL, 0.6 + 0.27 * (len(shown) + _breaks(shown)))
+    figure = blank(width, 0.6 + 0.27 * (len(shown) + _breaks(shown)))
     axes = figure.add_subplot()
     rows = _rows(axes, shown, _remarks(comparison))
     _dots(axes, 100 * table, rows, shown)
@@ -46,7 +46,7 @@ def accuracy(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
     axes.set_xlim(right=min(100.0, axes.get_xlim()[1]))
     for drawn in (*axes.lines, *axes.collections):
         drawn.set_clip_on(False)  # a marker at 100 is whole
-    axes.set_xlabel("test accuracy (%)")
+    figure.supxlabel("test accuracy (%)", fontsize=SMALL, color=INK)
     dress(axes, grid="x")
     return figure
 
@@ -91,7 +91,7 @@ def criteria(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
     return figure
 
 
-def gap_closed(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
+def gap_closed(outcomes: Outcomes, comparison: Comparison, width: float = FULL) -> Figure | None:
     """Draw the part of the gap between Performer and softmax that an encoding closes, with Fieller's interval; lines
     stand at 0 (the Performer without encoding) and 100 % (softmax).
 
@@ -101,7 +101,7 @@ def gap_closed(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
     shown = {arm: mark for arm, mark in marks(outcomes.arms).items() if arm in gaps.index}
     if not shown:
         return None
-    figure = blank(FULL, 0.8 + 0.22 * (len(shown) + _breaks(shown)))
+    figure = blank(width, 0.8 + 0.22 * (len(shown) + _breaks(shown)))
     axes = figure.add_subplot()
     rows = _rows(axes, shown, _remarks(comparison))
     gaps = gaps[["closed", "low", "high"]] * 100
@@ -112,7 +112,7 @@ def gap_closed(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
         axes.axvline(place, color=INK, linewidth=1, zorder=1)
         axes.annotate(name, (place, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
                       ha=side, va="bottom", fontsize=SMALL, color=INK)  # fmt: skip
-    axes.set_xlabel("part of the gap in test accuracy that is closed (%)")
+    figure.supxlabel("part of the gap in test accuracy that is closed (%)", fontsize=SMALL, color=INK)
     dress(axes, grid="x")
     return figure
 
