@@ -15,7 +15,7 @@ from typing import Any, Literal, TypedDict, Unpack
 
 from erpe.datasets import Dataset, facts_of, read_grid
 from erpe.errors import ConfigError, StudyError, TrackingError, either
-from erpe.execution.callbacks import NullCallback, Progress
+from erpe.execution.callbacks import Progress
 from erpe.live import SearchProgress, StudyProgress
 from erpe.plugins import load as load_plugin
 from erpe.results import Study, Tuned, load_study
@@ -241,7 +241,7 @@ def _search(spec: StudySpec, store: Store, progress: Shown, **how: Any) -> Tuned
 @contextlib.contextmanager
 def _shown(given: Shown, make: Any) -> Iterator[Progress]:
     if isinstance(given, bool):
-        with make() if given else contextlib.nullcontext(NullCallback()) as progress:
+        with make() if given else contextlib.nullcontext(Progress()) as progress:
             yield progress
     else:
         yield given

@@ -12,7 +12,7 @@ from rich.box import SIMPLE
 from rich.live import Live
 from rich.table import Table
 
-from erpe.execution.callbacks import TrialProgress
+from erpe.execution.callbacks import Progress, TrialProgress
 from erpe.study.plan import Plan
 from erpe.study.spec import StudySpec
 from erpe.text import Terminal, clock, last_line, line, percent
@@ -38,7 +38,7 @@ SHOWN = 12
 """Rows of the table of a search: the running trials and the last ones that ended."""
 
 
-class LiveProgress:
+class LiveProgress(Progress):
     """What both tables share. Lines go to stderr."""
 
     def __init__(self) -> None:

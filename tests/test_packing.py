@@ -17,8 +17,8 @@ from trials import curve, tiny
 
 from erpe.config import defaults
 from erpe.errors import ConfigError, TrialError
-from erpe.execution.callbacks import NullCallback
-from erpe.execution.packing import OWN, Packs, shape
+from erpe.execution.callbacks import Progress
+from erpe.execution.trial_queue import OWN, TrialQueue, shape
 from erpe.io import read_json
 from erpe.search.tune import tune
 from erpe.store import Store
@@ -76,47 +76,66 @@ def test_what_is_stacked_may_differ_and_nothing_else():
 SIZES = {width: tiny(settings={"model.width": width}) for width in (8, 16, 32)}
 
 
-class Hands:
-    """Trials of these widths in turn, and no more."""
+class Controller:
+    """Hands out trials of these widths in turn, and no more; an event says whether its trial goes on."""
 
     def __init__(self, widths):
         self.trials = [SimpleNamespace(uid=str(n), config=SIZES[width]) for n, width in enumerate(widths)]
-        self.handed = 0
+        self.handed, self.ended = 0, []
 
     def next_trial(self, beside=None):
         self.handed += 1
         return self.trials[self.handed - 1] if self.handed <= len(self.trials) else None
 
+    def on_trial_result(self, trial, event):
+        self.ended += [] if event else [trial.uid]
+        return event
+
+    def on_trial_error(self, trial, reason):
+        return True
+
 
 @given(st.lists(st.sampled_from(list(SIZES)), max_size=12), st.integers(1, 5), st.integers())
-def test_every_trial_is_in_one_pack_of_its_shape_whoever_leaves_and_crashes(widths, most, seed):
-    hands, chance = Hands(widths), Random(seed)
-    packs = Packs(hands, most)
-    ended, running, crashed = [], [], set()
-    while running or (running := packs.next_pack()):
-        assert len(running) <= most and len({each.config.model.width for each in running}) == 1
-        assert len(running) == 1 or not crashed & {each.uid for each in running}
-        waiting = min(hands.handed, len(widths)) - len(ended) - len(running)
-        assert waiting < most or crashed, "at most a pack is asked for ahead"
+def test_every_trial_is_in_one_pack_of_its_shape_whoever_leaves_and_crashes(widths, size, seed):
+    controller, chance, crashed = Controller(widths), Random(seed), set()
+    queue, workers = TrialQueue(controller, size), [[], []]
+    while any(workers) or queue.running or (pack := queue.next_pack()):
+        workers[0] = workers[0] or (pack if not any(workers) else queue.next_pack())
+        workers.reverse()
+        pack = workers[0]
+        assert len(pack) <= size and len({each.config.model.width for each in pack}) <= 1
+        assert len(pack) <= 1 or not crashed & {each.uid for each in pack}
+        held = {each.uid for worker in workers for each in worker}
+        assert len(held) == sum(map(len, workers)), "no trial is in two packs"
+        asked = min(controller.handed, len(widths)) - len(controller.ended) - len(held)
+        assert asked < 2 * size or crashed, "at most a pack is asked for ahead"
         if chance.random() < 0.1:
-            packs.apart(running)
-            crashed |= {each.uid for each in running}
-            running = []
-            continue
-        ended += [each for each in running if each.uid in crashed or chance.random() < 0.3]
-        running = [each for each in running if each not in ended]
-        if chance.random() < 0.5:
-            running = running + packs.join(running) if running else []
+            queue.on_crash(pack, "killed")
+            crashed |= {each.uid for each in pack}
         else:
-            packs.rest(running)
-            running = []
-    assert sorted(each.uid for each in ended) == sorted(each.uid for each in hands.trials) and not packs.left
+            goes_on = [queue.on_event(each, each.uid not in crashed and chance.random() < 0.7) for each in pack]
+            if pack and all(goes_on):
+                continue
+            queue.release(pack)
+        workers[0] = []
+    assert sorted(controller.ended) == sorted(each.uid for each in controller.trials)
+
+
+def test_no_more_than_a_pack_is_asked_for_ahead_and_what_rests_goes_first():
+    controller = Controller([8, 16, 8, 16, 8, 8])
+    queue = TrialQueue(controller, 4)
+    first = queue.next_pack()
+    assert [each.uid for each in first] == ["0", "2"] and controller.handed == 4
+    assert [queue.on_event(each, each.uid == "2") for each in first] == [False, True]
+    queue.release(first)
+    assert [each.uid for each in queue.next_pack()] == ["2", "4"]
+    assert [each.uid for each in queue.next_pack()] == ["1", "3"]
 
 
 def test_a_trial_that_is_to_be_compiled_runs_alone():
-    hands = Hands([8, 8])
-    hands.trials[1].config = hands.trials[0].config.replace({"train.compile": "on"})
-    assert [len(pack) for pack in iter(Packs(hands, 4).next_pack, [])] == [1, 1]
+    controller = Controller([8, 8])
+    controller.trials[1].config = controller.trials[0].config.replace({"train.compile": "on"})
+    assert [len(pack) for pack in iter(TrialQueue(controller, 4).next_pack, [])] == [1, 1]
 
 
 def test_a_pack_of_none_is_refused(store):
@@ -179,7 +198,7 @@ def test_after_a_crash_each_goes_on_alone_and_only_the_poisonous_one_fails(store
     assert logs(store, NAME)[1].count("epoch 1") == MAX_ATTEMPTS
 
 
-class Stops(NullCallback):
+class Stops(Progress):
     """Ctrl-C at an epoch of a trial."""
 
     def on_epoch(self, moment):

@@ -20,7 +20,7 @@ from erpe.cli.status import result_lines, statuses
 from erpe.cli.status import status_table as study_table
 from erpe.cli.trials import status_rows, status_table
 from erpe.errors import StudyError
-from erpe.execution.callbacks import NullCallback
+from erpe.execution.callbacks import Progress
 from erpe.execution.fair_share import Budget
 from erpe.report.sources.store import load
 from erpe.search.run_study import run
@@ -164,7 +164,7 @@ def test_a_file_that_would_replace_what_the_test_set_said_is_refused_unless_told
     assert load(store).arms.equals(before.arms) and load(store).runs.equals(before.runs)
     assert play(store, "confirm.seeds=3").openings == (9, 0), "more seeds replace nothing, and are counted"
     warnings = []
-    progress = type("Listening", (NullCallback,), {"on_warning": lambda _, text: warnings.append(text)})()
+    progress = type("Listening", (Progress,), {"on_warning": lambda _, text: warnings.append(text)})()
     replaced = play(store, "confirm.epochs=3", replace=True, progress=progress)
     assert warnings == ["confirm.epochs: 2, now 3: replaces results of 9 runs that met the test set; they stay counted"]
     assert replaced.confirmed == dict.fromkeys(ARMS, 2) and replaced.openings == (15, 9)

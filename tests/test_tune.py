@@ -18,7 +18,7 @@ import pytest
 from toys import Toy, number_of, once, toy, work
 
 from erpe.errors import ConfigError, DataError, StoreError, StudyError, TrialError
-from erpe.execution.callbacks import NullCallback
+from erpe.execution.callbacks import Progress
 from erpe.execution.executors import ResourceRequest, allocate
 from erpe.execution.objective import Objective
 from erpe.search.tune import tune
@@ -172,7 +172,7 @@ def test_one_signal_ends_the_search_after_the_epoch_and_the_same_call_continues(
     check_books(store, 3)
 
 
-class Lines(NullCallback):
+class Lines(Progress):
     """Epochs as they are shown."""
 
     def __init__(self):

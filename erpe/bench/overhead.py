@@ -19,7 +19,7 @@ import torch
 
 from erpe.bench.timing import machine
 from erpe.config import TrialConfig
-from erpe.execution.callbacks import NullCallback, TrialProgress
+from erpe.execution.callbacks import Progress, TrialProgress
 from erpe.execution.controller import StudyController
 from erpe.execution.executors import ResourceRequest, Workers, in_process, on_ray
 from erpe.execution.trial_loop import play
@@ -105,7 +105,7 @@ Stack = Callable[[str, int], Spent]
 """Plays a study of this name, whose trials have that number of epochs."""
 
 
-class Watch(NullCallback):
+class Watch(Progress):
     """Notes the end of the first trial, when MLflow has all of it, and of the last."""
 
     def __init__(self, tracker: Any, sent: bool) -> None:

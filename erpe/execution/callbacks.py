@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from erpe.config import TrialConfig
 
@@ -35,8 +35,8 @@ class TrialProgress(NamedTuple):
     """Events MLflow has not got yet."""
 
 
-class Progress(Protocol):
-    """Shows a study while it runs. Called on the driver's main thread; should return at once."""
+class Progress:
+    """Shows a study while it runs; this one shows nothing. Called on the driver's main thread; returns at once."""
 
     def on_phase(self, phase: str) -> None:
         """Show the phase that begins: `data`, `workers`, `search`, `test` or `tracking`."""
@@ -55,21 +55,3 @@ class Progress(Protocol):
 
     def on_warning(self, text: str) -> None:
         """Show a warning, one line."""
-
-
-class NullCallback:
-    """Shows nothing."""
-
-    def on_phase(self, phase: str) -> None:
-        """Nothing."""
-
-    def on_start(self, moment: TrialProgress) -> None:
-        """Nothing."""
-
-    on_epoch = on_end = on_start
-
-    def on_warning(self, text: str) -> None:
-        """Nothing."""
-
-    def on_step(self, done: int, steps: int) -> None:
-        """Nothing."""

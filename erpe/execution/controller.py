@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from threading import Event
+from typing import Any
 
 from erpe.checkpoints.remote import RemoteCheckpoints
 from erpe.errors import TrialError
-from erpe.execution.callbacks import NullCallback, Progress, TrialProgress
+from erpe.execution.callbacks import Progress, TrialProgress
 from erpe.execution.trial_log import write_log
 from erpe.execution.trial_loop import TrialEvent
 from erpe.store import Store
@@ -35,14 +36,14 @@ class StudyController:
     """`erpe.tracking.tracker.Tracker`, which also makes its calls repeatable."""
     store: Store
     budget: int
-    progress: Progress = field(default_factory=NullCallback)
+    progress: Progress = field(default_factory=Progress)
     tags: dict[str, str] = field(default_factory=dict)
     """Tags of every run."""
     arm: str = ""
     """Arm of a study file's study; empty for `tune`."""
     remote: RemoteCheckpoints | None = None
     """Where workers keep their trials' folders; None: in the store itself."""
-    draining: bool = False
+    draining: Event = field(default_factory=Event)
     """Set by Ctrl-C: trials end after their epoch, none is started, all can be continued."""
     _study: StudyRecord | None = None
     """As it was when a trial last started or ended."""
@@ -53,7 +54,7 @@ class StudyController:
 
     def next_trial(self, beside: TrialRecord | None = None) -> TrialRecord | None:
         """Return a trial to run; None when the budget is used, or when draining."""
-        while not self.draining:
+        while not self.draining.is_set():
             trial = self.session.ask(self.budget)
             if trial is None:
                 return None
@@ -101,7 +102,7 @@ class StudyController:
             return self._decide(trial, "COMPLETE", event.outcome)
         if event.failure is not None:
             return self._decide(trial, "FAIL", reason=event.failure)
-        return not self.draining
+        return not self.draining.is_set()
 
     def on_trial_error(self, trial: TrialRecord, reason: str) -> bool:
         """Record that a worker died, or raised an unexpected exception.
@@ -111,7 +112,7 @@ class StudyController:
         """
         write_log(self.folder(trial), f"crashed: {reason}")
         if self.session.record_crash(trial.number, reason):
-            return not self.draining
+            return not self.draining.is_set()
         return self._end(trial)
 
     def study(self) -> StudyRecord:
@@ -158,26 +159,3 @@ class StudyController:
             best=best.value if best else None,
             lag=self.tracker.lag(),
         )
-
-
-class Drains(Protocol):
-    """What Ctrl-C stops."""
-
-    draining: bool
-    progress: Progress
-
-
-class TrialController(Protocol):
-    """What an executor needs of a `StudyController`, or of a `FairShareController` of several."""
-
-    def next_trial(self, beside: TrialRecord | None = None) -> TrialRecord | None:
-        """Return a trial to run, of the same arm as the one it should run beside."""
-
-    def on_trial_result(self, trial: TrialRecord, event: TrialEvent) -> bool:
-        """Record what a worker says."""
-
-    def on_trial_error(self, trial: TrialRecord, reason: str) -> bool:
-        """Record that a worker died."""
-
-    def folder(self, trial: TrialRecord) -> Path:
-        """Return the folder of a trial."""

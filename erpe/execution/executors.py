@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from erpe.checkpoints.filesystem import Remote
 from erpe.errors import ConfigError, StudyError
-from erpe.execution.controller import TrialController
+from erpe.execution.fair_share import TrialController
 from erpe.execution.inline import run_inline
 from erpe.execution.ray_tune.cluster import check_reachable, start, watch_head
 from erpe.execution.trial_loop import TrialFactory

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from erpe.execution.callbacks import Progress
 from erpe.execution.controller import StudyController
 from erpe.execution.trial_loop import TrialEvent
 from erpe.study.records import StudyRecord, TrialRecord
@@ -47,20 +46,7 @@ class FairShareController:
 
     controllers: list[StudyController]
     budgets: list[Budget]
-    progress: Progress
     _whose: dict[str, StudyController] = field(default_factory=dict)
-    _draining: bool = False
-
-    @property
-    def draining(self) -> bool:
-        """Set by Ctrl-C, for all arms."""
-        return self._draining
-
-    @draining.setter
-    def draining(self, value: bool) -> None:
-        self._draining = value
-        for controller in self.controllers:
-            controller.draining = value
 
     def left(self) -> bool:
         """Whether an arm has something to run."""
@@ -99,3 +85,7 @@ class FairShareController:
     def folder(self, trial: TrialRecord) -> Path:
         """See `StudyController.folder`."""
         return self._whose[trial.uid].folder(trial)
+
+
+TrialController = StudyController | FairShareController
+"""What an executor runs trials for."""

@@ -8,18 +8,18 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from erpe.execution.controller import Drains
+from erpe.execution.callbacks import Progress
 
 
 @contextlib.contextmanager
-def interruptible(controller: Drains) -> Iterator[None]:
+def interruptible(draining: threading.Event, progress: Progress) -> Iterator[None]:
     """SIGINT or SIGTERM once: trials finish their epoch, and the search ends. Twice: KeyboardInterrupt."""
 
     def on_signal(number: int, frame: Any) -> None:
-        if controller.draining:
+        if draining.is_set():
             raise KeyboardInterrupt
-        controller.draining = True
-        controller.progress.on_phase("stopping")
+        draining.set()
+        progress.on_phase("stopping")
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -98,24 +99,23 @@ class PackRunner:
         self._plays: dict[str, Iterator[TrialEvent]] = {}
         self._trainings: dict[str, Training] = {}
 
-    def add(self, uid: str, config: TrialConfig, folder: Path) -> None:
-        """Play a trial from the next round on."""
+    def hold(self, trials: dict[str, tuple[TrialConfig, Path]]) -> None:
+        """Play these trials from now on, each with its folder: those that are played go on, others are dropped."""
+        for uid in self._plays.keys() - trials.keys():
+            del self._plays[uid]
+            self._trainings.pop(uid, None)
+        for uid, (config, folder) in trials.items():
+            if uid not in self._plays:
+                self._plays[uid] = play(config, folder, partial(self._build, uid))
 
-        def start(config: TrialConfig, folder: Path) -> Training:
-            self._trainings[uid] = self._start(config, folder)
-            return self._trainings[uid]
+    def _build(self, uid: str, config: TrialConfig, folder: Path) -> Training:
+        self._trainings[uid] = self._start(config, folder)
+        return self._trainings[uid]
 
-        self._plays[uid] = play(config, folder, start)
+    def round(self) -> dict[str, TrialEvent]:
+        """Return the next event of those that are not built yet, if there are any, or else of each.
 
-    def drop(self, uid: str) -> None:
-        """Play it no more: it has ended, or is to stop where it is."""
-        del self._plays[uid]
-        self._trainings.pop(uid, None)
-
-    def round(self) -> Iterator[tuple[str, TrialEvent]]:
-        """Yield the next event of those that are not built yet, if there are any, or else of each.
-
-        So no trial trains while others are being built. Drop a trial that ends before the next round.
+        So no trial trains while others are being built. A trial that ends is not held in the next round.
         """
         printed = ""
         building = [uid for uid in self._plays if uid not in self._trainings]
@@ -124,7 +124,9 @@ class PackRunner:
             with captured() as kept:
                 training[0].ahead(training)
             printed = kept.getvalue()
+        events = {}
         for uid in building or list(self._plays):
             with captured() as kept:
                 event = next(self._plays[uid])
-            yield uid, event._replace(printed=(printed + kept.getvalue())[-MOST_PRINTED:])
+            events[uid] = event._replace(printed=(printed + kept.getvalue())[-MOST_PRINTED:])
+        return events

@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from threading import Event
 from typing import Any, Literal
 
 from erpe.checkpoints.filesystem import Remote
 from erpe.checkpoints.remote import RemoteCheckpoints, checked_out, find_remote
 from erpe.errors import StudyError
-from erpe.execution.callbacks import NullCallback, Progress
+from erpe.execution.callbacks import Progress
 from erpe.execution.controller import StudyController
 from erpe.execution.executors import ResourceRequest, Workers, in_process, on_ray
 from erpe.execution.fair_share import Budget, FairShareController
@@ -106,7 +107,7 @@ def run(
     address = ray_address or os.environ.get("ERPE_RAY_ADDRESS")
     asked = ResourceRequest(concurrency, cpus_per_trial, gpus_per_trial, address, pack)
     asked.check(device)
-    progress = progress or NullCallback()
+    progress = progress or Progress()
     before = _members(store, plan)
     replaced = check_replacing(plan, before, replace)
     if replaced:
@@ -119,7 +120,7 @@ def run(
         opened.callback(tracker.close, 1)  # after an error, too
         campaign = _Campaign(plan, store, tracker, progress, collect("erpe study run", cpus_per_trial), remote)
         searches = opened.enter_context(campaign.searches())
-        opened.enter_context(interruptible(campaign))
+        opened.enter_context(interruptible(campaign.draining, progress))
         progress.on_phase("data")
         work.prepare()
         progress.on_phase("workers")
@@ -135,7 +136,7 @@ def run(
         lag = tracker.lag() if offline else tracker.close(60)
         after = _members(store, plan)
         return CampaignResult(
-            plan.name, confirmed, campaign.failed, campaign.draining,
+            plan.name, confirmed, campaign.failed, campaign.draining.is_set(),
             openings(after, [arm.name for arm in plan.arms()]),
             0 if offline else lag, tracker.problem, time.monotonic() - began,
             _finished(before, after),
@@ -168,31 +169,20 @@ class _Campaign:
     tags: dict[str, str]
     remote: RemoteCheckpoints | None
     failed: dict[str, str] = field(default_factory=dict)
-    _draining: bool = False
-    _controller: FairShareController | None = None
-
-    @property
-    def draining(self) -> bool:
-        """Set by Ctrl-C."""
-        return self._draining
-
-    @draining.setter
-    def draining(self, value: bool) -> None:
-        self._draining = value
-        if self._controller:
-            self._controller.draining = value
+    draining: Event = field(default_factory=Event)
+    """Set by Ctrl-C."""
 
     def play(self, searches: list[StudyController], work: Objective, workers: Workers) -> dict[str, int]:
         """All three phases; those that are done are done. The number of confirmed runs of each arm."""
         self._take_turns(searches, [self._budget(c) for c in searches], "search", work.start, workers)
         self._close(searches)
-        if self.draining:
+        if self.draining.is_set():
             return {}
         with self.confirmations(searches) as confirmations:
             seeds = [Budget(self.plan.confirm.seeds)] * len(confirmations)
             self._take_turns(confirmations, seeds, "confirm", work.confirm, workers)
             try:
-                if not self.draining:
+                if not self.draining.is_set():
                     self._time(confirmations, work, workers)
             finally:
                 self._close(confirmations)  # now that the times are known, whose means it tells
@@ -230,7 +220,9 @@ class _Campaign:
         session = opened.enter_context(StudySession.open(self.store, spec, trials=trials, name=name, part_of=part_of))
         rebuild(session.read(), self.tracker, self.store)
         tags = self.tags | study_tags(spec, name, part_of)
-        return StudyController(session, spec, self.tracker, self.store, 0, self.progress, tags, arm.name, self.remote)
+        return StudyController(
+            session, spec, self.tracker, self.store, 0, self.progress, tags, arm.name, self.remote, self.draining
+        )
 
     def _made_with(self) -> dict[str, str]:
         return made_with(self.tags)
@@ -248,15 +240,14 @@ class _Campaign:
         self, controllers: list[StudyController], budgets: list[Budget], phase: str, start: Any, workers: Workers
     ) -> None:
         """Run a phase to its end; the parents' runs are opened before it."""
-        shared = self._controller = FairShareController(controllers, budgets, self.progress)
-        shared.draining = self.draining
+        shared = FairShareController(controllers, budgets)
         if shared.left():
             self.progress.on_phase(phase)
             for controller in controllers:
                 controller.tags["device"] = self.tags["device"]
                 spec = controller.spec.model_dump(mode="json")
                 self.tracker.start_study(controller.session.uid, spec, controller.tags, controller.session.name)
-        while shared.left() and not self.draining:  # pruned trials may have left some budget
+        while shared.left() and not self.draining.is_set():  # pruned trials may have left some budget
             workers.search(shared, start)
 
     def _close(self, controllers: list[StudyController]) -> None:
@@ -264,7 +255,7 @@ class _Campaign:
         for controller in controllers:
             study = controller.session.read()
             rebuild(study, self.tracker, self.store)
-            end_study(self.tracker, self.store, study, over=not self.draining)
+            end_study(self.tracker, self.store, study, over=not self.draining.is_set())
 
     def _time(self, confirmations: list[StudyController], work: Objective, workers: Workers) -> None:
         """Time every confirmed run in one go, seed by seed, unless all are timed already."""

@@ -19,7 +19,7 @@ from erpe.checkpoints.filesystem import Remote
 from erpe.checkpoints.remote import checked_out, find_remote
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError
-from erpe.execution.callbacks import NullCallback, Progress
+from erpe.execution.callbacks import Progress
 from erpe.execution.controller import StudyController
 from erpe.execution.executors import ResourceRequest, Workers, in_process, on_ray
 from erpe.execution.objective import Objective, vision
@@ -109,7 +109,7 @@ def tune(
     address = ray_address or os.environ.get("ERPE_RAY_ADDRESS")
     asked = ResourceRequest(concurrency, cpus_per_trial, gpus_per_trial, address, pack)
     asked.check(device)
-    progress = progress or NullCallback()
+    progress = progress or Progress()
     remote = find_remote()
     work = work or vision(spec.base.data.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
     work = abroad(work, remote)
@@ -123,7 +123,7 @@ def tune(
         controller.remote = remote
         opened.callback(controller.tracker.close, 1)  # after an error, too
         rebuild(session.read(), controller.tracker, store)
-        opened.enter_context(interruptible(controller))
+        opened.enter_context(interruptible(controller.draining, progress))
         finished = None if _left(session, trials) else session.read().ended
         if not finished:
             progress.on_phase("data")
@@ -155,7 +155,7 @@ def _run(controller: StudyController, work: Objective, workers: Workers) -> None
     controller.progress.on_phase("search")
     workers.search(controller, work.start)
     study = controller.session.read()
-    if controller.draining or study.best is None or study.best.number in study.finals:
+    if controller.draining.is_set() or study.best is None or study.best.number in study.finals:
         return
     controller.progress.on_phase("test")
     best = study.best

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from erpe.errors import StudyError
-from erpe.execution.controller import TrialController
-from erpe.execution.packing import Packs
+from erpe.execution.fair_share import TrialController
 from erpe.execution.ray_tune.trainable import LAST_WORDS, MOST, Worker  # before Ray: sets its environment
 from erpe.execution.trial_loop import TrialFactory
+from erpe.execution.trial_queue import TrialQueue
 from erpe.study.records import TrialRecord
 from erpe.text import last_line
 
@@ -37,22 +37,15 @@ LOOK_SECONDS = 5.0
 class TuneBridge:
     """Which trial of Tune is which pack of trials, and the first error of ours, which Tune would wrap and swallow."""
 
-    def __init__(self, controller: TrialController, start: TrialFactory, pack: int) -> None:
-        self.controller, self.start = controller, start
-        self.packs = Packs(controller, pack)
-        self.trials: dict[str, list[TrialRecord]] = {}
-        self.running: set[str] = set()
-        """Trials of Tune that have not ended."""
-        self.heard: set[str] = set()  # which a worker has begun
+    def __init__(self, controller: TrialController, start: TrialFactory, size: int) -> None:
+        self.controller, self.start, self.queue = controller, start, TrialQueue(controller, size)
+        self.packs: dict[str, list[TrialRecord]] = {}
+        """Trial of Tune -> its pack, while a worker has it."""
+        self.begun: set[str] = set()
+        """Trials of Tune that a worker has begun."""
         self.reasons: dict[str, str] = {}
         """Trials of Tune whose worker raised an exception -> its traceback."""
         self.error: BaseException | None = None
-
-    def on_trial_error(self, trials: list[TrialRecord], reason: str) -> list[TrialRecord]:
-        """Record that a pack's worker died; its trials that should be run again."""
-        return self.guarded(
-            lambda: [each for each in trials if self.controller.on_trial_error(each, reason)], list[TrialRecord]()
-        )
 
     def guarded(self, call: Callable[[], T], otherwise: T) -> T:
         """Return the call's answer; after an error of ours, the search stops and no trial changes."""
@@ -75,27 +68,24 @@ class StudySearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """Return a pack as Tune's configuration."""
         link = self._link
-        trials = link.guarded(link.packs.next_pack, list[TrialRecord]())
-        if not trials:
-            # What is left of a running pack may yet need a worker.
-            return None if link.running and link.packs.most > 1 else Searcher.FINISHED
-        link.trials[trial_id] = trials
-        link.running.add(trial_id)
-        pack = [
-            {"config": each.config.model_dump(mode="json"), "folder": str(link.controller.folder(each))}
-            for each in trials
-        ]
-        return {"pack": pack, "start": link.start}
+        pack = link.guarded(link.queue.next_pack, list[TrialRecord]())
+        if not pack:
+            return None if link.queue.running else Searcher.FINISHED  # those that run may yet need another worker
+        link.packs[trial_id] = pack
+        trials = {
+            each.uid: {"config": each.config.model_dump(mode="json"), "folder": str(link.controller.folder(each))}
+            for each in pack
+        }
+        return {"pack": trials, "start": link.start}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record nothing.
 
-        The scheduler has done so, except where a worker was dead when it should take another trial.
+        The scheduler has done so, except where a worker was dead when it should take another pack.
         """
         link = self._link
-        link.running.discard(trial_id)
-        if error:
-            link.packs.apart(link.on_trial_error(link.trials[trial_id], KILLED))
+        if pack := link.packs.pop(trial_id, None):
+            link.guarded(lambda: link.queue.on_crash(pack, KILLED) if error else link.queue.release(pack), None)
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the database is the state."""
@@ -118,39 +108,30 @@ class StudyScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Record what the worker says."""
         link = self._link
-        trials = link.trials[trial.trial_id]
-        link.heard.add(trial.trial_id)
+        link.begun.add(trial.trial_id)
         if result["crash"]:  # its next step raises, and Tune asks for another worker
             link.reasons[trial.trial_id] = result["crash"]
             return TrialScheduler.CONTINUE
-        heard = [(trials[place], event) for place, event in result["events"]]
-        ended = link.guarded(
-            lambda: [each for each, event in heard if not link.controller.on_trial_result(each, event)], trials
-        )
-        if not ended:
+        pack, events = link.packs[trial.trial_id], dict(result["events"])
+        heard = [each for each in pack if each.uid in events]
+        if link.guarded(lambda: all([link.queue.on_event(each, events[each.uid]) for each in heard]), False):
             return TrialScheduler.CONTINUE
-        link.packs.rest([each for each in trials if each not in ended])
+        link.queue.release(link.packs.pop(trial.trial_id))
         return TrialScheduler.STOP
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Handle a trial that is new, or comes back after a crash.
-
-        Whether it is run again is the session's decision.
-        """
+        """Handle a trial of Tune that is new, or comes back after a crash; then its trials make new packs."""
         if not trial.num_failures:
             return
         link = self._link
-        trials = link.trials[trial.trial_id]
-        reason = link.reasons.pop(trial.trial_id, "") or _last_words(link.controller.folder(trials[0]))
+        pack = link.packs.pop(trial.trial_id)
+        reason = link.reasons.pop(trial.trial_id, "") or _last_words(link.controller.folder(pack[0]))
         said = Path(trial.error_file).read_text(errors="replace")
-        if trial.trial_id not in link.heard and RAISED.search(said):  # no fault of the trial, which never began
+        if trial.trial_id not in link.begun and RAISED.search(said):  # no fault of the trials, which never began
             why = last_line(said)
             link.error = link.error or StudyError(f"ray: a worker cannot begin ({why}); the same command continues")
-        again = link.on_trial_error(trials, reason)  # after an error of ours, nothing is recorded
-        if len(trials) > 1:
-            link.packs.apart(again)
-        if len(trials) > 1 or not again:
-            tune_controller.stop_trial(trial)
+        link.guarded(lambda: link.queue.on_crash(pack, reason), None)  # after an error of ours, nothing is recorded
+        tune_controller.stop_trial(trial)
 
     def __reduce__(self) -> Any:
         return FIFOScheduler, ()
@@ -214,16 +195,8 @@ def run_ray(
         ErpeError: see `StudyController.on_trial_result`.
     """
     link = TuneBridge(controller, start, pack)
-    _fit(link, concurrency, {"cpu": cpus, "gpu": gpus}, scratch)
-    while link.packs.left and link.error is None:  # after the searcher had no more
-        _fit(link, concurrency, {"cpu": cpus, "gpu": gpus}, scratch)
-    if link.error is not None:
-        raise link.error
-
-
-def _fit(link: TuneBridge, concurrency: int | None, resources: dict[str, float], scratch: Path) -> None:
     tune.Tuner(
-        tune.with_resources(Worker, resources),
+        tune.with_resources(Worker, {"cpu": cpus, "gpu": gpus}),
         tune_config=tune.TuneConfig(
             search_alg=StudySearcher(link),
             scheduler=StudyScheduler(link),
@@ -242,3 +215,5 @@ def _fit(link: TuneBridge, concurrency: int | None, resources: dict[str, float],
             verbose=0,
         ),
     ).fit()
+    if link.error is not None:
+        raise link.error

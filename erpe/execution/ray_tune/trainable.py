@@ -38,9 +38,9 @@ class Worker(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Take a pack; nothing is built before the first step, whose errors are reported."""
         self._together = PackRunner(config["start"])
-        for place, trial in enumerate(config["pack"]):
-            self._together.add(str(place), TrialConfig(**trial["config"]), Path(trial["folder"]))
-        folder = Path(config["pack"][0]["folder"])
+        trials = {uid: (TrialConfig(**trial["config"]), Path(trial["folder"])) for uid, trial in config["pack"].items()}
+        self._together.hold(trials)
+        _, folder = next(iter(trials.values()))
         with suppress(OSError):  # a full disk is told by the first step
             folder.mkdir(parents=True, exist_ok=True)
             (folder / LAST_WORDS).unlink(missing_ok=True)  # never write through what lies there
@@ -54,7 +54,7 @@ class Worker(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Give the next events, each with its trial's place in the pack.
+        """Give the next events, by trial.
 
         An exception that nobody foresaw is told first, as `crash`, and raised by the next step: then this process ends.
         """
@@ -62,7 +62,7 @@ class Worker(tune.Trainable):
             raise self._crash
         assert self._together
         try:
-            return {"events": [(int(place), event) for place, event in self._together.round()], "crash": ""}
+            return {"events": list(self._together.round().items()), "crash": ""}
         except Exception as error:
             self._crash = error
             lines = traceback.format_exc().splitlines()
