@@ -25,6 +25,9 @@ FILES = {
 }  # fmt: skip
 """What may lie in a trial's folder -> bytes it may have. Nothing else is taken from elsewhere."""
 
+OUTCOME = "outcome.json"
+"""Measures of a finished trial, which make its folder that of one: written last."""
+
 STATE = "training.safetensors"
 """A trial's checkpoint after its last epoch; a finished one has none."""
 

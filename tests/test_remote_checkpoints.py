@@ -3,11 +3,11 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
+import time
 from functools import partial
-from pathlib import Path
+from gc import collect as gc_now
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 from mlflow_server import free_port
@@ -15,14 +15,14 @@ from object_store import BUCKET, ObjectStore
 from s3fs import S3FileSystem
 from trials import curve, small_study, tiny
 
-from erpe.checkpoints.remote import LISTING, OUTCOME, RemoteCheckpoints, checked_out, find_remote, name_of
+from erpe.checkpoints import RemoteCheckpoints, checked_out, find_remote, name_of
 from erpe.errors import ConfigError, StoreError
 from erpe.execution.objective import vision
-from erpe.execution.staging import LOCK, PREFIX, Displaced, Scratch, StagedTraining, abroad
+from erpe.execution.staging import KEPT_SECONDS, PREFIX, Displaced, StagedTraining, staged
 from erpe.execution.trial_loop import play
 from erpe.retention.gc import gc
 from erpe.retention.policy import Policy
-from erpe.store import OWNER, STATE
+from erpe.store import OUTCOME, STATE
 from erpe.study.records import read_studies
 from erpe.training.trial import Trial
 
@@ -41,19 +41,19 @@ def remote(request, tmp_path, monkeypatch):
     """One of each kind, empty."""
     if request.param == "folder":
         (tmp_path / "remote").mkdir()
-        return RemoteCheckpoints(str(tmp_path / "remote"), 5)
+        return RemoteCheckpoints(str(tmp_path / "remote"))
     if request.param == "memory":
-        return RemoteCheckpoints(f"memory://{tmp_path.name}", 5)
+        return RemoteCheckpoints(f"memory://{tmp_path.name}")
     server = request.getfixturevalue("server")
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    return RemoteCheckpoints(f"s3://{BUCKET}/{tmp_path.name}", 5)
+    return RemoteCheckpoints(f"s3://{BUCKET}/{tmp_path.name}")
 
 
 @pytest.fixture
 def shared(tmp_path):
     (tmp_path / "remote").mkdir()
-    return RemoteCheckpoints(str(tmp_path / "remote"), 1)
+    return RemoteCheckpoints(str(tmp_path / "remote"))
 
 
 def files(folder):
@@ -65,7 +65,7 @@ def test_a_trial_goes_on_wherever_the_next_worker_is_and_comes_home_as_it_was_tr
     whole = Trial(config, tmp_path / "whole")
     while not whole.done:
         whole.epoch()
-    begin = partial(abroad(WORK, remote).start, config, home)
+    begin = partial(staged(WORK, remote).start, config, home)
     first = begin()
     first.epoch()
     first.epoch()
@@ -76,11 +76,11 @@ def test_a_trial_goes_on_wherever_the_next_worker_is_and_comes_home_as_it_was_tr
     assert curve(second.history) == curve(whole.history)
     assert not home.exists(), "the driver's folder is not a worker's to make"
     remote.collect(home, finished=True)
-    assert files(home) == {name: data for name, data in files(second._scratch.folder).items() if name != LOCK}
+    assert files(home) == files(second.scratch)
     third = begin()
     assert third.finish() == metrics and curve(third.history) == curve(whole.history), "nothing is trained again"
-    remote.remove(home)
-    remote.remove(home)
+    remote.remove(name_of(home))
+    remote.remove(name_of(home))
     assert not begin().history
 
 
@@ -95,7 +95,7 @@ def test_an_attempt_that_was_cut_off_overwrites_nothing(remote, tmp_path):
         with pytest.raises(Displaced, match="another attempt"):
             say()
     remote.collect(home, finished=False)
-    assert home.joinpath(STATE).read_bytes() == (new._scratch.folder / STATE).read_bytes()
+    assert home.joinpath(STATE).read_bytes() == (new.scratch / STATE).read_bytes()
     assert [path.name for path in home.iterdir()] == [STATE], "no results of an attempt that does not count"
     assert len(begin().history) == 2
 
@@ -127,10 +127,9 @@ def test_storage_that_is_away_is_waited_for(monkeypatch):
     store = ObjectStore(free_port(), wait=False)
     for name, value in store.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(S3FileSystem, "retries", 1)  # its own hide a second or two
     S3FileSystem.clear_instance_cache()
     try:
-        remote = RemoteCheckpoints(f"s3://{BUCKET}", 60)
+        remote = RemoteCheckpoints(f"s3://{BUCKET}")
         assert remote.read("x/owner") is None, "first nobody listens, then there is no such file"
         store.wait()
         remote.write("x/owner", b"0")
@@ -142,25 +141,33 @@ def test_storage_that_is_away_is_waited_for(monkeypatch):
         store.end()
 
 
+def _zip(**files):
+    def write(path):
+        with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(name.replace("__", "."), content)
+
+    return write
+
+
 @pytest.mark.parametrize(
-    ("name", "damage", "line"),
+    ("damage", "line"),
     [
-        ("model.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"), "checksum differs"),
-        ("model.safetensors", Path.unlink, "missing"),
-        ("test.json", lambda path: path.write_text("[" * 2**21), "no plain file of at most"),
-        ("config.json", lambda path: (path.unlink(), path.symlink_to("/etc/hostname")), "no plain file"),
-        (LISTING, lambda path: path.write_text('{"../../erpe.json": "0"}'), "no list of a trial's files"),
-        (LISTING, lambda path: path.write_text("{"), "no list of a trial's files"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"head.weight", b"dead.weight")), "damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "damaged"),
+        (_zip(outcome__json="[" * 2**21, config__json=" " * 2**21), "other files"),
+        (_zip(**{"outcome__json": "{}", "../../erpe__json": "0"}), "other files"),
+        (lambda path: (path.unlink(), path.symlink_to("/etc/hostname")), "no plain file"),
+        (lambda path: (path.unlink(), path.mkdir()), "no plain file"),
     ],
 )
-def test_what_comes_from_elsewhere_is_looked_at(shared, tmp_path, name, damage, line):
+def test_what_comes_from_elsewhere_is_looked_at(shared, tmp_path, damage, line):
     home = tmp_path / "study/0000-0"
     trial = StagedTraining(shared, WORK.confirm, tiny(), home)
     while len(trial.history) < 3:
         trial.epoch()
     trial.finish()
-    place = tmp_path / "remote" / name_of(home)
-    (path,) = (place / (place / OWNER).read_text()).glob(name)
+    (path,) = (tmp_path / "remote" / name_of(home)).glob("*.zip")
     damage(path)
     with pytest.raises(StoreError, match=line) as said:
         shared.collect(home, finished=True)
@@ -179,7 +186,6 @@ def test_what_comes_from_elsewhere_is_looked_at(shared, tmp_path, name, damage, 
 def test_a_wrong_place_is_one_line(monkeypatch, url, error, line):
     monkeypatch.setenv("ERPE_CHECKPOINTS", url)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("erpe.checkpoints.remote.OPENING_SECONDS", 0.1)
     S3FileSystem.clear_instance_cache()  # it has read its environment
     with pytest.raises(error, match=line) as said:
         find_remote()
@@ -220,7 +226,7 @@ def test_finished_trials_are_lent_to_be_measured_and_what_was_measured_comes_hom
     while not here.done:
         here.epoch()
     here.finish()
-    work = abroad(WORK, shared)
+    work = staged(WORK, shared)
     with checked_out(shared, home):
         tested = work.evaluate(home)
     assert (home / "test.json").exists() and tested["test/accuracy"] > 0
@@ -243,17 +249,17 @@ def test_gc_removes_what_lies_there_too(monkeypatch, tmp_path):
     assert there == {folder.name for folder in folders if int(folder.name[:4]) not in swept.going} and there
 
 
-def test_scratch_folders_go_with_their_process_even_if_it_was_killed(tmp_path, monkeypatch):
+def test_scratch_folders_go_with_their_training_and_those_of_killed_processes_after_a_while(
+    shared, tmp_path, monkeypatch
+):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    make = f"import tempfile, time; tempfile.tempdir = {str(tmp_path)!r}; from erpe.execution.staging import Scratch; "
-    make += "kept = Scratch(); print(kept.folder, flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", make], stdout=subprocess.PIPE, text=True)
-    folder = Path(process.stdout.readline().strip())
-    one = Scratch()
-    assert folder.is_dir() and one.folder.is_dir(), "one in use stays"
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    other = Scratch()
-    assert not folder.exists()
-    del one, other
-    assert not list(tmp_path.glob(f"{PREFIX}*"))
+    old, young = tmp_path / f"{PREFIX}old", tmp_path / f"{PREFIX}young"
+    for folder in (old, young):
+        folder.mkdir()
+    os.utime(old, (0, time.time() - KEPT_SECONDS - 60))
+    trial = StagedTraining(shared, WORK.start, tiny(), tmp_path / "study/0000-0")
+    assert trial.scratch.is_dir() and young.is_dir() and not old.exists()
+    place = trial.scratch
+    del trial
+    gc_now()
+    assert not place.exists()

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -189,17 +190,18 @@ def _checkpoints(store: Store, address: str | None) -> Iterator[Finding]:
 
     Without a cluster, this machine alone.
     """
-    from erpe.checkpoints.filesystem import Remote
-    from erpe.checkpoints.remote import find_remote
-    from erpe.execution.ray_tune.storage_check import preflight, visit
+    from erpe.checkpoints import RemoteCheckpoints, find_remote
+    from erpe.execution.ray_tune.cluster import joined
+    from erpe.execution.ray_tune.storage_check import find_blind
 
     what = "checkpoints"
     try:
-        place = find_remote() or Remote(str(store.checkpoints))
+        place = find_remote() or RemoteCheckpoints(str(store.checkpoints))
         if place.url == str(store.checkpoints) and not store.checkpoints.exists():
             yield Finding(what, "note", f"no {place} yet; `erpe tune` makes it, and tries it on every node")
             return
-        wrong = preflight(place) if address is None else visit(address, place)
+        with joined(address) if address else nullcontext():
+            wrong = find_blind(place)
     except ErpeError as error:
         yield Finding(what, "wrong", str(error))
         return

@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from erpe.checkpoints.remote import RemoteCheckpoints
+from erpe.checkpoints import RemoteCheckpoints, name_of
 from erpe.errors import TrialError
 from erpe.execution.callbacks import Progress, TrialProgress
 from erpe.execution.trial_log import write_log
@@ -138,7 +138,7 @@ class StudyController:
             self.session.tell(trial.number)
             self._study = self.session.read()
             if self.remote:
-                self.remote.remove(self.folder(trial))
+                self.remote.remove(name_of(self.folder(trial)))
             self.progress.on_end(self._moment(decided._replace(state=decided.verdict.state)))
         return False
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from erpe.checkpoints.filesystem import Remote
+from erpe.checkpoints import RemoteCheckpoints
 from erpe.errors import ConfigError, StudyError
 from erpe.execution.fair_share import TrialController
 from erpe.execution.inline import run_inline
@@ -167,7 +167,9 @@ class OnRay:
 
 
 @contextmanager
-def on_ray(asked: ResourceRequest, trials: int, scratch: Path, place: Remote | None = None) -> Iterator[Workers]:
+def on_ray(
+    asked: ResourceRequest, trials: int, scratch: Path, place: RemoteCheckpoints | None = None
+) -> Iterator[Workers]:
     """Start Ray, or join it, for as long as the block runs.
 
     Args:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import tempfile
+import time
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from erpe.checkpoints.remote import OUTCOME, RemoteCheckpoints, name_of
+from erpe.checkpoints import RemoteCheckpoints, name_of
 from erpe.config import TrialConfig
 from erpe.execution.objective import Objective
 from erpe.execution.trial_loop import Training, TrialFactory
-from erpe.io import open_plain
+from erpe.store import OUTCOME
 from erpe.training.outcome import read_outcome
 
-PREFIX, LOCK = "erpe-trial-", "held"
-"""Of scratch folders, and the file in each that its process has locked."""
+PREFIX = "erpe-trial-"
+"""Of scratch folders."""
+
+KEPT_SECONDS = 7 * 24 * 3600
+"""When the scratch folder of a process that was killed goes; one in use changes with every epoch."""
 
 
 class Displaced(RuntimeError):
@@ -36,25 +38,25 @@ class StagedTraining:
 
     def __init__(self, remote: RemoteCheckpoints, start: TrialFactory, config: TrialConfig, folder: Path) -> None:
         self.config, self._remote, self._trial = config, remote, name_of(folder)
-        self._scratch = Scratch()
-        remote.download(self._scratch.folder, self._trial)
-        finished = read_outcome(config, self._scratch.folder)
-        if finished:
-            self._training: Training = Finished(config, finished)
-            return
-        (self._scratch.folder / OUTCOME).unlink(missing_ok=True)  # of another configuration
-        self._training = start(config, self._scratch.folder)
-        self._attempt = remote.new_attempt(self._scratch.folder, self._trial)
+        self.scratch = Path(tempfile.mkdtemp(prefix=PREFIX))
+        weakref.finalize(self, shutil.rmtree, self.scratch, True)
+        _sweep(self.scratch.parent)
+        remote.download(self.scratch, self._trial)
+        self._finished = read_outcome(config, self.scratch)
+        if self._finished is None:
+            (self.scratch / OUTCOME).unlink(missing_ok=True)  # of another configuration
+            self._training: Training = start(config, self.scratch)
+            self._attempt = remote.new_attempt(self.scratch, self._trial)
 
     @property
     def history(self) -> list[dict[str, float]]:
         """See `Training`."""
-        return self._training.history
+        return self._finished["history"] if self._finished else self._training.history
 
     @property
     def warning(self) -> str | None:
         """See `Training`."""
-        return self._training.warning
+        return None if self._finished else self._training.warning
 
     @staticmethod
     def ahead(trainings: list[StagedTraining]) -> None:
@@ -75,76 +77,25 @@ class StagedTraining:
 
     def finish(self) -> dict[str, float]:
         """Write the results, here and in the remote."""
+        if self._finished:
+            return self._finished["metrics"]
         found = self._training.finish()
-        if not isinstance(self._training, Finished):
-            self._save()
+        self._save()
         return found
 
     def _save(self) -> None:
-        if not self._remote.save(self._scratch.folder, self._trial, self._attempt):
+        if not self._remote.save(self.scratch, self._trial, self._attempt):
             raise Displaced(f"{self._trial}: another attempt at this trial counts now")
 
 
-class Finished:
-    """The training of a trial whose results were there already."""
-
-    warning: str | None = None
-
-    def __init__(self, config: TrialConfig, found: dict[str, Any]) -> None:
-        self.config, self.history = config, found["history"]
-        self._metrics: dict[str, float] = found["metrics"]
-
-    @staticmethod
-    def ahead(trainings: list[Any]) -> None:
-        """Nothing is left to train."""
-
-    def epoch(self) -> dict[str, float]:
-        """Its history is whole."""
-        raise AssertionError("a finished trial has no next epoch")
-
-    def finish(self) -> dict[str, float]:
-        """Return what was measured."""
-        return self._metrics
-
-
-class Scratch:
-    """A temporary folder that goes with this object; those that killed processes left go when one is made."""
-
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        held = _lock(self.folder / "making")
-        (self.folder / "making").rename(self.folder / LOCK)  # it is visible only once it is locked
-        _sweep(self.folder.parent)
-        weakref.finalize(self, _remove, self.folder, held)
-
-
-def _lock(path: Path) -> int:
-    """Return a file's descriptor, locked for as long as it is open; the kernel releases it however the process ends.
-
-    Raises:
-        OSError: another process has it, or it is not ours.
-    """
-    handle = open_plain(path, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise
-    return handle
-
-
-def _remove(folder: Path, held: int) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    os.close(held)
-
-
 def _sweep(place: Path) -> None:
-    for lock in place.glob(f"{PREFIX}*/{LOCK}"):
+    for folder in place.glob(f"{PREFIX}*"):
         with suppress(OSError):
-            _remove(lock.parent, _lock(lock))
+            if time.time() - folder.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(folder)
 
 
-def abroad(work: Objective, remote: RemoteCheckpoints | None) -> Objective:
+def staged(work: Objective, remote: RemoteCheckpoints | None) -> Objective:
     """Return the same work, on hosts that share only the remote with the driver.
 
     None: they share the store's folder.
@@ -162,20 +113,18 @@ def abroad(work: Objective, remote: RemoteCheckpoints | None) -> Objective:
 def _evaluate(
     remote: RemoteCheckpoints, evaluate: Callable[[Path], dict[str, float]], folder: Path
 ) -> dict[str, float]:
-    scratch = _received(remote, folder)
-    found = evaluate(scratch.folder)
-    remote.new_attempt(scratch.folder, name_of(folder))
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as scratch:
+        remote.download(Path(scratch), name_of(folder))
+        found = evaluate(Path(scratch))
+        remote.new_attempt(Path(scratch), name_of(folder))
     return found
 
 
 def _time(
     remote: RemoteCheckpoints, clock: Callable[[list[Path]], list[dict[str, float]]], folders: list[Path]
 ) -> list[dict[str, float]]:
-    found = [_received(remote, folder) for folder in folders]
-    return clock([each.folder for each in found])
-
-
-def _received(remote: RemoteCheckpoints, folder: Path) -> Scratch:
-    scratch = Scratch()
-    remote.download(scratch.folder, name_of(folder))
-    return scratch
+    with ExitStack() as opened:
+        found = [Path(opened.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX))) for _ in folders]
+        for scratch, folder in zip(found, folders, strict=True):
+            remote.download(scratch, name_of(folder))
+        return clock(found)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import optuna
 
-from erpe.checkpoints.remote import find_remote
+from erpe.checkpoints import find_remote, name_of
 from erpe.errors import BusyError, ConfigError, StudyError
 from erpe.io import is_own, remove_folder, size_mib
 from erpe.retention.orphans import Stray, sweep_strays
@@ -207,7 +207,7 @@ class _LeasedExperiment(NamedTuple):
         for trial in plan.going:
             remove_folder(self._folder(plan.study, trial))
             if remote:
-                remote.remove(self._folder(plan.study, trial))
+                remote.remove(name_of(self._folder(plan.study, trial)))
 
     def send(self) -> tuple[int, str | None]:
         """Bring MLflow the removals, if it has the study: events that it has not got, and what keeps it from them."""

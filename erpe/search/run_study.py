@@ -19,8 +19,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Literal
 
-from erpe.checkpoints.filesystem import Remote
-from erpe.checkpoints.remote import RemoteCheckpoints, checked_out, find_remote
+from erpe.checkpoints import RemoteCheckpoints, checked_out, find_remote
 from erpe.errors import StudyError
 from erpe.execution.callbacks import Progress
 from erpe.execution.controller import StudyController
@@ -28,7 +27,7 @@ from erpe.execution.executors import ResourceRequest, Workers, in_process, on_ra
 from erpe.execution.fair_share import Budget, FairShareController
 from erpe.execution.objective import Objective, vision
 from erpe.execution.signals import interruptible
-from erpe.execution.staging import abroad
+from erpe.execution.staging import staged
 from erpe.store import Store
 from erpe.study.backup import backed_up
 from erpe.study.lookup import identified
@@ -114,7 +113,7 @@ def run(
         progress.on_warning(replaced)
     remote = find_remote()
     work = work or vision(plan.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
-    work = abroad(work, remote)
+    work = staged(work, remote)
     with contextlib.ExitStack() as opened:
         tracker = Tracker(store, plan.name, send=not offline)
         opened.callback(tracker.close, 1)  # after an error, too
@@ -126,7 +125,7 @@ def run(
         progress.on_phase("workers")
         most = len(plan.arms()) * max(plan.search.trials, plan.confirm.seeds)
         scratch = store.root / "ray" / plan.name
-        kept = remote or Remote(str(store.checkpoints))
+        kept = remote or RemoteCheckpoints(str(store.checkpoints))
         place = in_process(asked) if executor == "inline" else on_ray(asked, most, scratch, kept)
         with place as workers:
             campaign.tags["device"] = workers.device if device == "auto" else device

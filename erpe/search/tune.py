@@ -15,8 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from erpe.checkpoints.filesystem import Remote
-from erpe.checkpoints.remote import checked_out, find_remote
+from erpe.checkpoints import RemoteCheckpoints, checked_out, find_remote
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError
 from erpe.execution.callbacks import Progress
@@ -24,7 +23,7 @@ from erpe.execution.controller import StudyController
 from erpe.execution.executors import ResourceRequest, Workers, in_process, on_ray
 from erpe.execution.objective import Objective, vision
 from erpe.execution.signals import interruptible
-from erpe.execution.staging import abroad
+from erpe.execution.staging import staged
 from erpe.store import Store
 from erpe.study.backup import backed_up
 from erpe.study.session import StudySession
@@ -112,7 +111,7 @@ def tune(
     progress = progress or Progress()
     remote = find_remote()
     work = work or vision(spec.base.data.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
-    work = abroad(work, remote)
+    work = staged(work, remote)
     tags = collect("erpe tune", cpus_per_trial)
     with contextlib.ExitStack() as opened:
         session = opened.enter_context(
@@ -131,7 +130,7 @@ def tune(
             controller.tracker.start_study(session.uid, spec.model_dump(mode="json"), controller.tags)
             progress.on_phase("workers")
             scratch = store.root / "ray" / session.name
-            kept = remote or Remote(str(store.checkpoints))
+            kept = remote or RemoteCheckpoints(str(store.checkpoints))
             place = in_process(asked) if executor == "inline" else on_ray(asked, trials, scratch, kept)
             with place as workers:
                 controller.tags["device"] = workers.device if device == "auto" else device

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from erpe.checkpoints.filesystem import Remote
+from erpe.checkpoints import RemoteCheckpoints
 from erpe.errors import ErpeError, StoreError
-from erpe.execution.ray_tune.cluster import joined
 
 import erpe.execution.ray_tune.environment  # isort: skip  # noqa: F401  before Ray
 from erpe.text import first_line
@@ -17,16 +16,13 @@ from erpe.text import first_line
 import ray  # isort: skip
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # isort: skip
 
-PATIENCE_SECONDS = 5.0
-"""How long a node waits for storage that does not answer."""
-
 ANSWER_SECONDS = 60.0
 """How long the driver waits for a node: it may have to start a process."""
 
 REMEDY = "use one folder that all nodes share, or ERPE_CHECKPOINTS=URL"
 
 
-def preflight(place: Remote) -> dict[str, str]:
+def find_blind(place: RemoteCheckpoints) -> dict[str, str]:
     """Let this process, and each node of a cluster that runs trials, write a small file, and read all others' files.
 
     Args:
@@ -36,7 +32,7 @@ def preflight(place: Remote) -> dict[str, str]:
     Raises:
         StoreError: this machine itself cannot write there, or read what it wrote.
     """
-    place, mark = replace(place, patience=PATIENCE_SECONDS), f".preflight-{uuid.uuid4().hex}"
+    place, mark = replace(place, tries=3), f".preflight-{uuid.uuid4().hex}"
     nodes = {
         node["NodeID"]: node["NodeManagerAddress"]
         for node in (ray.nodes() if ray.is_initialized() else [])
@@ -50,37 +46,27 @@ def preflight(place: Remote) -> dict[str, str]:
         saw = _ask(unread, {node: (place, files) for node, said in wrote.items() if said is None})
         return {nodes[node]: f"{said}; {REMEDY}" for node, said in (wrote | saw).items() if said}
     finally:
-        place.clear(mark)
+        place.remove(mark)
 
 
-def require_shared(place: Remote) -> None:
+def require_shared(place: RemoteCheckpoints) -> None:
     """Make sure that trials may begin on any node and end on another.
 
     Raises:
         StoreError: they may not; it names the first node that is to blame, and counts the others.
     """
-    wrong = preflight(place)
+    wrong = find_blind(place)
     for address, said in wrong.items():
         others = f"; {len(wrong) - 1} more nodes, `erpe doctor` names them" if len(wrong) > 1 else ""
         raise StoreError(f"node {address}: {said}{others}")
 
 
-def visit(address: str, place: Remote) -> dict[str, str]:
-    """As `preflight`, in a cluster that is joined for it.
-
-    Raises:
-        ConfigError, StudyError: see `erpe.execution.ray_tune.cluster.joined`.
-    """
-    with joined(address):
-        return preflight(place)
-
-
-def write(place: Remote, name: str) -> None:
+def write(place: RemoteCheckpoints, name: str) -> None:
     """Write a file that says where it is from."""
     place.write(name, name.encode())
 
 
-def unread(place: Remote, names: list[str]) -> None:
+def unread(place: RemoteCheckpoints, names: list[str]) -> None:
     """Read files of others.
 
     Raises:
@@ -106,12 +92,10 @@ def _ask(function: Callable[..., None], of: dict[str, tuple[Any, ...]]) -> dict[
 
 def _answer(reference: Any) -> str | None:
     try:
-        ray.get(reference, timeout=0)
-        return None
+        return ray.get(reference, timeout=0)
     except ray.exceptions.GetTimeoutError:
         return f"no answer in {ANSWER_SECONDS:.0f} s"
     except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        return str(cause) if isinstance(cause, ErpeError) else f"{type(cause).__name__}: {cause}"
+        return str(error.cause) if isinstance(error.cause, ErpeError) else first_line(error.cause)
     except ray.exceptions.RayError as error:
         return first_line(error)

@@ -1,1 +1,0 @@
-"""Keep the files of trials where hosts share no folder."""
