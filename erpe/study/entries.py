@@ -104,9 +104,16 @@ def typed(name: str, value: Any) -> Any:
 
     What is no setting, or does not fit, is left to the configuration, which says what is wrong with it.
     """
-    with contextlib.suppress(ValidationError, KeyError):
-        return _adapters()[name].validate_python(value)
-    return value
+    return _adapters()[name].validate_python(value) if fits(name, value) else value
+
+
+def fits(name: str, value: Any) -> bool:
+    """Whether a setting takes a value, as far as it alone can tell."""
+    try:
+        _adapters()[name].validate_python(value)
+    except (ValidationError, KeyError):
+        return False
+    return True
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from erpe.config import TrialConfig, defaults, split_variant
 from erpe.datasets import Dataset, facts_of
 from erpe.errors import ConfigError, ErpeError, nearest
 from erpe.study.distributions import MOST_VALUES, Axis, Choices, Floats, Ints, Space
-from erpe.study.entries import contradictions, dotted, typed
+from erpe.study.entries import KNOWN, contradictions, dotted, fits, typed
 
 # Sizes that fit together: every width is divisible by 4 x every number of heads, as rope asks.
 _BY_KIND: dict[str, dict[str, Axis]] = {
@@ -170,8 +170,8 @@ def apply_overrides(entries: dict[str, Any], variant: str, dataset: str | Datase
         if option != name and name not in base.flat() and plugins.has_option(option):
             continue
         try:
-            axis = read_axis(name, entry, base)
-            check_axis(name, axis, base)
+            axis = _read_axis(name, entry, base)
+            _check_values(name, axis, base)
         except ConfigError as error:
             mistakes += [f'space."{name[:100]}": {said}' for said in error.args]
         else:
@@ -182,7 +182,7 @@ def apply_overrides(entries: dict[str, Any], variant: str, dataset: str | Datase
     return Space(axes=axes)
 
 
-def read_axis(name: str, entry: Any, base: TrialConfig) -> Axis:
+def _read_axis(name: str, entry: Any, base: TrialConfig) -> Axis:
     """Return an entry of a space file as an axis.
 
     Raises:
@@ -195,7 +195,7 @@ def read_axis(name: str, entry: Any, base: TrialConfig) -> Axis:
     if not isinstance(entry, dict):
         values = entry if isinstance(entry, list) else [entry]
         axis: Axis = Choices(values=tuple(typed(name, value) for value in values))
-    elif takes_whole_numbers(name, base):
+    elif isinstance(base.flat()[name], int) if name not in KNOWN else not fits(name, 0.5):
         axis = Ints(**entry)
     else:
         axis = Floats(**entry)
@@ -204,30 +204,14 @@ def read_axis(name: str, entry: Any, base: TrialConfig) -> Axis:
     return axis
 
 
-def takes_whole_numbers(name: str, base: TrialConfig) -> bool:
-    """Whether a setting refuses 0.5, which every real-valued setting of a TrialConfig takes."""
-    try:
-        base.replace({name: 0.5})
-    except ConfigError:
-        return True
-    return False
-
-
-def check_axis(name: str, axis: Axis, base: TrialConfig) -> None:
-    """Refuse a range with a value that the configuration refuses, whatever the other settings are.
-
-    Raises:
-        ConfigError: what the configuration says about that value.
-    """
+def _check_values(name: str, axis: Axis, base: TrialConfig) -> None:
     room, _, setting = name.rpartition(".")
-    for value in axis.probes():
+    for value in axis.probes() if name not in _SIZES else ():  # `check_together` looks at sizes
         try:
             base.replace({name: value})
         except ConfigError as error:
-            text = str(error).removeprefix(f"{room}: ").removeprefix(f"{room}.")
-            # A size that only clashes with another size's default is judged by `check_together`.
-            if name not in _SIZES or text.startswith(f"{setting}: "):
-                raise ConfigError(text.removeprefix(f"{setting}: ")) from None
+            said = str(error).removeprefix(f"{room}: ").removeprefix(f"{room}.").removeprefix(f"{setting}: ")
+            raise ConfigError(said) from None
 
 
 def check_together(space: Space, base: TrialConfig) -> None:
