@@ -11,11 +11,12 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Unpack
 
 from erpe.datasets import Dataset, facts_of, read_grid
 from erpe.errors import ConfigError, StudyError, TrackingError, either
 from erpe.execution.callbacks import Progress
+from erpe.execution.executors import How
 from erpe.live import SearchProgress, StudyProgress
 from erpe.plugins import load as load_plugin
 from erpe.results import Study, Tuned, load_study
@@ -30,26 +31,6 @@ Place = str | Path
 
 DEFAULT_TRIALS = {"digits": 6, "mnist": 20, "cifar10": 20}
 """Trials of a search, by the kind of data set."""
-
-
-class How(TypedDict, total=False):
-    """Where trials run; none of it changes a result, or which study is meant. Defaults as those of `erpe tune`."""
-
-    data_dir: Path | None
-    """Folder of published data sets; default: `ERPE_DATA`, or `data`."""
-    device: str
-    """auto, cpu, cuda or mps."""
-    concurrency: int | None
-    """Trials at a time; default: what the machine allows."""
-    cpus_per_trial: int
-    gpus_per_trial: float | None
-    """Or a part of one; default: all there are, shared evenly."""
-    pack: int
-    """Trials of one shape that train as one program."""
-    ray_address: str | None
-    """Of a cluster; default: `ERPE_RAY_ADDRESS`, or here."""
-    executor: Literal["ray", "inline"]
-    """inline: one trial after the other in this process, without Ray."""
 
 
 Shown = bool | Progress

@@ -352,9 +352,9 @@ def test_a_command_that_does_not_wake_when_its_head_is_gone_ends_with_one_line()
         (ResourceRequest(), 16, 4, (4, 1, 1)),
         (ResourceRequest(concurrency=6), 16, 4, (6, 1, 0.5)),
         (ResourceRequest(concurrency=3), 16, 1, (3, 1, 1 / 3)),
-        (ResourceRequest(gpus=0), 4, 4, (4, 1, 0)),
-        (ResourceRequest(gpus=0.25), 16, 1, (6, 1, 0.25)),
-        (ResourceRequest(cpus=2), 8, 0, (4, 2, 0)),
+        (ResourceRequest(gpus_per_trial=0), 4, 4, (4, 1, 0)),
+        (ResourceRequest(gpus_per_trial=0.25), 16, 1, (6, 1, 0.25)),
+        (ResourceRequest(cpus_per_trial=2), 8, 0, (4, 2, 0)),
     ],
 )
 def test_the_machine_is_shared_out(asked, cpus, gpus, expected):
@@ -363,11 +363,11 @@ def test_the_machine_is_shared_out(asked, cpus, gpus, expected):
 
 def test_a_cluster_may_grow_unless_the_user_says_how_many():
     """Ray places as many trials as it has room for."""
-    assert allocate(ResourceRequest(address="head:6379"), 6, 1, 0).concurrency is None
-    assert allocate(ResourceRequest(concurrency=2, address="head:6379"), 6, 8, 0).concurrency == 2
+    assert allocate(ResourceRequest(ray_address="head:6379"), 6, 1, 0).concurrency is None
+    assert allocate(ResourceRequest(concurrency=2, ray_address="head:6379"), 6, 8, 0).concurrency == 2
 
 
-@pytest.mark.parametrize("asked", [ResourceRequest(gpus=2), ResourceRequest(cpus=9)])
+@pytest.mark.parametrize("asked", [ResourceRequest(gpus_per_trial=2), ResourceRequest(cpus_per_trial=9)])
 def test_a_trial_that_would_wait_for_ever_is_refused(asked):
     with pytest.raises(ConfigError, match="and Ray sees"):
         allocate(asked, 6, 8, 1)

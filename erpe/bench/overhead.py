@@ -21,7 +21,7 @@ from erpe.bench.timing import machine
 from erpe.config import TrialConfig
 from erpe.execution.callbacks import Progress, TrialProgress
 from erpe.execution.controller import StudyController
-from erpe.execution.executors import ResourceRequest, Workers, in_process, on_ray
+from erpe.execution.executors import InProcess, ResourceRequest, Workers, on_ray
 from erpe.execution.trial_loop import play
 from erpe.store import Store, sqlite_url
 from erpe.study.session import StudySession
@@ -164,8 +164,8 @@ def conducted(store: Store, track: Callable[[str], Any], workers: Workers, sent:
 @contextlib.contextmanager
 def stacks() -> Iterator[dict[str, Stack]]:
     """Name -> stack, each with what the one before has, and one thing more."""
-    with tempfile.TemporaryDirectory() as folder, in_process(ResourceRequest()) as here:
-        store = Own(Store.open(folder).root)
+    with tempfile.TemporaryDirectory() as folder:
+        store, here = Own(Store.open(folder).root), InProcess(ResourceRequest())
         with on_ray(ResourceRequest(concurrency=1), TRIALS, store.root / "ray") as ray:
             yield {
                 "bare loop": bare,

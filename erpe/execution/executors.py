@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from erpe.checkpoints import RemoteCheckpoints
 from erpe.errors import ConfigError, StudyError
@@ -20,21 +22,55 @@ from erpe.surroundings import cores, short_folder
 from erpe.text import first_line
 
 
-class ResourceRequest(NamedTuple):
+class How(TypedDict, total=False):
+    """Where trials run; none of it changes a result, or which study is meant. Defaults: see `ResourceRequest`."""
+
+    data_dir: Path | None
+    device: str
+    concurrency: int | None
+    cpus_per_trial: int
+    gpus_per_trial: float | None
+    pack: int
+    ray_address: str | None
+    executor: Literal["ray", "inline"]
+
+
+@dataclass(frozen=True)
+class ResourceRequest:
     """What the user asks of the machine; none of it is part of a study's identity."""
 
     concurrency: int | None = None
     """Trials at a time; default: the number of GPUs, or what the CPUs allow."""
-    cpus: int = 1
+    cpus_per_trial: int = 1
     """CPUs, and threads, of a trial."""
-    gpus: float | None = None
+    gpus_per_trial: float | None = None
     """GPUs of a trial, or a part of one; default: what Ray sees, shared evenly."""
-    address: str | None = None
-    """Of a Ray cluster; default: Ray is started here."""
     pack: int = 1
     """Trials of one shape that share a worker, and train as one program."""
+    ray_address: str | None = None
+    """Of a cluster; default: `ERPE_RAY_ADDRESS`, or else Ray is started here."""
+    executor: Literal["ray", "inline"] = "ray"
+    """inline: one trial, or pack, after the other in this process, without Ray."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    data_dir: Path | None = None
+    """Folder of published data sets; default: `ERPE_DATA`, or `data`."""
 
-    def check(self, device: str = "auto") -> None:
+    @property
+    def address(self) -> str | None:
+        """Of the cluster to join."""
+        return self.ray_address or os.environ.get("ERPE_RAY_ADDRESS")
+
+    @contextmanager
+    def workers(self, trials: int, scratch: Path, place: RemoteCheckpoints | None = None) -> Iterator[Workers]:
+        """Yield what runs trials; see `on_ray`."""
+        if self.executor == "inline":
+            yield InProcess(self)
+        else:
+            with on_ray(self, trials, scratch, place) as workers:
+                yield workers
+
+    def check(self) -> None:
         """Refuse what can be refused before anything is started.
 
         Raises:
@@ -42,31 +78,26 @@ class ResourceRequest(NamedTuple):
         """
         if self.address:
             check_reachable(self.address)
-        if self.concurrency is not None and self.concurrency < 1:
-            raise ConfigError(f"concurrency: {self.concurrency} given; use 1 or more instead")
-        if self.pack < 1:
-            raise ConfigError(f"pack: {self.pack} given; use 1 or more instead")
-        if self.cpus < 1:
-            raise ConfigError(f"cpus per trial: {self.cpus} given; use 1 or more instead")
-        if self.address is None:
-            self._check_here(device)
-        if self.gpus is None:
+        least = {"concurrency": self.concurrency, "pack": self.pack, "cpus per trial": self.cpus_per_trial}
+        for name, given in least.items():
+            if given is not None and given < 1:
+                raise ConfigError(f"{name}: {given} given; use 1 or more instead")
+        if self.address is None and self.cpus_per_trial > cores():
+            raise ConfigError(f"cpus per trial: {self.cpus_per_trial} given, and this machine has {cores()}")
+        if self.address is None and self.device != "auto":
+            from erpe.training.loop import pick_device
+
+            pick_device(self.device)
+        gpus = self.gpus_per_trial
+        if gpus is None:
             return
-        if not 0 <= self.gpus < math.inf or (self.gpus > 1 and self.gpus % 1):
-            raise ConfigError(f"gpus per trial: {self.gpus:g} given; use a whole number or a part of 1 instead")
-        if self.gpus and self.address is None:
+        if not 0 <= gpus < math.inf or (gpus > 1 and gpus % 1):
+            raise ConfigError(f"gpus per trial: {gpus:g} given; use a whole number or a part of 1 instead")
+        if gpus and self.address is None:
             import torch
 
             if not torch.cuda.is_available():
-                raise ConfigError(f"gpus per trial: {self.gpus:g} given, and torch sees no GPU here; use 0 instead")
-
-    def _check_here(self, device: str) -> None:
-        if self.cpus > cores():
-            raise ConfigError(f"cpus per trial: {self.cpus} given, and this machine has {cores()}")
-        if device != "auto":
-            from erpe.training.loop import pick_device
-
-            pick_device(device)
+                raise ConfigError(f"gpus per trial: {gpus:g} given, and torch sees no GPU here; use 0 instead")
 
 
 class Allocation(NamedTuple):
@@ -84,70 +115,57 @@ def allocate(asked: ResourceRequest, trials: int, cpus: float, gpus: float) -> A
     Raises:
         ConfigError: a trial would wait for ever for what is not there.
     """
-    if asked.gpus and asked.gpus > gpus:
-        raise ConfigError(f"gpus per trial: {asked.gpus:g} given, and Ray sees {gpus:g}; use --gpus-per-trial 0")
-    if asked.cpus > cpus:
-        raise ConfigError(f"cpus per trial: {asked.cpus} given, and Ray sees {cpus:g}")
-    wanted = asked.concurrency or (int(gpus) if gpus and asked.gpus is None else int(cpus // asked.cpus))
+    own, share = asked.cpus_per_trial, asked.gpus_per_trial
+    if share and share > gpus:
+        raise ConfigError(f"gpus per trial: {share:g} given, and Ray sees {gpus:g}; use --gpus-per-trial 0")
+    if own > cpus:
+        raise ConfigError(f"cpus per trial: {own} given, and Ray sees {cpus:g}")
+    wanted = asked.concurrency or (int(gpus) if gpus and share is None else int(cpus // own))
     wanted = max(1, min(wanted, trials))
     # Parts that divide 1, so that every GPU is used up.
-    part = asked.gpus if asked.gpus is not None else (1 / math.ceil(wanted / gpus) if gpus else 0.0)
+    part = share if share is not None else (1 / math.ceil(wanted / gpus) if gpus else 0.0)
     grows = asked.address is not None and asked.concurrency is None
-    return Allocation(None if grows else wanted, asked.cpus, part)
-
-
-class Workers(Protocol):
-    """Something that runs trials."""
-
-    @property
-    def device(self) -> str:
-        """What trials take if the choice is left to them: `cuda`, `mps` or `cpu`."""
-
-    def search(self, controller: TrialController, start: TrialFactory) -> None:
-        """Run trials until the controller has no more."""
-
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function where a trial would run."""
+    return Allocation(None if grows else wanted, own, part)
 
 
 class InProcess:
     """One pack of trials after the other, here."""
 
-    def __init__(self, pack: int) -> None:
-        self._pack = pack
+    def __init__(self, asked: ResourceRequest) -> None:
+        self._asked = asked
 
     @property
     def device(self) -> str:
-        """See `pick_device`."""
+        """What trials train on: `cuda`, `mps` or `cpu`."""
         from erpe.training.loop import pick_device
 
-        return pick_device().type
+        return pick_device().type if self._asked.device == "auto" else self._asked.device
 
     def search(self, controller: TrialController, start: TrialFactory) -> None:
-        """See `run_inline`."""
-        run_inline(controller, start, self._pack)
+        """Run trials until the controller has no more; see `run_inline`."""
+        run_inline(controller, start, self._asked.pack)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Just call it."""
+        """Call a function where a trial would run."""
         return function(*args)
 
 
 class OnRay:
     """Trials on Ray's workers."""
 
-    def __init__(self, shares: Allocation, scratch: Path, pack: int) -> None:
-        self._shares, self._scratch, self._pack = shares, scratch, pack
+    def __init__(self, shares: Allocation, scratch: Path, asked: ResourceRequest) -> None:
+        self._shares, self._scratch, self._asked = shares, scratch, asked
 
     @property
     def device(self) -> str:
-        """Ray shows a worker the GPUs of its share, and no others."""
-        return "cuda" if self._shares.gpus else "cpu"
+        """See `InProcess`. Ray shows a worker the GPUs of its share, and no others."""
+        return ("cuda" if self._shares.gpus else "cpu") if self._asked.device == "auto" else self._asked.device
 
     def search(self, controller: TrialController, start: TrialFactory) -> None:
         """See `run_ray`."""
         from erpe.execution.ray_tune.scheduler import run_ray
 
-        run_ray(controller, start, **self._shares._asdict(), scratch=self._scratch, pack=self._pack)
+        run_ray(controller, start, **self._shares._asdict(), scratch=self._scratch, pack=self._asked.pack)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call it in a task with a trial's resources; what it raises is raised here."""
@@ -166,6 +184,10 @@ class OnRay:
             raise StudyError(f"ray: {said}; trials stay as they are, the same command continues") from error
 
 
+Workers = InProcess | OnRay
+"""Something that runs trials."""
+
+
 @contextmanager
 def on_ray(
     asked: ResourceRequest, trials: int, scratch: Path, place: RemoteCheckpoints | None = None
@@ -182,7 +204,8 @@ def on_ray(
         ours = "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
         if ours:  # Ray is imported only after its environment is set
             folder = opened.enter_context(short_folder())
-            start(asked.address, asked.cpus * (asked.concurrency or max(1, min(trials, cores() // asked.cpus))), folder)
+            own = asked.cpus_per_trial
+            start(asked.address, own * (asked.concurrency or max(1, min(trials, cores() // own))), folder)
         import ray
 
         from erpe.execution.ray_tune.storage_check import require_shared
@@ -195,16 +218,10 @@ def on_ray(
             require_shared(place)
         found = ray.cluster_resources()
         with watch_head(asked.address):
-            yield OnRay(allocate(asked, trials, found.get("CPU", 0), found.get("GPU", 0)), scratch, asked.pack)
+            yield OnRay(allocate(asked, trials, found.get("CPU", 0), found.get("GPU", 0)), scratch, asked)
 
 
 def _remove(scratch: Path) -> None:
     with suppress(OSError):
         shutil.rmtree(scratch)
         scratch.parent.rmdir()  # unless another study of this store is running
-
-
-@contextmanager
-def in_process(asked: ResourceRequest) -> Iterator[Workers]:
-    """Yield an executor that runs trials in this process."""
-    yield InProcess(asked.pack)

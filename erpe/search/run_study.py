@@ -10,20 +10,19 @@ confirmed runs, interleaved, one after the other, when nothing else runs.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal
+from typing import Any, Unpack
 
 from erpe.checkpoints import RemoteCheckpoints, checked_out, find_remote
 from erpe.errors import StudyError
 from erpe.execution.callbacks import Progress
 from erpe.execution.controller import StudyController
-from erpe.execution.executors import ResourceRequest, Workers, in_process, on_ray
+from erpe.execution.executors import How, ResourceRequest, Workers
 from erpe.execution.fair_share import Budget, FairShareController
 from erpe.execution.objective import Objective, vision
 from erpe.execution.signals import interruptible
@@ -72,27 +71,19 @@ def run(
     plan: Plan,
     store: Store,
     *,
-    data_dir: Path | None = None,
-    device: str = "auto",
-    concurrency: int | None = None,
-    cpus_per_trial: int = 1,
-    gpus_per_trial: float | None = None,
-    pack: int = 1,
-    ray_address: str | None = None,
-    executor: Literal["ray", "inline"] = "ray",
     offline: bool = False,
     replace: bool = False,
     progress: Progress | None = None,
     work: Objective | None = None,
+    **how: Unpack[How],
 ) -> CampaignResult:
     """Search, confirm and time every arm.
 
     Args:
-        pack: trials of one shape that share a worker and its CPUs and GPUs, and train as one program.
-        executor: `inline` needs no Ray and runs one trial, or pack, after the other.
         offline: needs no MLflow; what it should get waits in the outbox, for `erpe sync`.
         replace: accept that a changed file replaces results of the test set; more seeds never do.
         work: what a trial is; default: train a Vision Transformer.
+        how: where trials run, see `ResourceRequest`.
     Raises:
         ConfigError: numbers that make no sense, or a GPU that is not there.
         StudyError: a study of this name has other settings, or results that would be replaced, or someone runs it.
@@ -103,21 +94,21 @@ def run(
     from erpe.tracking.tracker import Tracker
 
     began = time.monotonic()
-    address = ray_address or os.environ.get("ERPE_RAY_ADDRESS")
-    asked = ResourceRequest(concurrency, cpus_per_trial, gpus_per_trial, address, pack)
-    asked.check(device)
+    asked = ResourceRequest(**how)
+    asked.check()
     progress = progress or Progress()
     before = _members(store, plan)
     replaced = check_replacing(plan, before, replace)
     if replaced:
         progress.on_warning(replaced)
     remote = find_remote()
-    work = work or vision(plan.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
+    on_step = progress.on_step if asked.executor == "inline" else None
+    work = work or vision(plan.dataset, asked.data_dir, asked.device, on_step)
     work = staged(work, remote)
     with contextlib.ExitStack() as opened:
         tracker = Tracker(store, plan.name, send=not offline)
         opened.callback(tracker.close, 1)  # after an error, too
-        campaign = _Campaign(plan, store, tracker, progress, collect("erpe study run", cpus_per_trial), remote)
+        campaign = _Campaign(plan, store, tracker, progress, collect("erpe study run", asked.cpus_per_trial), remote)
         searches = opened.enter_context(campaign.searches())
         opened.enter_context(interruptible(campaign.draining, progress))
         progress.on_phase("data")
@@ -126,9 +117,8 @@ def run(
         most = len(plan.arms()) * max(plan.search.trials, plan.confirm.seeds)
         scratch = store.root / "ray" / plan.name
         kept = remote or RemoteCheckpoints(str(store.checkpoints))
-        place = in_process(asked) if executor == "inline" else on_ray(asked, most, scratch, kept)
-        with place as workers:
-            campaign.tags["device"] = workers.device if device == "auto" else device
+        with asked.workers(most, scratch, kept) as workers:
+            campaign.tags["device"] = workers.device
             confirmed = campaign.play(searches, work, workers)
         if not offline:
             progress.on_phase("tracking")

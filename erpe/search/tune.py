@@ -8,19 +8,18 @@ The same call continues the same study: after the end (nothing is left to do), a
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Unpack
 
 from erpe.checkpoints import RemoteCheckpoints, checked_out, find_remote
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError
 from erpe.execution.callbacks import Progress
 from erpe.execution.controller import StudyController
-from erpe.execution.executors import ResourceRequest, Workers, in_process, on_ray
+from erpe.execution.executors import How, ResourceRequest, Workers
 from erpe.execution.objective import Objective, vision
 from erpe.execution.signals import interruptible
 from erpe.execution.staging import staged
@@ -70,29 +69,20 @@ def tune(
     store: Store,
     *,
     trials: int,
-    data_dir: Path | None = None,
-    device: str = "auto",
-    concurrency: int | None = None,
-    cpus_per_trial: int = 1,
-    gpus_per_trial: float | None = None,
-    pack: int = 1,
-    ray_address: str | None = None,
-    executor: Literal["ray", "inline"] = "ray",
     name: str | None = None,
     new: bool = False,
     progress: Progress | None = None,
     work: Objective | None = None,
+    **how: Unpack[How],
 ) -> TuneResult:
     """Search until `trials` trials are done, then test the best one.
 
     Args:
         trials: of the whole study; those of earlier calls count.
-        ray_address: of a cluster; default: `ERPE_RAY_ADDRESS`, or else Ray starts here.
-        pack: trials of one shape that share a worker and its CPUs and GPUs, and train as one program.
-        executor: `inline` needs no Ray and runs one trial, or pack, after the other.
         name: of the study; default: DATASET-VARIANT.
         new: another study, beside the ones of this name.
         work: what a trial is; default: train a Vision Transformer.
+        how: where trials run, see `ResourceRequest`.
     Raises:
         ConfigError: numbers that make no sense, or a GPU that is not there.
         StudyError: the study of this name has other settings, or is being run by someone else.
@@ -105,14 +95,14 @@ def tune(
     began = time.monotonic()
     if trials < 1:
         raise ConfigError(f"trials: {trials} given; use 1 or more instead")
-    address = ray_address or os.environ.get("ERPE_RAY_ADDRESS")
-    asked = ResourceRequest(concurrency, cpus_per_trial, gpus_per_trial, address, pack)
-    asked.check(device)
+    asked = ResourceRequest(**how)
+    asked.check()
     progress = progress or Progress()
     remote = find_remote()
-    work = work or vision(spec.base.data.dataset, data_dir, device, progress.on_step if executor == "inline" else None)
+    on_step = progress.on_step if asked.executor == "inline" else None
+    work = work or vision(spec.base.data.dataset, asked.data_dir, asked.device, on_step)
     work = staged(work, remote)
-    tags = collect("erpe tune", cpus_per_trial)
+    tags = collect("erpe tune", asked.cpus_per_trial)
     with contextlib.ExitStack() as opened:
         session = opened.enter_context(
             StudySession.open(store, spec, trials=trials, name=name, new=new, made_with=made_with(tags))
@@ -131,9 +121,8 @@ def tune(
             progress.on_phase("workers")
             scratch = store.root / "ray" / session.name
             kept = remote or RemoteCheckpoints(str(store.checkpoints))
-            place = in_process(asked) if executor == "inline" else on_ray(asked, trials, scratch, kept)
-            with place as workers:
-                controller.tags["device"] = workers.device if device == "auto" else device
+            with asked.workers(trials, scratch, kept) as workers:
+                controller.tags["device"] = workers.device
                 _run(controller, work, workers)
         return _close(controller, began, finished)
 
