@@ -17,9 +17,7 @@ def main() -> None:
     try:
         from erpe.cli import app
         from erpe.cli.output import open_streams
-        from erpe.execution import COMMAND
 
-        COMMAND.set()
         open_streams()
         app.main()
     except KeyboardInterrupt:  # while modules were imported

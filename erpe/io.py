@@ -105,17 +105,6 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"{path}: cannot be read ({why}); the file is missing or damaged") from None
 
 
-def is_own(folder: Path) -> bool:
-    """Whether there is a folder to remove.
-
-    Raises:
-        StoreError: it is a link or lies behind one: links are not followed, so not removed either.
-    """
-    if folder.resolve() != folder:
-        raise StoreError(f"{folder}: a link, or behind one, which is not followed; put the folder itself there")
-    return folder.exists()
-
-
 def remove_folder(folder: Path) -> None:
     """Remove a folder with all that is in it; one that is gone, or half gone, is no mistake.
 
@@ -123,11 +112,12 @@ def remove_folder(folder: Path) -> None:
         StoreError: it is a link, or cannot be removed.
     """
     try:
-        if is_own(folder):
-            shutil.rmtree(folder)
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
     except OSError as error:
         place = error.filename or folder
-        raise StoreError(f"{place}: cannot be removed ({error.strerror}); the same command goes on") from None
+        raise StoreError(f"{place}: cannot be removed ({error.strerror or error}); the same command goes on") from None
 
 
 def size_mib(path: Path) -> float:

@@ -52,7 +52,7 @@ class Store:
         """Make the folder if need be and check that it can be written.
 
         Raises:
-            StoreError: it is not a folder, cannot be written, has another layout, or has links in it.
+            StoreError: it is not a folder, cannot be written, or has another layout.
             ConfigError: the environment names a file with a password that is not there.
         """
         read_secret_files()
@@ -66,7 +66,6 @@ class Store:
             )
         version = store.root / "erpe.json"
         try:
-            _refuse_links(store.root)
             for folder in (store.artifacts, store.outbox, store.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
             if not os.path.lexists(version):
@@ -136,15 +135,8 @@ class Store:
         return sqlite_url(path.relative_to(self.root)) if path and inside else redact(self.tracking_uri)
 
     def trial_folder(self, study: str, number: int, seed: int) -> Path:
-        """Checkpoints and results of one trial; the same after every restart.
-
-        Raises:
-            StoreError: it is a link, or leads out of the store.
-        """
-        folder = self.checkpoints / study / f"{number:04d}-{seed}"
-        if folder.resolve() != self.root.resolve() / "checkpoints" / study / folder.name:
-            raise StoreError(f"{folder}: a link, or leads elsewhere; a store has no links in it")
-        return folder
+        """Checkpoints and results of one trial; the same after every restart."""
+        return self.checkpoints / study / f"{number:04d}-{seed}"
 
 
 def utf8(text: str) -> bool:
@@ -172,21 +164,6 @@ def sqlite_path(address: str) -> Path | None:
     if not address.startswith("sqlite:///"):
         return None
     return Path(unquote(address.removeprefix("sqlite:///").partition("?")[0]))
-
-
-def _refuse_links(root: Path) -> None:
-    """Refuse links in a store: to write through a link would change a file elsewhere.
-
-    Raises:
-        StoreError: something in it, or in one of its folders, is a link.
-    """
-    names = ("spool", "checkpoints", "locks", "reports", "ray", "backups", "datasets")
-    for folder in [root, *(root / name for name in names)]:
-        if folder.is_dir():
-            with os.scandir(folder) as entries:
-                links = [entry.path for entry in entries if entry.is_symlink()]
-            if links:
-                raise StoreError(f"{links[0]}: a link; a store may be behind one, but has none in it")
 
 
 def tidy(folder: Path) -> None:

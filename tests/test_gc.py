@@ -373,17 +373,6 @@ def test_a_study_that_runs_is_refused_and_left_alone_among_others(store):
     assert {folder for folder in before if folder.startswith(NAME)} <= folders(store)
 
 
-@pytest.mark.parametrize("what", ["checkpoints", f"checkpoints/{NAME}", f"checkpoints/{NAME}/0001-*"])
-def test_links_are_refused_before_anything_is_written(store, what):
-    (place,) = store.root.glob(what)
-    elsewhere = shutil.move(place, store.root.with_name("elsewhere"))
-    place.symlink_to(elsewhere)
-    before = optuna_has(store), every_file(Path(elsewhere)), list(Outbox(store.outbox, NAME).events())
-    with pytest.raises(StoreError, match="a link, or"):
-        gc(store, Policy(failed=True))
-    assert before == (optuna_has(store), every_file(Path(elsewhere)), list(Outbox(store.outbox, NAME).events()))
-
-
 def test_a_link_in_a_folder_is_not_followed(store):
     outside = store.root.with_name("outside")
     outside.mkdir()

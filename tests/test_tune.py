@@ -325,25 +325,6 @@ def test_a_program_whose_head_is_gone_gets_an_error_that_says_so_and_goes_on():
     assert re.fullmatch(said, done.stdout)
 
 
-STUCK = """
-import signal, socket, time
-from erpe.execution import COMMAND
-from erpe.execution.ray_tune.cluster import watch_head
-COMMAND.set()
-signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a thread that waits in C++
-with socket.create_server(("127.0.0.1", 0)) as head:
-    address = f"127.0.0.1:{head.getsockname()[1]}"
-with watch_head(address, 0.2):
-    time.sleep(50)
-"""
-
-
-def test_a_command_that_does_not_wake_when_its_head_is_gone_ends_with_one_line():
-    done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=40)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"erpe: ray address 127.0.0.1:\d+: the cluster's head is gone, .*continues\n", done.stderr)
-
-
 @pytest.mark.parametrize(
     ("asked", "cpus", "gpus", "expected"),
     [

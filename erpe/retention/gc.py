@@ -24,7 +24,7 @@ import optuna
 
 from erpe.checkpoints import find_remote, name_of
 from erpe.errors import BusyError, ConfigError, StudyError
-from erpe.io import is_own, remove_folder, size_mib
+from erpe.io import remove_folder, size_mib
 from erpe.retention.orphans import Stray, sweep_strays
 from erpe.retention.policy import Policy, decide
 from erpe.store import Store
@@ -93,7 +93,7 @@ def gc(
         ConfigError: no condition was given, or a number makes no sense.
         BusyError: someone runs the study.
         StudyError: there is none of that name, or it was run from another store.
-        StoreError: the database cannot be used; or a folder is a link, or cannot be removed.
+        StoreError: the database cannot be used; or a folder cannot be removed.
         TrackingError: MLflow does not say which models are registered.
     """
     policy.check()
@@ -184,7 +184,7 @@ class _LeasedExperiment(NamedTuple):
             arm=study.arm,
             phase=study.phase,
             going=[trial.number for trial in going],
-            checkpoints_mib=sum(size_mib(folder) for folder in folders if is_own(folder)),
+            checkpoints_mib=sum(size_mib(folder) for folder in folders),
             artifacts_mib=sum(self.logged.size_mib(trial.uid) for trial in going),
             staying=fate.staying,
             removed=[trial.number for trial in before if trial not in half],

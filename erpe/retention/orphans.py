@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from erpe.errors import BusyError
-from erpe.io import is_own, remove_folder, size_mib
+from erpe.io import remove_folder, size_mib
 from erpe.store import FILES, Store
 from erpe.study import storage
 from erpe.study.lock import acquire
@@ -73,7 +73,7 @@ def _names(folder: Path) -> list[str]:
 def _candidates(store: Store, study: str, known: set[str]) -> Iterator[Path]:
     """Yield what is called as a trial's folder of the study and is none of those known, and half-written files."""
     place = store.checkpoints / study
-    if not is_own(place):
+    if not place.is_dir():
         return
     for path in sorted(place.iterdir()):
         if path.is_symlink() or not path.is_dir() or not _TRIAL.fullmatch(path.name):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from erpe._upstream import delete_run_row
 from erpe.errors import TrackingError
-from erpe.io import is_own, remove_folder, size_mib
+from erpe.io import remove_folder, size_mib
 from erpe.store import Store, sqlite_path
 from erpe.tracking.connection import connect, examine, files_of
 
@@ -123,16 +123,12 @@ class LoggedStudy:
         return not self._logged.registered.isdisjoint({uid, *self._runs.get(uid, ())})
 
     def size_mib(self, uid: str) -> float:
-        """Return what the artifacts of a trial take.
-
-        Raises:
-            StoreError: they are links.
-        """
+        """Return what the artifacts of a trial take."""
         runs = self._runs.get(uid, set())
         if is_server(self._logged.store):
             return sum(self._remote_bytes(run) for run in runs) / 2**20
         folders = (_folder(self._logged.store, self._name, run) for run in runs)
-        return sum(size_mib(folder) for folder in folders if is_own(folder))
+        return sum(size_mib(folder) for folder in folders)
 
     def _remote_bytes(self, run: str, path: str | None = None) -> int:
         assert self._logged.client is not None
@@ -147,7 +143,7 @@ class LoggedStudy:
 def stray_artifacts(logged: Logged, study: str) -> list[Path]:
     """Folders of artifacts in the store, called as a run's, that belong to none: of a database that was lost."""
     place = logged.store.artifacts / study
-    if logged.client is None or is_server(logged.store) or not place.is_dir() or not is_own(place):
+    if logged.client is None or is_server(logged.store) or not place.is_dir():
         return []
     # listed first: a run that is made meanwhile has its row before its folder
     found = [path for path in sorted(place.iterdir()) if _RUN_ID.fullmatch(path.name) and _is_folder(path)]

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from erpe.errors import ConfigError, StudyError
-from erpe.execution import COMMAND
 from erpe.openmp import WAITING
 from erpe.surroundings import bypass_proxies, require_loopback, short_folder
 from erpe.text import first_line
@@ -164,45 +163,37 @@ def _without_its_warnings() -> Iterator[None]:
 def watch_head(address: str | None, seconds: float = HEAD_SECONDS) -> Iterator[None]:
     """While the block runs: if the cluster's head is silent for so long, SIGINT ends what the main thread waits for.
 
-    Ray would end the process a little later, in its own words: a command whose main thread does not wake ends itself
-    before. A block outside of the main thread cannot be woken.
+    Ray would end the process a little later, in its own words. A block outside of the main thread cannot be woken.
 
     Raises:
         StudyError: the head was silent, and the block ended for that.
     """
     over, gone = threading.Event(), threading.Event()
-    wakes = threading.current_thread() is threading.main_thread()
-    if address:
-        threading.Thread(target=_mind, args=(address, seconds, over, gone, wakes), daemon=True).start()
+    if address and threading.current_thread() is threading.main_thread():
+        threading.Thread(target=_watch, args=(address, seconds, over, gone), daemon=True).start()
     try:
         yield
     except BaseException as error:
         if not gone.is_set():
             raise
-        raise StudyError(_away(address, seconds)) from error
+        raise StudyError(
+            f"ray address {address}: the cluster's head is gone, no answer for {seconds:g} s; "
+            "trials stay as they are, the same command continues"
+        ) from error
     finally:
         over.set()
 
 
-def _away(address: str | None, seconds: float) -> str:
-    gone = f"ray address {address}: the cluster's head is gone, no answer for {seconds:g} s"
-    return f"{gone}; trials stay as they are, the same command continues"
-
-
-def _mind(address: str, seconds: float, over: threading.Event, gone: threading.Event, wakes: bool) -> None:
+def _watch(address: str, seconds: float, over: threading.Event, gone: threading.Event) -> None:
     heard = time.monotonic()
     while not over.wait(seconds / 10):
         with suppress(ConfigError):
             check_reachable(address)
             heard = time.monotonic()
-        if time.monotonic() - heard > seconds:
-            gone.set()
         main = threading.main_thread().ident
-        if gone.is_set() and wakes and main:  # twice: the first asks a search to finish its epochs, the second ends it
-            signal.pthread_kill(main, signal.SIGINT)
-        if gone.is_set() and COMMAND.is_set() and time.monotonic() - heard > 1.3 * seconds:
-            print(f"erpe: {_away(address, seconds)}", file=sys.stderr, flush=True)
-            os._exit(1)
+        if main and time.monotonic() - heard > seconds:
+            gone.set()
+            signal.pthread_kill(main, signal.SIGINT)  # again and again: the first lets epochs finish, the second ends
 
 
 class ClusterResources(NamedTuple):
