@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from trials import TINY
+from trials import TINY, objective
 
 from erpe import plugins
 from erpe.config import NINE, VARIANTS, AttentionConfig, TrialConfig, defaults, own_variants
@@ -18,7 +18,6 @@ from erpe.study.search_space import default_space
 from erpe.study.spec import define, differences_from
 from erpe.training.check import check_variant
 from erpe.training.checkpoint import load_model
-from erpe.training.trial import objective
 
 EXAMPLES = Path(__file__).parent.parent / "studies" / "plugins"
 ALIBI = EXAMPLES / "alibi.py"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
-from trials import curve, tiny
+from trials import curve, objective, tiny
 
 from erpe.config import VARIANTS, TrainConfig
 from erpe.errors import ConfigError, StoreError, TrialError
@@ -25,7 +25,7 @@ from erpe.training.checkpoint import MODEL, load_model, save_tensors
 from erpe.training.compilation import compiled
 from erpe.training.data import load_training, normalise
 from erpe.training.loop import derive, learning_rate, pick_device
-from erpe.training.trial import TakenOver, Trial, objective
+from erpe.training.trial import TakenOver, Trial
 
 CPU = torch.device("cpu")
 EVERYTHING = {

@@ -25,6 +25,20 @@ def tiny(variant="relu_general", settings=None, seed=0) -> TrialConfig:
     return defaults(variant, "digits", seed).replace(TINY | (settings or {}))
 
 
+def objective(config, report, folder, **how):
+    """Train a whole trial -> its measures; None if `report`, called with each epoch and its measures, asks to stop."""
+    from erpe.training.trial import Trial
+
+    trial = Trial(config, folder, **how)
+    for past in trial.history:
+        report(int(past["epoch"]), past)
+    while not trial.done:
+        measured = trial.epoch()
+        if report(int(measured["epoch"]), measured) and not trial.done:
+            return None
+    return trial.finish()
+
+
 def curve(history) -> list[dict[str, float]]:
     """A history without what the clock says."""
     return [{name: value for name, value in epoch.items() if not name.startswith("time/")} for epoch in history]

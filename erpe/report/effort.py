@@ -1,19 +1,10 @@
-"""Did the search search? What more trials bring, and what each arm spent; `Outcomes.arms` tells where defaults won.
-
-expected_best_curves(outcomes)    # a row an arm and a number of trials
-compute(outcomes)                 # a row an arm: epochs and FLOPs of search and confirmation
-"""
+"""Did the search search? What more trials bring; `Outcomes.arms` tells where defaults won."""
 
 from __future__ import annotations
-
-import math
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from erpe.config import ModelConfig, defaults
-from erpe.datasets import DATASETS, Dataset
 from erpe.report.outcomes import Outcomes
 from erpe.report.pairing import KEY, arm_keys
 
@@ -52,47 +43,6 @@ def expected_best_curves(outcomes: Outcomes) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*KEY, "trials", "value"])
 
 
-def compute(outcomes: Outcomes) -> pd.DataFrame:
-    """Return what each arm spent: `search_epochs`, `confirm_epochs`, and for every training image `search_flops` and
-    `confirm_flops`, of forward and backward passes by the closed form.
-
-    All arms of a study train on the same images, so FLOPs for an image compare them. Confirmations that were replaced
-    are not in it.
-    """
-    rows = []
-    for study, dataset, arm in arm_keys(outcomes.arms):
-        trials = _trials(outcomes, study, arm)
-        runs = outcomes.runs[(outcomes.runs["study"] == study) & (outcomes.runs["arm"] == arm)]
-        confirmed = outcomes.epochs["uid"].value_counts().reindex(runs["uid"], fill_value=0)
-        known = outcomes.datasets.get(dataset) or DATASETS.get(dataset)
-        flops = [_train_flops(trial, known) * trial["epochs"] for trial in trials.to_dict("records")]
-        once = runs["flops/train_step"].to_numpy() if "flops/train_step" in runs else np.zeros(len(runs))
-        spent = (int(trials["epochs"].sum()), float(sum(flops)), int(confirmed.sum()))
-        rows.append((study, dataset, arm, *spent, float(np.sum(once * confirmed.to_numpy()))))
-    return pd.DataFrame(rows, columns=[*KEY, "search_epochs", "search_flops", "confirm_epochs", "confirm_flops"])
-
-
 def _trials(outcomes: Outcomes, study: str, arm: str) -> pd.DataFrame:
     trials = outcomes.trials
     return trials[(trials["study"] == study) & (trials["arm"] == arm)]
-
-
-def _train_flops(trial: dict[Any, Any], dataset: Dataset | None) -> float:
-    """FLOPs of a training step, an image, of a trial's model; of settings that are not in its row the defaults.
-
-    NaN where nothing is known of the images.
-    """
-    if dataset is None:
-        return math.nan
-    from erpe.model.flops import train_step_flops
-
-    base = defaults(trial["variant"], dataset)
-    settings = {f"model.{name}" for name in ModelConfig.model_fields} & trial.keys()
-    return train_step_flops(base.replace({name: _plain(trial[name]) for name in settings}).model)
-
-
-def _plain(value: Any) -> Any:
-    """Undo what a table did, which has NaN for None, and 64.0 for a 64 of a column that has both."""
-    if isinstance(value, float | np.floating):
-        return None if math.isnan(value) else int(value) if float(value).is_integer() else float(value)
-    return value.item() if isinstance(value, np.generic) else value

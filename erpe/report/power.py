@@ -1,22 +1,17 @@
 """What a number of seeds can show, before anything is trained.
 
 detectable_difference(8, 0.007, tests=6)      # of accuracies whose paired differences have this standard deviation
-seeds_needed(0.01, 0.007, tests=6)            # 10
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 
 import numpy as np
 from scipy import stats
 from scipy.optimize import brentq
 
 from erpe.errors import ConfigError
-
-MOST_SEEDS = 10_000
-"""That are looked at."""
 
 _QUANTILES = (np.arange(4096) + 0.5) / 4096
 """Middles of equal parts of (0, 1)."""
@@ -58,22 +53,6 @@ def detectable_difference(n: int, sd: float, tests: int = 1, power: float = 0.8,
     while power_of(high, n, 1.0, tests, alpha) < power:
         high *= 2
     return sd * float(brentq(lambda d: power_of(d, n, 1.0, tests, alpha) - power, 0, high, xtol=1e-9))
-
-
-def seeds_needed(difference: float, sd: float, tests: int = 1, power: float = 0.8, alpha: float = 0.05) -> int:
-    """Return the fewest seeds that find a true difference with this power.
-
-    Raises:
-        ConfigError: numbers that make no sense, or more than `MOST_SEEDS` seeds.
-    """
-    _check(sd, tests, power, alpha)
-    counts = range(2, MOST_SEEDS + 1)  # power grows with them
-    place = bisect_left(counts, power, key=lambda n: power_of(difference, n, sd, tests, alpha))
-    if place == len(counts):
-        raise ConfigError(
-            f"a difference of {difference:g} at a standard deviation of {sd:g}: beyond {MOST_SEEDS} seeds"
-        )
-    return counts[place]
 
 
 def _check(sd: float, tests: int, power: float, alpha: float) -> None:

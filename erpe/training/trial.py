@@ -8,7 +8,6 @@ import math
 import os
 import statistics
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +37,6 @@ from erpe.training.evaluate import (
 from erpe.training.loop import OnStep, Trainer, pick_device
 from erpe.training.malloc import keep_heap
 from erpe.training.precision import recorded_precision
-
-Report = Callable[[int, dict[str, float]], bool]
-"""Called after each epoch with its number (from 1) and measures; True asks to stop."""
 
 
 class TakenOver(RuntimeError):
@@ -278,30 +274,6 @@ class Confirmation(Trial):
     def measure(self, model: ViT) -> dict[str, float]:
         """All measures but times of inference, which other trials at work would spoil."""
         return final_evaluation(self.folder, data_dir=self._data_dir, device=str(self.device), timed=False)
-
-
-def objective(
-    config: TrialConfig,
-    report: Report,
-    folder: Path,
-    *,
-    data_dir: str | Path | None = None,
-    device: str = "auto",
-    on_step: OnStep | None = None,
-) -> dict[str, float] | None:
-    """Train a whole trial: epochs until all are trained, or `report` asks to stop.
-
-    Returns:
-        The measures of `Trial.finish`, or None if it was stopped.
-    """
-    trial = Trial(config, folder, data_dir=data_dir, device=device, on_step=on_step)
-    for past in trial.history:
-        report(int(past["epoch"]), past)
-    while not trial.done:
-        measured = trial.epoch()
-        if report(int(measured["epoch"]), measured) and not trial.done:
-            return None
-    return trial.finish()
 
 
 def final_evaluation(
