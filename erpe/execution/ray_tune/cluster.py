@@ -78,40 +78,42 @@ def start(address: str | None, cpus: int, folder: str, tries: int = 2) -> None:
                 log_to_driver=False,
                 **(there if address else here),
             )
-    except ray.exceptions.AuthenticationError:
-        raise _wants_token(address) from None
-    except (ConnectionError, ValueError) as error:
-        if not address:
-            raise
-        raise _did_not_join(address, error.__cause__ or error) from None
-    except OSError as error:
-        why = f"cannot write {error.filename} ({error.strerror})" if error.filename else str(error)
-        raise ConfigError(
-            f"ray: {why}; use a HOME and a TMPDIR that can be written, or --executor inline instead"
-        ) from None
-    except Exception as error:  # Ray's own, of no class
+    except Exception as error:
         ray.shutdown()
-        if address is None and tries > 1:
+        again = address is None and tries > 1
+        if again and not isinstance(error, OSError | ValueError | ray.exceptions.AuthenticationError):
             return start(address, cpus, folder, tries - 1)
-        if address:
-            raise _did_not_join(address, error) from error
-        raise StudyError(
-            f"ray: did not start ({first_line(error)}); nothing is lost, the same command tries again, "
-            "and --executor inline needs no Ray"
-        ) from error
+        raise _refusal(address, error) from error
 
 
-def _did_not_join(address: str, cause: BaseException) -> ConfigError:
-    """Return the line for what Ray says of a cluster: its exceptions have no class of their own for each reason."""
+def _refusal(address: str | None, error: Exception) -> Exception:
+    """Return the line for what Ray says: its exceptions have no class of their own for each reason."""
+    import ray
+
+    cause = error.__cause__ or error
     said = first_line(cause)
-    if "auth" in str(cause).lower() or "token" in str(cause).lower():
-        return _wants_token(address)
-    if "node info" in said:  # Ray has looked for one here for a minute
+    asks = isinstance(error, ray.exceptions.AuthenticationError)
+    if address is None and asks:
+        return ConfigError(
+            "ray: this process has used the token of another Ray; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN before it"
+        )
+    if address and (asks or "auth" in str(cause).lower() or "token" in str(cause).lower()):
+        how = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        return ConfigError(f"ray address {address}: it asks for a token; {how}")
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+        why = f"cannot write {error.filename} ({error.strerror})" if error.filename else said
+        return ConfigError(f"ray: {why}; use a HOME and a TMPDIR that can be written, or --executor inline instead")
+    if address and "node info" in said:  # Ray has looked for one here for a minute
         return ConfigError(
             f"ray address {address}: this machine is no node of that cluster ({said}); "
             f"`ray start --address={address} --num-cpus=0` makes it one that runs no trials"
         )
-    return ConfigError(f"ray address {address}: no cluster answers ({said})")
+    if address:
+        return ConfigError(f"ray address {address}: no cluster answers ({said})")
+    return StudyError(
+        f"ray: did not start ({said}); nothing is lost, the same command tries again, "
+        "and --executor inline needs no Ray"
+    )
 
 
 @contextmanager
@@ -124,16 +126,6 @@ def leaving_the_users_folder(folder: str) -> Iterator[None]:
     here = Path.cwd()
     with nullcontext() if any(Path(each or ".").resolve() == here for each in sys.path) else chdir(folder):
         yield
-
-
-def _wants_token(address: str | None) -> ConfigError:
-    if address is None:
-        return ConfigError(
-            "ray: this process has used the token of another Ray; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN before it"
-        )
-    return ConfigError(
-        f"ray address {address}: it asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-    )
 
 
 def _wait_for_node() -> None:
