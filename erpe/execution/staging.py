@@ -78,7 +78,8 @@ class StagedTraining:
     def finish(self) -> dict[str, float]:
         """Write the results, here and in the remote."""
         if self._finished:
-            return self._finished["metrics"]
+            measured: dict[str, float] = self._finished["metrics"]
+            return measured
         found = self._training.finish()
         self._save()
         return found

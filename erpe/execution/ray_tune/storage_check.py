@@ -92,7 +92,8 @@ def _ask(function: Callable[..., None], of: dict[str, tuple[Any, ...]]) -> dict[
 
 def _answer(reference: Any) -> str | None:
     try:
-        return ray.get(reference, timeout=0)
+        ray.get(reference, timeout=0)
+        return None
     except ray.exceptions.GetTimeoutError:
         return f"no answer in {ANSWER_SECONDS:.0f} s"
     except ray.exceptions.RayTaskError as error:
