@@ -195,7 +195,7 @@ def _look_into(path: Path) -> None:
             read_json(path)
         elif path.suffix == ".npz":
             read_arrays(path)
-        else:
+        elif path.suffix == ".safetensors":
             from safetensors import SafetensorError, safe_open
 
             try:
