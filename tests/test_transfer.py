@@ -459,6 +459,13 @@ def test_a_checkpoint_of_a_trial_that_ended_does_not_stay_behind(original, here,
     assert not stale.exists()
 
 
+def test_the_texts_of_a_trial_arrive(original, here, tmp_path):
+    root = shutil.copytree(original, tmp_path / "there")
+    (search_folder(root) / "plugins.txt").write_text("# a plug-in")
+    adopt(root, here)
+    assert (search_folder(here.root) / "plugins.txt").read_text() == "# a plug-in"
+
+
 def test_every_file_of_a_trial_is_known():
     assert set(source.FILES) >= {checkpoint.STATE, checkpoint.MODEL, *artifacts.CHECKPOINT}
     assert set(source.FILES) >= set(artifacts.RESULTS) - {"report.html"}
