@@ -24,8 +24,10 @@ from erpe.store import Store
 from erpe.study.distributions import Space
 from erpe.study.lookup import identified
 from erpe.study.plan import load_plan
+from erpe.study.records import read_studies
 from erpe.study.search_space import load_space
 from erpe.study.spec import Pruner, Sampler, StudySpec, define
+from erpe.study.starting_points import Start, from_file, from_study
 
 Place = str | Path
 
@@ -48,6 +50,8 @@ def tune(
     epochs: int | None = None,
     settings: dict[str, Any] | None = None,
     space: Place | None = None,
+    enqueue: Place | None = None,
+    warm_start: str | None = None,
     sampler: Sampler = "tpe",
     pruner: Pruner = "auto",
     seed: int = 0,
@@ -77,6 +81,9 @@ def tune(
         new: start another study beside the one of this name.
         settings: what every trial has, `{"train.ema": 0.99}`.
         space: a TOML file whose `[space]` is laid over the default space.
+        enqueue: a TOML file with `[[points]]`, tables of settings that the first trials have.
+        warm_start: a study whose best configuration comes first; where only the search space is another, the sampler
+            learns from its other trials, too.
         resize: height and width that own images get, as "32x32".
         plugins: Python files with own attentions or encodings, or the names of installed ones.
     Raises:
@@ -89,7 +96,11 @@ def tune(
         variant, data, space=ranges, settings=settings, epochs=epochs, sampler=sampler, pruner=pruner, seed=seed
     )
     wanted = DEFAULT_TRIALS[facts_of(data).like] if trials is None else trials
-    return _search(spec, opened, progress, trials=wanted, name=name, new=new, **how)
+    start = from_file(enqueue, spec) if enqueue else Start()
+    if warm_start:
+        earlier = from_study(read_studies(opened), warm_start, spec)
+        start = earlier._replace(points=start.points + earlier.points)
+    return _search(spec, opened, progress, trials=wanted, name=name, new=new, start=start, **how)
 
 
 def train(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from erpe.cli.complete import studies
 from erpe.cli.options import (
     STORE,
     AsJson,
@@ -57,6 +58,12 @@ def tune(
     ] = None,
     epochs: Epochs = None,
     space: Annotated[Path | None, typer.Option(help="TOML file whose [space] is laid over the default space.")] = None,
+    enqueue: Annotated[
+        Path | None, typer.Option(help="TOML file with [[points]], tables of settings that the first trials have.")
+    ] = None,
+    warm_start: Annotated[
+        str | None, typer.Option(help="A study whose best trial comes first.", autocompletion=studies)
+    ] = None,
     settings: Settings = None,
     sampler: Annotated[str, typer.Option(help="tpe, gp or random.")] = "tpe",
     pruner: Annotated[str, typer.Option(help="auto, asha, hyperband, median or none.")] = "auto",
@@ -81,7 +88,8 @@ def tune(
         show(
             api.tune(
                 variant, dataset_of(dataset, resize, store, data_dir), trials=trials, store=store, name=name, new=new,
-                epochs=epochs, settings=parse_settings(settings), space=space, sampler=cast(Any, sampler),
+                epochs=epochs, settings=parse_settings(settings), space=space, enqueue=enqueue, warm_start=warm_start,
+                sampler=cast(Any, sampler),
                 pruner=cast(Any, pruner), seed=seed, data_dir=data_dir, concurrency=concurrency,
                 cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, pack=pack, device=device,
                 ray_address=ray_address, executor=cast(Any, executor),

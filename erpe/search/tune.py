@@ -25,8 +25,9 @@ from erpe.execution.signals import interruptible
 from erpe.execution.staging import staged
 from erpe.store import Store
 from erpe.study.backup import backed_up
-from erpe.study.session import StudySession
+from erpe.study.session import NOTHING, StudySession
 from erpe.study.spec import StudySpec
+from erpe.study.starting_points import Start
 from erpe.tracking.backfill import rebuild
 from erpe.tracking.study_logger import end_study, folder_of, study_tags
 
@@ -71,6 +72,7 @@ def tune(
     trials: int,
     name: str | None = None,
     new: bool = False,
+    start: Start = NOTHING,
     progress: Progress | None = None,
     work: Objective | None = None,
     **how: Unpack[How],
@@ -81,6 +83,7 @@ def tune(
         trials: of the whole study; those of earlier calls count.
         name: of the study; default: DATASET-VARIANT.
         new: another study, beside the ones of this name.
+        start: what a new study begins with.
         work: what a trial is; default: train a Vision Transformer.
         how: where trials run, see `ResourceRequest`.
     Raises:
@@ -93,8 +96,8 @@ def tune(
     from erpe.tracking.tracker import Tracker
 
     began = time.monotonic()
-    if trials < 1:
-        raise ConfigError(f"trials: {trials} given; use 1 or more instead")
+    if trials < (least := max(1, len(start.points))):
+        raise ConfigError(f"trials: {trials} given; use {least} or more instead")
     asked = ResourceRequest(**how)
     asked.check()
     progress = progress or Progress()
@@ -105,8 +108,12 @@ def tune(
     tags = collect("erpe tune", asked.cpus_per_trial)
     with contextlib.ExitStack() as opened:
         session = opened.enter_context(
-            StudySession.open(store, spec, trials=trials, name=name, new=new, made_with=made_with(tags))
+            StudySession.open(store, spec, trials=trials, name=name, new=new, made_with=made_with(tags), start=start)
         )
+        if start.points and session.points != list(start.points):
+            progress.on_warning(f"study {session.name} had begun before: it keeps its own starting points")
+        for note in start.notes if not session.read().trials else ():
+            progress.on_warning(note)
         tags |= study_tags(spec, session.name, None)
         controller = StudyController(session, spec, Tracker(store, session.name), store, trials, progress, tags)
         controller.remote = remote

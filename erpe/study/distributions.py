@@ -145,7 +145,7 @@ def default_point(space: Space, base: TrialConfig) -> dict[str, Any]:
     return {
         name: flat[name]
         for name in space.active(chosen)
-        if _inside(space.axes[name], flat[name]) and len(space.axes[name].probes()) > 1
+        if inside(space.axes[name], flat[name]) and len(space.axes[name].probes()) > 1
     }
 
 
@@ -160,7 +160,7 @@ def typical(space: Space, base: TrialConfig) -> TrialConfig:
 
 
 def _nearest(axis: Axis, value: Any) -> Any:
-    if _inside(axis, value):
+    if inside(axis, value):
         return value
     numbers = [probe for probe in axis.probes() if isinstance(probe, int | float) and not isinstance(probe, bool)]
     if isinstance(value, int | float) and numbers:
@@ -168,7 +168,8 @@ def _nearest(axis: Axis, value: Any) -> Any:
     return axis.probes()[0]
 
 
-def _inside(axis: Axis, value: Any) -> bool:
+def inside(axis: Axis, value: Any) -> bool:
+    """Whether a range can draw a value."""
     if isinstance(axis, Floats):
         return isinstance(value, int | float) and axis.low <= value <= axis.high
     return value in axis.probes()

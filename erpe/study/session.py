@@ -21,7 +21,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from erpe.errors import StudyError, TrialError
 from erpe.store import Store
@@ -42,12 +42,16 @@ from erpe.study.records import (
     TrialRecord,
 )
 from erpe.study.spec import StudySpec, check_name, differences_from
+from erpe.study.starting_points import START, Start, known_trial
 from erpe.text import redact
 
 MAX_ATTEMPTS = 3
 """Crashes of a trial without a finished epoch between them, after which it is FAIL."""
 
 _ATTEMPTS = "erpe.attempts"
+
+NOTHING = Start()
+"""Only the defaults."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -108,6 +112,7 @@ class StudySession:
         new: bool = False,
         part_of: ExperimentRef | None = None,
         made_with: dict[str, str] | None = None,
+        start: Start = NOTHING,
     ) -> StudySession:
         """Continue the newest study of this name, or make one.
 
@@ -116,6 +121,7 @@ class StudySession:
             name: default: `spec.name`.
             new: start another study beside those of this name: NAME-2, NAME-3, ...
             part_of: the study file's study, of which this is an arm's phase.
+            start: what a new search begins with.
             made_with: hardware, versions and commit, kept of the first call.
         Raises:
             StudyError: the study has other settings (the text says which), or someone is running it.
@@ -130,7 +136,7 @@ class StudySession:
             opened.callback(lease.release)
             remedy = "--set name=ANOTHER" if part_of else "--new"
             session = storage.retry_while_unavailable(cls._enter)(
-                database, lease, chosen, wanted, spec, trials, remedy, made_with or {}
+                database, lease, chosen, wanted, spec, trials, remedy, made_with or {}, start
             )  # fmt: skip
             if part_of:
                 storage.retry_while_unavailable(session._study.set_user_attr)(GROUP, part_of._asdict())
@@ -148,6 +154,7 @@ class StudySession:
         trials: int | None,
         remedy: str,
         made_with: dict[str, str],
+        start: Start,
     ) -> StudySession:
         settings = samplers.settings(spec, trials)
         try:
@@ -155,13 +162,17 @@ class StudySession:
         except DuplicatedStudyError:
             study = optuna.load_study(study_name=name, storage=database.backend)
         if STUDY not in study.user_attrs and not study.get_trials(deepcopy=False):
+            if start.points:
+                study.set_user_attr(START, {"points": start.points, "known": start.known})
             uid, wanted = uuid.uuid4().hex[:12], spec.model_dump(mode="json")
             study.set_user_attr(STUDY, records.StudyInfo(uid, wanted, settings, asked, made_with)._asdict())
         about = records.read_about(name, study.user_attrs)
         changed = differences_from(about.spec, spec)
         if changed:
+            kept = f", --new --warm-start {shown(name)} with what fits of it"
             raise StudyError(
                 f"study {shown(name)} has other settings ({'; '.join(changed)}); {remedy} starts afresh beside it"
+                + (kept if remedy == "--new" and all(each.startswith("space.") for each in changed) else "")
             )
         if about.settings != settings:  # of another budget, or of another Optuna
             study.set_user_attr(STUDY, about._replace(settings=settings)._asdict())
@@ -224,8 +235,8 @@ class StudySession:
         written = [trial for trial in trials if CONFIG in trial.user_attrs]
         if len(written) >= budget:
             return None
-        if not written and not any(trial.state == TrialState.WAITING for trial in trials):
-            self._study.enqueue_trial(default_point(self._spec.space, self._spec.base))
+        if not written:
+            self._begin(trials)
         self._study.sampler = samplers.make_sampler(self._spec, trials, self._trials)
         asked = self._study.ask()
         drawn = sample(asked, self._spec.space, self._spec.base)
@@ -233,6 +244,23 @@ class StudySession:
         self._live[asked.number] = asked
         self._note(asked.number, CONFIG, config.model_dump(mode="json"))
         return self._hand_out(asked.number)
+
+    def _begin(self, trials: list[FrozenTrial]) -> None:
+        """Queue the starting points, then the defaults, each once, whatever an `ask` cut short left of them."""
+        start = self._study.user_attrs.get(START, {})
+        queued = (TrialState.WAITING, TrialState.COMPLETE)
+        there = {trial.user_attrs.get(START) for trial in trials if trial.state in queued}
+        for number, (params, value) in enumerate(start.get("known", [])):
+            if f"known {number}" not in there:
+                self._study.add_trial(known_trial(number, params, value, self._spec))
+        for number, point in enumerate([*start.get("points", []), default_point(self._spec.space, self._spec.base)]):
+            if number not in there:
+                self._study.enqueue_trial(point, user_attrs={START: number})
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """Return the starting points that this study was begun with."""
+        return list(self._study.user_attrs.get(START, {}).get("points", []))
 
     def _hand_out(self, number: int) -> TrialRecord:
         record = self.trial(number)
