@@ -108,7 +108,7 @@ def test_a_study_run_elsewhere_is_here_as_if_it_were_run_here(there, here, tmp_p
     before = every_byte(there.root)
     (found,) = adopt(there.root, here)
     assert found == (NAME, 2 * (2 + 2), len(Outbox(there.outbox, NAME).read(0)))
-    assert contents(here) == contents(there) and len(contents(here)[1]) == 8
+    assert contents(here) == contents(there) and len(contents(here)[1]) == 2 * 8
     assert every_byte(there.root) == before, "it only reads there"
     local = Store.open(tmp_path / "local")
     played(local)
@@ -432,7 +432,7 @@ def test_what_erpe_does_not_write_stays_there(original, here, tmp_path):
     (root / "spool/other.jsonl").write_bytes(b"x\n")
     shutil.copytree(search_folder(root), root / "checkpoints/digits-nine.relu/0099-1")
     adopt(root, here)
-    assert {path.name for path in here.checkpoints.rglob("*") if path.is_file()} == {"outcome.json"}
+    assert {path.name for path in here.checkpoints.rglob("*") if path.is_file()} == {"outcome.json", "log.txt"}
     assert len(list(here.checkpoints.glob("*/*"))) == 2
     assert [path.name for path in here.outbox.glob("*.jsonl")] == [f"{NAME}.jsonl"]
     assert "report of digits-nine" not in {event.uid for event, _ in Outbox(here.outbox, NAME).read(0)}
