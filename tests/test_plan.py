@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from erpe.bench.probe import probe
-from erpe.cli.plan import families, plan_notes, plan_rows, plan_table, time_notes
+from erpe.cli.plan import detectable, families, plan_notes, plan_rows, plan_table, time_notes
 from erpe.config import NINE, VARIANTS, defaults
 from erpe.errors import ConfigError
 from erpe.model.flops import train_step_flops
@@ -251,6 +251,15 @@ def test_show_says_what_each_arm_searches_alone_how_much_is_run_and_what_can_be_
     assert f"encodings against none: {detectable_difference(10, 0.7, 6):.2f} points (first of 6 tests, Holm)" in told
     with pytest.raises(ConfigError, match="standard deviation: 0 given"):
         plan_notes(plan, rows, 0)
+
+
+def test_the_numbers_that_show_tells_are_numbers_for_programs_too(plan_of):
+    plan = plan_of(SMALL, "confirm.seeds=8")
+    found = detectable(plan, 0.7)
+    told = "\n".join(plan_notes(plan, plan_rows(plan), 0.7))
+    assert found and all(f"{name}: {points:.2f} points" in told for name, points in found.items())
+    one = plan_of(SMALL, "confirm.seeds=1")
+    assert set(detectable(one, 0.7).values()) == {None}
 
 
 def test_a_pruner_that_is_named_is_used_and_that_trials_are_few_is_said(plan_of):

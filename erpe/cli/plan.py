@@ -106,17 +106,30 @@ def _amount(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _found(plan: Plan, points: float) -> list[str]:
-    """Return the difference that the seeds find, for each family of tests."""
+def detectable(plan: Plan, points: float) -> dict[str, float | None]:
+    """Family of tests -> the difference in points of accuracy that the study finds with 80 % power; None: nothing.
+
+    Args:
+        points: standard deviation of paired differences, in points of accuracy.
+    """
     from erpe.report.power import detectable_difference
 
+    found = {name: detectable_difference(plan.confirm.seeds, points, tests) for name, tests in families(plan).items()}
+    return {name: None if math.isinf(difference) else difference for name, difference in found.items()}
+
+
+def _found(plan: Plan, points: float) -> list[str]:
+    """Return the difference that the seeds find, for each family of tests."""
     head = f"found with 80 % power from {plan.confirm.seeds} seeds, if paired differences have sd {points:g} points:"
-    lines = []
-    for family, tests in families(plan).items():
-        found = detectable_difference(plan.confirm.seeds, points, tests)
-        told = "nothing" if math.isinf(found) else f"{found:.2f} points"
-        lines.append(f"  {family}: {told} ({'one test' if tests == 1 else f'first of {tests} tests, Holm'})")
+    lines, sizes = [], families(plan)
+    for family, found in detectable(plan, points).items():
+        told = "nothing" if found is None else f"{found:.2f} points"
+        lines.append(f"  {family}: {told} ({_tests(sizes[family])})")
     return [head, *lines] if lines else []
+
+
+def _tests(number: int) -> str:
+    return "one test" if number == 1 else f"first of {number} tests, Holm"
 
 
 def families(plan: Plan) -> dict[str, int]:

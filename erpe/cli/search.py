@@ -236,20 +236,23 @@ def study_show(
 
     What it prints is a study file again; with --probe it tells how long the study takes here.
     """
-    from erpe.cli.plan import counted_note, plan_notes, plan_rows, plan_table, time_notes
+    from erpe.cli.plan import counted_note, detectable, plan_notes, plan_rows, plan_table, time_notes
     from erpe.study.plan import load_plan
 
     plan = load_plan(file, changes_of(settings, budget))
-    if as_json:
-        print(json.dumps(plan.resolved().model_dump(mode="json")))
-        return
-    rows = plan_rows(plan)
-    notes = plan_notes(plan, rows, sd) + counted_note(plan)
+    rows, probed = plan_rows(plan), None
+    found = detectable(plan, sd)
     if probe:
         from erpe.bench.probe import probe as measure
 
-        notes += time_notes(measure(plan, device=device, threads=cpus_per_trial, concurrency=concurrency))
-    plan_table(plan, rows, notes)
+        probed = measure(plan, device=device, threads=cpus_per_trial, concurrency=concurrency)
+    if as_json:
+        told = {"study": plan.resolved().model_dump(mode="json"), "arms": rows, "sd_points": sd}
+        told |= {"detectable_points": found, "probe": probed and probed._asdict()}
+        print(json.dumps(told))
+        return
+    notes = plan_notes(plan, rows, sd) + counted_note(plan)
+    plan_table(plan, rows, notes + (time_notes(probed) if probed else []))
 
 
 @study_app.command("status")
