@@ -20,9 +20,9 @@ from erpe.execution.executors import How
 from erpe.live import SearchProgress, StudyProgress
 from erpe.plugins import load as load_plugin
 from erpe.results import Study, Tuned, load_study
-from erpe.store import Store
+from erpe.store import Store, name_store
 from erpe.study.distributions import Space
-from erpe.study.lookup import identified
+from erpe.study.lookup import numbered
 from erpe.study.plan import load_plan
 from erpe.study.records import read_studies
 from erpe.study.search_space import load_space
@@ -134,8 +134,8 @@ def train(
         variant, data, space=Space(axes={}), settings=settings, epochs=epochs, sampler="random", pruner="none",
         seed=seed,
     )  # fmt: skip
-    name = identified(opened, f"train-{spec.name}", spec)
-    return _search(spec, opened, progress, trials=1, name=name, new=new, **how)
+    name = numbered(opened, f"train-{spec.name}", spec, new)
+    return _search(spec, opened, progress, trials=1, name=name, **how)
 
 
 def run_study(
@@ -251,4 +251,4 @@ def _check_tracking(store: Store, progress: Progress) -> None:
     if health.state == "refuses":
         raise TrackingError(health.line)
     if health.state == "down":
-        progress.on_warning(health.line)
+        progress.on_warning(name_store(health.line, store.root))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any, Self
@@ -28,8 +29,8 @@ PHASES = {
     "tracking": "sending the rest to MLflow; a server that is down is waited for, a minute at most",
 }
 STYLES = {"RUNNING": "bold", "COMPLETE": "green", "PRUNED": "dim", "FAIL": "red"}
-LINE_SECONDS = 10
-"""Seconds between two lines about steps, if the output is not a terminal."""
+LINE_SECONDS = 30
+"""So long nothing is said of running trials, if the output is not a terminal."""
 
 REDRAW_SECONDS = 0.5
 """Between two tables in a notebook."""
@@ -38,13 +39,26 @@ SHOWN = 12
 """Rows of the table of a search: the running trials and the last ones that ended."""
 
 
+def epochs_told(moment: TrialProgress) -> str:
+    """Epochs of a trial: `3/5`, or `3.4/5` in the middle of one."""
+    trained = moment.trained or 0.0
+    return f"{trained:.{int(trained % 1 > 0)}f}/{moment.epochs}"
+
+
+def state_told(moment: TrialProgress) -> str:
+    """State of a trial; one that waits for its worker is `starting`."""
+    return "starting" if moment.trained is None else moment.state.lower()
+
+
 class LiveProgress(Progress):
     """What both tables share. Lines go to stderr."""
 
     def __init__(self) -> None:
-        self.phase = self.step = ""
-        self.began = self.spoken = time.monotonic()
+        self.phase = ""
+        self.began = self.spoken = self.entered = time.monotonic()
         self.moments: dict[Any, TrialProgress] = {}
+        self.last: TrialProgress | None = None
+        self.over = threading.Event()
         self.console = Terminal(stderr=True)
         self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=2, transient=True)
         self.cell: Any = None
@@ -57,12 +71,15 @@ class LiveProgress(Progress):
             self.cell = display(self.shown(), raw=True, display_id=True)
         elif self.console.is_terminal:
             self.live.start()
+        if not self.console.is_terminal:
+            threading.Thread(target=self.tell, daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.live.stop()
+        self.over.set()
         self.spoken = -REDRAW_SECONDS
         self.redraw()
 
@@ -73,12 +90,12 @@ class LiveProgress(Progress):
 
     def on_phase(self, phase: str) -> None:
         """Another part of the work begins."""
-        self.phase, self.spoken = PHASES[phase], -REDRAW_SECONDS
+        self.phase, self.spoken, self.entered = PHASES[phase], -REDRAW_SECONDS, time.monotonic()
         self.say(self.phase)
 
     def on_start(self, moment: TrialProgress) -> None:
         """Show that a trial is handed to a worker."""
-        self.moments[self.key(moment)] = moment
+        self.last = self.moments[self.key(moment)] = moment
         self.redraw()
 
     def on_epoch(self, moment: TrialProgress) -> None:
@@ -98,12 +115,18 @@ class LiveProgress(Progress):
         else:
             self.console.print(f"warning: {line(text)}", soft_wrap=True)
 
-    def on_step(self, done: int, steps: int) -> None:
-        """Show a step of the running epoch; where lines are shown, only some."""
-        self.step = f", step {done}/{steps}" if done < steps else ""
-        if self.lines and done < steps and (time.monotonic() - self.spoken) > LINE_SECONDS:
-            self.say(f"step {done}/{steps}")
-        self.redraw()
+    def tell(self) -> None:
+        """Redraw a notebook's table; where lines are shown, say where running trials are if nothing else was said."""
+        while not self.over.wait(1):
+            running = [each for each in list(self.moments.values()) if each.state == "RUNNING"]
+            if self.lines and running and time.monotonic() - self.spoken > LINE_SECONDS:
+                told = (f"{self.what(each).strip()} {state_told(each)}, epoch {epochs_told(each)}" for each in running)
+                self.say("; ".join([*told, *filter(None, [self.left()])]))
+            self.redraw()
+
+    def left(self) -> str:
+        """How long the rest takes; nothing where nobody knows."""
+        return ""
 
     def say(self, text: str) -> None:
         """One line with the seconds since the start, where no table is shown."""
@@ -149,7 +172,14 @@ class SearchProgress(LiveProgress):
 
     def __init__(self, spec: StudySpec) -> None:
         self.title = f"{spec.variant} on {spec.dataset}"
+        self.before: dict[int, float] = {}
+        """Number of a trial -> the part of it that was trained before this command."""
         super().__init__()
+
+    def on_start(self, moment: TrialProgress) -> None:
+        """Show that a trial is handed to a worker."""
+        self.before.setdefault(moment.number, moment.epoch / moment.epochs)
+        super().on_start(moment)
 
     def on_epoch(self, moment: TrialProgress) -> None:
         """Show an epoch that is recorded."""
@@ -167,7 +197,7 @@ class SearchProgress(LiveProgress):
     def table(self) -> Table:
         """Return the study as it stands."""
         seconds = time.monotonic() - self.began
-        title = f"{self.title}: {self.phase}{self.step} ({clock(seconds)})"
+        title = f"{self.title}: {self.phase} ({clock(seconds)})"
         table = Table(box=SIMPLE, title=title, title_justify="left", caption=self.caption(), caption_justify="left")
         for name in ("trial", "state", "epoch", "accuracy", "lr", "batch", "width", "depth", "heads", "patch"):
             table.add_column(name, justify="left" if name == "state" else "right")
@@ -176,7 +206,7 @@ class SearchProgress(LiveProgress):
         for moment in [*ended[-max(0, SHOWN - len(running)) :], *running]:
             model, train = moment.config.model, moment.config.train
             table.add_row(
-                str(moment.number), moment.state.lower(), f"{moment.epoch}/{moment.epochs}", percent(moment.value),
+                str(moment.number), state_told(moment), epochs_told(moment), percent(moment.value),
                 f"{train.lr:.1e}", *map(str, (train.batch, model.width, model.depth, model.heads, model.patch)),
                 style=STYLES[moment.state],
             )  # fmt: skip
@@ -185,14 +215,27 @@ class SearchProgress(LiveProgress):
 
     def caption(self) -> str:
         """Best value, trials done, pruned and left, and what MLflow has not got."""
-        if not self.moments:
+        last = self.last
+        if last is None:
             return ""
-        last = list(self.moments.values())[-1]
         done = sum(count for state, count in last.counts.items() if state != "RUNNING")
         counts = ", ".join(f"{count} {state.lower()}" for state, count in sorted(last.counts.items()) if count)
-        return (
-            f"best {percent(last.best)} · {done} of {last.budget} trials done ({counts}) · {last.lag} events for MLflow"
-        )
+        told = f"best {percent(last.best)} · {done} of {last.budget} trials done ({counts})"
+        return " · ".join(filter(None, [told, f"{last.lag} events for MLflow", self.left()]))
+
+    def left(self) -> str:
+        """How long the rest of the search takes, at the pace so far; nothing before there is one."""
+        moments, last = list(self.moments.values()), self.last
+        if last is None or self.phase != PHASES["search"]:
+            return ""
+        running = [(each.trained or 0) / each.epochs for each in moments if each.state == "RUNNING"]
+        over = sum(each.state != "RUNNING" for each in moments)
+        gained = over + sum(running) - sum(self.before.values())
+        ended = max(over, sum(count for state, count in last.counts.items() if state != "RUNNING"))
+        rest = last.budget - ended - sum(running)
+        if gained < 0.05 or rest <= 0:
+            return ""
+        return f"about {clock((time.monotonic() - self.entered) * rest / gained)} left"
 
 
 class StudyProgress(LiveProgress):
@@ -217,7 +260,7 @@ class StudyProgress(LiveProgress):
     def table(self) -> Table:
         """Return the study as it stands, and what runs."""
         table = Table(box=SIMPLE, title_justify="left", caption_justify="left")
-        table.title = f"{self.plan.name}: {self.phase}{self.step} ({clock(time.monotonic() - self.began)})"
+        table.title = f"{self.plan.name}: {self.phase} ({clock(time.monotonic() - self.began)})"
         measures = {"search": "val accuracy", "confirm": "train loss"}
         phases = sorted({moment.phase for moment in self.moments.values()}, reverse=True) or ["search"]
         measure = " or ".join(measures[phase] for phase in phases)
@@ -231,8 +274,8 @@ class StudyProgress(LiveProgress):
             done = sum(count for state, count in moment.counts.items() if state != "RUNNING")
             value = percent(moment.value) if moment.phase == "search" else f"{-(moment.value or 0):.4f}"
             table.add_row(
-                arm.name, moment.phase, str(moment.number), value, f"{moment.epoch}/{moment.epochs}",
-                f"{done}/{moment.budget}", moment.state.lower(),
+                arm.name, moment.phase, str(moment.number), value, epochs_told(moment),
+                f"{done}/{moment.budget}", state_told(moment),
             )  # fmt: skip
         self.console.fit(table)
         return table

@@ -75,18 +75,21 @@ class Study:
             StudyError: there is no such arm, or none of its trials is complete.
             StoreError: another version of erpe wrote it, or the tracking server has lost it.
         """
+        return self._config(self._best(arm))
+
+    def _best(self, arm: str) -> str:
         trials = self.trials[self._of(arm, self.trials)]
         complete = trials[(trials["state"] == "COMPLETE") & trials["value"].notna()].sort_values("number")
         if complete.empty:
             raise StudyError(f"{self.name}: {arm} has no complete trial yet; the study's command continues it")
-        uid = complete.loc[complete["value"].astype(float).idxmax(), "uid"]
-        return self._config(str(uid))
+        return str(complete.loc[complete["value"].astype(float).idxmax(), "uid"])
 
     def model(self, run: str) -> TrainedViT:
         """Return a trained model, in evaluation mode on the CPU; its `predict` takes uint8 pictures as they are.
 
         Args:
-            run: the uid of a confirmed run or of a complete trial; or an arm or variant: its first confirmed run.
+            run: the uid of a confirmed run or of a complete trial; or an arm or variant: its first confirmed run, or
+                the best trial where the study confirms none.
         Raises:
             StudyError: there is no such run or arm, or it has no trained model yet.
             StoreError: the model is missing or damaged, or another version of erpe wrote it.
@@ -99,6 +102,8 @@ class Study:
         if run in set(self.trials["uid"]):
             raise StudyError(f"{self.name}: trial {run} is not complete, so it has no model")
         own = self.runs[self._of(run, self.runs)]
+        if not self.arms["seeds_planned"].any():
+            return load_model(self._folder(self._best(run)))[0]
         if own.empty:
             raise StudyError(f"{self.name}: {run} has no confirmed run yet; the study's command continues it")
         return load_model(self._folder(own["uid"].iloc[0]))[0]
@@ -265,12 +270,12 @@ def plot_search(name: str, store: Store, what: str) -> Figure:
 
 
 def load_study(name: str, store: str | Path = "runs", server: str | None = None) -> Study:
-    """Return a study of `erpe study run`.
+    """Return a study of `erpe study run`; or one of `erpe tune`, which has one arm, its variant, and no confirmed run.
 
     Args:
-        name: as `erpe study status` shows it.
+        name: as `erpe status` shows it.
         store: the folder it was run in.
-        server: a tracking server to read instead, as http://HOST:5000.
+        server: a tracking server to read instead, as http://HOST:5000; it knows those of `erpe study run` alone.
     Raises:
         StudyError: there is none of this name.
         StoreError: there is no store, or it cannot be read.
@@ -278,12 +283,13 @@ def load_study(name: str, store: str | Path = "runs", server: str | None = None)
     """
     if server:
         return _on_server(name, server)
-    from erpe.report.sources.store import load
-    from erpe.study.records import grouped, read_studies
+    from erpe.report.sources.store import load, load_tuned
+    from erpe.study.lookup import parts_of
+    from erpe.study.records import read_studies
 
     opened = Store.existing(store)
-    outcomes = load(opened, [name])
-    ((_, members),) = grouped(read_studies(opened), name)
+    members = parts_of(read_studies(opened), name)
+    outcomes = load(opened, [name]) if members[0].part_of else load_tuned(members[0], opened)
     places = {trial.uid: (member.name, trial) for member in members for trial in member.trials}
 
     def folder(uid: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from erpe.credentials import read_secret_files
 from erpe.errors import StoreError
 from erpe.io import MIB, parse_json, read_plain, write_atomic
 from erpe.text import redact
+
+DEFAULT = Path("runs")
+"""The folder of results where none is named."""
 
 LAYOUT = 1
 """Version of the folder's layout; a store of another version is refused."""
@@ -36,6 +40,9 @@ LOG = "log.txt"
 
 OWNER = "owner"
 """In the folder of an unfinished trial: which process trains it. A later process takes it over."""
+
+PROGRESS = "progress"
+"""In the folder of an unfinished trial: how far its running epoch is, for who shows it."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,20 @@ class Store:
         return self.checkpoints / study / f"{number:04d}-{seed}"
 
 
+def store_flag(folder: Path) -> str:
+    """Return what a command needs to find the store, with a blank before it; nothing for the default one."""
+    return "" if folder.resolve() == DEFAULT.resolve() else f" --store {shlex.quote(str(folder))}"
+
+
+def name_store(text: str, folder: Path) -> str:
+    """Add --store to the commands that a line names in backticks: they mean the store that the line is about."""
+    flag = store_flag(folder)
+    return _HINT.sub(lambda found: f"`{found[1]}{flag}`" if "--store" not in found[1] else found[0], text)
+
+
+_HINT = re.compile(r"`(erpe (?:tune|study|status|sync|predict|compare|report|gc|restore|ui|diff|logs|plot)\b[^`]*)`")
+
+
 def utf8(text: str) -> bool:
     """Return whether UTF-8 can spell a text; a file's name may be any bytes."""
     try:
@@ -178,11 +199,11 @@ def tidy(folder: Path) -> None:
 
 
 def let_go(folder: Path) -> None:
-    """Remove what only an unfinished trial needs: its last epoch's checkpoint, its owner's mark, cut-off writes.
+    """Remove what only an unfinished trial needs: its last epoch's checkpoint, two notes, cut-off writes.
 
     Raises:
         OSError: the folder is gone or cannot be changed.
     """
-    for name in (STATE, OWNER):
+    for name in (STATE, OWNER, PROGRESS):
         (folder / name).unlink(missing_ok=True)
     tidy(folder)

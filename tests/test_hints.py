@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
+from erpe.api import _check_tracking
 from erpe.cli.app import app
 from erpe.cli.options import with_store
 from erpe.errors import ErpeError
@@ -152,3 +154,10 @@ def test_commands_that_an_error_names_are_of_the_same_store():
     assert with_store(text, ["status", "--store", "a store"]) == with_store(text, ["--store=a store"]) == there
     assert with_store(text, ["status"]) == with_store(text, ["status", "--store", "runs"]) == text
     assert not os.path.exists("a store")
+
+
+def test_a_warning_names_commands_of_the_same_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    said = []
+    _check_tracking(Store(tmp_path / "a store"), SimpleNamespace(on_warning=said.append))
+    assert f"`erpe sync --store '{tmp_path}/a store'` sends them" in said[0]

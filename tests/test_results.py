@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 from test_run_study import play
-from trials import ARMS, STUDIES
+from trials import ARMS, STUDIES, TINY
 
 import erpe
 from erpe.errors import ShapeError, StoreError, StudyError
 from erpe.report.sources.store import load
+from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study.records import read_studies
+from erpe.study.spec import define
 
 NAME = "digits-nine"
 TABLES = ("arms", "runs", "trials", "epochs")
@@ -108,6 +110,20 @@ def test_unknown_names_are_refused_with_the_nearest_in_one_line(toys, ask, said)
     with pytest.raises(StudyError, match=said) as error:
         ask(toys.root)
     assert "\n" not in str(error.value)
+
+
+def test_a_study_of_tune_has_one_arm_and_the_model_of_its_best_trial(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://")
+    spec = define("relu", "digits", settings=TINY | {"train.epochs": 1}, sampler="random", pruner="none")
+    found = tune(spec, Store.open(tmp_path), trials=2, executor="inline")
+    study = erpe.load_study("digits-relu", tmp_path)
+    assert repr(study) == "<study digits-relu: 1 of 1 arms finished, 2 trials, 0 confirmed runs>"
+    assert study.best("relu") == study.model("relu").trial == found.config
+    best = study.trials.set_index("number").loc[found.best]
+    assert (best["value"], best["test/accuracy"]) == (found.value, found.test["test/accuracy"])
+    assert len(study.epochs) == 2 and study.arms["openings"].tolist() == [1] and study.runs.empty
+    with pytest.raises(StudyError, match="nothing to compare"):
+        study.comparison()
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path):

@@ -19,7 +19,7 @@ from erpe.errors import ConfigError, StoreError, StudyError, TrialError
 from erpe.store import Store
 from erpe.study import session as session_module
 from erpe.study import storage
-from erpe.study.lookup import identified
+from erpe.study.lookup import identified, numbered
 from erpe.study.records import read_studies
 from erpe.study.session import StudySession
 from erpe.study.spec import StudySpec, define
@@ -385,6 +385,18 @@ def test_a_study_called_by_its_identity_is_found_by_what_it_means(store, monkeyp
     monkeypatch.setattr(StudySpec, "identity", "0" * 12)  # as another version would write it
     assert identified(store, "train-a", SPEC) == first != identified(store, "train-a", other)
     assert identified(store, "train-b", SPEC) == "train-b-000000"
+
+
+def test_studies_of_one_configuration_each_are_numbered(store):
+    other = define("relu_general", "digits", epochs=5, sampler="random", pruner="none")
+
+    def made(spec, new=False):
+        return opened(store, spec, numbered(store, "train-a", spec, new))
+
+    assert numbered(store, "train-a", SPEC) == "train-a" and not (store.root / "optuna.db").exists()
+    opened(store, SPEC, "train-a-0cf6a4")  # a confirmation's name counts for nothing
+    assert [made(SPEC), made(other), made(SPEC), made(other)] == ["train-a", "train-a-2", "train-a", "train-a-2"]
+    assert [made(SPEC, new=True), made(SPEC), made(other)] == ["train-a-3", "train-a-3", "train-a-2"]
 
 
 def test_a_setting_that_did_not_exist_yet_makes_no_other_study(store):

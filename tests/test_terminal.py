@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.table import Table
@@ -9,8 +10,9 @@ from rich.table import Table
 import erpe
 from erpe.cli.plan import plan_notes, plan_rows, plan_table
 from erpe.config import defaults
-from erpe.execution.callbacks import TrialProgress
-from erpe.live import SearchProgress, StudyProgress
+from erpe.execution.callbacks import ProgressNote, TrialProgress
+from erpe.live import SearchProgress, StudyProgress, epochs_told, state_told
+from erpe.store import let_go
 from erpe.study.plan import load_plan
 from erpe.text import Terminal
 
@@ -67,6 +69,36 @@ def test_the_tables_of_running_studies_cut_no_number_and_no_name(kind, width, tm
     shows.console.print(shows.table())
     text = shows.console.file.getvalue()
     assert "…" not in text and ("98.7" in text or width < 60)
+
+
+def test_a_running_trial_shows_the_part_of_its_epoch_that_its_worker_noted_and_the_time_left(tmp_path):
+    plan = load_plan(Path(__file__).parent.parent / "studies/digits_nine.toml")
+    arm, shows = plan.arms()[0], SearchProgress(plan.search_spec(plan.arms()[0]))
+    running = moment_of(plan, arm)._replace(state="RUNNING", epoch=0, counts={"RUNNING": 1}, folder=tmp_path)
+    shows.on_phase("search")
+    shows.on_start(running)
+    assert (state_told(running), epochs_told(running), shows.left()) == ("starting", "0/10", "")
+    note = ProgressNote(tmp_path)
+    note(1, 8)  # the model is not built
+    assert running.trained is None
+    note.training = SimpleNamespace(history=[{"epoch": 1.0}])
+    note(2, 8)
+    assert (state_told(running), epochs_told(running)) == ("running", "1.2/10")
+    shows.entered -= 125  # 1/8 of a trial of 16 has taken as long
+    assert shows.left() == "about 4 h 25 min left" and "4 h" in shows.caption()
+    (tmp_path / "progress").write_text("half a number")
+    assert epochs_told(running._replace(epoch=2)) == "2/10"
+
+
+def test_a_note_of_progress_follows_no_link_and_goes_with_its_trial(tmp_path):
+    (tmp_path / "elsewhere").touch()
+    (tmp_path / "progress").symlink_to(tmp_path / "elsewhere")
+    note = ProgressNote(tmp_path)
+    note.training = SimpleNamespace(history=[])
+    note(1, 2)
+    assert not (tmp_path / "elsewhere").read_text()
+    let_go(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
 
 
 @pytest.mark.parametrize("width", [80, 60])

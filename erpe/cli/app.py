@@ -26,6 +26,7 @@ from erpe.cli.options import (
     StoreOption,
     dataset_of,
     existing,
+    warn,
     with_store,
 )
 from erpe.cli.output import close_output
@@ -125,7 +126,7 @@ def sync(
         opened, studies = take_over(Path(source), store)
     else:
         opened, studies = existing(store), [source]
-    if sum(repair(opened, study, print, lambda text: print(f"warning: {text}", file=sys.stderr)) for study in studies):
+    if sum(repair(opened, study, print, warn) for study in studies):
         raise typer.Exit(UNSENT)
 
 
@@ -226,7 +227,7 @@ def doctor(data_dir: DataDir = None, store: StoreOption = STORE, as_json: AsJson
     from erpe.cli.doctor import examine
     from erpe.cli.tables import doctor_table
 
-    findings = examine(data_dir, store)
+    findings = [each._replace(text=with_store(each.text)) for each in examine(data_dir, store)]
     print(json.dumps([finding._asdict() for finding in findings])) if as_json else doctor_table(findings)
     if any(finding.state == "wrong" for finding in findings):
         raise typer.Exit(1)
@@ -267,7 +268,7 @@ def main() -> None:
             close_output()
         if isinstance(error.__cause__, BrokenPipeError):
             sys.exit(UNREAD)
-        print(f"erpe: {line(with_store(str(error), sys.argv[1:]))}", file=sys.stderr)
+        print(f"erpe: {line(with_store(str(error)))}", file=sys.stderr)
         sys.exit(1)
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]

@@ -8,9 +8,8 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from erpe.cli.options import store_flag
 from erpe.retention.gc import Sweep, Swept
-from erpe.store import Store
+from erpe.store import Store, store_flag
 from erpe.study.naming import part_name
 from erpe.text import Terminal, printable
 

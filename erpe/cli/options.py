@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import shlex
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,9 +11,10 @@ import typer
 
 from erpe.cli import complete
 from erpe.errors import ConfigError, either
+from erpe.store import DEFAULT, name_store
+from erpe.text import line
 
-STORE = Path("runs")
-"""The folder of results where none is named."""
+STORE = DEFAULT
 
 VariantOption = Annotated[
     str,
@@ -75,8 +75,8 @@ def parse_settings(given: list[str] | None) -> dict[str, Any]:
     from erpe.study.entries import combine, dotted, read_line
 
     found: dict[str, Any] = {}
-    for line in given or []:
-        combine(found, dotted(read_line(line, "train.ema=0.99")), "--set ")
+    for each in given or []:
+        combine(found, dotted(read_line(each, "train.ema=0.99")), "--set ")
     return found
 
 
@@ -88,11 +88,8 @@ def dataset_of(given: str, resize: str | None = None, store: Path | None = None,
     Raises:
         ConfigError, DataError: see `erpe.training.own.find_dataset`; or the folder of published data sets is given too.
     """
-    import sys
-
     from erpe.datasets import DATASETS, Dataset, read_grid
     from erpe.store import Store
-    from erpe.text import line
 
     if given in DATASETS and not resize:
         return given
@@ -117,26 +114,23 @@ def one_of(what: str, given: str, allowed: tuple[str, ...]) -> Any:
     return given
 
 
-def store_flag(folder: Path) -> str:
-    """Return what a command needs to find the store, with a blank before it; nothing for the default one."""
-    return "" if folder.resolve() == STORE.resolve() else f" --store {shlex.quote(str(folder))}"
-
-
-def with_store(text: str, words: list[str]) -> str:
-    """Add the --store of a command to the commands that an error line names in backticks: they mean the same store.
+def with_store(text: str, words: list[str] | None = None) -> str:
+    """Add the --store of a command to the commands that a line names in backticks: they mean the same store.
 
     Args:
-        words: of the command that failed.
+        words: of the command that says it; default: of this process.
     """
+    words = sys.argv[1:] if words is None else words
     given = [word.removeprefix("--store=") for word in words if word.startswith("--store=")]
     given += [after for word, after in pairwise(words) if word == "--store"]
     if not given:
         return text
-    flag = store_flag(Path(given[-1]))
-    return _HINT.sub(lambda found: f"`{found[1]}{flag}`" if "--store" not in found[1] else found[0], text)
+    return name_store(text, Path(given[-1]))
 
 
-_HINT = re.compile(r"`(erpe (?:tune|study|status|sync|predict|compare|report|gc|restore|ui|diff|logs|plot)\b[^`]*)`")
+def warn(text: str) -> None:
+    """Print a warning, one line, whose commands are of this command's store."""
+    print(f"warning: {line(with_store(text))}", file=sys.stderr)
 
 
 def existing(folder: Path) -> Any:

@@ -158,4 +158,5 @@ class StudyController:
             budget=self.budget,
             best=best.value if best else None,
             lag=self.tracker.lag(),
+            folder=None if self.remote else self.folder(trial),
         )

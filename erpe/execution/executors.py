@@ -217,7 +217,7 @@ def on_ray(
         if asked.address and place:
             require_shared(place)
         found = ray.cluster_resources()
-        with watch_head(asked.address):
+        with watch_head(asked.address or ray.get_runtime_context().gcs_address):
             yield OnRay(allocate(asked, trials, found.get("CPU", 0), found.get("GPU", 0)), scratch, asked)
 
 

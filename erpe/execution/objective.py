@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 from erpe.config import TrialConfig
 from erpe.datasets import Dataset
+from erpe.execution.callbacks import ProgressNote
 from erpe.execution.trial_loop import Training, TrialFactory
 from erpe.plugins import WithPlugins, loaded
 from erpe.training.download import find_data_dir, prepare
 from erpe.training.own import location, read_pack
-
-OnStep = Callable[[int, int], None]
 
 
 class Objective(NamedTuple):
@@ -32,21 +31,17 @@ class Objective(NamedTuple):
     """Times the runs in these folders, one after the other."""
 
 
-def vision(dataset: str | Dataset, data_dir: Path | None, device: str, on_step: OnStep | None = None) -> Objective:
-    """Train and test Vision Transformers.
-
-    Args:
-        on_step: called in the worker with the steps done and all steps of an epoch; for trials in this process.
-    """
+def vision(dataset: str | Dataset, data_dir: Path | None, device: str) -> Objective:
+    """Train and test Vision Transformers."""
     place = location(dataset) if isinstance(dataset, Dataset) else find_data_dir(data_dir)
     data = place.resolve()  # a worker runs in another folder
     plugins = loaded()
     along: Any = partial(WithPlugins, plugins) if plugins else _as_it_is
     return Objective(
         prepare=partial(_prepare, dataset, data),
-        start=along(partial(_start, "Trial", data_dir=data, device=device, on_step=on_step)),
+        start=along(partial(_start, "Trial", data_dir=data, device=device)),
         evaluate=along(partial(_evaluate, data_dir=data, device=device)),
-        confirm=along(partial(_start, "Confirmation", data_dir=data, device=device, on_step=on_step)),
+        confirm=along(partial(_start, "Confirmation", data_dir=data, device=device)),
         time=along(partial(_time, data_dir=data, device=device)),
     )
 
@@ -62,16 +57,16 @@ def _prepare(dataset: str | Dataset, data: Path) -> None:
         prepare(dataset, data)
 
 
-def _start(
-    kind: str, config: TrialConfig, folder: Path, *, data_dir: Path, device: str, on_step: OnStep | None
-) -> Training:
+def _start(kind: str, config: TrialConfig, folder: Path, *, data_dir: Path, device: str) -> Training:
     try:
         from erpe.training.trial import Confirmation, Trial
     except Exception as error:  # a module in the place of another has what it wants
         raise ImportError(f"{type(error).__name__}: {error}") from error
 
     made = {"Trial": Trial, "Confirmation": Confirmation}[kind]
-    return made(config, folder, data_dir=data_dir, device=device, on_step=on_step)
+    note = ProgressNote(folder)
+    note.training = made(config, folder, data_dir=data_dir, device=device, on_step=note)
+    return note.training
 
 
 def _evaluate(folder: Path, *, data_dir: Path, device: str) -> dict[str, float]:

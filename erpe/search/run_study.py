@@ -102,8 +102,7 @@ def run(
     if replaced:
         progress.on_warning(replaced)
     remote = find_remote()
-    on_step = progress.on_step if asked.executor == "inline" else None
-    work = work or vision(plan.dataset, asked.data_dir, asked.device, on_step)
+    work = work or vision(plan.dataset, asked.data_dir, asked.device)
     work = staged(work, remote)
     with contextlib.ExitStack() as opened:
         tracker = Tracker(store, plan.name, send=not offline)

@@ -102,8 +102,7 @@ def tune(
     asked.check()
     progress = progress or Progress()
     remote = find_remote()
-    on_step = progress.on_step if asked.executor == "inline" else None
-    work = work or vision(spec.base.data.dataset, asked.data_dir, asked.device, on_step)
+    work = work or vision(spec.base.data.dataset, asked.data_dir, asked.device)
     work = staged(work, remote)
     tags = collect("erpe tune", asked.cpus_per_trial)
     with contextlib.ExitStack() as opened:

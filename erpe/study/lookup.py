@@ -2,7 +2,8 @@
 
 newest(database, "a")               # "a", or the one that `--new` made beside it last: "a-3"
 beside(database, "a")               # what `--new` makes next: "a-4"
-identified(store, "train-a", spec)  # "train-a-4b0c5b": the study of this specification, made or not
+numbered(store, "train-a", spec)    # "train-a", or "train-a-2": the study of this specification, made or not
+identified(store, "a.relu.confirm", spec)  # the same by six digits: "a.relu.confirm-4b0c5b"
 parts_of(records, "digits-nine/favor")   # an arm's search and its seeds
 find_trial(records, "digits-nine/favor/seed-1")
 """
@@ -63,13 +64,33 @@ def identified(store: Store, stem: str, spec: StudySpec) -> str:
     A study is known by what its stored specification means, not by its digits: another version may have given it
     others.
     """
-    if storage.exists(storage.parse(store.storage_url)):
-        with contextlib.closing(storage.Database(store.storage_url)) as database:
-            for name in database.names():
-                stored = _about(database, name) if re.fullmatch(re.escape(stem) + "-[0-9a-f]{6}", name) else {}
-                if "spec" in stored and not differences_from(stored["spec"], spec):
-                    return name
-    return f"{stem}-{spec.identity[:6]}"
+    known = _specified(store, re.escape(stem) + "-[0-9a-f]{6}")
+    same = (name for name, stored in known.items() if not differences_from(stored, spec))
+    return next(same, f"{stem}-{spec.identity[:6]}")
+
+
+@storage.retry_while_unavailable
+def numbered(store: Store, stem: str, spec: StudySpec, new: bool = False) -> str:
+    """Return the newest study called STEM, STEM-2, STEM-3, ... that has this specification, or a name for one.
+
+    Args:
+        new: a name for another one.
+    """
+    known = _specified(store, re.escape(stem) + "(-[1-9][0-9]{0,4})?")  # six digits: of a confirmation
+    numbers = {int(name.removeprefix(stem).removeprefix("-") or 1): name for name in known}
+    same = [number for number, name in numbers.items() if not differences_from(known[name], spec)]
+    if same and not new:
+        return numbers[max(same)]
+    return f"{stem}-{max(numbers) + 1}" if numbers else stem
+
+
+def _specified(store: Store, pattern: str) -> dict[str, dict[str, Any]]:
+    """Return the stored specifications of the studies whose names match."""
+    if not storage.exists(storage.parse(store.storage_url)):
+        return {}
+    with contextlib.closing(storage.Database(store.storage_url)) as database:
+        about = {name: _about(database, name) for name in database.names() if re.fullmatch(pattern, name)}
+    return {name: found["spec"] for name, found in about.items() if "spec" in found}
 
 
 def _about(database: storage.Database, name: str) -> dict[str, Any]:

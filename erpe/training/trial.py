@@ -102,9 +102,15 @@ class Trial:
         """
         if not all(trial._fits for trial in trials) or len({trial.trainer.precision for trial in trials}) > 1:
             return
+
+        def on_step(done: int, steps: int) -> None:
+            for trial in trials:
+                if trial.on_step:
+                    trial.on_step(done, steps)
+
         try:
             pack = Pack([trial.trainer for trial in trials])
-            found = pack.epoch([len(trial.history) for trial in trials], trials[0].on_step)
+            found = pack.epoch([len(trial.history) for trial in trials], on_step)
         except torch.OutOfMemoryError:
             found = None
         for trial, trained in zip(trials, found or [], strict=False):

@@ -23,7 +23,7 @@ from erpe.study.openings import openings, openings_of
 from erpe.study.plan import Plan
 from erpe.study.records import StudyRecord, TrialRecord, arm_of, grouped, read_studies
 from erpe.study.search_space import NO_AXES, own_axes
-from erpe.study.spec import CONTRACT
+from erpe.study.spec import CONTRACT, StudySpec
 from erpe.study.toml_text import toml_lines
 
 
@@ -77,6 +77,28 @@ def _read_study(rows: Rows, plan: Plan, members: list[StudyRecord], store: Store
     if not isinstance(plan.dataset, Dataset):  # the place of own images is no fact of a study
         rows.files[plan.name] = "\n".join(toml_lines(plan.model_dump(mode="json", exclude_defaults=True))) + "\n"
     rows.notes.append(f"{plan.name}: {openings(members, [arm.name for arm in plan.arms()]).told()}")
+
+
+def load_tuned(study: StudyRecord, store: Store) -> Outcomes:
+    """Return a study of `erpe tune`: one arm, called as its variant, and no confirmed run.
+
+    Its trials have the measures of their end, and the best one those of the test split.
+    """
+    rows, spec = Rows(), StudySpec(**study.about.spec)
+    attention, encoding = split_variant(spec.variant)
+    who = {"study": study.name, "arm": spec.variant, "variant": spec.variant}
+    over = study.best is not None and study.best.number in study.finals
+    rows.tables["arms"].append(
+        who | {"dataset": spec.dataset, "attention": attention, "encoding": encoding, "budget": "trials"}
+        | {"trials_planned": len(study.trials), "trials": sum(trial.state != "RUNNING" for trial in study.trials)}
+        | {"seeds_planned": 0, "seeds": 0, "finished": over, "openings": len(study.opened), "abandoned": 0}
+        | {"own_axes": ", ".join(own_axes(spec.variant, spec.space)) or NO_AXES}
+    )  # fmt: skip
+    for trial in study.trials:
+        measures = (trial.verdict.metrics if trial.verdict else {}) | study.finals.get(trial.number, {})
+        rows.tables["trials"].append(who | trial_row(trial) | measures)
+        rows.tables["epochs"] += [who | row for row in _epochs(trial, "search")]
+    return rows.outcomes()
 
 
 def _devices(rows: Rows, plan: Plan) -> str:
