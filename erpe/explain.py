@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from erpe.errors import ConfigError, nearest
+from erpe.errors import ConfigError, either, nearest
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -28,11 +29,29 @@ _WORDS = {
 def explain(error: ValidationError, owner: type[BaseModel]) -> list[str]:
     """Return a line for each mistake, unknown keys first: they often cause the other mistakes."""
     found = sorted(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
-    return [line for each in found for line in _lines(each, owner)]
+    wanted: dict[str, list[str]] = {}  # of a setting of two kinds, both are told in one line
+    for line in (line for each in found for line in _lines(each, owner)):
+        given, use, instead = line.partition(" given; use ")
+        wanted.setdefault(given + use, []).extend([instead.removesuffix(" instead")] if use else [])
+    return [f"{given}{either(kinds)} instead" if kinds else given for given, kinds in wanted.items()]
+
+
+def _without_kinds(place: Sequence[int | str], owner: type[BaseModel]) -> list[int | str]:
+    """Return where a mistake is as the user wrote it: of a setting of two kinds, pydantic says which it tried."""
+    kept: list[int | str] = []
+    kind: Any = owner
+    for step in place:
+        if get_origin(kind) in (Union, UnionType):
+            kind = next((each for each in get_args(kind) if getattr(each, "__name__", "") == step), None)
+        else:
+            kept.append(step)
+            fields = getattr(kind, "model_fields", {})
+            kind = fields[str(step)].annotation if str(step) in fields else None
+    return kept
 
 
 def _lines(found: ErrorDetails, owner: type[BaseModel]) -> Iterator[str]:
-    place = ".".join(str(part)[:100] for part in found["loc"])
+    place = ".".join(str(part)[:100] for part in _without_kinds(found["loc"], owner))
     if found["type"] == "extra_forbidden":
         *above, key = found["loc"]
         yield f"{place[:100]}: unknown key; {nearest(str(key), _settings_at(owner, above))}"

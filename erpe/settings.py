@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from erpe.errors import ConfigError, nearest
 from erpe.explain import explain
@@ -17,6 +17,14 @@ class Config(BaseModel):
     """Frozen; an unknown key, a NaN or an infinity is a `ConfigError` of one line."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, given: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false as numbers, which Python takes for 1 and 0."""
+        if isinstance(given, bool) and _is_number(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"{str(given).lower()} given; use a number instead")
+        return given
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -60,6 +68,10 @@ class Config(BaseModel):
         if mistakes:
             raise ConfigError(*mistakes)
         return changed
+
+
+def _is_number(annotation: Any) -> bool:
+    return annotation in (int, float) or any(map(_is_number, get_args(annotation)))
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

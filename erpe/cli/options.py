@@ -45,6 +45,13 @@ def _load_plugins(given: list[str] | None) -> list[str] | None:
     return given
 
 
+def _folder(given: str | Path) -> Path:
+    """Refuse an empty name, as of a variable that is not set: it would be the current folder."""
+    if given == "":
+        raise typer.BadParameter("'' given; use the name of a folder instead")
+    return Path(given)
+
+
 Plugins = Annotated[
     list[str] | None,
     typer.Option(
@@ -52,7 +59,10 @@ Plugins = Annotated[
         help="A Python file with own attentions or encodings, or the name of an installed one; may be repeated.",
     ),
 ]  # fmt: skip
-StoreOption = Annotated[Path, typer.Option("--store", help="Folder of results, databases and checkpoints.")]
+StoreOption = Annotated[
+    Path,
+    typer.Option("--store", parser=_folder, metavar="FOLDER", help="Folder of results, databases and checkpoints."),
+]
 Epochs = Annotated[
     int | None, typer.Option(help="Epochs of a trial; default: 30 for digits, 5 for mnist, 50 for cifar10.")
 ]

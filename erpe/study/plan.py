@@ -242,7 +242,9 @@ def load_plan(
     path = Path("study" if isinstance(given, dict) else given)
     try:
         table = json.loads(json.dumps(given)) if isinstance(given, dict) else read_toml(path)
-    except (OSError, TypeError, ValueError) as error:
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     try:
         table = _by_dotted_names({"name": path.stem.replace("_", "-")} | table)

@@ -112,13 +112,10 @@ def load_space(path: str | Path, variant: str, dataset: str | Dataset, settings:
     Raises:
         ConfigError: one line naming the file, the key and what is wrong with it.
     """
-    try:
-        table = read_toml(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    table = read_toml(path)
     entries = table.get("space")
     if not isinstance(entries, dict) or set(table) != {"space"}:
-        stray = ", ".join(sorted(set(table) - {"space"})) or "nothing"
+        stray = ", ".join(sorted(set(table) - {"space"})) or ("a value of that name" if table else "nothing")
         raise ConfigError(f"{path}: a space file has one table, [space]; found {stray}")
     try:
         entries = dotted(entries)
@@ -135,16 +132,23 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """Return a TOML file of at most 1 MiB.
 
     Raises:
-        OSError, ValueError: it cannot be read, or is none.
+        ConfigError: it cannot be read, or is none.
     """
-    with open(path, "rb") as file:
-        data = file.read(MOST_TOML + 1)
-    if len(data) > MOST_TOML:
-        raise ValueError(f"more than {MOST_TOML} bytes")
     try:
+        with open(path, "rb") as file:
+            data = file.read(MOST_TOML + 1)
+        if len(data) > MOST_TOML:
+            raise ValueError(f"more than {MOST_TOML} bytes")
         return tomllib.loads(data.decode("utf-8-sig"))
+    except OSError as error:
+        said: object = error.strerror
+    except UnicodeDecodeError as error:
+        said = f"not UTF-8 at byte {error.start}"
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        said = "nested too deeply"
+    except ValueError as error:
+        said = error
+    raise ConfigError(f"{path}: cannot be read ({said})")
 
 
 def apply_overrides(entries: dict[str, Any], variant: str, dataset: str | Dataset) -> Space:

@@ -143,7 +143,8 @@ def read_npz(path: Path, resize: Grid | None = None) -> Read:
                 raise ValueError("one array; an .npz has several")
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # of zipfile, zlib and numpy, about bytes that may be anyone's
-        raise DataError(f"{path}: cannot be read as an .npz ({str(error)[:200]})") from None
+        said = "no zip archive" if "pickle" in str(error) else str(error)[:200]
+        raise DataError(f"{path}: cannot be read as an .npz ({said})") from None
     train = _part_of(path, arrays, "", resize)
     test = _part_of(path, arrays, "test_", resize) if {"test_images", "test_labels"} & arrays.keys() else None
     names = tuple(str(name) for name in arrays["names"].ravel()) if "names" in arrays else ()
