@@ -8,6 +8,7 @@ KeyboardInterrupt. Nothing is lost by either.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from erpe.errors import ConfigError, StudyError, TrackingError, either
 from erpe.execution.callbacks import Progress
 from erpe.execution.executors import How
 from erpe.live import SearchProgress, StudyProgress
+from erpe.notify import notified
 from erpe.plugins import load as load_plugin
 from erpe.results import Study, Tuned, load_study
 from erpe.store import Store, name_store
@@ -58,6 +60,7 @@ def tune(
     resize: str | int | None = None,
     plugins: Sequence[str] = (),
     progress: Shown = True,
+    notify: str | None = None,
     **how: Unpack[How],
 ) -> Tuned:
     """Search the best settings of a variant and test the best model once; `erpe tune`.
@@ -86,6 +89,8 @@ def tune(
             learns from its other trials, too.
         resize: height and width that own images get, as "32x32".
         plugins: Python files with own attentions or encodings, or the names of installed ones.
+        notify: who is told when the study ends, fails or stalls: an address of apprise, as mailto://..., or a command,
+            whose last argument is the message; default: `ERPE_NOTIFY`, or nobody.
     Raises:
         ErpeError: the line that the command would show.
         KeyboardInterrupt: the second Ctrl-C.
@@ -100,7 +105,7 @@ def tune(
     if warm_start:
         earlier = from_study(read_studies(opened), warm_start, spec)
         start = earlier._replace(points=start.points + earlier.points)
-    return _search(spec, opened, progress, trials=wanted, name=name, new=new, start=start, **how)
+    return _search(spec, opened, progress, notify, trials=wanted, name=name, new=new, start=start, **how)
 
 
 def train(
@@ -115,6 +120,7 @@ def train(
     resize: str | int | None = None,
     plugins: Sequence[str] = (),
     progress: Shown = True,
+    notify: str | None = None,
     data_dir: Path | None = None,
     device: str = "auto",
 ) -> Tuned:
@@ -135,7 +141,7 @@ def train(
         seed=seed,
     )  # fmt: skip
     name = numbered(opened, f"train-{spec.name}", spec, new)
-    return _search(spec, opened, progress, trials=1, name=name, **how)
+    return _search(spec, opened, progress, notify, trials=1, name=name, **how)
 
 
 def run_study(
@@ -146,6 +152,7 @@ def run_study(
     offline: bool = False,
     replaces: bool = False,
     progress: Shown = True,
+    notify: str | None = None,
     **how: Unpack[How],
 ) -> Study:
     """Search, confirm and test every variant of a study file; `erpe study run`.
@@ -178,7 +185,7 @@ def run_study(
     _check(how)
     opened = Store.open(store)
     plan = load_plan(file, changes, opened.datasets)
-    with _shown(progress, lambda: StudyProgress(plan)) as shows:
+    with _shown(progress, lambda: StudyProgress(plan), notify, plan.name) as shows:
         if not offline:
             _check_tracking(opened, shows)
         result = run(plan, opened, offline=offline, replace=replaces, progress=shows, **how)
@@ -221,22 +228,21 @@ def _check(how: How) -> None:
         raise ConfigError(f"executor: {executor!r} given; use {either(('ray', 'inline'))} instead")
 
 
-def _search(spec: StudySpec, store: Store, progress: Shown, **how: Any) -> Tuned:
+def _search(spec: StudySpec, store: Store, progress: Shown, notify: str | None, **how: Any) -> Tuned:
     from erpe.search.tune import tune as search
 
-    with _shown(progress, lambda: SearchProgress(spec)) as shows:
+    with _shown(progress, lambda: SearchProgress(spec), notify, how["name"] or spec.name) as shows:
         _check_tracking(store, shows)
         result = search(spec, store, progress=shows, **how)
     return Tuned(result, spec, store)
 
 
 @contextlib.contextmanager
-def _shown(given: Shown, make: Any) -> Iterator[Progress]:
-    if isinstance(given, bool):
-        with make() if given else contextlib.nullcontext(Progress()) as progress:
-            yield progress
-    else:
-        yield given
+def _shown(given: Shown, make: Any, notify: str | None, study: str) -> Iterator[Progress]:
+    shown = (make() if given else contextlib.nullcontext(Progress())) if isinstance(given, bool) else None
+    target = notify or os.environ.get("ERPE_NOTIFY")
+    with shown or contextlib.nullcontext(given) as progress, notified(target, study, progress) as told:
+        yield told
 
 
 def _check_tracking(store: Store, progress: Progress) -> None:

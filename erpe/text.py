@@ -64,6 +64,15 @@ def line(text: str) -> str:
     return printable(" ".join(redact(text).splitlines()))
 
 
+def repeatable(words: list[str]) -> list[str]:
+    """Return the words of a command that say what is run: not `--new`, nor `--notify`, whose address is a secret."""
+    after = ["", *words]
+    return [
+        word for before, word in zip(after, words, strict=False)
+        if word not in ("--new", "--notify") and before != "--notify" and not word.startswith("--notify=")
+    ]  # fmt: skip
+
+
 def first_line(error: BaseException) -> str:
     """Return what an exception says, in a line; its kind, if it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

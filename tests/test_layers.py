@@ -33,7 +33,7 @@ ORDER = """
     report
     search
     transfer retention bench
-    live inference
+    live notify inference
     results
     api
     cli

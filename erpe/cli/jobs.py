@@ -61,6 +61,8 @@ def check_command(words: list[str], context: typer.Context) -> None:
         ErpeError: it is a command for this machine.
         typer.BadParameter: it is none, or one without options that it needs.
     """
+    if any(word.partition("=")[0] == "--notify" for word in words):
+        raise ErpeError("--notify: the cluster would keep and show it; use ERPE_NOTIFY on its head instead")
     root = context.find_root()
     given, command, above = list(words), root.command, root
     while commands := getattr(command, "commands", None):

@@ -73,6 +73,13 @@ Seed = Annotated[int, typer.Option(help="Decides samples, initial weights, data 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")]
 New = Annotated[bool, typer.Option("--new", help="Start afresh, beside what is there.")]
+Notify = Annotated[
+    str | None,
+    typer.Option(
+        help="Who is told when it ends, fails or stalls: an address of apprise, as mailto://..., or a command; "
+        "default: $ERPE_NOTIFY, which no list of processes shows."
+    ),
+]  # fmt: skip
 Pack = Annotated[int, typer.Option(help="Trials of one shape that train as one program; on CPUs for small models.")]
 
 

@@ -21,6 +21,7 @@ from erpe.cli.options import (
     Device,
     Epochs,
     New,
+    Notify,
     Pack,
     Plugins,
     Resize,
@@ -79,6 +80,7 @@ def tune(
     device: Device = "auto",
     ray_address: RayAddress = None,
     executor: Executor = "ray",
+    notify: Notify = None,
     as_json: AsJson = False,
 ) -> None:
     """Search the best settings of a variant; test the best model once. The same command continues."""
@@ -89,8 +91,8 @@ def tune(
             api.tune(
                 variant, dataset_of(dataset, resize, store, data_dir), trials=trials, store=store, name=name, new=new,
                 epochs=epochs, settings=parse_settings(settings), space=space, enqueue=enqueue, warm_start=warm_start,
-                sampler=cast(Any, sampler),
-                pruner=cast(Any, pruner), seed=seed, data_dir=data_dir, concurrency=concurrency,
+                sampler=cast(Any, sampler), pruner=cast(Any, pruner), seed=seed, notify=notify, data_dir=data_dir,
+                concurrency=concurrency,
                 cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, pack=pack, device=device,
                 ray_address=ray_address, executor=cast(Any, executor),
             )
@@ -109,6 +111,7 @@ def train(
     store: StoreOption = STORE,
     new: New = False,
     device: Device = "auto",
+    notify: Notify = None,
     as_json: AsJson = False,
 ) -> None:
     """Train one configuration and test it: a study of one trial, in this process."""
@@ -118,7 +121,7 @@ def train(
         show(
             api.train(
                 variant, dataset_of(dataset, resize, store, data_dir), store=store, new=new, epochs=epochs,
-                settings=parse_settings(settings), seed=seed, data_dir=data_dir, device=device,
+                settings=parse_settings(settings), seed=seed, notify=notify, data_dir=data_dir, device=device,
             )
         )  # fmt: skip
 
@@ -189,6 +192,7 @@ def study_run(
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace test results that a changed file makes old.")
     ] = False,
+    notify: Notify = None,
     as_json: AsJson = False,
 ) -> None:
     """Search, confirm and test every variant of a study file. The same command continues."""
@@ -198,7 +202,7 @@ def study_run(
 
     with showing(as_json, store):
         study = api.run_study(
-            file, changes=changes_of(settings, budget), store=store, offline=offline, replaces=replace,
+            file, changes=changes_of(settings, budget), store=store, offline=offline, replaces=replace, notify=notify,
             data_dir=data_dir, device=device, concurrency=concurrency, cpus_per_trial=cpus_per_trial,
             gpus_per_trial=gpus_per_trial, pack=pack, ray_address=ray_address, executor=cast(Any, executor),
         )  # fmt: skip

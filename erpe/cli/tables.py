@@ -16,7 +16,7 @@ from erpe.config import VARIANTS, defaults, own_variants, split_variant
 from erpe.datasets import Dataset
 from erpe.search.tune import TuneResult
 from erpe.study.spec import StudySpec
-from erpe.text import Terminal, percent, printable, redact
+from erpe.text import Terminal, percent, printable, redact, repeatable
 
 MEASURES = {
     "test/accuracy": "test accuracy", "test/precision": "test precision (macro)", "test/recall": "test recall (macro)",
@@ -98,7 +98,7 @@ SHARES = ("accuracy", "precision", "recall", "f1")
 
 def continuation(command: list[str]) -> str:
     """How to go on after Ctrl-C."""
-    words = " ".join(shlex.quote(word) for word in command[1:] if word != "--new")
+    words = shlex.join(repeatable(command[1:]))
     return printable(f"stopped; every finished epoch is saved. To continue: erpe {words}")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import erpe
 from erpe.surroundings import cores
-from erpe.text import redact
+from erpe.text import redact, repeatable
 
 MADE_WITH = ("cpu", "cores", "threads", "version.erpe", "version.torch", "version.python", "git_sha", "platform")
 """Tags that a published table names."""
@@ -56,7 +56,7 @@ def _repeated(command: str) -> str:
     """The command line that repeats the study, without passwords; what was called, where a program called it."""
     if Path(sys.argv[0]).name not in ("erpe", "__main__.py"):
         return command
-    return redact(shlex.join(["erpe", *(word for word in sys.argv[1:] if word != "--new")]))
+    return redact(shlex.join(["erpe", *repeatable(sys.argv[1:])]))
 
 
 def _version(name: str) -> str:
