@@ -31,15 +31,22 @@ class Watched(Progress):
         self._inner, self._send, self._study, self._quiet = inner, send, study, quiet
         self._heard, self._longest, self._told, self.over = time.monotonic(), 0.0, False, threading.Event()
         self.end = "ended"
+        self._moments: dict[tuple[str, str, int], TrialProgress] = {}
 
-    def _beat(self) -> None:
+    def _beat(self, moment: TrialProgress | None = None) -> None:
+        if moment:
+            self._moments[moment.arm, moment.phase, moment.number] = moment
         now = time.monotonic()
         self._longest = self._longest if self._told else max(self._longest, now - self._heard)
         self._heard, self._told = now, False
 
     def watch(self) -> None:
         """Look again and again until it is over."""
+        steps: list[float | None] = []
         while not self.over.wait(min(30.0, self._quiet / 4)):
+            before, steps = steps, [each.trained for each in list(self._moments.values()) if each.state == "RUNNING"]
+            if steps != before:  # an epoch may take hours
+                self._beat()
             silent = time.monotonic() - self._heard
             if not self._told and silent > max(self._quiet, TIMES * self._longest):
                 self._told = True
@@ -53,22 +60,17 @@ class Watched(Progress):
 
     def on_start(self, moment: TrialProgress) -> None:
         """Pass it on."""
-        self._beat()
+        self._beat(moment)
         self._inner.on_start(moment)
-
-    def on_step(self, done: int, steps: int) -> None:
-        """Pass it on."""
-        self._beat()
-        self._inner.on_step(done, steps)
 
     def on_epoch(self, moment: TrialProgress) -> None:
         """Pass it on."""
-        self._beat()
+        self._beat(moment)
         self._inner.on_epoch(moment)
 
     def on_end(self, moment: TrialProgress) -> None:
         """Pass it on."""
-        self._beat()
+        self._beat(moment)
         self._inner.on_end(moment)
 
     def on_warning(self, text: str) -> None:

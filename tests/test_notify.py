@@ -64,7 +64,7 @@ def test_a_stall_is_told_once_until_something_is_heard(inbox):
     address, messages = inbox
     with notified(address, "a", Progress(), quiet=0.05) as progress:
         assert messages.get(timeout=30).startswith("a: stalled, silent for 0 min")
-        progress.on_step(1, 2)
+        progress.on_phase("test")
         assert messages.get(timeout=30).startswith("a: stalled")
     assert messages.get(timeout=30).startswith("a: ended") and messages.empty()
 
