@@ -65,8 +65,9 @@ def _start(kind: str, config: TrialConfig, folder: Path, *, data_dir: Path, devi
 
     made = {"Trial": Trial, "Confirmation": Confirmation}[kind]
     note = ProgressNote(folder)
-    note.training = made(config, folder, data_dir=data_dir, device=device, on_step=note)
-    return note.training
+    training = made(config, folder, data_dir=data_dir, device=device, on_step=note)
+    note.training = training
+    return training
 
 
 def _evaluate(folder: Path, *, data_dir: Path, device: str) -> dict[str, float]:
