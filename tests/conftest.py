@@ -1,3 +1,4 @@
+import gc
 import os
 import secrets
 import shutil
@@ -49,6 +50,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (item.path.parent.name != "stack", -slow[item.path]))
 
 
+def pytest_collection_finish():
+    """What was imported stays: later collections need not look at it again, each for a second."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def migrations_read_once():
     """Optuna has alembic import all versions of its tables, three times for each database that a test makes."""
@@ -93,14 +100,31 @@ def postgres(postgres_server):
     return postgres_server
 
 
+def made_once(tmp_path_factory, name, make):
+    """A folder that one worker of pytest-xdist makes, and then a copy of it for this worker alone."""
+    from filelock import FileLock
+
+    own = tmp_path_factory.getbasetemp()
+    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    whole = common / f"whole-{name}"
+    with FileLock(common / f"{name}.lock"):
+        if not whole.exists():
+            make(common / name)
+            shutil.copytree(common / name, whole)
+    return Path(shutil.copytree(whole, own / f"own-{name}"))
+
+
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory):
     """MLflow's tables take seconds to make: make them once."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    from erpe.tracking.connection import connect
 
-    connect(f"sqlite:///{path}").search_experiments(max_results=1)
-    return path
+    def make(folder):
+        from erpe.tracking.connection import connect
+
+        folder.mkdir()
+        connect(f"sqlite:///{folder}/mlflow.db").search_experiments(max_results=1)
+
+    return made_once(tmp_path_factory, "mlflow", make) / "mlflow.db"
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +132,9 @@ def digits_study(tmp_path_factory):
     """The store of a whole small study of real digits, `digits-nine`; change a copy, not it."""
     from trials import small_study
 
-    return small_study(tmp_path_factory.mktemp("study") / "store")
+    from erpe.store import Store
+
+    return Store.existing(made_once(tmp_path_factory, "study", small_study))
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from erpe.cli.options import parse_settings
 from erpe.config import VARIANTS
 from erpe.errors import ConfigError
 from erpe.inference import predict
+from erpe.store import Store
 from erpe.text import first_line
 from erpe.training.checkpoint import load_model
 from erpe.training.data import normalise
@@ -49,9 +51,10 @@ def erpe(monkeypatch, capsys, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, empty_database):
     """A store with one trained model, made by the command itself."""
-    store = tmp_path_factory.mktemp("trained") / "runs"
+    store = Store.open(tmp_path_factory.mktemp("trained") / "runs").root
+    shutil.copy(empty_database, store / "mlflow.db")
     command = [sys.executable, "-m", "erpe", "train", "-v", "relu", "-d", "digits", "--store", str(store), "--json"]
     done = subprocess.run([*command, *TINY], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,9 @@ import zipfile
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+import erpe
 from erpe.cli import app
 from erpe.cli.report import outcomes_of
 from erpe.errors import StoreError, StudyError, TrackingError
@@ -114,6 +116,18 @@ def test_a_tracking_server_tells_the_same_as_the_store(synced):
     assert {uid: list(found) for uid, found in here.predictions.items()} == {
         uid: list(found) for uid, found in there.predictions.items()
     }
+
+
+@pytest.mark.slow
+def test_a_tracking_server_gives_the_same_configurations_and_models(synced):
+    here = erpe.load_study("digits-nine", synced.root)
+    there = erpe.load_study("digits-nine", server=synced.tracking_uri)
+    for arm in ("softmax", "relu", "relu_rope"):
+        assert there.best(arm) == here.best(arm)
+        ours, theirs = here.model(arm).state_dict(), there.model(arm).state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    with pytest.raises(StudyError, match="did you mean relu"):
+        there.model("rel")
 
 
 @pytest.mark.slow

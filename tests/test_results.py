@@ -162,25 +162,6 @@ def test_importing_erpe_stays_light():
 
 
 @pytest.mark.slow
-def test_a_tracking_server_gives_the_same_study(study, digits_study, empty_database, tmp_path, monkeypatch):
-    import shutil
-
-    from erpe.tracking.tracker import sync
-
-    copy = shutil.copytree(digits_study.root, tmp_path / "store")
-    database = shutil.copy(empty_database, tmp_path / "mlflow.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
-    assert sync(Store.open(copy)) == {NAME: 0}
-    served = erpe.load_study(NAME, server=f"sqlite:///{database}")
-    for arm in ARMS:
-        assert served.best(arm) == study.best(arm)
-        mine, theirs = study.model(arm).state_dict(), served.model(arm).state_dict()
-        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    with pytest.raises(StudyError, match="did you mean relu"):
-        served.model("rel")
-
-
-@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom_and_is_kept_without_outputs(digits_study, monkeypatch):
     import nbclient
     import nbformat

@@ -85,7 +85,8 @@ def test_settings_follow_the_budget_of_the_running_command(store):
 def test_trial_k_has_the_same_shared_axes_in_every_arm(store):
     """Over all twelve variants, with knobs of their own, one of them conditional, and with a switch."""
     switched = {"model.rope": ("axial", "mixed")}
-    plan = Plan(name="x", dataset="digits", variants=VARIANTS, seed=3, switches=switched, search={"sampler": "random"})
+    budget = {"sampler": "random", "epochs": 1}
+    plan = Plan(name="x", dataset="digits", variants=VARIANTS, seed=3, switches=switched, search=budget)
     found = {arm.name: search(store, plan.search_spec(arm), 4, 4, name=arm.name) for arm in plan.arms()}
     assert len(found) == 15
     for number in range(4):
