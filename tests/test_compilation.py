@@ -1,6 +1,10 @@
 """torch.compile: one graph for each of the twelve, however many models a process had before."""
 
 import logging
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -99,3 +103,31 @@ def test_a_pack_is_one_graph_too_and_the_same_in_every_epoch(graphs, monkeypatch
 
     torch.testing.assert_close(losses("compiled", "on"), losses("plain", "off"), rtol=1e-3, atol=1e-4)
     assert len(graphs) == 3, "the pack, and each trial's evaluation"
+
+
+REAL = """
+import torch
+from erpe.config import TrainConfig
+from erpe.training.compilation import compiled
+torch.set_num_threads(1)
+model, images = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.GELU()), torch.randn(5, 4)
+fast = compiled(model, TrainConfig(compile="on"), torch.device("cpu"), print)
+slopes = [torch.autograd.grad(call(images).square().sum(), [*model.parameters()]) for call in (model, fast)]
+for one, other in zip(*slopes, strict=True):
+    torch.testing.assert_close(one, other)
+print(fast.fast is not None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("there", [False, True], ids=["no compiler", "compiler"])
+def test_compiling_works_where_a_compiler_is_and_fails_nowhere(tmp_path, there):
+    if there and not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("no compiler here")
+    env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    if not there:
+        env |= {"PATH": str(tmp_path), "CXX": "", "CC": ""}
+    done = subprocess.run([sys.executable, "-c", REAL], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *warned, used = done.stdout.splitlines()
+    assert used == str(there) and len(warned) == (not there)

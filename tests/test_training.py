@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -595,39 +594,6 @@ def test_no_memory_is_not_taken_for_a_missing_compiler(monkeypatch):
 def test_nothing_is_compiled_on_a_cpu_unless_asked_for(wanted):
     model = torch.nn.Identity()
     assert compiled(model, TrainConfig(compile=wanted), CPU) is model
-
-
-COMPILE = """
-import sys, torch
-from pathlib import Path
-from trials import curve, tiny
-from erpe.training.trial import Trial
-torch.set_num_threads(1)
-histories = []
-for wanted in ("off", "on"):
-    settings = {"model.depth": 1, "data.train_limit": 128, "train.epochs": 1, "train.compile": wanted}
-    trial = Trial(tiny("relu", settings), Path(wanted))
-    trial.epoch()
-    histories.append(curve(trial.history)[0]["train/loss"])
-print(*histories, trial.trainer.is_compiled)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("there", [False, True], ids=["no compiler", "compiler"])
-def test_compiling_works_where_a_compiler_is_and_fails_nowhere(tmp_path, there):
-    compiler = shutil.which("g++") or shutil.which("gcc") or shutil.which("clang++")
-    if there and not compiler:
-        pytest.skip("no compiler here")
-    env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    env |= {"PYTHONPATH": str(Path(__file__).parent)}
-    if not there:
-        env |= {"PATH": str(tmp_path), "CXX": "", "CC": ""}
-    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    plain, fast, used = done.stdout.split()
-    assert float(fast) == pytest.approx(float(plain), rel=1e-4)
-    assert used == str(there)
 
 
 # The objective
