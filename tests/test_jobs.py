@@ -11,6 +11,7 @@ from threading import Thread
 
 import pytest
 
+from erpe.execution.ray_tune.cluster import start
 from erpe.execution.ray_tune.jobs import JobError, Jobs
 
 TOKEN = "0123456789abcdef"
@@ -119,3 +120,12 @@ def test_a_head_without_our_token_says_what_would_do(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(JobError, match="cannot be read"):
         Jobs(address)
+
+
+def test_a_wrong_token_is_told_before_a_node_that_joins_with_it_gives_up(monkeypatch):
+    monkeypatch.setenv("ERPE_RAY_START", "0")
+    with answering(401) as (url, _), socket.create_server(("127.0.0.1", 0)) as head:
+        monkeypatch.setenv("ERPE_RAY_JOBS", url)
+        with pytest.raises(JobError, match="it does not know our token"):
+            start(f"127.0.0.1:{head.getsockname()[1]}", 0, "")
+    Jobs("http://127.0.0.1:1").check_token()  # who does not respond may still have the cluster beside it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -139,13 +140,15 @@ def private_uses(tree: ast.AST, own: set[str]) -> set[str]:
     return found
 
 
-OWN = {name for path in FILES for name in own_names(ast.parse(path.read_text()))}
+@cache
+def own_of_all() -> set[str]:
+    return {name for path in FILES for name in own_names(ast.parse(path.read_text()))}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_only_one_module_uses_what_other_packages_keep_to_themselves(path):
     if path.name != "_upstream.py":
-        assert not private_uses(ast.parse(path.read_text()), OWN)
+        assert not private_uses(ast.parse(path.read_text()), own_of_all())
 
 
 @pytest.mark.parametrize(
@@ -159,4 +162,4 @@ def test_only_one_module_uses_what_other_packages_keep_to_themselves(path):
     ],
 )  # fmt: skip
 def test_a_private_part_is_recognised(code):
-    assert private_uses(ast.parse(code), OWN)
+    assert private_uses(ast.parse(code), own_of_all())

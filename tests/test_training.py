@@ -65,7 +65,11 @@ def assert_same(first, second):
 # The seed decides
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+SOME = ["favor_general", "favor_rope", "relu_circulant", "softmax_rope"]
+"""Every attention, every encoding."""
+
+
+@pytest.mark.parametrize("variant", SOME)
 def test_the_same_seed_gives_the_same_curve_bit_by_bit(tmp_path, variant):
     config = tiny(variant, EVERYTHING | {"train.epochs": 2}, seed=3)
     torch.manual_seed(1)
@@ -130,17 +134,15 @@ def test_seeds_for_different_purposes_differ_and_stay():
 
 # Interruption
 
-INTERRUPTED = ["favor_general", "favor_rope", "relu_circulant", "softmax_rope"]
-
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """The folder, curve and measures of trials that nobody stopped."""
-    folders = {variant: tmp_path_factory.mktemp(variant) for variant in INTERRUPTED}
+    folders = {variant: tmp_path_factory.mktemp(variant) for variant in SOME}
     return {variant: (folder, *train(tiny(variant, EVERYTHING), folder)) for variant, folder in folders.items()}
 
 
-@pytest.mark.parametrize("variant", INTERRUPTED)
+@pytest.mark.parametrize("variant", SOME)
 def test_a_trial_that_begins_anew_every_epoch_ends_bit_by_bit_where_it_would_have(tmp_path, uninterrupted, variant):
     config = tiny(variant, EVERYTHING)
     for epoch in range(3):
@@ -280,8 +282,9 @@ def test_who_wakes_up_when_another_one_trains_its_trial_writes_nothing(tmp_path,
 # What goes wrong
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("step", [0, 2, 4, 5, 14])
+@pytest.mark.parametrize(
+    ("step", "value"), [(0, math.nan), (2, math.inf), (4, -math.inf), (5, math.nan), (14, math.inf)]
+)
 def test_a_loss_that_is_not_finite_names_its_step(tmp_path, step, value):
     trial = Trial(tiny(), tmp_path)
     fail_at(trial, step, value)

@@ -521,11 +521,12 @@ def test_on_ray_packs_lose_nothing_when_a_trial_fails_and_a_worker_dies(store, o
 DRIVER = """
 import json, sys
 from pathlib import Path
-import test_tune
+from toys import work
 from erpe.search.tune import tune
 from erpe.execution.objective import Objective
 from erpe.store import Store
 from erpe.tracking import tracker
+from erpe.study.spec import define
 from functools import partial
 tracker.Tracker = partial(tracker.Tracker, send=False)
 
@@ -535,8 +536,9 @@ class Watch:
     def on_epoch(self, moment): print("epoch", moment.number, moment.epoch, flush=True)
     def on_end(self, moment): print("end", moment.number, flush=True)
 
-result = tune(test_tune.SPEC, Store.open(sys.argv[1]), trials=5, concurrency=2, progress=Watch(),
-              work=test_tune.work(sleep=float(sys.argv[2])))
+spec = define("relu_general", "digits", epochs=4, sampler="random", pruner="none")  # SPEC
+result = tune(spec, Store.open(sys.argv[1]), trials=5, concurrency=2, progress=Watch(),
+              work=work(sleep=float(sys.argv[2])))
 print(json.dumps([result.interrupted, result.counts]), flush=True)
 """
 

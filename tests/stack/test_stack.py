@@ -232,7 +232,7 @@ ONE = "tune -v relu -d digits --name one --trials 1 --epochs 1"
     [
         ("MLFLOW_TRACKING_PASSWORD_FILE", "sync", "does not know erpe with this password"),
         ("PGPASSWORD_FILE", "status", "password authentication failed"),
-        ("RAY_AUTH_TOKEN_PATH", ONE, "it asks for a token"),
+        ("RAY_AUTH_TOKEN_PATH", ONE, "does not know our token"),
         ("RAY_AUTH_TOKEN_PATH", f"submit {ONE}", "does not know our token"),
     ],
 )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from erpe.errors import ConfigError, StudyError
+from erpe.execution.ray_tune.jobs import Jobs
 from erpe.openmp import WAITING
 from erpe.surroundings import bypass_proxies, require_loopback, short_folder
 from erpe.text import first_line
@@ -131,9 +132,15 @@ def leaving_the_users_folder(folder: str) -> Iterator[None]:
 def _wait_for_node() -> None:
     """Wait until this machine is a node of the cluster, as the driver's must be.
 
-    `ERPE_RAY_START` is the id of a child of this process that makes it one, as infra/docker/bin/erpe-node has it.
+    `ERPE_RAY_START` is the id of a child of this process that makes it one, as infra/docker/bin/erpe-node has it. With
+    a wrong token that takes most of a minute to fail; the same cluster's server of jobs says so at once.
+
+    Raises:
+        JobError: a wrong token.
     """
     if child := os.environ.pop("ERPE_RAY_START", None):
+        if jobs := os.environ.get("ERPE_RAY_JOBS"):
+            Jobs(jobs).check_token()
         with suppress(ChildProcessError):
             os.waitpid(int(child), 0)
 

@@ -87,6 +87,14 @@ class Jobs:
         found = [_job(each) for each in self._ask("GET", "/api/jobs/") if each.get("submission_id")]
         return sorted(found, key=lambda job: job.started or float("inf"), reverse=True)
 
+    def check_token(self) -> None:
+        """Raise JobError if the head refuses us; one that does not respond says nothing about the token."""
+        try:
+            self.all()
+        except JobError as error:
+            if error.__cause__ is None:
+                raise
+
     def one(self, name: str) -> Job:
         """Return a job by its id."""
         return _job(self._ask("GET", f"/api/jobs/{_safe(name)}", job=name))
