@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import uuid
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: no machine of the tests has a GPU
@@ -80,6 +81,14 @@ def no_database_of_another_test():
     yield
     for name in ("MLFLOW_TRACKING_URI", "ERPE_STORAGE_URL"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture
+def outbox_only(monkeypatch):
+    """Everything is recorded, nothing is sent to MLflow."""
+    from erpe.tracking.tracker import Tracker
+
+    monkeypatch.setattr("erpe.tracking.tracker.Tracker", partial(Tracker, send=False))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from test_training import EVERYTHING, train
 from torch._dynamo.utils import counters
 from trials import tiny
 
@@ -103,6 +104,50 @@ def test_a_pack_is_one_graph_too_and_the_same_in_every_epoch(graphs, monkeypatch
 
     torch.testing.assert_close(losses("compiled", "on"), losses("plain", "off"), rtol=1e-3, atol=1e-4)
     assert len(graphs) == 3, "the pack, and each trial's evaluation"
+
+
+def test_a_model_that_cannot_be_compiled_runs_as_it_is(monkeypatch, tmp_path):
+    calls = []
+
+    def no_compiler(model, **_):
+        def fail(images):
+            calls.append(len(images))
+            raise RuntimeError("no compiler\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+        return fail
+
+    expected = train(tiny(settings=EVERYTHING), tmp_path / "plain")[0]
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    told = []
+    config = tiny(settings=EVERYTHING | {"train.compile": "on"})
+    found = train(config, tmp_path / "tried", lambda trial: told.append(trial.warning))
+    assert found[0] == expected
+    assert calls == [64, 216], "the model and its average are tried once, then never again"
+    assert told[0] == "torch.compile: no compiler; the model runs without it, slower"
+
+
+def test_a_mistake_of_ours_is_not_taken_for_a_missing_compiler(monkeypatch):
+    def mistaken(images):
+        return images.no_such_thing
+
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
+    with pytest.raises(AttributeError), pytest.warns(UserWarning, match="torch.compile"):
+        compiled(mistaken, TrainConfig(compile="on"), CPU)(torch.zeros(1, 1, 1, 1))
+
+
+def test_no_memory_is_not_taken_for_a_missing_compiler(monkeypatch):
+    def full(images):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(torch, "compile", lambda model, **_: full)
+    with pytest.raises(torch.OutOfMemoryError):
+        compiled(torch.nn.Identity(), TrainConfig(compile="on"), CPU)(torch.zeros(1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("wanted", ["auto", "off"])
+def test_nothing_is_compiled_on_a_cpu_unless_asked_for(wanted):
+    model = torch.nn.Identity()
+    assert compiled(model, TrainConfig(compile=wanted), CPU) is model
 
 
 REAL = """
