@@ -1,6 +1,6 @@
 """The short set where everything lives in a folder. The long one, with every fault and on Ray, is `infra/chaos`.
 
-A dead worker of Ray: `test_on_ray_a_dead_worker_is_replaced_and_a_poisonous_trial_ends` in ../test_tune.py.
+A dead worker of Ray: `test_on_ray_a_dead_worker_is_replaced_and_a_poisonous_trial_ends` in ../test_tune_on_ray.py.
 """
 
 import os
