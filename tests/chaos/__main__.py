@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -81,8 +82,22 @@ def run(fault, home, executor, times, seed):
 
 def keep(result):
     """Behind what was found before."""
+    result.date, result.commit = f"{datetime.now(UTC):%Y-%m-%d}", commit()
     with RESULTS.open("a") as file:
         file.write(json.dumps(asdict(result)) + "\n")
+
+
+def commit():
+    """Of the code here."""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
+    return found.stdout.strip()
+
+
+def last(results):
+    """Date, commit and number of injections of the newest code that a fault was tried on."""
+    newest = results[-1]  # they are kept in order
+    times = sum(result.injected for result in results if (result.date, result.commit) == (newest.date, newest.commit))
+    return f"{newest.date}, {newest.commit} ({times})" if newest.date else "at 7e85fa5, or before"
 
 
 def table():
@@ -93,8 +108,8 @@ def table():
         found[result.fault].append(result)
     head = "| fault | where | injected | trials lost | trials doubled | epochs lost | epochs doubled "
     lines = [
-        head + "| epochs trained again | seconds to the next epoch | anything else |",
-        "|---|---|" + "---:|" * 7 + "---|",
+        head + "| epochs trained again | seconds to the next epoch | anything else | last (n) |",
+        "|---|---|" + "---:|" * 7 + "---|---|",
     ]
     for fault, results in found.items():
         where = ", ".join(sorted({f"{result.home} {result.executor}" for result in results}))
@@ -105,20 +120,20 @@ def table():
         seconds = [second for result in results for second in result.seconds]
         took = f"{statistics.median(seconds):.1f} ({max(seconds):.1f})" if seconds else "-"
         wrong = "; ".join(f"{word[:80]}" for result in results for word in result.wrong) or "nothing"
-        lines.append(f"| {fault} | {where} | " + " | ".join(map(str, sums)) + f" | {took} | {wrong} |")
+        lines.append(
+            f"| {fault} | {where} | " + " | ".join(map(str, sums)) + f" | {took} | {wrong} | {last(results)} |"
+        )
     return "\n".join(lines)
 
 
-def write_tables():
-    """Between the marks of README.md."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout
-    machine = f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, commit {commit.strip()}"
-    text = README.read_text()
-    tables = {"table": table} | ({"outage": lambda: as_table(OUTAGE.read_text())} if OUTAGE.exists() else {})
-    for mark, made in tables.items():
+def write_tables(*made):
+    """Between the marks of README.md: `table`, `outage`."""
+    machine = f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, commit {commit()}"
+    text, tables = README.read_text(), {"table": table, "outage": lambda: as_table(OUTAGE.read_text())}
+    for mark in made:
         before, _, rest = text.partition(f"<!-- {mark} -->\n")
         after = rest.partition("<!-- end -->")[2]
-        text = f"{before}<!-- {mark} -->\n{made()}\n\nMeasured on {machine}.\n<!-- end -->{after}"
+        text = f"{before}<!-- {mark} -->\n{tables[mark]()}\n\nLast measured on {machine}.\n<!-- end -->{after}"
     README.write_text(text)
 
 
@@ -136,4 +151,5 @@ if __name__ == "__main__":
                 run(fault, home, executor, times, seed=time.time_ns())
         if words in ([], ["outage"]):
             run_outage()
-    write_tables()
+            write_tables("outage")
+    write_tables("table")

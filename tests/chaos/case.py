@@ -42,6 +42,9 @@ class Result:
     """From each start of the command after a fault to its next epoch."""
     wrong: list[str] = field(default_factory=list)
     """Everything else that should not be."""
+    date: str = ""
+    commit: str = ""
+    """Of the code that was hurt."""
 
     @property
     def fine(self):
