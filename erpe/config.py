@@ -293,8 +293,8 @@ class TrainConfig(Config):
     """Decay of the averaged weights a step, which are then the model; 0 is off."""
     redraw: NonNegativeInt = 0
     """Draw new random features after this number of steps; 0: never. Frozen in evaluation."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of training. Auto: bfloat16 autocast on GPUs and CPUs that compute in it, where it pays; float32 elsewhere."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of training. Auto: bfloat16 where a GPU or CPU computes in it and it pays; float16 on older GPUs; or float32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto: on GPUs with a compiler, where it pays."""
 

@@ -9,11 +9,12 @@ import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 from erpe.credentials import read_secret_files
 from erpe.errors import StoreError
-from erpe.io import MIB, parse_json, read_plain, write_atomic
+from erpe.io import MIB, parse_json, read_json, read_plain, write_atomic
 from erpe.text import redact
 
 DEFAULT = Path("runs")
@@ -37,6 +38,9 @@ STATE = "training.safetensors"
 
 LOG = "log.txt"
 """In a trial's folder: what it printed, and how it went."""
+
+DEVICES = "devices.json"
+"""In a store: what `erpe bench device` chose on each device, by its name."""
 
 OWNER = "owner"
 """In the folder of an unfinished trial: which process trains it. A later process takes it over."""
@@ -103,6 +107,17 @@ class Store:
         if not os.path.exists(Path(root) / "erpe.json"):  # Path.exists raises for a name that is too long
             raise StoreError(f"store {root}: nothing there; `erpe tune` makes one, --store names another")
         return cls.open(root)
+
+    @property
+    def devices(self) -> dict[str, Any]:
+        """What was measured to be the fastest on each device, by its name; nothing before `erpe bench device`."""
+        path = self.root / DEVICES
+        found: dict[str, Any] = read_json(path) if path.exists() else {}
+        return found
+
+    def keep_device(self, name: str, chosen: dict[str, Any]) -> None:
+        """Keep what was chosen on a device, in the place of what was known of it."""
+        write_atomic(self.root / DEVICES, json.dumps(self.devices | {name: chosen}, indent=1))
 
     @property
     def artifacts(self) -> Path:

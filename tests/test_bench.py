@@ -10,6 +10,7 @@ from counters import count_with_torch
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from erpe.bench import device
 from erpe.bench.layers import SDPA, LayerShape, bench_layers, contenders, grid_of, measured, step
 from erpe.bench.memory import bounded, peak_bytes
 from erpe.bench.models import bench_models
@@ -18,12 +19,13 @@ from erpe.bench.packing import bench_packs
 from erpe.bench.plot import draw
 from erpe.bench.precision import bench_precision
 from erpe.bench.series import bench_series
-from erpe.bench.tables import models_table, overhead_table
+from erpe.bench.tables import device_table, models_table, overhead_table
 from erpe.bench.timing import compete
 from erpe.bench.train import bench_training
 from erpe.config import VARIANTS
 from erpe.errors import ConfigError, StoreError
 from erpe.model.kernels import cpu
+from erpe.store import Store
 from erpe.training.precision import bfloat16_unit
 
 CPU = torch.device("cpu")
@@ -272,3 +274,34 @@ def test_overhead_tells_trials_from_epochs_on_every_stack(monkeypatch):
     assert all(row["trial_ms"] > bare["trial_ms"] and row["n"] == 1 for row in others)
     overhead_table(found)
     json.dumps(found)
+
+
+def test_a_graph_and_a_backend_are_chosen_by_their_times_and_kept_for_trials_of_that_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "STEPS", 2)
+    monkeypatch.setattr(device, "FASTER", 0.5)
+    monkeypatch.setattr(device, "compete", lambda calls, *rest: [
+        call() or {"name": name, "ms": 2.0, "low": 2.0, "high": 2.0, "n": 1, "ratio": 0.4 if "relu, 2" in name else 0.6}
+        for name, call in calls.items()
+    ])  # fmt: skip
+    settings = {"model.width": 16, "model.depth": 1, "train.batch": 8, "train.precision": "float32"}
+    found = device.bench_device(["relu", "favor"], "digits", 2, settings=settings, device="cpu", graphs=Kept())
+    assert found["chosen"]["step"] == [] and found["chosen"]["pack"] == ["relu"]
+    assert found["chosen"]["backends"].keys() == {f"N = 16, D = 4, float32{more}" for more in ("", ", log-weights")}
+    store = Store.open(tmp_path)
+    store.keep_device("cpu", found["chosen"])
+    store.keep_device("Card", {"step": ["favor"], "pack": [], "backends": {}})
+    assert store.devices["cpu"] == found["chosen"] and store.devices["Card"]["step"] == ["favor"]
+    device_table(found)
+    with pytest.raises(ConfigError, match="one way only; use a GPU"):
+        device.bench_device(["relu"], "digits", device="cpu")
+
+
+class Kept:
+    """In the place of CUDA's graphs: what is captured is called again."""
+
+    def warm_up(self, call):
+        call()
+
+    def capture(self, call, generators):
+        result = call()
+        return lambda: result.copy_(call()), result

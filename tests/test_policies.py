@@ -114,6 +114,7 @@ def test_an_image_is_varied_by_its_own_moves_whatever_the_others_are(name):
     batch = torch.randint(256, (40, 3, 32, 32), dtype=torch.uint8, generator=generator)
     drawn = policy.draw(40, generator)
     together = policy.apply(batch, drawn)
+    assert torch.equal(policy.apply(batch, drawn, gather=False), together)  # as on a GPU
     for k in range(40):
         assert torch.equal(policy.apply(batch[k, None], drawn[:, k, None])[0], together[k])
         image = batch[k]

@@ -72,9 +72,15 @@ def test_what_auto_comes_to_is_told_with_its_reason(cpu, monkeypatch):
     cpu()
     assert explain_auto(CPU) == "float32: this CPU has neither AMX nor AVX-512 for bfloat16"
     assert explain_auto(torch.device("mps")) == "float32: bfloat16 is not taken on mps"
-    for has, told in ((True, "bfloat16: this GPU computes in it"), (False, "float32: this GPU has no bfloat16")):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
+    for capability, told in (
+        ((8, 0), "bfloat16: this GPU computes in it"),
+        ((7, 5), "float16, with scaled slopes: this GPU has no bfloat16"),
+        ((6, 1), "float32: this GPU has no bfloat16, and no tensor cores"),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, has=capability: has)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=capability: has >= (8, 0))
         assert explain_auto(torch.device("cuda")) == told
+        assert told.startswith(pick_precision(tiny(), torch.device("cuda")))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -99,6 +105,36 @@ def test_bfloat16_learns_as_float32_does_and_keeps_float32_weights(tmp_path, var
         assert other["train/loss"] == pytest.approx(one["train/loss"], rel=0.02)
         assert other["val/loss"] == pytest.approx(one["val/loss"], rel=0.02)
     assert {x.dtype for x in load_file(tmp_path / "bfloat16" / MODEL).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("variant", ["softmax_general", "favor_rope", "relu_circulant"])
+def test_float16_learns_as_float32_does_and_goes_on_where_it_stopped(tmp_path, variant):
+    settings = HALF | {"train.lr": 5e-3, "train.precision": "float16"}
+    single = train(Trial(tiny(variant, settings | {"train.precision": "float32"}), tmp_path / "single"))
+    whole = train(Trial(tiny(variant, settings), tmp_path / "whole"))
+    assert single != whole
+    for one, other in zip(single, whole, strict=True):
+        assert other["train/loss"] == pytest.approx(one["train/loss"], rel=0.02)
+    Trial(tiny(variant, settings), tmp_path / "parts").epoch()
+    again = Trial(tiny(variant, settings), tmp_path / "parts")
+    again.trainer.scaler.scale(torch.zeros(()))
+    assert again.trainer.scaler.get_scale() == load_tensors(tmp_path / "parts" / STATE)[0]["scale.scale"]
+    assert train(again) == whole
+
+
+def test_slopes_that_are_too_large_for_float16_are_scaled_down_and_their_step_is_left_out(tmp_path):
+    trainer = Trial(tiny("relu", {"train.precision": "float16"}), tmp_path).trainer
+    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 2.0**40})
+    before = {name: x.clone() for name, x in trainer.model.state_dict().items()}
+    assert trainer.step(torch.arange(32), 1e-3).isfinite()
+    assert all(torch.equal(before[name], x) for name, x in trainer.model.state_dict().items())
+    assert trainer.scaler.get_scale() == 2.0**39
+
+
+def test_trials_in_float16_are_no_pack(tmp_path):
+    trials = [Trial(tiny("relu", {"train.precision": "float16"}, seed), tmp_path / str(seed)) for seed in range(2)]
+    Trial.ahead(trials)
+    assert all(trial._trained is None for trial in trials)
 
 
 @each_variant

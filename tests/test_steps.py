@@ -53,14 +53,14 @@ def test_only_matrices_decay_never_positions_biases_and_norms(tmp_path, variant,
         for parameter in trainer.model.parameters():
             parameter.fill_(1)
     trainer.forward = lambda images: trainer.model(images) * 0  # a gradient of zero: only the decay moves
-    trainer.step(torch.arange(8), 0.1, torch.Generator())
+    trainer.step(torch.arange(8), 0.1)
     for name, parameter in trainer.model.named_parameters():
         kept = name.startswith(POSITIONS) or name.endswith((*POSITIONS, ".bias")) or "norm" in name
         assert parameter.unique().item() == pytest.approx(1 if kept else 1 - 0.1 * 0.5), name
 
 
 def gradient_norm(trainer):
-    trainer.step(torch.arange(64), 1e-3, torch.Generator().manual_seed(0))
+    trainer.step(torch.arange(64), 1e-3)
     return torch.stack([p.grad.norm() for p in trainer.model.parameters()]).norm().item()
 
 
@@ -79,7 +79,7 @@ def test_the_loss_is_the_cross_entropy_with_labels_smoothed(tmp_path, smoothing)
         logits = trainer.model(normalise(trainer.images.pixels[:50], "digits"))
     log_p, labels = logits.log_softmax(1), trainer.images.labels[:50]
     expected = (1 - smoothing) * -log_p[torch.arange(50), labels].mean() - smoothing * log_p.mean()
-    torch.testing.assert_close(trainer.step(torch.arange(50), 1e-3, torch.Generator()), expected)
+    torch.testing.assert_close(trainer.step(torch.arange(50), 1e-3), expected)
 
 
 def test_the_training_loss_is_the_mean_over_images_with_a_short_last_batch(tmp_path):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from trials import curve, objective, tiny
 from erpe.errors import StoreError
 from erpe.store import STATE
 from erpe.training import trial as trials
-from erpe.training.checkpoint import MODEL, load_model, save_tensors
+from erpe.training.checkpoint import MODEL, load_model, load_tensors, save_tensors
 from erpe.training.data import load_training
 from erpe.training.loop import derive, pick_device
 from erpe.training.trial import TakenOver, Trial
@@ -258,6 +259,25 @@ def test_a_full_disk_is_one_line_and_the_epoch_before_is_not_lost(tmp_path, unin
     monkeypatch.undo()
     assert len(Trial(config, tmp_path).history) == 1
     assert train(config, tmp_path) == uninterrupted["relu_circulant"][1:]
+
+
+def test_beside_a_gpu_a_thread_saves_what_an_epoch_left_while_the_next_one_trains(tmp_path, monkeypatch):
+    trial, go = Trial(tiny(), tmp_path), threading.Event()
+    trial.saves_beside = True
+    monkeypatch.setattr("erpe.training.trial.save_tensors", lambda *given: go.wait(60) and save_tensors(*given))
+    trial.epoch()
+    left = {name: x.clone() for name, x in trial.trainer.state().items()}
+    trial.trainer.epoch(1)
+    assert not (tmp_path / STATE).exists()
+    go.set()
+    trial.settle()
+    saved, facts = load_tensors(tmp_path / STATE)
+    assert len(facts["history"]) == 1 and all(torch.equal(saved[name], x) for name, x in left.items())
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    trial.epoch()
+    with pytest.raises(StoreError, match="cannot be written"):
+        trial.epoch()
+    assert load_tensors(tmp_path / STATE)[1] == facts
 
 
 @pytest.mark.parametrize("epochs", [1, 3])

@@ -2,6 +2,7 @@
 compilers make of them. None of this says that they are fast, or that they run on a GPU."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from cubins import CASES
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
+from torch.nn.attention.flex_attention import flex_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from erpe.model import build_attention
 from erpe.model.features import FeatureMap, Map, Maps
 from erpe.model.kernels import cpu, gpu
-from erpe.model.kernels.gpu import blocks, launch, masked_launch, masked_ops, ops
+from erpe.model.kernels.gpu import blocks, flex, launch, masked_launch, masked_ops, ops
 from erpe.model.kernels.linear import by_torch
 from erpe.model.kernels.tiles import dense_product, window_top
 
@@ -98,6 +101,30 @@ def test_linear_kernels_give_what_float64_gives_with_all_slopes(kind, data):
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_tensor_cores_precision_linear_kernels_are_off_by_less_than_a_thousandth(kind):
     assert 1e-5 < linear_errors(*linear_problem(kind, 1, 1, 50, 32, 32, 64)) < 1e-3
+
+
+class Tf32(TorchFunctionMode):
+    """Rounds operands of products to TF32: of vectors and one matrix for all, or of all others."""
+
+    def __init__(self, shared):
+        super().__init__()
+        self.shared = shared
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (torch.Tensor.matmul, torch.Tensor.__matmul__) and (args[1].ndim == 2) == self.shared:
+            args = [(x.contiguous().view(torch.int32) + 0x1000 & -0x2000).view(torch.float32) for x in args]
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("shared", "least", "most"), [(True, 1e-3, 2e-3), (False, 1e-4, 1e-3)])
+def test_exponents_are_not_made_in_tf32_whose_error_is_too_large_and_sums_are(shared, least, most, monkeypatch):
+    monkeypatch.setattr(cpu, "LIBRARY", None)
+    assert torch.backends.cuda.matmul.fp32_precision in ("none", "ieee")
+    layer = build_attention("favor_circulant", grid=(8, 8), heads=4, head_dim=32)
+    q, k, v = (noise(2, 4, 64, 32, seed=seed, wild=3.0 if seed < 2 else 1.0) for seed in range(3))
+    with torch.no_grad(), Tf32(shared):
+        found = layer(q, k, v)
+    assert least < worst([found], [layer.double()(q.double(), k.double(), v.double())]) < most
 
 
 @pytest.mark.parametrize("kind", ["relu", "favor"])
@@ -285,3 +312,38 @@ def test_no_kernel_spills_and_registers_are_those_of_the_table(tmp_path):
     assert [tuple(row[:3]) for row in rows] == [(name, what, capability) for name, what, _, capability in CASES]
     for name, what, capability, registers, spilled, shared in rows:
         assert spilled == 0 and registers <= REGISTERS[name, what, capability] and shared <= 96 * 2**10
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("cls", [False, True])
+def test_flexattention_adds_the_log_weight_of_each_offset_with_its_slope(cls, monkeypatch):
+    layer = build_attention("softmax_general", grid=(3, 4), heads=2, head_dim=8, cls=cls)
+    with torch.no_grad():
+        for x in layer.encoding.parameters():
+            x.copy_(noise(*x.shape))
+    q, k, v = (noise(2, 2, 12 + cls, 8, seed=seed) for seed in range(3))
+    expected, learn = layer(q, k, v), [*layer.encoding.parameters()]
+    monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)  # slow, and runs on CPUs without slopes
+    monkeypatch.setattr(flex, "serves", lambda q: True)
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # pytest would ask for all of it
+    with torch.no_grad():
+        assert worst([layer.fused(q, k, v)], [expected]) < 1e-6
+    places = torch.meshgrid(*(torch.arange(n) for n in (2, 2, 12 + cls, 12 + cls)), indexing="ij")
+    weights = flex.score_of(layer.encoding.mask())(q @ k.mT * 8**-0.5, *places).softmax(-1)
+    slopes = [torch.autograd.grad((x * v).sum(), learn) for x in (weights @ v, expected)]
+    assert worst(*slopes) < 1e-5
+
+
+def test_flexattention_is_taken_on_cuda_where_it_is_wanted_and_atomics_are_allowed():
+    with FakeTensorMode():
+        q = torch.empty(1, 1, 4, 8, device="cuda")
+        assert not flex.serves(q)
+        with flex.wanted():
+            assert flex.serves(q) and not flex.serves(torch.empty(1, 1, 4, 8))
+            torch.use_deterministic_algorithms(True)
+            try:
+                assert not flex.serves(q)
+            finally:
+                torch.use_deterministic_algorithms(False)
+        assert not flex.serves(q)

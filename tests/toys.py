@@ -39,6 +39,9 @@ class Toy:
         write_atomic(self.folder / "toy.json", json.dumps(self.history))
         return found
 
+    def settle(self):
+        pass
+
     def finish(self):
         self.note("finish")
         outcome = {

@@ -13,33 +13,44 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from erpe.bench.layers import LayerShape, measured, step
-
-BACKENDS = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "math": SDPBackend.MATH,
-}
+from erpe.model.kernels.gpu import flex
+from erpe.model.toeplitz import Mask
+from erpe.training.choices import BACKENDS, FLEX
 
 
 def bench_backends(
-    tokens: int, shape: LayerShape, *, rounds: int, device: torch.device, dtype: torch.dtype
+    tokens: int,
+    shape: LayerShape,
+    *,
+    rounds: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    grid: tuple[int, int] | None = None,
 ) -> list[dict[str, Any]]:
     """Milliseconds of a training step of softmax attention by each backend, in interleaved rounds.
 
+    Args:
+        grid: of the tokens, to have log-weights of their offsets, which learn; default: without.
     Returns:
         Rows as `compete` gives them, of the backends that serve this device, type and shape.
     """
     size = (3, shape.batch_at(tokens), shape.heads, tokens, shape.head_dim)
     q, k, v = torch.randn(size, dtype=dtype, device=device)
-    ready = {name: partial(step, partial(by_backend, backend), q, k, v) for name, backend in BACKENDS.items()}
+    ways: dict[str, Any] = {name: partial(by_backend, backend) for name, backend in BACKENDS.items()}
+    if grid is not None:
+        table = torch.zeros(shape.heads, *(2 * side - 1 for side in grid), dtype=torch.float32, device=device)
+        mask = Mask(grid, table.requires_grad_())
+        ways = {name: partial(way, mask=mask) for name, way in ways.items()}
+        if device.type == "cuda":
+            ways[FLEX] = lambda q, k, v: flex.flex(q, k, v, mask, shape.head_dim**-0.5)
+    ready = {name: partial(step, way, q, k, v) for name, way in ways.items()}
     return measured({name: make for name, make in ready.items() if serves(make())}, rounds, device)
 
 
-def by_backend(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def by_backend(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None) -> Tensor:
     """(B, H, N, D) each -> (B, H, N, D)."""
     with sdpa_kernel(backend):
-        return scaled_dot_product_attention(q, k, v)
+        return scaled_dot_product_attention(q, k, v, None if mask is None else mask.dense().to(q.dtype)[None])
 
 
 def serves(call: Callable[[], None]) -> bool:

@@ -14,6 +14,7 @@ from erpe.errors import ConfigError
 from erpe.model import build
 from erpe.training.batched import Pack
 from erpe.training.data import Images
+from erpe.training.graph import Graphs
 from erpe.training.loop import Trainer, pick_device
 
 STEPS = 4
@@ -62,11 +63,18 @@ def steps_of_trial(config: TrialConfig) -> int:
     return config.train.epochs * -(-round(config.data.train_limit or images) // config.train.batch)
 
 
-def steps_of(config: TrialConfig, size: int, images: Images, device: torch.device) -> Callable[[], None]:
-    """Train some steps of that number of trials at each call: a trial alone by its own loop, others as a pack."""
+def steps_of(
+    config: TrialConfig, size: int, images: Images, device: torch.device, graphs: Graphs | None = None
+) -> Callable[[], None]:
+    """Train an epoch of that number of trials at each call: a trial alone by its own loop, others as a pack.
+
+    Args:
+        graphs: what makes one graph of a step; default: nothing does.
+    """
     trainers = [
         Trainer(config.replace({"seed": k}), build(config.model, k).to(device), images, device) for k in range(size)
     ]
+    trainers[0].graphs = trainers[0].pack_graphs = graphs
     done = iter(range(10**9))
 
     def call() -> None:

@@ -25,6 +25,13 @@ def training_table(found: dict[str, Any]) -> None:
     Terminal().print_table(table)
 
 
+def device_table(found: dict[str, Any]) -> None:
+    """Print times as `training_table` does, and what was chosen."""
+    training_table(found)
+    for what, chosen in found["chosen"].items():
+        print(f"{what}: {', '.join(chosen) if isinstance(chosen, list) else chosen}")
+
+
 def models_table(found: dict[str, Any]) -> None:
     """Images a second of each variant, and their part of what softmax attention does."""
     for what, title in {"forward": "forward", "step": "training step"}.items():

@@ -60,7 +60,7 @@ def bare_epoch(model: nn.Module, config: TrialConfig, images: Images, device: to
     optimiser = torch.optim.AdamW(model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True)
 
     def epoch() -> None:
-        for rows in batches(len(images.labels), train.batch, torch.Generator().manual_seed(0), device):
+        for rows in batches(len(images.labels), train.batch, torch.Generator(device).manual_seed(0)):
             pixels, labels = images.pixels[rows], images.labels[rows]
             with autocast(precision, device):
                 logits = model(normalise(pixels, config.data.dataset))

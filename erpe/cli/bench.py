@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from erpe.cli.options import AsJson, DatasetOption, Device, Settings, one_of, parse_settings
+from erpe.cli.options import STORE, AsJson, DatasetOption, Device, Settings, StoreOption, one_of, parse_settings
 
 bench_app = typer.Typer(no_args_is_help=True, help="Time layers, models, training and overhead, in interleaved rounds.")
 BenchVariants = Annotated[list[str] | None, typer.Option("--variant", "-v", help="May be repeated; default: all.")]
@@ -175,6 +175,33 @@ def bench_pack(
         rounds=rounds, settings=parse_settings(settings), device=device,
     )  # fmt: skip
     _show(found, training_table, as_json)
+
+
+@bench_app.command("device")
+def bench_device(
+    variant: BenchVariants = None,
+    dataset: DatasetOption = "cifar10",
+    pack: Annotated[int, typer.Option(min=2, help="Trials of a pack.")] = 4,
+    rounds: Rounds = 5,
+    threads: Threads = 1,
+    settings: Settings = None,
+    device: Device = "auto",
+    store: StoreOption = STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the fastest way to train on a GPU, CUDA graphs and softmax attention, for this store's trials."""
+    _torch(variant, threads)
+    from erpe.bench.device import bench_device as run
+    from erpe.bench.tables import device_table
+    from erpe.config import VARIANTS
+    from erpe.store import Store
+
+    own = Store.open(store)
+    found = run(
+        variant or list(VARIANTS), dataset, pack, rounds=rounds, settings=parse_settings(settings), device=device
+    )
+    own.keep_device(found["machine"]["device"], found["chosen"])
+    _show(found, device_table, as_json)
 
 
 @bench_app.command("overhead")

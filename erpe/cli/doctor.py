@@ -59,7 +59,11 @@ def devices() -> Iterator[Finding]:
     if LIBRARY:
         yield Finding("kernels", "well", "compiled: linear attention of CPUs in C")
     else:
-        text = "not compiled, CPUs take torch's operators, slower; install a C compiler, then erpe again"
+        text = "not compiled, CPUs take torch's operators, slower; " + (
+            "install a C compiler, then erpe again"
+            if sys.platform == "linux"
+            else "compilers of macOS and Windows lack -fopenmp or vector extensions"
+        )
         yield Finding("kernels", "note", text)
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):

@@ -31,17 +31,24 @@ class Objective(NamedTuple):
     """Times the runs in these folders, one after the other."""
 
 
-def vision(dataset: str | Dataset, data_dir: Path | None, device: str) -> Objective:
-    """Train and test Vision Transformers."""
+def vision(
+    dataset: str | Dataset, data_dir: Path | None, device: str, devices: dict[str, Any] | None = None
+) -> Objective:
+    """Train and test Vision Transformers.
+
+    Args:
+        devices: what is the fastest on each, see `Store.devices`.
+    """
     place = location(dataset) if isinstance(dataset, Dataset) else find_data_dir(data_dir)
     data = place.resolve()  # a worker runs in another folder
     plugins = loaded()
+    how: Any = {"data_dir": data, "device": device, "devices": devices}
     along: Any = partial(WithPlugins, plugins) if plugins else _as_it_is
     return Objective(
         prepare=partial(_prepare, dataset, data),
-        start=along(partial(_start, "Trial", data_dir=data, device=device)),
+        start=along(partial(_start, "Trial", **how)),
         evaluate=along(partial(_evaluate, data_dir=data, device=device)),
-        confirm=along(partial(_start, "Confirmation", data_dir=data, device=device)),
+        confirm=along(partial(_start, "Confirmation", **how)),
         time=along(partial(_time, data_dir=data, device=device)),
     )
 
@@ -57,7 +64,7 @@ def _prepare(dataset: str | Dataset, data: Path) -> None:
         prepare(dataset, data)
 
 
-def _start(kind: str, config: TrialConfig, folder: Path, *, data_dir: Path, device: str) -> Training:
+def _start(kind: str, config: TrialConfig, folder: Path, **how: Any) -> Training:
     try:
         from erpe.training.trial import Confirmation, Trial
     except Exception as error:  # a module in the place of another has what it wants
@@ -65,7 +72,7 @@ def _start(kind: str, config: TrialConfig, folder: Path, *, data_dir: Path, devi
 
     made = {"Trial": Trial, "Confirmation": Confirmation}[kind]
     note = ProgressNote(folder)
-    training = made(config, folder, data_dir=data_dir, device=device, on_step=note)
+    training = made(config, folder, on_step=note, **how)
     note.training = training
     return training
 

@@ -72,8 +72,14 @@ class StagedTraining:
             Displaced: another attempt counts now; it has lost nothing by this one.
         """
         measured = self._training.epoch()
+        self.settle()
         self._save()
         return measured
+
+    def settle(self) -> None:
+        """See `Training`."""
+        if not self._finished:
+            self._training.settle()
 
     def finish(self) -> dict[str, float]:
         """Write the results, here and in the remote."""

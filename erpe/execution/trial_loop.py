@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -34,6 +35,9 @@ class Training(Protocol):
 
     def epoch(self) -> dict[str, float]:
         """Train one epoch, save, and measure."""
+
+    def settle(self) -> None:
+        """Wait until the last epoch's checkpoint is written."""
 
     def finish(self) -> dict[str, float]:
         """Write the results and measure them."""
@@ -103,7 +107,9 @@ class PackRunner:
         """Play these trials from now on, each with its folder: those that are played go on, others are dropped."""
         for uid in self._plays.keys() - trials.keys():
             del self._plays[uid]
-            self._trainings.pop(uid, None)
+            if training := self._trainings.pop(uid, None):
+                with suppress(Exception):  # a checkpoint that fails now is one that nobody waits for
+                    training.settle()
         for uid, (config, folder) in trials.items():
             if uid not in self._plays:
                 self._plays[uid] = play(config, folder, partial(self._build, uid))

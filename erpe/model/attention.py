@@ -18,6 +18,7 @@ from erpe.errors import ConfigError, ShapeError
 from erpe.model.encoding import Encoding, GeneralRPE, Shape
 from erpe.model.features import FavorFeatures, Features, ReluFeatures, full_precision
 from erpe.model.kernels import linear_attention, masked_attention
+from erpe.model.kernels.gpu import flex
 from erpe.model.rotary import CirculantString, Rope
 
 ENCODING = {"none": Encoding, "general": GeneralRPE, "circulant": CirculantString, "rope": Rope}
@@ -75,6 +76,9 @@ class Softmax(Attention):
     def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`forward` in the precision of its inputs."""
         q, k, scale = self.scaled(q, k)
+        mask = self.encoding.mask()
+        if mask is not None and flex.serves(q):
+            return flex.flex(q, k, v, mask, scale)
         bias = self.encoding.log_weights()
         y = scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype)[None], scale=scale)
         return y + no_numbers(q, k).to(y.dtype) if q.device.type == "cpu" else y

@@ -84,11 +84,11 @@ def orthogonal_gaussian(m: int, d: int, generator: Generator) -> Tensor:
     """Rows that are N(0, I_d) each and orthogonal within blocks of d.
 
     Returns:
-        (m, d) float64, on the CPU.
+        (m, d) float64, where the generator draws.
     Source: Choromanski et al. 2021 (Performer), section 3.2.
     """
     blocks = -(-m // d)
-    exact: Any = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
+    exact: Any = {"generator": generator, "dtype": torch.float64, "device": generator.device}
     gaussian = torch.randn(blocks, d, d, **exact)
     q, r = torch.linalg.qr(gaussian)
     # QR alone is not uniform over rotations (LAPACK fixes signs); the signs of R make it so.

@@ -127,10 +127,10 @@ class Drop(nn.Module):
         self.rate, self.size = rate, (tokens, width)
         self.register_buffer("noise", None, persistent=False)
 
-    def draw(self, batch: int, device: torch.device) -> Tensor:
-        """Factors for a number of images, from torch's global generator: (B, N, C), or (B, 1, 1)."""
-        keep = 1 - self.rate
-        return torch.empty(batch, *self.size, dtype=torch.float32, device=device).bernoulli_(keep).div_(keep)
+    def draw(self, batch: int, device: torch.device, generator: Generator | None = None) -> Tensor:
+        """Factors for a number of images, (B, N, C), or (B, 1, 1); default: from torch's global generator."""
+        drawn = torch.empty(batch, *self.size, dtype=torch.float32, device=device)
+        return drawn.bernoulli_(1 - self.rate, generator=generator).div_(1 - self.rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""

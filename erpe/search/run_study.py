@@ -102,7 +102,7 @@ def run(
     if replaced:
         progress.on_warning(replaced)
     remote = find_remote()
-    work = work or vision(plan.dataset, asked.data_dir, asked.device)
+    work = work or vision(plan.dataset, asked.data_dir, asked.device, store.devices)
     work = staged(work, remote)
     with contextlib.ExitStack() as opened:
         tracker = Tracker(store, plan.name, send=not offline)

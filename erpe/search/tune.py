@@ -102,7 +102,7 @@ def tune(
     asked.check()
     progress = progress or Progress()
     remote = find_remote()
-    work = work or vision(spec.base.data.dataset, asked.data_dir, asked.device)
+    work = work or vision(spec.base.data.dataset, asked.data_dir, asked.device, store.devices)
     work = staged(work, remote)
     tags = collect("erpe tune", asked.cpus_per_trial)
     with contextlib.ExitStack() as opened:

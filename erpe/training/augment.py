@@ -8,18 +8,20 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import one_hot, pad
 
 from erpe.config import DataConfig
 from erpe.training.data import constants
 from erpe.training.policies import Policy
-from erpe.training.vision import torchvision
 
 ERASED, ASPECT, TRIES = (0.02, 0.33), (0.3, 3.3), 10
 """Of an erased rectangle: its part of the image, its height over its width, and the draws of a size that fits."""
 
+SHARES = 4096
+"""Shares of mixtures, equally likely, of which a batch takes one."""
+
 Augment = Callable[[Tensor, Generator], Tensor]
-Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Mix = Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
 
 
 def augmentation(config: DataConfig) -> Augment:
@@ -43,15 +45,56 @@ def augmentation(config: DataConfig) -> Augment:
 
 
 def mixing(config: DataConfig) -> Mix:
-    """Images and labels (B,) -> mixed images and class probabilities (B, classes), or both unchanged."""
-    transforms, classes = [], config.facts.classes
-    if config.mixup:
-        transforms.append(torchvision().transforms.v2.MixUp(alpha=config.mixup, num_classes=classes))
-    if config.cutmix:
-        transforms.append(torchvision().transforms.v2.CutMix(alpha=config.cutmix, num_classes=classes))
-    if not transforms:
-        return lambda images, labels: (images, labels)
-    return torchvision().transforms.v2.RandomChoice(transforms)
+    """Images, labels (B,) -> mixed images and class probabilities (B, classes), or both unchanged.
+
+    Each image takes the one before it as its partner; a batch has one share, or one rectangle, and where both kinds are
+    wanted either is as likely: torchvision's MixUp and CutMix, drawn on the device.
+    """
+    kinds = [(make, quantiles(alpha)) for make, alpha in ((blend, config.mixup), (paste, config.cutmix)) if alpha]
+    if not kinds:
+        return lambda images, labels, generator: (images, labels)
+
+    def mix(images: Tensor, labels: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        draws = torch.rand(4, 1, generator=generator, dtype=torch.float32, device=images.device)
+        found = []
+        for place, (make, shares) in enumerate(kinds):
+            kinds[place] = make, shares = make, shares.to(images.device)  # there from the first batch on
+            found.append(make(shares[(draws[0] * len(shares)).long()], draws[1:3], *images.shape[2:]))
+        own = torch.where(draws[3] < 0.5, found[0], found[-1])  # (height, width)
+        classes = one_hot(labels, config.facts.classes).float()
+        mixed = [torch.lerp(x.roll(1, 0), x, part) for x, part in ((images, own), (classes, own.mean()))]
+        return mixed[0], mixed[1]
+
+    return mix
+
+
+def quantiles(alpha: float) -> Tensor:
+    """Return shares that are equally likely under Beta(alpha, alpha)."""
+    from scipy.special import betaincinv
+
+    middles = (torch.arange(SHARES, dtype=torch.float64, device="cpu") + 0.5) / SHARES
+    return torch.from_numpy(betaincinv(alpha, alpha, middles.numpy())).float()
+
+
+def blend(share: Tensor, _: Tensor, height: int, width: int) -> Tensor:
+    """Return what images keep of their own at each pixel, (height, width): everywhere the share (1).
+
+    Source: Zhang et al. 2018 (mixup), arXiv 1710.09412.
+    """
+    return share.expand(height, width)
+
+
+def paste(share: Tensor, middle: Tensor, height: int, width: int) -> Tensor:
+    """As `blend`: nothing in a rectangle of the other part of the area, around a place (2, 1), all outside of it.
+
+    Source: Yun et al. 2019 (CutMix), arXiv 1905.04899.
+    """
+    inside = []
+    for side, at in zip((height, width), middle, strict=True):
+        half, centre = (0.5 * (1 - share).sqrt() * side).long(), (at * side).long()
+        place = torch.arange(side, dtype=torch.int64, device=share.device)
+        inside.append((centre - half <= place) & (place < centre + half))
+    return 1 - (inside[0][:, None] & inside[1]).float()
 
 
 def shift(pixels: Tensor, largest: int, generator: Generator) -> Tensor:

@@ -23,12 +23,12 @@ measured.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, one_hot
@@ -37,6 +37,7 @@ from erpe.errors import TrialError
 from erpe.model.features import Features
 from erpe.model.vit import Drop, ViT
 from erpe.training.compilation import Compiled, is_wanted
+from erpe.training.graph import Graphed
 from erpe.training.loop import CHECK_EVERY, OnStep, Trainer, check_finite
 from erpe.training.precision import autocast
 from erpe.training.vmap_attention import Fold
@@ -66,13 +67,13 @@ class Layout:
 
 
 class Plan:
-    """The numbers of each step of an epoch and each trial, as tensors (steps, K, 1) or (K, 1)."""
+    """The numbers of an epoch's steps, of each trial."""
 
     def __init__(self, trainers: list[Trainer], firsts: list[int]) -> None:
         first, train = trainers[0], [trainer.config.train for trainer in trainers]
 
         def on_device(values: Tensor) -> Tensor:
-            return values.to(first.device, precision(first)).unsqueeze(-1)
+            return values.to(precision(first)).to(first.device).unsqueeze(-1)  # some devices have no float64
 
         def vector(name: str) -> Tensor:
             return torch.tensor([getattr(each, name) for each in train], dtype=torch.float64, device="cpu")
@@ -83,31 +84,14 @@ class Plan:
             [t.rate(begin + step) for t, begin in zip(trainers, firsts, strict=True)] for step in range(len(steps))
         ]
         rate = torch.tensor(rates, dtype=torch.float64, device="cpu")
-        self.shrink = on_device(1 - rate * vector("weight_decay"))
-        self.length = on_device(rate / (1 - BETA1**steps))
-        self.root = on_device((1 - BETA2**steps).sqrt())
-        self.take = on_device(torch.where(steps == 1, 1.0, 1 - vector("ema")))
-        """How much of the weights the averaged weights take; the first average is the weights."""
+        take = torch.where(steps == 1, 1.0, 1 - vector("ema"))
+        shrink, length = 1 - rate * vector("weight_decay"), rate / (1 - BETA1**steps)
+        self.steps = on_device(torch.stack([shrink, length, (1 - BETA2**steps).sqrt(), take], dim=1))
+        """(steps, 4, K, 1): by what decaying weights shrink, how far a step goes, the root of what the mean square
+        lacks, and how much of the weights the averaged ones take; the first average is the weights."""
         clip = vector("clip_norm")
-        self.clip = on_device(torch.where(clip == 0, torch.inf, clip))
+        self.clip = on_device(torch.where(clip == 0, torch.inf, clip))  # (K, 1)
         self.smoothing = on_device(vector("label_smoothing"))[:, None]  # (K, 1, 1)
-
-
-class Dice:
-    """Torch's global randomness as one trial would have it alone."""
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self._places = [torch] if device.type == "cpu" else [torch, getattr(torch, device.type)]
-        torch.manual_seed(seed)
-        self._states = [place.get_rng_state() for place in self._places]
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Continue drawing in the block where the last one ended."""
-        for place, state in zip(self._places, self._states, strict=True):
-            place.set_rng_state(state)
-        yield
-        self._states = [place.get_rng_state() for place in self._places]
 
 
 class Pack:
@@ -126,12 +110,18 @@ class Pack:
             for t in trainers
         ]
         self.buffers = drawn_buffers(trainers)
+        self.dice = [torch.Generator(self.device) for _ in trainers]
+        """What each trial drops; alone it would draw the same from torch's global generator."""
         first = trainers[0]
         if first.packed is None:  # kept: a pack is of one epoch
             plain = together(first.model, layout)
             wanted = is_wanted(first.config.train, first.device)
             first.packed = Compiled(plain, first.model, first.warn) if wanted else plain
         self.models = first.packed
+        graphs = first.pack_graphs
+        self.graphed = graphs and Graphed(
+            self.step, self._written, [*self.dice, *(trainer.vary for trainer in trainers)], graphs
+        )
 
     def epoch(self, epochs: list[int], on_step: OnStep | None = None) -> list[dict[str, float] | TrialError]:
         """Train epoch `epochs[k]` (from 0) of each trial k.
@@ -142,25 +132,28 @@ class Pack:
         """
         started, trainers, steps = time.perf_counter(), self.trainers, self.trainers[0].steps
         firsts = [epoch * steps for epoch in epochs]
-        plan, dice = Plan(trainers, firsts), []
-        for trainer, epoch in zip(trainers, epochs, strict=True):
+        self.plan = Plan(trainers, firsts)
+        for trainer, dice, epoch in zip(trainers, self.dice, epochs, strict=True):
             trainer.model.train()
-            dice.append(Dice(trainer.derive("dropout", epoch), self.device))
-        total, losses = torch.zeros(len(trainers), dtype=torch.float32, device=self.device), []
+            dice.manual_seed(trainer.derive("dropout", epoch))
+        total, losses = [0.0] * len(trainers), list[Tensor]()
         errors: dict[int, TrialError] = {}
         batches = (trainer.batches(epoch) for trainer, epoch in zip(trainers, epochs, strict=True))
-        for done, given in enumerate(zip(*batches, strict=True)):
+        for done, rows in enumerate(zip(*batches, strict=True)):
             if any([t.redraw(first + done) for t, first in zip(trainers, firsts, strict=True)]):
-                self.buffers = drawn_buffers(trainers)
-            loss = self.step(given, dice, plan, done)
-            losses.append(loss)
-            total += loss * len(given[0][0])
+                for name, drawn in drawn_buffers(trainers).items():
+                    self.buffers[name].copy_(drawn)
+            whole = len(rows[0]) == trainers[0].config.train.batch
+            step = self.graphed if self.graphed and whole else self.step
+            losses.append(step(torch.stack(rows), self.plan.steps[done]) * len(rows[0]))
             if (done + 1) % CHECK_EVERY == 0 or done + 1 == steps:
-                errors = self._check(losses, [first + done for first in firsts]) | errors
+                found = torch.stack(losses, dim=1).tolist()  # waits for the device
+                errors = self._check(found, [first + done for first in firsts]) | errors
+                total = [before + math.fsum(own) for before, own in zip(total, found, strict=True)]
                 losses.clear()
             if on_step:
                 on_step(done + 1, steps)
-        means = (total / len(trainers[0].images.labels)).tolist()
+        means = [each / len(trainers[0].images.labels) for each in total]
         self._give_back(errors, [first + steps for first in firsts])
         seconds = (time.perf_counter() - started) / len(trainers)
         return [
@@ -168,30 +161,37 @@ class Pack:
             for k, (t, first) in enumerate(zip(trainers, firsts, strict=True))
         ]
 
-    def step(self, given: tuple[tuple[Tensor, Generator], ...], dice: list[Dice], plan: Plan, step: int) -> Tensor:
-        """One step of AdamW of each trial, on images at places of its own; returns the losses (K,) on the device."""
-        images, targets, noise = self._inputs(given, dice)
-        targets = targets + plan.smoothing * (1 / targets.shape[-1] - targets)  # (K, B, classes)
+    def step(self, rows: Tensor, numbers: Tensor) -> Tensor:
+        """One step of AdamW of each trial; returns the losses (K,) on the device.
+
+        Args:
+            rows: (K, B) places of images.
+            numbers: (4, K, 1), this step's of `Plan.steps`.
+        """
+        images, targets, noise = self._inputs(rows)
+        targets = targets + self.plan.smoothing * (1 / targets.shape[-1] - targets)  # (K, B, classes)
         first = self.trainers[0]
         full = images.shape[1] == first.config.train.batch
         models = self.models if full else together(first.model, self.layout)
-        with autocast(first.precision, self.device):
+        with autocast(first.precision, self.device), first.choices.sdpa(first.config, first.precision):
             logits = models(images, self.weights, self.buffers | noise)
             each = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(0, 1), reduction="none")
         loss = each.view(targets.shape[:2]).mean(1)  # (K,)
         (gradient,) = torch.autograd.grad(loss.sum(), self.weights)
-        self._descend(gradient, plan, step)
+        self._descend(gradient, numbers)
         return loss.detach()
 
-    def _inputs(
-        self, given: tuple[tuple[Tensor, Generator], ...], dice: list[Dice]
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _written(self) -> list[Tensor]:
+        """All that a step writes."""
+        averaged = [] if self.averaged is None else [self.averaged]
+        return [self.weights, self.exp_avg, self.exp_avg_sq, *averaged]
+
+    def _inputs(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Images (K, B, ...), probabilities of classes (K, B, classes), and what is dropped: all as drawn alone."""
         images, targets, noises = [], [], []
-        for trainer, own, (rows, vary), drops in zip(self.trainers, dice, given, self.drops, strict=True):
-            with own.turn():
-                some, labels = trainer.inputs(rows, vary)
-                noises.append({name: drop.draw(len(some), self.device) for name, drop in drops.items()})
+        for trainer, own, places, drops in zip(self.trainers, self.dice, rows, self.drops, strict=True):
+            some, labels = trainer.inputs(places)
+            noises.append({name: drop.draw(len(some), self.device, own) for name, drop in drops.items()})
             images.append(some)
             targets.append(labels if labels.is_floating_point() else one_hot(labels, trainer.config.model.classes))
         ones = {name: torch.ones_like(x) for noise in noises for name, x in noise.items()}
@@ -199,25 +199,26 @@ class Pack:
         return torch.stack(images), torch.stack(targets).to(self.weights.dtype), noise
 
     @torch.no_grad()
-    def _descend(self, gradient: Tensor, plan: Plan, step: int) -> None:
+    def _descend(self, gradient: Tensor, numbers: Tensor) -> None:
         """Clip each row of the gradient (K, P), and step: torch's clip_grad_norm_, AdamW and averaged model in rows."""
         norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)  # (K, 1)
-        gradient *= (plan.clip / (norm + 1e-6)).clamp(max=1)
-        self.weights[:, : self.layout.decaying] *= plan.shrink[step]
+        shrink, length, root, take = numbers  # (K, 1) each
+        gradient *= (self.plan.clip / (norm + 1e-6)).clamp(max=1)
+        self.weights[:, : self.layout.decaying] *= shrink
         self.exp_avg.lerp_(gradient, 1 - BETA1)
         self.exp_avg_sq.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        slope = self.exp_avg_sq.sqrt().div_(plan.root[step]).add_(EPS)
-        self.weights.addcdiv_(self.exp_avg * -plan.length[step], slope)
+        slope = self.exp_avg_sq.sqrt().div_(root).add_(EPS)
+        self.weights.addcdiv_(self.exp_avg * -length, slope)
         if self.averaged is not None:
-            self.averaged.lerp_(self.weights, plan.take[step])
+            self.averaged.lerp_(self.weights, take)
 
     @staticmethod
-    def _check(losses: list[Tensor], last_steps: list[int]) -> dict[int, TrialError]:
+    def _check(losses: list[list[float]], last_steps: list[int]) -> dict[int, TrialError]:
         """Return the trials whose loss is not finite."""
         errors = {}
-        for k, own in enumerate(torch.stack(losses, dim=1).cpu()):
+        for k, own in enumerate(losses):
             try:
-                check_finite(list(own), last_steps[k])
+                check_finite(own, last_steps[k])
             except TrialError as error:
                 errors[k] = error
         return errors

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -93,31 +92,12 @@ def constants(numbers: tuple[Any, ...], dtype: torch.dtype, device: torch.device
         return torch.tensor(numbers, dtype=dtype, device="cpu").to(device)
 
 
-def sent(drawn: Tensor, device: torch.device) -> Tensor:
-    """Return numbers drawn on the CPU, on the device. CUDA takes them from pinned memory, and nobody waits."""
-    if device.type != "cuda":
-        return drawn.to(device)
-    return drawn.pin_memory().to(device, non_blocking=True)
-
-
-_hosts: WeakKeyDictionary[torch.Generator, torch.Generator] = WeakKeyDictionary()
-
-
-def on_host(generator: torch.Generator) -> torch.Generator:
-    """Return the generator if it draws on the CPU, else one there that began with its seed: the same each time."""
-    if generator.device.type == "cpu":
-        return generator
-    if generator not in _hosts:
-        _hosts[generator] = torch.Generator().manual_seed(generator.initial_seed())
-    return _hosts[generator]
-
-
-def batches(count: int, batch: int, generator: torch.Generator, device: torch.device) -> Iterator[Tensor]:
+def batches(count: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Places (B,) of the images of each step of an epoch, in the generator's order; the last batch may be shorter.
 
-    They go to the device all at once: a copy waits until the device has done all it was given before.
+    They are drawn on the generator's device, all at once: a copy would wait until that has done all it was given.
     """
-    yield from torch.randperm(count, generator=generator, dtype=torch.int64, device="cpu").to(device).split(batch)
+    yield from torch.randperm(count, generator=generator, dtype=torch.int64, device=generator.device).split(batch)
 
 
 def _sha256(*arrays: np.ndarray) -> str:

@@ -46,6 +46,17 @@ def logits_of(
     return torch.cat(parts).float().cpu()
 
 
+def fit(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Measures that are known at once, of predictions (n, classes) and labels (n,) on the CPU.
+
+    Returns:
+        `accuracy` in [0, 1], `log_likelihood` (sum of ln p(y given x), nats), `loss` (its mean, negated).
+    """
+    likelihood = -cross_entropy(logits.double(), labels, reduction="sum").item()
+    accuracy = (logits.argmax(dim=1) == labels).double().mean().item()
+    return {"accuracy": accuracy, "log_likelihood": likelihood, "loss": -likelihood / len(labels)}
+
+
 def scores(logits: Tensor, labels: Tensor, split: str) -> dict[str, float]:
     """Measures of predictions.
 
@@ -54,23 +65,13 @@ def scores(logits: Tensor, labels: Tensor, split: str) -> dict[str, float]:
         labels: (n,).
         split: prefix of the keys: `val`, `test` or `train`.
     Returns:
-        `accuracy` in [0, 1], macro `precision`, `recall`, `f1` (scikit-learn), `log_likelihood` (sum of
-        ln p(y given x), nats), `loss` (its mean, negated).
+        Those of `fit`, and macro `precision`, `recall`, `f1` (scikit-learn).
     """
     from sklearn.metrics import precision_recall_fscore_support  # a second, at a trial's end: not before its first step
 
-    labels = labels.cpu()
-    predicted = logits.argmax(dim=1)
+    labels, predicted = labels.cpu(), logits.argmax(dim=1)
     precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, average="macro", zero_division=0)
-    likelihood = -cross_entropy(logits.double(), labels, reduction="sum").item()
-    found = {
-        "accuracy": (predicted == labels).double().mean().item(),
-        "precision": float(precision),
-        "recall": float(recall),
-        "f1": float(f1),
-        "log_likelihood": likelihood,
-        "loss": -likelihood / len(labels),
-    }
+    found = fit(logits, labels) | {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
     return {f"{split}/{name}": value for name, value in found.items()}
 
 
@@ -106,7 +107,8 @@ def inference_time(model: ViT, images: Images, dataset: str | Dataset, repeats: 
     """Milliseconds an image: median and 95th percentile over repeats after warm-up, the device synchronised.
 
     `_ms_per_image` is of a full batch of `time/inference_batch` images, `_ms_batch1` of one image alone. The images
-    lie normalised on the device before the clock starts.
+    lie normalised on the device before the clock starts. The model runs as it is, without torch.compile, so that all
+    variants run alike.
     """
     model.eval()
     ready = normalise(images.pixels[:FULL_BATCH], dataset)

@@ -18,12 +18,17 @@ from erpe.config import TrainConfig, TrialConfig
 from erpe.errors import ConfigError, TrialError, either
 from erpe.model import ViT
 from erpe.training.augment import augmentation, mixing
+from erpe.training.choices import NONE, Choices
 from erpe.training.compilation import Compiled, Warn, compiled
 from erpe.training.data import Images, batches, normalise
-from erpe.training.precision import autocast, pick_precision
+from erpe.training.graph import CudaGraphs, Graphed, Graphs
+from erpe.training.precision import Precision, autocast, pick_precision
 
 CHECK_EVERY = 50
 """Steps between looks at the losses; each look waits for the device."""
+
+SCALE = "scale", "_growth_tracker"
+"""What GradScaler knows that is not a setting: in `GradScaler.state_dict`."""
 
 OnStep = Callable[[int, int], None]
 """Called with the steps done and all steps of the epoch."""
@@ -68,7 +73,13 @@ class Trainer:
     """A model and its optimiser, an epoch at a time. All randomness of epoch e comes from (seed, e)."""
 
     def __init__(
-        self, config: TrialConfig, model: ViT, images: Images, device: torch.device, warn: Warn = warnings.warn
+        self,
+        config: TrialConfig,
+        model: ViT,
+        images: Images,
+        device: torch.device,
+        warn: Warn = warnings.warn,
+        choices: Choices = NONE,
     ) -> None:
         self.config, self.model, self.images, self.device = config, model, images, device
         train = config.train
@@ -76,18 +87,32 @@ class Trainer:
         """Steps an epoch."""
         self.parts = 1
         """Run a batch through the model in a number of parts: the same gradient up to rounding, in less memory."""
-        self.precision = pick_precision(config, device)
+        self.compute_in(pick_precision(config, device))
         self.optimiser = torch.optim.AdamW(model.decay_groups(train.weight_decay), lr=train.lr, fused=True)
         self.averaged: AveragedModel | None = None
         if train.ema:
             self.averaged = AveragedModel(model)
+        self.choices = choices
+        self.graphs, self.pack_graphs = (self._graphs(variants) for variants in (choices.step, choices.pack))
+        """What makes one graph of a step, of this trial or of a pack, where that was measured to be faster."""
+        self.graphed: Graphed | None = None
         self.augment, self.mix = augmentation(config.data), mixing(config.data)
+        self.vary = torch.Generator(device)
+        """Decides how the images of a step are varied; on the device, as all that is drawn for a step."""
         self.forward = compiled(model, train, device, warn)
         self.evaluated = self.forward if self.final is model else compiled(self.final, train, device, warn)
         """`final`, perhaps compiled."""
         self.packed: Callable[..., Tensor] | None = None
         """Several models of this shape as one, made by the first pack that this trainer leads."""
         self.warn = warn
+
+    def _graphs(self, variants: tuple[str, ...]) -> Graphs | None:
+        return CudaGraphs() if self.config.model.variant in variants else None
+
+    def compute_in(self, precision: Precision) -> None:
+        """Train in this precision; slopes in float16, which would vanish, are scaled."""
+        self.precision = precision
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
 
     @property
     def is_compiled(self) -> bool:
@@ -110,72 +135,85 @@ class Trainer:
         """
         torch.manual_seed(self.derive("dropout", epoch))
         self.model.train()
-        started, losses, rate = time.perf_counter(), [], 0.0
-        total = torch.zeros((), dtype=torch.float32, device=self.device)
-        for done, (rows, vary) in enumerate(self.batches(epoch)):
+        started, losses, total, rate = time.perf_counter(), list[Tensor](), 0.0, 0.0
+        for done, rows in enumerate(self.batches(epoch)):
             step = epoch * self.steps + done
             self.redraw(step)
             rate = self.rate(step)
-            loss = self.step(rows, rate, vary)
-            losses.append(loss)
-            total += loss * len(rows)
+            losses.append(self.step(rows, rate) * len(rows))
             if (done + 1) % CHECK_EVERY == 0 or done + 1 == self.steps:
-                check_finite(losses, step)
+                total += math.fsum(finite(losses, step))
                 losses.clear()
             if on_step:
                 on_step(done + 1, self.steps)
-        mean = total.item() / len(self.images.labels)  # waits for the device
+        mean = total / len(self.images.labels)
         return {"train/loss": mean, "lr": rate, "time/epoch_seconds": time.perf_counter() - started}
 
     def derive(self, purpose: str, turn: int) -> int:
         """Return the seed of one purpose in an epoch, or a step."""
         return derive(self.config.seed, purpose, turn)
 
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, torch.Generator]]:
-        """Places of the images of each step of an epoch, and what decides how they are varied."""
-        order = torch.Generator().manual_seed(self.derive("order", epoch))
-        vary = torch.Generator(self.device).manual_seed(self.derive("augment", epoch))  # draws where images lie
-        for rows in batches(len(self.images.labels), self.config.train.batch, order, self.device):
-            yield rows, vary
+    def batches(self, epoch: int) -> Iterator[Tensor]:
+        """Places of the images of each step of an epoch; what varies them is that epoch's, too."""
+        order = torch.Generator(self.device).manual_seed(self.derive("order", epoch))
+        self.vary.manual_seed(self.derive("augment", epoch))
+        yield from batches(len(self.images.labels), self.config.train.batch, order)
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0 over all epochs."""
         return learning_rate(step, self.config.train.epochs * self.steps, self.config.train)
 
-    def inputs(self, rows: Tensor, vary: torch.Generator) -> tuple[Tensor, Tensor]:
+    def inputs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the images at `rows`, varied and normalised, (B, channels, height, width), and what they show.
 
         Returns:
             their classes (B,), or where images are mixed the probabilities of the classes (B, classes).
         """
-        pixels = self.augment(self.images.pixels[rows], vary)
-        images, labels = self.mix(normalise(pixels, self.config.data.dataset), self.images.labels[rows])
-        return images, labels
+        pixels = self.augment(self.images.pixels[rows], self.vary)
+        return self.mix(normalise(pixels, self.config.data.dataset), self.images.labels[rows], self.vary)
 
-    def step(self, rows: Tensor, rate: float, vary: torch.Generator) -> Tensor:
+    def step(self, rows: Tensor, rate: float) -> Tensor:
         """One step of AdamW on the images at `rows`; returns the loss, still on the device."""
+        first = self.averaged is not None and self.averaged.n_averaged == 0  # which copies instead of averaging
+        whole = len(rows) == self.config.train.batch and self.parts == 1 and not self.scaler.is_enabled()
+        if self.graphs is None or first or not whole:
+            loss = self.descend(rows, rate)
+        else:
+            if self.graphed is None:
+                self.graphed = Graphed(self.descend, self._written, [self.vary], self.graphs)
+                for group in self.optimiser.param_groups:
+                    group["capturable"] = self.device.type == "cuda"
+            loss = self.graphed(rows, torch.full((), rate, dtype=torch.float32, device=self.device))
+        if self.averaged is not None:
+            self.averaged.n_averaged += 1
+        return loss
+
+    def descend(self, rows: Tensor, rate: float | Tensor) -> Tensor:
+        """Do the work of `step`, but for its choices and its counter."""
         train = self.config.train
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        images, labels = self.inputs(rows, vary)
+        images, labels = self.inputs(rows)
         self.optimiser.zero_grad(set_to_none=True)
         loss = torch.zeros((), dtype=torch.float32, device=self.device)
         for some, theirs in zip(images.chunk(self.parts), labels.chunk(self.parts), strict=True):
-            with autocast(self.precision, self.device):
+            with autocast(self.precision, self.device), self.choices.sdpa(self.config, self.precision):
                 mean = cross_entropy(self.forward(some).float(), theirs, label_smoothing=train.label_smoothing)
             part = mean * (len(some) / len(images))
-            part.backward()
+            self.scaler.scale(part).backward()
             loss += part.detach()
         if train.clip_norm:
+            self.scaler.unscale_(self.optimiser)
             nn.utils.clip_grad_norm_(self.model.parameters(), train.clip_norm)
-        self.optimiser.step()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         if self.averaged is not None:
             self._average(self.averaged)
         return loss
 
     @torch.no_grad()
     def _average(self, averaged: AveragedModel) -> None:
-        """Do what `AveragedModel.update_parameters` does, but for its copy of the counter to the device."""
+        """Do what `AveragedModel.update_parameters` does, but for its counter, which it copies to the device."""
         old, new = list(averaged.module.parameters()), list(self.model.parameters())
         if averaged.n_averaged == 0:
             for one, other in zip(old, new, strict=True):
@@ -184,7 +222,12 @@ class Trainer:
             get_ema_multi_avg_fn(self.config.train.ema)(old, new, averaged.n_averaged)
         for kept, now in zip(averaged.module.buffers(), self.model.buffers(), strict=True):
             kept.copy_(now)
-        averaged.n_averaged += 1
+
+    def _written(self) -> list[Tensor]:
+        """All that a step writes."""
+        averaged = [] if self.averaged is None else self.averaged.module.parameters()
+        moments = (x for slot in self.optimiser.state.values() for x in slot.values())
+        return [*self.model.parameters(), *averaged, *moments]
 
     def redraw(self, step: int) -> bool:
         """Draw new random features every `train.redraw` steps.
@@ -194,7 +237,8 @@ class Trainer:
         every = self.config.train.redraw
         due = bool(every and step and step % every == 0)
         if due:
-            self.model.redraw(torch.Generator().manual_seed(self.derive("features", step)))
+            place = "cpu" if self.device.type == "mps" else self.device  # MPS has no float64
+            self.model.redraw(torch.Generator(place).manual_seed(self.derive("features", step)))
         return due
 
     def state(self) -> dict[str, Tensor]:
@@ -204,7 +248,8 @@ class Trainer:
             tensors |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
         for name, parameter in self._slots():
             tensors |= {f"adam.{name}.{key}": value for key, value in self.optimiser.state[parameter].items()}
-        return tensors
+        scale = {name: x for name, x in self.scaler.state_dict().items() if name in SCALE}
+        return tensors | {f"scale.{name}": torch.tensor(float(x), dtype=torch.float64) for name, x in scale.items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Take up what `state` gave.
@@ -212,7 +257,7 @@ class Trainer:
         Raises:
             RuntimeError, KeyError: the tensors are of another configuration.
         """
-        part = {kind: _below(tensors, kind) for kind in ("model", "averaged", "adam")}
+        part = {kind: _below(tensors, kind) for kind in ("model", "averaged", "adam", "scale")}
         self.model.load_state_dict(part["model"])
         if self.averaged is not None:
             self.averaged.load_state_dict(part["averaged"])
@@ -226,6 +271,10 @@ class Trainer:
                 for key, value in slot.items()
             }
 
+        if self.scaler.is_enabled():
+            scale, steps = (part["scale"][name].item() for name in SCALE)
+            self.scaler.load_state_dict(self.scaler.state_dict() | {SCALE[0]: scale, SCALE[1]: int(steps)})
+
     def _slots(self) -> Iterator[tuple[str, nn.Parameter]]:
         return self.model.named_parameters()
 
@@ -234,9 +283,22 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}."): x for name, x in tensors.items() if name.startswith(f"{prefix}.")}
 
 
-def check_finite(losses: list[Tensor], last_step: int) -> None:
-    """Raise TrialError naming the first step whose loss is not finite; `last_step` is that of the last loss."""
-    finite = torch.stack(losses).isfinite().tolist()
-    if not all(finite):
-        step = last_step - len(finite) + 1 + finite.index(False)
-        raise TrialError(f"the loss of step {step} is not finite; use a smaller train.lr or train.clip_norm")
+def finite(losses: list[Tensor], last_step: int) -> list[float]:
+    """Return the losses, waiting for the device.
+
+    Args:
+        last_step: that of the last one.
+    Raises:
+        TrialError: names the first step whose loss is not finite.
+    """
+    found: list[float] = torch.stack(losses).tolist()
+    check_finite(found, last_step)
+    return found
+
+
+def check_finite(losses: list[float], last_step: int) -> None:
+    """As `finite`, of losses that are known."""
+    for place, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            step = last_step - len(losses) + 1 + place
+            raise TrialError(f"the loss of step {step} is not finite; use a smaller train.lr or train.clip_norm")

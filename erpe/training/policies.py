@@ -4,7 +4,8 @@
     varied = policy(pixels, generator)      # (B, channels, height, width) uint8 -> the same
 
 A move is an operation at one strength. A policy is rounds of moves that are all equally likely, so one number an image
-and round is drawn, on the CPU: it then knows how many images each operation gets, and a device is never waited for.
+and round is drawn, where the images are. A CPU then gathers the images of each operation; other devices, which would
+have to be waited for, pass all images through each operation and keep what was asked for.
 
 Moves and pixels are those of torchvision's `transforms.v2` RandAugment() and TrivialAugmentWide() on single images:
 nearest pixels, black where nothing comes in. Colours are equal to the bit; a rotation whose source lies halfway between
@@ -17,13 +18,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
-
-from erpe.training.data import on_host, sent
 
 GEOMETRY = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 BLENDS = ("brightness", "color", "contrast", "sharpness")
@@ -80,23 +79,26 @@ class Policy:
         return self.apply(pixels, self.draw(len(pixels), generator))
 
     def draw(self, count: int, generator: Generator) -> Tensor:
-        """Return moves of a number of images, (rounds, count) places in `moves`."""
-        size, host = (self.rounds, count), on_host(generator)
-        return torch.randint(len(self.moves), size, generator=host, dtype=torch.int64, device="cpu")
+        """Return moves of a number of images, (rounds, count) places in `moves`, on the generator's device."""
+        drawn: dict[str, Any] = {"generator": generator, "dtype": torch.int64, "device": generator.device}
+        return torch.randint(len(self.moves), (self.rounds, count), **drawn)
 
-    def apply(self, pixels: Tensor, drawn: Tensor) -> Tensor:
-        """Make the moves (rounds, B) of images (B, channels, height, width): all images of an operation together."""
-        kinds = self.kinds[drawn]
-        order = kinds.argsort(1)
-        told = sent(torch.stack([order, drawn.gather(1, order)], dim=1), pixels.device)  # (rounds, 2, B)
-        self.numbers = self.numbers.to(pixels.device)  # there from the first batch on
-        for (rows, moves), each in zip(told, kinds, strict=True):
-            share = each.bincount(minlength=1 + len(BATCHED)).tolist()  # images an operation, in the order of `rows`
-            groups = zip(BATCHED.values(), rows.split(share)[1:], self.numbers[moves].split(share)[1:], strict=True)
-            varied = pixels.clone()
-            for operation, some, numbers in groups:
-                if len(some):
-                    varied[some] = operation(pixels[some], numbers)
+    def apply(self, pixels: Tensor, drawn: Tensor, gather: bool | None = None) -> Tensor:
+        """Make the moves (rounds, B) of images (B, channels, height, width).
+
+        Args:
+            gather: the images of each operation, instead of making all operations of all; default: on a CPU.
+        """
+        gather = pixels.is_cpu if gather is None else gather
+        self.kinds, self.numbers = (x.to(pixels.device) for x in (self.kinds, self.numbers))  # there from now on
+        for moves in drawn:
+            kinds, numbers, varied = self.kinds[moves], self.numbers[moves], pixels.clone()
+            for kind, operation in enumerate(BATCHED.values(), 1):
+                chosen = kinds == kind
+                if gather:
+                    varied[chosen] = operation(pixels[chosen], numbers[chosen])
+                else:
+                    varied = torch.where(chosen[:, None, None, None], operation(pixels, numbers), varied)
             pixels = varied
         return pixels
 

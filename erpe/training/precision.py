@@ -13,7 +13,7 @@ from erpe.config import TrialConfig, defaults
 from erpe.datasets import DATASETS
 from erpe.errors import StoreError
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 LEAST = 2**17
 """Numbers in the tokens of a batch, B N C, from which bfloat16 pays on a CPU.
@@ -29,28 +29,43 @@ twelve or four of them, n = 3 to 5): images a second in bfloat16 over those in f
     524,288    CIFAR-10, patch 4, width 64          1.06 to 1.46, median 1.3
 """
 
+TENSOR_CORES = 7, 0
+"""Capability from which GPUs are quicker in float16; some before it are many times slower."""
+
 
 def pick_precision(config: TrialConfig, device: torch.device) -> Precision:
     """Return what `train.precision` comes to: `auto` is bfloat16 on GPUs that compute in it, and on such CPUs from
-    `LEAST` on.
+    `LEAST` on, and float16 on older GPUs with tensor cores.
 
     The hardware and the configuration decide, no clock: the same machine decides the same again.
     """
     if config.train.precision != "auto":
         return config.train.precision
+    if device.type == "cuda":
+        return _of_gpu(device)
     size = config.train.batch * math.prod(config.model.grid) * config.model.width
-    gains = bfloat16_unit(device) is not None and (device.type == "cuda" or size >= LEAST)
-    return "bfloat16" if gains else "float32"
+    return "bfloat16" if bfloat16_unit(device) is not None and size >= LEAST else "float32"
+
+
+def _of_gpu(device: torch.device) -> Precision:
+    if bfloat16_unit(device):
+        return "bfloat16"
+    return "float16" if torch.cuda.get_device_capability(device) >= TENSOR_CORES else "float32"
 
 
 def explain_auto(device: torch.device) -> str:
     """Return what `train.precision=auto` comes to on a device, and why."""
+    if device.type == "cuda":
+        lacks = "this GPU has no bfloat16"
+        return {
+            "bfloat16": "bfloat16: this GPU computes in it",
+            "float16": f"float16, with scaled slopes: {lacks}",
+            "float32": f"float32: {lacks}, and no tensor cores",
+        }[_of_gpu(device)]
     unit = bfloat16_unit(device)
     if unit is None:
-        lacks = {"cpu": "this CPU has neither AMX nor AVX-512 for bfloat16", "cuda": "this GPU has no bfloat16"}
-        return f"float32: {lacks.get(device.type, f'bfloat16 is not taken on {device.type}')}"
-    if device.type == "cuda":
-        return "bfloat16: this GPU computes in it"
+        lacks = "this CPU has neither AMX nor AVX-512 for bfloat16"
+        return f"float32: {lacks if device.type == 'cpu' else f'bfloat16 is not taken on {device.type}'}"
     large = [name for name in DATASETS if pick_precision(defaults("softmax", name), device) == "bfloat16"]
     where = f"where batch * tokens * width is {LEAST:,} or more, so by default for {', '.join(large)}"
     return f"bfloat16, by {unit}, {where}; float32 below, where it does not pay"
@@ -83,5 +98,6 @@ def recorded_precision(facts: Any, path: Path, default: Precision) -> Precision:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """Return the context of a forward pass: in bfloat16 whatever torch does as well in it; weights stay float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    """Return the context of a forward pass: half precision where torch does as well in it; weights stay float32."""
+    half = torch.float16 if precision == "float16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=half, enabled=precision != "float32")

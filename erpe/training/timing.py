@@ -39,7 +39,7 @@ def time_runs(
         on_run: called with the runs done and all of them.
     Returns:
         for each run: `time/inference_*` (see `inference_time`) and `time/train_seconds_per_epoch`: the median of
-        some training steps, times the steps of an epoch.
+        some training steps, compiled where a trial's are, times the steps of an epoch.
     Raises:
         StoreError: a run's model or outcome is missing or damaged.
     """
@@ -57,14 +57,14 @@ def _time_run(folder: Path, data_dir: str | Path | None, device: torch.device) -
     found = inference_time(model, images, config.data.dataset)
     trainer = Trainer(config, model, images, device)
     path = folder / "outcome.json"
-    trainer.precision = recorded_precision(read_json(path), path, trainer.precision)
+    trainer.compute_in(recorded_precision(read_json(path), path, trainer.precision))
     return found | {"time/train_seconds_per_epoch": seconds_per_step(trainer) * trainer.steps}
 
 
 def seconds_per_step(trainer: Trainer) -> float:
     """Median over training steps after warm-up, the device synchronised; the model is trained on, a little."""
     train, count = trainer.config.train, len(trainer.images.labels)
-    vary, order = torch.Generator(trainer.device).manual_seed(0), torch.Generator().manual_seed(0)
+    order = torch.Generator().manual_seed(0)
     trainer.model.train()
     times = []
     for turn in range(WARM_UP + STEPS):
@@ -72,7 +72,7 @@ def seconds_per_step(trainer: Trainer) -> float:
         rows = torch.randint(count, size, generator=order, dtype=torch.int64, device="cpu").to(trainer.device)
         wait_for(trainer.device)
         started = time.perf_counter()
-        trainer.step(rows, train.lr * 1e-3, vary)
+        trainer.step(rows, train.lr * 1e-3)
         wait_for(trainer.device)
         if turn >= WARM_UP:
             times.append(time.perf_counter() - started)

@@ -8,10 +8,14 @@ import math
 import os
 import statistics
 import uuid
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from erpe.config import TrialConfig, is_history, is_measures
 from erpe.errors import StoreError, TrialError
@@ -21,9 +25,11 @@ from erpe.model.flops import forward_flops, train_step_flops
 from erpe.store import OWNER, STATE, let_go, tidy
 from erpe.training.batched import Pack
 from erpe.training.checkpoint import load_model, load_tensors, save_model, save_tensors, writing
+from erpe.training.choices import choices_of, device_name
 from erpe.training.data import load_test, load_training
 from erpe.training.evaluate import (
     confusion,
+    fit,
     inference_time,
     information_criteria,
     logits_of,
@@ -52,6 +58,7 @@ class Trial:
         data_dir: see `erpe.training.data.find_data_dir`.
         device: `auto`, or a torch device.
         on_step: called with the steps done and all steps of the running epoch.
+        devices: what is the fastest on each, see `Store.devices`.
     Raises:
         DataError, ConfigError, StoreError: see `load_training`, `pick_device`, `save_tensors`.
     """
@@ -64,13 +71,16 @@ class Trial:
         data_dir: str | Path | None = None,
         device: str = "auto",
         on_step: OnStep | None = None,
+        devices: Mapping[str, Any] | None = None,
     ) -> None:
         keep_heap()
         self.config, self.folder, self.on_step = config, folder, on_step
         self.device = pick_device(device)
+        self.choices = choices_of(devices or {}, self.device)
         reset_peak_memory(self.device)
         self.split = load_training(config.data, data_dir)
         self.validation = self.split.validation.to(self.device)
+        self._validation_labels = self.split.validation.labels
         self.images = self.split.train.to(self.device)
         self.warning: str | None = None
         """What someone should know: a damaged checkpoint, batches that had to be split, a compiler that failed."""
@@ -79,6 +89,10 @@ class Trial:
         """An entry an epoch: `epoch` (from 1), `train/loss`, `val/loss`, `val/accuracy`, `lr`, `time/epoch_seconds`."""
         self._trained: dict[str, float] | TrialError | None = None
         """What the next epoch's training, done ahead in a pack, came to."""
+        self.saves_beside = self.device.type != "cpu"
+        """Whether a thread writes checkpoints, while the device trains on."""
+        self._writer = ThreadPoolExecutor(1)
+        self._saving: Future[None] | None = None
         self._fits = True
         """Whether the device has had room for it, whole and beside others."""
         if os.path.lexists(folder / STATE):
@@ -97,10 +111,12 @@ class Trial:
     def ahead(trials: list[Trial]) -> None:
         """Train the next epoch of several trials of one shape as one program; `epoch` of each then goes on from there.
 
-        Where the device has no memory for that, or some began elsewhere in another precision, nothing is done ahead.
+        Where the device has no memory for that, or some began elsewhere in another precision, or all are in float16,
+        whose slopes each have a scale of their own, nothing is done ahead.
         See `erpe.training.batched`.
         """
-        if not all(trial._fits for trial in trials) or len({trial.trainer.precision for trial in trials}) > 1:
+        precisions = {trial.trainer.precision for trial in trials}
+        if not all(trial._fits for trial in trials) or len(precisions) > 1 or "float16" in precisions:
             return
 
         def on_step(done: int, steps: int) -> None:
@@ -128,7 +144,7 @@ class Trial:
 
         Raises:
             TrialError: the loss of a step, or on the validation part, is not finite.
-            StoreError: the checkpoint cannot be written; the one before it is intact.
+            StoreError: the checkpoint cannot be written, or the last one could not; the one before it is intact.
             TakenOver: another process trains this trial; nothing was written.
             OutOfMemoryError: there is no memory for a single image.
         """
@@ -140,15 +156,48 @@ class Trial:
         if len(self.validation.labels):
             trainer = self.trainer
             logits = logits_of(trainer.final, self.validation, self.config.data.dataset, trainer.evaluated)
-            measured = scores(logits, self.validation.labels, "val")
-            found |= {name: measured[name] for name in ("val/loss", "val/accuracy")}
+            measured = fit(logits, self._validation_labels)
+            found |= {f"val/{name}": measured[name] for name in ("loss", "accuracy")}
             if not math.isfinite(found["val/loss"]):
                 last = int(found["epoch"]) * self.trainer.steps - 1
                 raise TrialError(f"the validation loss after step {last} is not finite; use a smaller train.lr")
         self.history.append(found)
-        self._check_owner()
-        save_tensors(self.folder / STATE, self.trainer.state(), self._facts() | {"history": self.history})
+        self.settle()
+        facts = self._facts() | {"history": [*self.history]}
+        if not self.saves_beside:
+            self._save(self.trainer.state(), facts, contextlib.nullcontext())
+        else:
+            kept = {name: x.clone() for name, x in self.trainer.state().items()}
+            self._saving = self._writer.submit(self._save, kept, facts, self._beside())
         return found
+
+    def _beside(self) -> AbstractContextManager[Any]:
+        """Return a context whose copies wait for what was asked for so far, and for nothing that comes later."""
+        if self.device.type != "cuda":
+            return contextlib.nullcontext()
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        return torch.cuda.stream(stream)
+
+    def settle(self) -> None:
+        """Wait until the last epoch's checkpoint is written: beside a GPU a thread does it, while the next one trains.
+
+        Raises:
+            StoreError, TakenOver: see `epoch`; then that checkpoint is not.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def _save(
+        self,
+        tensors: dict[str, Tensor],
+        facts: dict[str, Any],
+        beside: AbstractContextManager[Any],
+    ) -> None:
+        self._check_owner()
+        with beside:
+            save_tensors(self.folder / STATE, tensors, facts)
 
     def _train(self) -> dict[str, float] | None:
         """Train the next epoch; None if its batches do not fit into memory. An exception would hold tensors."""
@@ -173,10 +222,11 @@ class Trial:
 
     def _rewind(self) -> None:
         """Back to the last epoch's end."""
+        self.settle()
         precision = self.trainer.precision
         del self.trainer  # there is no room for two
         self.trainer = self._at_start()
-        self.trainer.precision = precision
+        self.trainer.compute_in(precision)
         if self.history:
             self.trainer.load_state(load_tensors(self.folder / STATE)[0])
 
@@ -184,7 +234,7 @@ class Trial:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         model = build(self.config.model, self.config.seed).to(self.device)
-        return Trainer(self.config, model, self.images, self.device, self._warn)
+        return Trainer(self.config, model, self.images, self.device, self._warn, self.choices)
 
     def _warn(self, text: str) -> None:
         self.warning = text
@@ -197,6 +247,7 @@ class Trial:
         Raises:
             StoreError: the results cannot be written; the last epoch's checkpoint is intact.
         """
+        self.settle()
         model = self.trainer.final
         found = cost(self.config) | {
             "params": float(sum(p.numel() for p in model.parameters())),
@@ -243,6 +294,8 @@ class Trial:
             "threads": str(torch.get_num_threads()),
             "precision": self.trainer.precision,
             "compiled": "yes" if self.trainer.is_compiled else "no",
+            "graph": "yes" if self.trainer.graphs else "no",
+            "sdpa": self.choices.backend(self.config, self.trainer.precision) or "torch's choice",
         }
 
     def _write(self, name: str, content: object) -> None:
@@ -259,8 +312,8 @@ class Trial:
             if not is_history(facts["history"], self.config):
                 raise StoreError(f"{path}: its history is not that of a trial")
             precision = recorded_precision(facts, path, self.trainer.precision)
+            self.trainer.compute_in(precision)  # as it began, whatever this machine would choose
             self.trainer.load_state(tensors)
-            self.trainer.precision = precision  # as it began, whatever this machine would choose
             self.history = facts["history"]
         except (StoreError, RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
             said = " ".join(str(error).split())
@@ -286,6 +339,8 @@ def final_evaluation(
     folder: Path, *, data_dir: str | Path | None = None, device: str = "auto", timed: bool = True
 ) -> dict[str, float]:
     """All measures of a trained model. The test split is opened once: what was measured then is given again.
+
+    Nothing is compiled: that takes longer than the two passes over the data.
 
     Args:
         timed: whether inference is timed, too.
@@ -340,8 +395,3 @@ def seconds_per_epoch(history: list[dict[str, float]]) -> float:
     """Median over epochs, the first left out if there are others; evaluation is not in it."""
     times = [epoch["time/epoch_seconds"] for epoch in history]
     return statistics.median(times[1:] or times)
-
-
-def device_name(device: torch.device) -> str:
-    """`cpu`, `mps`, or the name of the GPU."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -14,6 +14,15 @@ Who computes what, all of it exact but for the series of `rank`:
     | ... method=fft   | FFTs of each feature and value (fft.py), for very long grids                    |
     | ... rank=R       | a truncated Fourier series of C, of linear cost (low_rank.py)                   |
 
+Products of float32 on CUDA, and why; errors of a whole layer against float64 where operands are rounded to TF32,
+N = 256, D = 32, numbers of q and k up to 3 times N(0, 1). `tests/test_triton.py` holds each choice to a limit of 1e-3:
+
+    x W, and into a rotation's basis   1.9e-3    no TF32; three products of it in our kernels, as good as float32
+    S, y, and their slopes             3.7e-4    TF32 in our kernels, rounded to nearest; torch's operators: no TF32
+    all others of a model              5e-4      no TF32: bfloat16 trains, and what is evaluated is published
+
+`torch.backends.cuda.matmul.fp32_precision` stays as torch has it, "none": no TF32.
+
 "Everything else" is other devices and types, machines without a C compiler, and whatever looks at torch's operators:
 `torch.compile`, counters of FLOPs, tracing.
 """

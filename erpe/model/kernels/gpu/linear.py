@@ -6,10 +6,7 @@ Inputs are float32 or half as wide; features, sums and products are float32. A p
 over its tokens in blocks: over all of them where there are few, over a part of them where there are many; then S and z
 of the parts are added outside. Nothing is added by atomics: the same numbers come out every time.
 
-Precision of the contractions; `tests/test_triton.py` holds each kernel's error against float64 below 1e-3:
-
-    x W                      three products in tf32, as good as float32: an error of an exponent is one of its feature
-    S, y and their slopes    one product in tf32, operands rounded to nearest
+The precision of each product stands in `erpe.model.kernels`.
 """
 
 # mypy: disallow-untyped-defs=False
