@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Protocol
 
 import filelock
 import sqlalchemy
@@ -14,30 +13,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from erpe.errors import BusyError, StoreError
 from erpe.study.naming import shown
 from erpe.study.storage import connect_args, is_file, retry_while_unavailable
-
-
-class Lease(Protocol):
-    """Held from its making until `release` or the end of the process."""
-
-    def check(self) -> None:
-        """Make sure that it is still held.
-
-        Raises:
-            BusyError: somebody else took it after the database went away.
-        """
-
-    def release(self) -> None:
-        """Let the next one in."""
-
-
-def acquire(url: URL, study: str) -> Lease:
-    """Take a study's lease, or refuse.
-
-    Raises:
-        BusyError: another process has it.
-        StoreError: no lock can be made.
-    """
-    return _FileLease(url, study) if is_file(url) else retry_while_unavailable(_PostgresLease)(url, study)
 
 
 def _taken(study: str) -> BusyError:
@@ -62,6 +37,7 @@ class _FileLease:
         """Check nothing: the lock is held as long as the process lives."""
 
     def release(self) -> None:
+        """Let the next one in."""
         self._lock.release()
 
 
@@ -87,6 +63,11 @@ class _PostgresLease:
             raise _taken(self._study)
 
     def check(self) -> None:
+        """Make sure that it is still held.
+
+        Raises:
+            BusyError: somebody else took it after the database went away.
+        """
         try:
             self._connection.execute(sqlalchemy.text("SELECT 1"))
         except SQLAlchemyError:
@@ -95,5 +76,20 @@ class _PostgresLease:
             self._take()
 
     def release(self) -> None:
+        """See `_FileLease`."""
         self._connection.close()
         self._engine.dispose()
+
+
+Lease = _FileLease | _PostgresLease
+"""Held from its making until `release` or the end of the process."""
+
+
+def acquire(url: URL, study: str) -> Lease:
+    """Take a study's lease, or refuse.
+
+    Raises:
+        BusyError: another process has it.
+        StoreError: no lock can be made.
+    """
+    return _FileLease(url, study) if is_file(url) else retry_while_unavailable(_PostgresLease)(url, study)
