@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sqlite3
+import subprocess
 import sys
 import zipfile
 
@@ -128,6 +130,25 @@ def test_a_tracking_server_gives_the_same_configurations_and_models(synced):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     with pytest.raises(StudyError, match="did you mean relu"):
         there.model("rel")
+
+
+FETCHED = """
+import sys, tempfile
+from pathlib import Path
+import erpe
+study = erpe.load_study("digits-nine", server=sys.argv[1])
+for ask in (study.best, study.model):
+    ask("relu")
+    print("weights" if list(Path(tempfile.gettempdir()).rglob("model.safetensors")) else "no weights")
+"""
+
+
+@pytest.mark.slow
+def test_a_configuration_from_a_server_needs_no_weights_and_what_was_fetched_goes_with_the_process(synced, tmp_path):
+    words = [sys.executable, "-c", FETCHED, synced.tracking_uri]
+    done = subprocess.run(words, env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("no weights\nweights\n", 0), done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
