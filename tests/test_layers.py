@@ -34,7 +34,7 @@ ORDER = """
     report
     search
     transfer retention bench
-    live notify inference
+    live notify inference export
     results
     api
     cli

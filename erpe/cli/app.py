@@ -33,7 +33,7 @@ from erpe.cli.output import close_output
 from erpe.cli.report import compare, report
 from erpe.cli.restore import restore
 from erpe.cli.search import study_app, train, tune
-from erpe.cli.tools import diff, logs, plot
+from erpe.cli.tools import diff, export, logs, plot
 from erpe.errors import UNREAD, UNSENT, ConfigError, ErpeError, OutputError
 
 app = typer.Typer(
@@ -43,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for each in (tune, train, compare, report, restore, diff, logs, plot):
+for each in (tune, train, compare, report, restore, diff, logs, plot, export):
     app.command()(each)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from erpe.cli.complete import figures, runs, studies
-from erpe.cli.options import STORE, AsJson, StoreOption, existing
+from erpe.cli.options import STORE, AsJson, Plugins, StoreOption, existing, one_of
 from erpe.errors import ConfigError, StudyError
 
 Run = Annotated[
@@ -94,3 +94,27 @@ def plot(
     figure = load_study(study, opened.root).plot(what) if found.part_of else plot_search(found.name, opened, what)
     written(path, lambda: write(figure, path))
     print(f"{printable(str(path))}: written")
+
+
+def export(
+    run: Run,
+    style: Annotated[str, typer.Option("--format", help="onnx, or torch: a .pt2 of torch.export.")] = "onnx",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file; default: STUDY-....onnx.")] = None,
+    plugin: Plugins = None,
+    store: StoreOption = STORE,
+) -> None:
+    """Write a trained model as one file that needs no erpe: uint8 pictures in, probabilities out; it is compared."""
+    from erpe.cli.report import written
+    from erpe.export import export as write
+    from erpe.inference import find_folder
+    from erpe.text import printable
+    from erpe.training.checkpoint import load_model
+
+    suffix = {"onnx": ".onnx", "torch": ".pt2"}[one_of("format", style, ("onnx", "torch"))]
+    path = output or Path(run.replace("/", "-") + suffix)
+    if path.suffix != suffix:
+        raise ConfigError(f"--output {path}: use a name that ends in {suffix} instead")
+    model = load_model(find_folder(run, existing(store)))[0]
+    worst: list[float] = []
+    written(path, lambda: worst.append(write(model, path, style)))
+    print(f"{printable(str(path))}: written; probabilities differ by {worst[0]:.1g} at most")
