@@ -54,6 +54,8 @@ def tune(
     space: Place | None = None,
     enqueue: Place | None = None,
     warm_start: str | None = None,
+    objective: str | Sequence[str] = "accuracy",
+    at_most: dict[str, float] | None = None,
     sampler: Sampler = "tpe",
     pruner: Pruner = "auto",
     seed: int = 0,
@@ -83,6 +85,8 @@ def tune(
         name: of the study; default: DATASET-VARIANT.
         new: start another study beside the one of this name.
         settings: what every trial has, `{"train.ema": 0.99}`.
+        objective: accuracy or log_likelihood; or several, as "accuracy,flops".
+        at_most: what a model may cost, `{"flops": 20e6}`; also params and inference_ms.
         space: a TOML file whose `[space]` is laid over the default space.
         enqueue: a TOML file with `[[points]]`, tables of settings that the first trials have.
         warm_start: a study whose best configuration comes first; where only the search space is another, the sampler
@@ -98,8 +102,9 @@ def tune(
     opened, data = _prepare(store, dataset, resize, plugins, how)
     ranges = load_space(space, variant, data, settings) if space else None
     spec = define(
-        variant, data, space=ranges, settings=settings, epochs=epochs, sampler=sampler, pruner=pruner, seed=seed
-    )
+        variant, data, space=ranges, settings=settings, epochs=epochs, sampler=sampler, pruner=pruner, seed=seed,
+        objective=objective, at_most=at_most,
+    )  # fmt: skip
     wanted = DEFAULT_TRIALS[facts_of(data).like] if trials is None else trials
     start = from_file(enqueue, spec) if enqueue else Start()
     if warm_start:

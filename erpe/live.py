@@ -14,9 +14,10 @@ from rich.live import Live
 from rich.table import Table
 
 from erpe.execution.callbacks import Progress, TrialProgress
+from erpe.study.objectives import Goals, shown
 from erpe.study.plan import Plan
 from erpe.study.spec import StudySpec
-from erpe.text import Terminal, clock, last_line, line, percent
+from erpe.text import Terminal, clock, last_line, line
 
 PHASES = {
     "data": "checking the data",
@@ -59,6 +60,8 @@ class LiveProgress(Progress):
         self.moments: dict[Any, TrialProgress] = {}
         self.last: TrialProgress | None = None
         self.over = threading.Event()
+        self.sought = "accuracy"
+        """The first objective."""
         self.console = Terminal(stderr=True)
         self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=2, transient=True)
         self.cell: Any = None
@@ -68,7 +71,7 @@ class LiveProgress(Progress):
         if self.console.is_jupyter:
             from IPython.display import display
 
-            self.cell = display(self.shown(), raw=True, display_id=True)
+            self.cell = display(self.as_page(), raw=True, display_id=True)
         elif self.console.is_terminal:
             self.live.start()
         if not self.console.is_terminal:
@@ -139,9 +142,9 @@ class LiveProgress(Progress):
         """Replace the table of a notebook, unless that was just done."""
         if self.cell and time.monotonic() - self.spoken > REDRAW_SECONDS:
             self.spoken = time.monotonic()
-            self.cell.update(self.shown(), raw=True)
+            self.cell.update(self.as_page(), raw=True)
 
-    def shown(self) -> dict[str, str]:
+    def as_page(self) -> dict[str, str]:
         """Return the table as a notebook takes it: rich's own way needs ipywidgets."""
         page = Terminal(file=io.StringIO(), record=True, width=120, force_jupyter=False, force_terminal=True)
         table = self.table()
@@ -160,7 +163,7 @@ class LiveProgress(Progress):
 
     def value(self, moment: TrialProgress) -> str:
         """How the line of its end names its value."""
-        return f"  {percent(moment.value)}"
+        return f"  {shown(self.sought, moment.value)}"
 
     def table(self) -> Table:
         """Return the study as it stands."""
@@ -175,6 +178,7 @@ class SearchProgress(LiveProgress):
         self.before: dict[int, float] = {}
         """Number of a trial -> the part of it that was trained before this command."""
         super().__init__()
+        self.sought = spec.goals.objectives[0]
 
     def on_start(self, moment: TrialProgress) -> None:
         """Show that a trial is handed to a worker."""
@@ -184,7 +188,7 @@ class SearchProgress(LiveProgress):
     def on_epoch(self, moment: TrialProgress) -> None:
         """Show an epoch that is recorded."""
         super().on_epoch(moment)
-        self.say(f"{self.what(moment)}  epoch {moment.epoch}/{moment.epochs}  {percent(moment.value)}")
+        self.say(f"{self.what(moment)}  epoch {moment.epoch}/{moment.epochs}{self.value(moment)}")
 
     def key(self, moment: TrialProgress) -> int:
         """Its number."""
@@ -199,14 +203,14 @@ class SearchProgress(LiveProgress):
         seconds = time.monotonic() - self.began
         title = f"{self.title}: {self.phase} ({clock(seconds)})"
         table = Table(box=SIMPLE, title=title, title_justify="left", caption=self.caption(), caption_justify="left")
-        for name in ("trial", "state", "epoch", "accuracy", "lr", "batch", "width", "depth", "heads", "patch"):
+        for name in ("trial", "state", "epoch", self.sought, "lr", "batch", "width", "depth", "heads", "patch"):
             table.add_column(name, justify="left" if name == "state" else "right")
         running = [m for m in self.moments.values() if m.state == "RUNNING"]
         ended = [m for m in self.moments.values() if m.state != "RUNNING"]
         for moment in [*ended[-max(0, SHOWN - len(running)) :], *running]:
             model, train = moment.config.model, moment.config.train
             table.add_row(
-                str(moment.number), state_told(moment), epochs_told(moment), percent(moment.value),
+                str(moment.number), state_told(moment), epochs_told(moment), shown(self.sought, moment.value),
                 f"{train.lr:.1e}", *map(str, (train.batch, model.width, model.depth, model.heads, model.patch)),
                 style=STYLES[moment.state],
             )  # fmt: skip
@@ -220,7 +224,7 @@ class SearchProgress(LiveProgress):
             return ""
         done = sum(count for state, count in last.counts.items() if state != "RUNNING")
         counts = ", ".join(f"{count} {state.lower()}" for state, count in sorted(last.counts.items()) if count)
-        told = f"best {percent(last.best)} · {done} of {last.budget} trials done ({counts})"
+        told = f"best {shown(self.sought, last.best)} · {done} of {last.budget} trials done ({counts})"
         return " · ".join(filter(None, [told, f"{last.lag} events for MLflow", self.left()]))
 
     def left(self) -> str:
@@ -244,6 +248,7 @@ class StudyProgress(LiveProgress):
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         super().__init__()
+        self.sought = Goals.of(plan.search).objectives[0]
 
     def key(self, moment: TrialProgress) -> str:
         """Its arm."""
@@ -261,7 +266,7 @@ class StudyProgress(LiveProgress):
         """Return the study as it stands, and what runs."""
         table = Table(box=SIMPLE, title_justify="left", caption_justify="left")
         table.title = f"{self.plan.name}: {self.phase} ({clock(time.monotonic() - self.began)})"
-        measures = {"search": "val accuracy", "confirm": "train loss"}
+        measures = {"search": f"val {self.sought}", "confirm": "train loss"}
         phases = sorted({moment.phase for moment in self.moments.values()}, reverse=True) or ["search"]
         measure = " or ".join(measures[phase] for phase in phases)
         for name in ("arm", "phase", "trial", measure, "epoch", "done", "state"):
@@ -272,7 +277,7 @@ class StudyProgress(LiveProgress):
                 table.add_row(arm.name, style="dim")
                 continue
             done = sum(count for state, count in moment.counts.items() if state != "RUNNING")
-            value = percent(moment.value) if moment.phase == "search" else f"{-(moment.value or 0):.4f}"
+            value = self.value(moment).strip() or f"{-(moment.value or 0):.4f}"
             table.add_row(
                 arm.name, moment.phase, str(moment.number), value, epochs_told(moment),
                 f"{done}/{moment.budget}", state_told(moment),

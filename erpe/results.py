@@ -208,14 +208,15 @@ class Tuned:
 
     @property
     def best(self) -> TrialConfig:
-        """The configuration of the best trial.
+        """The configuration of the best trial, within the limits of cost.
 
         Raises:
-            StudyError: no trial was completed; the line says why.
+            StudyError: there is none; the line says why.
         """
         if self.result.config is None:
             first = next((f"trial {n}: {last_line(why)}" for n, why in sorted(self.result.reasons.items())), "")
-            raise StudyError(f"study {self.result.study}: no trial was completed; {first or 'see erpe status'}")
+            what = "within the limits" if self.result.counts.get("COMPLETE") else "completed"
+            raise StudyError(f"study {self.result.study}: no trial was {what}; {first or 'see erpe status'}")
         return self.result.config
 
     def model(self, trial: int | None = None) -> TrainedViT:
@@ -238,12 +239,13 @@ class Tuned:
         """Draw a figure of the search.
 
         Args:
-            what: history, importances or parallel_coordinates.
+            what: history, importances, parallel_coordinates or, of several objectives, front.
         Raises:
             StudyError: there is no such figure, or nothing to draw in it yet.
         """
         return plot_search(self.result.study, self.store, what)
 
+    plot_front = partialmethod(plot, "front")
     plot_history = partialmethod(plot, "history")
     plot_importances = partialmethod(plot, "importances")
     plot_parallel_coordinates = partialmethod(plot, "parallel_coordinates")
@@ -256,14 +258,14 @@ class Tuned:
 
 
 def plot_search(name: str, store: Store, what: str) -> Figure:
-    """Draw a figure of one search: history, importances or parallel_coordinates.
+    """Draw a figure of one search: history, importances, parallel_coordinates or front.
 
     Raises:
         StudyError: there is no such study or figure, or nothing to draw in it yet.
     """
     from erpe.tracking.search_plots import draw_stored
 
-    known = ("history", "importances", "parallel_coordinates")
+    known = ("history", "importances", "parallel_coordinates", "front")
     if what not in known:
         raise StudyError(f"no figure {what!r}; {nearest(what, known)}")
     return _drawn(draw_stored(store, name).get(what), f"{name}: {what}")

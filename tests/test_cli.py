@@ -72,7 +72,7 @@ MISTAKES = {
     "no equals sign": (("train", "-v", "relu", "-d", "digits", "--set", "train.lr"), "NAME=VALUE"),
     "epochs": (("tune", "-v", "relu", "-d", "digits", "--epochs", "0"), "epochs"),
     "trials": (("tune", "-v", "relu", "-d", "digits", "--trials", "0"), "trials"),
-    "sampler": (("tune", "-v", "relu", "-d", "digits", "--sampler", "cma"), "use tpe, gp or random instead"),
+    "sampler": (("tune", "-v", "relu", "-d", "digits", "--sampler", "cma"), "use tpe, gp, nsgaii or random instead"),
     "pruner": (("tune", "-v", "relu", "-d", "digits", "--pruner", "a"), "use auto, asha, hyperband, median or none"),
     "executor": (("tune", "-v", "relu", "-d", "digits", "--executor", "spark"), "use ray or inline instead"),
     "two epochs": (("tune", "-v", "relu", "-d", "digits", "--epochs", "1", "--set", "train.epochs=3"), "by --epochs"),

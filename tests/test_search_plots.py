@@ -46,3 +46,12 @@ def test_the_pictures_of_a_search_are_small(tmp_path):
         save(figure, tmp_path / f"{name}.png")
     sizes = [path.stat().st_size for path in tmp_path.iterdir()]
     assert len(sizes) == 3 and sum(sizes) < 500_000
+
+
+def test_a_search_of_two_objectives_has_its_front_too(tmp_path):
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(0))
+    study.optimize(lambda trial: (lr := trial.suggest_float("lr", 0, 1), (lr - 0.6) ** 2), n_trials=6)
+    found = draw_search(study)
+    best = sorted((trial.values[1], trial.values[0]) for trial in study.best_trials)
+    assert sorted(found) == ["front", "history", "importances", "parallel_coordinates"] and 1 < len(best) < 6
+    assert [tuple(point) for point in found["front"].axes[0].lines[1].get_xydata()] == best

@@ -143,7 +143,7 @@ def test_a_given_setting_leaves_the_space():
         ({"settings": {"train.lrr": 1, "train.lr": "a", "model.dropout": 2}}, "train.lr?; also model.dropout: 2 given"),
         ({"settings": {"train.lrr": 1, "train.lr": "a"}}, "train.lr?; also train.lr: 'a' given; use a number instead"),
         ({"epochs": 0}, "greater than 0"),
-        ({"sampler": "grid"}, "tpe, gp or random"),
+        ({"sampler": "grid"}, "tpe, gp, nsgaii or random"),
         ({"seed": -1}, "seed"),
     ],
 )

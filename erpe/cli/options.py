@@ -69,6 +69,14 @@ Epochs = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A setting for every trial, as train.ema=0.99; may be repeated.")
 ]
+ObjectiveOption = Annotated[
+    str | None,
+    typer.Option(help="accuracy (default) or log_likelihood; or several: accuracy,flops; also params, inference_ms."),
+]  # fmt: skip
+AtMost = Annotated[
+    list[str] | None,
+    typer.Option(help="What a model may cost: flops=20e6, params=500_000 or inference_ms=0.2; may be repeated."),
+]  # fmt: skip
 Seed = Annotated[int, typer.Option(help="Decides samples, initial weights, data order and augmentation.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")]
@@ -94,6 +102,20 @@ def parse_settings(given: list[str] | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for each in given or []:
         combine(found, dotted(read_line(each, "train.ema=0.99")), "--set ")
+    return found
+
+
+def limits_of(given: list[str] | None) -> dict[str, Any]:
+    """`["flops=20e6"]` -> `{"flops": 2e7}`.
+
+    Raises:
+        ConfigError: no equals sign, or two values for one name.
+    """
+    from erpe.study.entries import combine, read_line
+
+    found: dict[str, Any] = {}
+    for each in given or []:
+        combine(found, read_line(each, "flops=20e6", "--at-most"), "--at-most ")
     return found
 
 

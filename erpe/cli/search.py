@@ -16,12 +16,14 @@ from erpe.cli.complete import studies
 from erpe.cli.options import (
     STORE,
     AsJson,
+    AtMost,
     DataDir,
     DatasetOption,
     Device,
     Epochs,
     New,
     Notify,
+    ObjectiveOption,
     Pack,
     Plugins,
     Resize,
@@ -31,6 +33,7 @@ from erpe.cli.options import (
     VariantOption,
     dataset_of,
     existing,
+    limits_of,
     one_of,
     parse_settings,
 )
@@ -66,7 +69,9 @@ def tune(
         str | None, typer.Option(help="A study whose best trial comes first.", autocompletion=studies)
     ] = None,
     settings: Settings = None,
-    sampler: Annotated[str, typer.Option(help="tpe, gp or random.")] = "tpe",
+    objective: ObjectiveOption = None,
+    at_most: AtMost = None,
+    sampler: Annotated[str, typer.Option(help="tpe, gp, nsgaii or random.")] = "tpe",
     pruner: Annotated[str, typer.Option(help="auto, asha, hyperband, median or none.")] = "auto",
     seed: Seed = 0,
     data_dir: DataDir = None,
@@ -91,8 +96,8 @@ def tune(
             api.tune(
                 variant, dataset_of(dataset, resize, store, data_dir), trials=trials, store=store, name=name, new=new,
                 epochs=epochs, settings=parse_settings(settings), space=space, enqueue=enqueue, warm_start=warm_start,
-                sampler=cast(Any, sampler), pruner=cast(Any, pruner), seed=seed, notify=notify, data_dir=data_dir,
-                concurrency=concurrency,
+                objective=objective or "accuracy", at_most=limits_of(at_most), sampler=cast(Any, sampler),
+                pruner=cast(Any, pruner), seed=seed, notify=notify, data_dir=data_dir, concurrency=concurrency,
                 cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, pack=pack, device=device,
                 ray_address=ray_address, executor=cast(Any, executor),
             )
@@ -159,7 +164,9 @@ BudgetOption = Annotated[
 ]
 
 
-def changes_of(settings: list[str] | None, budget: str | None) -> list[str]:
+def changes_of(
+    settings: list[str] | None, budget: str | None, objective: str | None = None, at_most: list[str] | None = None
+) -> list[str]:
     """Lines of the study file that the command line changes.
 
     Raises:
@@ -170,6 +177,8 @@ def changes_of(settings: list[str] | None, budget: str | None) -> list[str]:
     if budget:
         one_of("budget", budget, ("trials", "epochs", "flops"))
     changes = [*(settings or []), *([f"search.budget={budget}"] if budget else [])]
+    changes += [f"search.objective={json.dumps(objective)}"] if objective else []
+    changes += [f"search.at_most.{name}={json.dumps(most)}" for name, most in limits_of(at_most).items()]
     check_agreement(changes)
     return changes
 
@@ -178,6 +187,8 @@ def changes_of(settings: list[str] | None, budget: str | None) -> list[str]:
 def study_run(
     file: StudyFile,
     budget: BudgetOption = None,
+    objective: ObjectiveOption = None,
+    at_most: AtMost = None,
     settings: Changes = None,
     data_dir: DataDir = None,
     store: StoreOption = STORE,
@@ -202,9 +213,10 @@ def study_run(
 
     with showing(as_json, store):
         study = api.run_study(
-            file, changes=changes_of(settings, budget), store=store, offline=offline, replaces=replace, notify=notify,
-            data_dir=data_dir, device=device, concurrency=concurrency, cpus_per_trial=cpus_per_trial,
-            gpus_per_trial=gpus_per_trial, pack=pack, ray_address=ray_address, executor=cast(Any, executor),
+            file, changes=changes_of(settings, budget, objective, at_most), store=store, offline=offline,
+            replaces=replace, notify=notify, data_dir=data_dir, device=device, concurrency=concurrency,
+            cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, pack=pack,
+            ray_address=ray_address, executor=cast(Any, executor),
         )  # fmt: skip
         result = study.result
         assert result
@@ -224,6 +236,8 @@ def study_run(
 def study_show(
     file: StudyFile,
     budget: BudgetOption = None,
+    objective: ObjectiveOption = None,
+    at_most: AtMost = None,
     settings: Changes = None,
     sd: Annotated[
         float, typer.Option("--sd", help="Of paired differences, in points, to say what can be found.")
@@ -243,7 +257,7 @@ def study_show(
     from erpe.cli.plan import counted_note, detectable, plan_notes, plan_rows, plan_table, time_notes
     from erpe.study.plan import load_plan
 
-    plan = load_plan(file, changes_of(settings, budget))
+    plan = load_plan(file, changes_of(settings, budget, objective, at_most))
     rows, probed = plan_rows(plan), None
     found = detectable(plan, sd)
     if probe:
@@ -268,7 +282,7 @@ def study_status(
     as_json: AsJson = False,
 ) -> None:
     """Show each variant: trials by state, best, confirmed runs, seconds left."""
-    from erpe.cli.status import status_table, statuses, watch
+    from erpe.cli.status import status_tables, statuses, watch
     from erpe.cli.tables import print_tables
 
     if live:
@@ -289,7 +303,7 @@ def study_status(
             )
         )
     else:
-        print_tables([status_table(each) for each in found], "no studies yet; `erpe study run FILE` makes one")
+        print_tables(status_tables(found), "no studies yet; `erpe study run FILE` makes one")
 
 
 @study_app.command("schema")

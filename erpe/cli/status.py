@@ -16,10 +16,12 @@ from rich.box import SIMPLE
 from rich.live import Live
 from rich.table import Table
 
+from erpe.cli.fronts import front_table, refusals
 from erpe.cli.tables import finished_words, where_to_look
 from erpe.cli.trials import lag_of, lag_words
 from erpe.search.run_study import CampaignResult
 from erpe.store import Store
+from erpe.study.objectives import Goals, shown
 from erpe.study.openings import Openings, openings
 from erpe.study.plan import Plan
 from erpe.study.records import StudyRecord, TrialRecord, read_studies
@@ -46,6 +48,10 @@ class ArmStatus(NamedTuple):
     """Mean test accuracy of the confirmed runs."""
     seconds_left: float | None
     """Of one worker; None while nothing was timed."""
+    front: dict[int, dict[str, float]] = {}  # noqa: RUF012  never changed
+    """Of several objectives: number of a trial that no other one dominates -> its objectives."""
+    refused: int = 0
+    """Draws that were not trained, as they would have cost too much."""
 
 
 class StudyStatus(NamedTuple):
@@ -57,6 +63,8 @@ class StudyStatus(NamedTuple):
     """Trials at work now."""
     openings: Openings
     """How often the test set was opened, ever."""
+    goals: Goals = Goals()
+    """What is sought."""
     lag: int = 0
     """Events MLflow has not got yet."""
     lag_seconds: float | None = None
@@ -100,7 +108,7 @@ def status(plan: Plan, members: list[StudyRecord]) -> StudyStatus:
 
     arms = [_arm(plan, arm.name, *arm_of(members, arm.name)) for arm in plan.arms()]
     running = sum(member.counts["RUNNING"] for member in members)
-    return StudyStatus(plan.name, arms, running, openings(members, [arm.arm for arm in arms]))
+    return StudyStatus(plan.name, arms, running, openings(members, [arm.arm for arm in arms]), Goals.of(plan.search))
 
 
 def _arm(plan: Plan, name: str, search: StudyRecord | None, confirm: StudyRecord | None) -> ArmStatus:
@@ -118,6 +126,8 @@ def _arm(plan: Plan, name: str, search: StudyRecord | None, confirm: StudyRecord
         timed=len({trial.number for trial in complete} & set(confirm.finals)) if confirm else 0,
         test=statistics.mean(tests) if tests else None,
         seconds_left=_seconds_left(plan, tried, trained),
+        front=search.front if search else {},
+        refused=search.refused if search else 0,
     )
 
 
@@ -151,8 +161,20 @@ def status_table(found: StudyStatus, phase: str = "") -> Table:
     for arm in found.arms:
         left = "" if arm.confirmed >= arm.seeds else "?" if arm.seconds_left is None else clock(arm.seconds_left)
         seeds = f"{arm.confirmed}/{arm.seeds}"
-        table.add_row(arm.arm, _trials(arm), percent(arm.best), seeds, percent(arm.test), left)
+        best = shown(found.goals.objectives[0], arm.best)
+        trials = _trials(arm) + refusals(arm.refused, found.goals)
+        table.add_row(arm.arm, trials, best, seeds, percent(arm.test), left)
     return table
+
+
+def status_tables(found: list[StudyStatus]) -> list[Table]:
+    """The same for each study, with the Pareto fronts of its arms."""
+    tables = []
+    for each in found:
+        tables.append(status_table(each))
+        if fronts := {arm.arm: arm.front for arm in each.arms if arm.front}:
+            tables.append(front_table(each.goals, fronts))
+    return tables
 
 
 def _trials(arm: ArmStatus) -> str:
@@ -170,7 +192,7 @@ def watch(store: Store, study: str | None) -> None:
         while True:
             found = statuses(store, study)
             table = Table.grid()
-            for each in map(status_table, found):
+            for each in status_tables(found):
                 console.fit(each)
                 table.add_row(each)
             table.add_row(f"{datetime.now(UTC):%H:%M:%S} UTC", style="dim")

@@ -12,11 +12,14 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
+from erpe.cli.fronts import front_table, refusals
 from erpe.config import VARIANTS, defaults, own_variants, split_variant
 from erpe.datasets import Dataset
 from erpe.search.tune import TuneResult
+from erpe.study.objectives import MEASURES as OBJECTIVES
+from erpe.study.objectives import shown
 from erpe.study.spec import StudySpec
-from erpe.text import Terminal, percent, printable, redact, repeatable
+from erpe.text import Terminal, number, percent, printable, redact, repeatable
 
 MEASURES = {
     "test/accuracy": "test accuracy", "test/precision": "test precision (macro)", "test/recall": "test recall (macro)",
@@ -45,11 +48,6 @@ def moment(seconds: float | None) -> str:
     return "" if seconds is None else f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S%z}"
 
 
-def number(value: float) -> str:
-    """Return a measure, readable: thousands apart, four digits where it is small."""
-    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
-
-
 def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
     """Print the end of `erpe tune`: the best trial, its settings and measures, where to look, how to go on."""
     console = Terminal()
@@ -61,7 +59,8 @@ def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
         )
         table.add_column("trial")
         table.add_column(str(result.best), justify="right")
-        table.add_row("validation accuracy", percent(result.value), style="bold")
+        sought = spec.goals.objectives[0]
+        table.add_row(OBJECTIVES[sought].label, shown(sought, result.value), style="bold")
         measures = result.metrics | (result.test or {})
         for name, label in MEASURES.items():
             if name in measures:
@@ -73,7 +72,9 @@ def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
             value = flat[name]
             table.add_row(name, f"{value:.3g}" if isinstance(value, float) else str(value))
         console.print_table(table)
-    console.print(f"{tally(result.counts)}, {result.seconds:.0f} s")
+    if spec.goals.several:
+        console.print_table(front_table(spec.goals, {result.study: result.front}))
+    console.print(f"{tally(result.counts)}{refusals(result.refused, spec.goals)}, {result.seconds:.0f} s")
     where = "" if store == Path("runs") else f" --store {shlex.quote(str(store))}"
     use = f"    use: erpe predict {result.study} IMAGE{where}" if result.best is not None else ""
     print(f"look: {where_to_look(where)}    status: erpe status{where}{use}")
@@ -107,6 +108,7 @@ def result_json(result: TuneResult) -> dict[str, Any]:
     return {
         "study": result.study, "best": result.best, "value": result.value, "counts": result.counts,
         "config": result.config.model_dump(mode="json") if result.config else None, "metrics": result.metrics,
+        "front": result.front, "refused": result.refused,
         "test": result.test, "folder": str(result.folder) if result.folder else None,
         "reasons": {str(n): why for n, why in result.reasons.items()}, "interrupted": result.interrupted,
         "lag": result.lag, "problem": result.problem, "seconds": round(result.seconds, 1),

@@ -9,11 +9,13 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from erpe.cli.fronts import refusals
 from erpe.cli.tables import state_word, tally
 from erpe.live import STYLES
 from erpe.store import Store
 from erpe.study.lookup import parts_of
 from erpe.study.naming import part_name
+from erpe.study.objectives import Goals, shown
 from erpe.study.records import StudyRecord, read_studies
 from erpe.text import Terminal, clock, last_line, percent
 from erpe.tracking.tracker import Waiting, waiting
@@ -48,6 +50,7 @@ def _overview(parts: list[dict[str, Any]]) -> list[str]:
     seeds = [trial for part in parts if part["phase"] == "confirm" for trial in part["trials"]]
     tried = [trial for part in searches for trial in part["trials"]]
     best = max((part["value"] for part in searches if part["value"] is not None), default=None)
+    sought = next((part["objective"].partition(",")[0] for part in searches), "accuracy")
     started = min((trial["started"] for part in parts for trial in part["trials"] if trial["started"]), default="")
     arms = len({part["arm"] for part in parts if part["arm"]})
     waits = sum(part["lag"] for part in parts)
@@ -55,7 +58,7 @@ def _overview(parts: list[dict[str, Any]]) -> list[str]:
         str(arms or ""),
         _done(tried),
         _done(seeds) if seeds else "",
-        percent(best),
+        shown(sought, best),
         str(waits or ""),
         started[:16].replace("T", " "),
     ]
@@ -77,18 +80,23 @@ def status_table(rows: list[dict[str, Any]]) -> None:
             console.print(f"{name}: no trial yet; the command that made it goes on")
             continue
         searched, test = row["phase"] == "search", (row["test"] or {}).get("test/accuracy")
-        title = f"{name}: {tally(row['counts'])}" + (f" · best {percent(row['value'])}" if searched else "")
+        goals = Goals.of(row)
+        sought, *others = goals.objectives if searched else ("accuracy",)
+        title = f"{name}: {tally(row['counts'])}{refusals(row['refused'], goals)}"
+        title += f" · best {shown(sought, row['value'])}" if searched else ""
         title += ("" if test is None else f" · test {percent(test)}") + lag_words(row["lag"], row["lag_seconds"])
         table = Table(box=SIMPLE, title=title, title_justify="left")
-        accuracy = "accuracy" if searched else "test accuracy"
+        accuracy, front = sought if searched else "test accuracy", ["front"] if others else []
         what = "trial" if searched else "seed"
-        for column in (what, "state", "epoch", accuracy, "started", "why"):
-            table.add_column(column, justify="right" if column in (what, "epoch", accuracy) else "left")
+        for column in (what, "state", "epoch", accuracy, *others, *front, "started", "why"):
+            table.add_column(column, justify="left" if column in ("state", "front", "started", "why") else "right")
         for trial in row["trials"]:
             style = "bold" if trial["number"] == row["best"] else STYLES[trial["state"]]
             epochs = f"{trial['epochs']}/{trial['of']}"
             state = state_word(trial["state"]) + (", removed" if trial["removed"] else "")
-            cells = (str(trial["number"]), state, epochs, percent(trial["value"]))
+            cells = [str(trial["number"]), state, epochs, shown(sought, trial["value"])]
+            cells += [shown(each, trial["objectives"].get(each)) for each in others]
+            cells += ["yes" if trial["number"] in row["front"] else "" for _ in front]
             table.add_row(
                 *cells, (trial["started"] or "").replace("T", " "), last_line(trial["reason"] or ""), style=style
             )
@@ -110,19 +118,20 @@ def status_rows(store: Store, study: str | None = None) -> list[dict[str, Any]]:
 
 def _status_row(found: StudyRecord, waits: dict[str, Waiting]) -> dict[str, Any]:
     """Of a search: validation accuracies and the best one's test. Of a confirmation: test accuracies; none is best."""
-    searched, best = found.phase == "search", found.best
+    searched, best, goals, reasons = found.phase == "search", found.best, found.goals, found.reasons
     return {
         "study": found.experiment, "arm": found.arm, "phase": found.phase, "counts": dict(found.counts),
         "best": best.number if best and searched else None, "value": best.value if best and searched else None,
         "test": found.finals.get(best.number) if best and searched else None,
-        **lag_of(waits.get(found.experiment), found),
+        "objective": ",".join(goals.objectives), "at_most": goals.at_most, "front": list(found.front),
+        "refused": found.refused, **lag_of(waits.get(found.experiment), found),
         "trials": [
             {
                 "number": trial.number, "state": trial.state, "epochs": len(trial.epochs),
                 "value": trial.value if searched else trial.verdict and trial.verdict.metrics.get("test/accuracy"),
-                "of": trial.config.train.epochs, "reason": trial.verdict.reason if trial.verdict else None,
+                "of": trial.config.train.epochs, "reason": reasons.get(trial.number),
                 "started": trial.started.astimezone().isoformat(timespec="seconds") if trial.started else None,
-                "removed": trial.removed,
+                "removed": trial.removed, "objectives": goals.values(trial) if searched else {},
             }
             for trial in found.trials
         ],

@@ -32,12 +32,17 @@ class Objective(NamedTuple):
 
 
 def vision(
-    dataset: str | Dataset, data_dir: Path | None, device: str, devices: dict[str, Any] | None = None
+    dataset: str | Dataset,
+    data_dir: Path | None,
+    device: str,
+    devices: dict[str, Any] | None = None,
+    timed: bool = False,
 ) -> Objective:
     """Train and test Vision Transformers.
 
     Args:
         devices: what is the fastest on each, see `Store.devices`.
+        timed: whether trials of a search take the time of inference.
     """
     place = location(dataset) if isinstance(dataset, Dataset) else find_data_dir(data_dir)
     data = place.resolve()  # a worker runs in another folder
@@ -46,7 +51,7 @@ def vision(
     along: Any = partial(WithPlugins, plugins) if plugins else _as_it_is
     return Objective(
         prepare=partial(_prepare, dataset, data),
-        start=along(partial(_start, "Trial", **how)),
+        start=along(partial(_start, "Trial", timed=timed, **how)),
         evaluate=along(partial(_evaluate, data_dir=data, device=device)),
         confirm=along(partial(_start, "Confirmation", **how)),
         time=along(partial(_time, data_dir=data, device=device)),
@@ -72,7 +77,7 @@ def _start(kind: str, config: TrialConfig, folder: Path, **how: Any) -> Training
 
     made = {"Trial": Trial, "Confirmation": Confirmation}[kind]
     note = ProgressNote(folder)
-    training = made(config, folder, on_step=note, **how)
+    training: Training = made(config, folder, on_step=note, **how)
     note.training = training
     return training
 

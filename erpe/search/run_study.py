@@ -31,6 +31,7 @@ from erpe.store import Store
 from erpe.study.backup import backed_up
 from erpe.study.lookup import identified
 from erpe.study.naming import search_name, seeds_stem
+from erpe.study.objectives import Goals, check_limits
 from erpe.study.openings import Openings, check_replacing, openings
 from erpe.study.plan import Arm, Plan
 from erpe.study.records import ExperimentRef, StudyRecord, TrialRecord, read_studies
@@ -102,7 +103,10 @@ def run(
     if replaced:
         progress.on_warning(replaced)
     remote = find_remote()
-    work = work or vision(plan.dataset, asked.data_dir, asked.device, store.devices)
+    for arm in plan.arms():
+        check_limits(plan.search_spec(arm))
+    timed = Goals.of(plan.search).timed
+    work = work or vision(plan.dataset, asked.data_dir, asked.device, store.devices, timed)
     work = staged(work, remote)
     with contextlib.ExitStack() as opened:
         tracker = Tracker(store, plan.name, send=not offline)
@@ -268,7 +272,7 @@ def flops_per_image(trial: TrialRecord, epochs: int) -> float:
 
 
 def _why(search: StudyController) -> str:
-    reasons = [t.verdict.reason for t in search.study().trials if t.verdict and t.verdict.reason]
+    reasons = search.session.read().reasons
     if not reasons:
         raise StudyError(f"study {search.study().shown}: no trial was completed")
-    return last_line(str(reasons[0]))
+    return last_line(next(iter(reasons.values())))

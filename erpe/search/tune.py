@@ -25,6 +25,7 @@ from erpe.execution.signals import interruptible
 from erpe.execution.staging import staged
 from erpe.store import Store
 from erpe.study.backup import backed_up
+from erpe.study.objectives import check_limits
 from erpe.study.session import NOTHING, StudySession
 from erpe.study.spec import StudySpec
 from erpe.study.starting_points import Start
@@ -41,9 +42,9 @@ class TuneResult:
     counts: dict[str, int]
     """Trials by state: COMPLETE, PRUNED, FAIL, RUNNING (to be continued)."""
     best: int | None
-    """Number of the complete trial with the highest value; none is complete: None."""
+    """Number of the complete trial with the highest value, within the limits of cost; there is none: None."""
     value: float | None
-    """Its validation accuracy."""
+    """Its first objective: by default the validation accuracy."""
     config: TrialConfig | None
     metrics: dict[str, float]
     """Its measures on the validation part."""
@@ -52,7 +53,11 @@ class TuneResult:
     folder: Path | None
     """Its checkpoint and results."""
     reasons: dict[int, str]
-    """Number of a failed trial -> why."""
+    """Number of a trial that failed, or is above a limit of cost -> why."""
+    refused: int
+    """Draws that were not trained, as they would have cost too much."""
+    front: dict[int, dict[str, float]]
+    """Of several objectives: number of a trial that no other one dominates -> its objectives."""
     interrupted: bool
     """Ctrl-C ended the search early; the same command continues it."""
     lag: int
@@ -102,7 +107,8 @@ def tune(
     asked.check()
     progress = progress or Progress()
     remote = find_remote()
-    work = work or vision(spec.base.data.dataset, asked.data_dir, asked.device, store.devices)
+    check_limits(spec)
+    work = work or vision(spec.base.data.dataset, asked.data_dir, asked.device, store.devices, spec.goals.timed)
     work = staged(work, remote)
     tags = collect("erpe tune", asked.cpus_per_trial)
     with contextlib.ExitStack() as opened:
@@ -178,7 +184,9 @@ def _close(controller: StudyController, began: float, finished: datetime | None)
         metrics=(best.verdict.metrics if best and best.verdict else {}) | (test or {}),
         test=test,
         folder=folder_of(controller.store, study.name, best) if best else None,
-        reasons={t.number: t.verdict.reason for t in study.trials if t.verdict and t.verdict.reason},
+        reasons=study.reasons,
+        refused=study.refused,
+        front=study.front,
         interrupted=not over,
         lag=lag,
         problem=tracker.problem,

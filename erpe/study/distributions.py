@@ -138,6 +138,15 @@ def sample(trial: optuna.Trial, space: Space, base: TrialConfig) -> TrialConfig:
     return base.replace(chosen)
 
 
+def drawn(space: Space, base: TrialConfig, count: int, seed: int) -> list[TrialConfig]:
+    """Return random configurations, as a search draws them, without a study."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    return [sample(study.ask(), space, base) for _ in range(count)]
+
+
 def default_point(space: Space, base: TrialConfig) -> dict[str, Any]:
     """Return the base configuration as parameters of Optuna, where it lies inside the space."""
     flat = base.flat()

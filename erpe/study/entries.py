@@ -25,11 +25,12 @@ KNOWN = frozenset(defaults("softmax", "digits").flat())
 """Dotted names of all settings of a trial."""
 
 
-def read_line(line: str, example: str) -> dict[str, Any]:
+def read_line(line: str, example: str, option: str = "--set") -> dict[str, Any]:
     """Return a line of TOML; a bare word is text.
 
     Args:
         example: of such a line, for the error.
+        option: what it was given by.
     Raises:
         ConfigError: it is not NAME=VALUE.
     """
@@ -38,7 +39,7 @@ def read_line(line: str, example: str) -> dict[str, Any]:
         with contextlib.suppress(ValueError, RecursionError):  # ValueError: also a number of too many digits
             if sign:
                 return tomllib.loads(f"{key} = {value}")
-    raise ConfigError(f"--set {line}: use NAME=VALUE instead, as {example}")
+    raise ConfigError(f"{option} {line}: use NAME=VALUE instead, as {example}")
 
 
 def dotted(entries: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import re
 from difflib import get_close_matches
 from typing import Any
@@ -160,7 +161,7 @@ def find_trial(
 
 
 def _value(search: StudyRecord | None) -> float:
-    return search.best.value if search and search.best and search.best.value is not None else -1.0
+    return search.best.value if search and search.best and search.best.value is not None else -math.inf
 
 
 def _numbered_in(part: StudyRecord, number: int, states: tuple[str, ...]) -> TrialRecord | None:

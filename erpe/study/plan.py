@@ -23,6 +23,7 @@ from erpe.plugins import load as load_plugin
 from erpe.settings import Config
 from erpe.study.distributions import Axis, Choices, Scalar, typical
 from erpe.study.entries import combine, contradictions, dotted, read_line
+from erpe.study.objectives import Limits, Objective
 from erpe.study.plan_checks import mistakes_of
 from erpe.study.search_space import apply_overrides, read_toml, variant_params
 from erpe.study.spec import Pruner, Sampler, StudySpec, confirmation, confirmed_epochs, define
@@ -67,6 +68,10 @@ class Search(Config):
     """Optuna's sampler. Its start-up, at most half the trials, and random draws are the same for all arms."""
     pruner: Pruner = "auto"
     """Optuna's pruner; auto: asha for a search of 16 trials or more, none for a shorter one."""
+    objective: Objective = Field("accuracy", exclude_if=lambda given: given == "accuracy")
+    """accuracy or log_likelihood, and after it flops, params or inference_ms, as "accuracy,flops"."""
+    at_most: Limits = Field({}, exclude_if=lambda given: not given)
+    """What the best model may cost: flops (forward, an image), params, inference_ms (an image)."""
 
 
 class Confirm(Config):
@@ -158,7 +163,8 @@ class Plan(Config):
         own = {name: value for name, value in self.settings.items() if self._applies(name, arm.variant)}
         return define(
             arm.variant, self.dataset, space=space, settings=own | arm.switches, epochs=epochs,
-            sampler=self.search.sampler, pruner=self.search.pruner, seed=self.seed,
+            sampler=self.search.sampler, pruner=self.search.pruner, seed=self.seed, objective=self.search.objective,
+            at_most=self.search.at_most,
         )  # fmt: skip
 
     def _applies(self, name: str, variant: str) -> bool:

@@ -19,6 +19,7 @@ from erpe.errors import ConfigError, ErpeError, StoreError, StudyError, nearest
 from erpe.store import Store
 from erpe.study import storage
 from erpe.study.naming import part_name, shown
+from erpe.study.objectives import Goals
 from erpe.study.spec import confirmed_epochs
 
 UNFINISHED, CONFIRMED, BEST, REGISTERED, OTHER = "unfinished", "confirmed", "best", "registered", "not asked for"
@@ -29,6 +30,10 @@ STUDY, GROUP, CONFIG, END, FINAL = "erpe.study", "erpe.group", "erpe.config", "e
 
 EPOCH = "erpe.epoch"
 """Of a study: how many drivers it has had; the last one may write."""
+
+VALUE, COSTS, REFUSED = "erpe.value", "erpe.costs", "erpe.refused"
+"""Of a trial: `erpe.value.EPOCH` where Optuna, which has several objectives, takes no intermediate values; what is
+known of its costs before it begins; why it never began, as it would have cost too much. Such a one does not count."""
 
 REMOVED = "erpe.removed"
 """Of a study: the numbers of the trials that `erpe gc` gave up. Their rows stay: they count, and samplers learn."""
@@ -60,6 +65,8 @@ class TrialRecord(NamedTuple):
     ended: datetime | None
     removed: bool = False
     """Whether its folder and its run were given up."""
+    costs: dict[str, float] = {}  # noqa: RUF012  never changed
+    """In closed form, where the study asks for them: `{"flops": 1.2e6}`."""
 
     @property
     def value(self) -> float | None:
@@ -107,6 +114,25 @@ class StudyRecord(NamedTuple):
     finals: dict[int, dict[str, float]]
     """Number of a trial -> what was measured after its end: on the test split in a search, times in a confirmation."""
     part_of: ExperimentRef | None
+    refused: int = 0
+    """Draws that would have cost more than a limit in closed form allows, and so were not trained."""
+
+    @property
+    def goals(self) -> Goals:
+        """What it seeks."""
+        return Goals.of(self.about.spec)
+
+    @property
+    def front(self) -> dict[int, dict[str, float]]:
+        """Number of a trial that no other one dominates -> its objectives, the best first; none of one objective."""
+        return self.goals.front(self.trials)
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        """Number of a trial -> why it failed, or is above a limit."""
+        failed = {t.number: t.verdict.reason for t in self.trials if t.verdict and t.verdict.reason}
+        over = {t.number: self.goals.over(self.goals.spent(t)) for t in self.trials if t.state == "COMPLETE"}
+        return failed | {number: why for number, why in over.items() if why}
 
     @property
     def experiment(self) -> str:
@@ -152,8 +178,8 @@ class StudyRecord(NamedTuple):
 
     @property
     def best(self) -> TrialRecord | None:
-        """See `best_of`."""
-        return best_of(self.trials)
+        """The complete trial of the highest value, of those within the limits; of equals the first."""
+        return next(iter(self.goals.eligible(self.trials)), None)
 
     def knowing(self, trial: TrialRecord) -> StudyRecord:
         """Return the study with a trial as of now."""
@@ -166,12 +192,6 @@ _RECORD = TypeAdapter(StudyRecord)
 
 def _is_tested(metrics: dict[str, float]) -> bool:
     return any(name.startswith("test/") for name in metrics)
-
-
-def best_of(trials: list[TrialRecord]) -> TrialRecord | None:
-    """Return the complete trial of the highest value; of equals the first."""
-    complete = [trial for trial in trials if trial.state == "COMPLETE" and trial.value is not None]
-    return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
 
 
 def read_about(name: str, attrs: dict[str, Any]) -> StudyInfo:
@@ -200,11 +220,17 @@ def read_trial(uid: str, trial: FrozenTrial) -> TrialRecord:
         uid=f"{uid}-{trial.number}",
         state=trial.state.name,
         config=read_config(trial),
-        epochs=dict(sorted(trial.intermediate_values.items())),  # PostgreSQL keeps no order
+        epochs=dict(sorted(_values(trial).items())),  # PostgreSQL keeps no order
         verdict=TrialOutcome(**end) if end else None,
         started=trial.datetime_start,
         ended=trial.datetime_complete,
+        costs=trial.user_attrs.get(COSTS, {}),
     )
+
+
+def _values(trial: FrozenTrial) -> dict[int, float]:
+    own = {key: value for key, value in trial.user_attrs.items() if key.startswith(f"{VALUE}.")}
+    return trial.intermediate_values or {int(key.rpartition(".")[2]): value for key, value in own.items()}
 
 
 def read_config(trial: FrozenTrial) -> TrialConfig:
@@ -228,7 +254,8 @@ def read_study(study: optuna.Study, ended: dict[int, TrialRecord] | None = None)
     ended = {} if ended is None else ended
     attrs = study.user_attrs
     about = read_about(study.study_name, attrs)
-    counted = [trial for trial in study.get_trials(deepcopy=False) if CONFIG in trial.user_attrs]
+    trials = study.get_trials(deepcopy=False)
+    counted = [trial for trial in trials if CONFIG in trial.user_attrs]
     gone = frozenset(attrs.get(REMOVED, ()))
     found = {trial.number: ended.get(trial.number) or read_trial(about.uid, trial) for trial in counted}
     ended.update((trial.number, found[trial.number]) for trial in counted if trial.state.is_finished())
@@ -238,6 +265,7 @@ def read_study(study: optuna.Study, ended: dict[int, TrialRecord] | None = None)
         trials=[record._replace(removed=number in gone) for number, record in found.items()],
         finals={int(key.removeprefix(f"{FINAL}.")): found for key, found in attrs.items() if key.startswith(FINAL)},
         part_of=ExperimentRef(**attrs[GROUP]) if GROUP in attrs else None,
+        refused=sum(REFUSED in trial.user_attrs for trial in trials),
     )
 
 
@@ -317,7 +345,6 @@ def irreplaceable(study: StudyRecord, keep_best: int = 1) -> dict[int, str]:
     """Return the trials that stay whatever is asked, as the database alone knows: number -> why."""
     if study.part_of and study.part_of.phase == "confirm":
         return {trial.number: CONFIRMED for trial in study.trials}
-    complete = [trial for trial in study.trials if trial.state == "COMPLETE" and trial.value is not None]
-    complete.sort(key=lambda trial: (-(trial.value or 0), trial.number))  # of equals the first, as in `best_of`
-    best = {trial.number: BEST for trial in complete[:keep_best]}
+    best = {trial.number: BEST for trial in study.goals.eligible(study.trials)[:keep_best]}
+    best |= dict.fromkeys(study.front, BEST)
     return best | {trial.number: UNFINISHED for trial in study.trials if trial.state == "RUNNING"}

@@ -12,19 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
+from erpe.study.records import REFUSED
 from erpe.study.spec import Pruner, StudySpec, derive_seed
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
+    from erpe.study.records import TrialRecord
+
 _SAMPLERS: dict[str, dict[str, Any]] = {
     "tpe": {"multivariate": True, "constant_liar": True},
     "gp": {"warn_independent_sampling": False},
     "random": {},
+    "nsgaii": {},
 }
 """A sampler that meets a conditional axis draws it alone."""
 
@@ -34,12 +38,8 @@ _STARTUP = {"tpe": 8, "gp": 8}
 FEWEST_FOR_PRUNING = 16
 """Trials of a search; of fewer a rung compares too few, and prunes what would have won."""
 
-
-_CLASSES: dict[str, type[BaseSampler]] = {
-    "tpe": TPESampler,
-    "gp": GPSampler,
-    "random": RandomSampler,
-}
+POPULATION = 50
+"""Trials of a generation of NSGA-II, in a long search; in a short one a quarter of the trials."""
 
 
 class CommonDraws(BaseSampler):
@@ -69,6 +69,28 @@ class CommonDraws(BaseSampler):
         return draws.sample_independent(study, trial, param_name, param_distribution)
 
 
+class _Generations(NSGAIISampler):
+    """NSGA-II whose first generation, and what mutates, is common to the arms."""
+
+    def __init__(self, seed: int, common: CommonDraws, population: int) -> None:
+        super().__init__(population_size=population, seed=seed)
+        self._common_draws = common
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Draw a value of one parameter, uniformly."""
+        return self._common_draws.sample_independent(study, trial, param_name, param_distribution)
+
+
+_CLASSES: dict[str, type[BaseSampler]] = {"tpe": TPESampler, "gp": GPSampler}
+
+
+def population(trials: int | None) -> int:
+    """Trials of a generation of NSGA-II."""
+    return POPULATION if trials is None else max(2, min(POPULATION, trials // 4))
+
+
 def startup_trials(spec: StudySpec, trials: int | None) -> int:
     """Finished trials before the sampler learns from them; all, where it never does.
 
@@ -87,9 +109,12 @@ def make_sampler(spec: StudySpec, earlier: list[FrozenTrial], trials: int | None
         trials: of the whole search.
     """
     common, startup = CommonDraws(spec.seed), startup_trials(spec, trials)
-    finished = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in earlier)
+    tried = (trial for trial in earlier if REFUSED not in trial.user_attrs)
+    finished = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in tried)
     if spec.sampler == "random" or finished < startup:
         return common
+    if spec.sampler == "nsgaii":
+        return _Generations(derive_seed(spec.seed, "sampler", len(earlier)), common, population(trials))
     make: Callable[..., BaseSampler] = _CLASSES[spec.sampler]
     # From the count of trials, not from a running generator: a restart does not repeat suggestions.
     own = {"seed": derive_seed(spec.seed, "sampler", len(earlier)), "n_startup_trials": startup}
@@ -122,12 +147,12 @@ def _pruner_settings(pruner: Pruner, epochs: int) -> dict[str, Any]:
 
 
 def make_pruner(spec: StudySpec, trials: int | None) -> BasePruner:
-    """Return the study's pruner; rungs are epochs.
+    """Return the study's pruner; rungs are epochs. Optuna has none for several objectives: see `falls_behind`.
 
     Args:
         trials: of the whole search.
     """
-    pruner = chosen_pruner(spec, trials)
+    pruner = "none" if spec.goals.several else chosen_pruner(spec, trials)
     classes = {
         "asha": SuccessiveHalvingPruner, "hyperband": HyperbandPruner, "median": MedianPruner, "none": NopPruner,
     }  # fmt: skip
@@ -135,10 +160,26 @@ def make_pruner(spec: StudySpec, trials: int | None) -> BasePruner:
     return make(**_pruner_settings(pruner, spec.epochs))
 
 
+def falls_behind(spec: StudySpec, trials: int | None, trial: TrialRecord, others: list[TrialRecord]) -> bool:
+    """Whether a trial of a study of several objectives is to be pruned after its last epoch; see `Goals.falls_behind`.
+
+    Args:
+        trials: of the whole search.
+        others: all trials so far.
+    """
+    epoch, how = max(trial.epochs), _pruner_settings(chosen_pruner(spec, trials), spec.epochs)
+    if not how:
+        return False
+    first, factor = how["min_resource"], how["reduction_factor"]
+    rungs = (first * factor**rung for rung in range(epoch.bit_length() + 1))
+    return epoch in rungs and spec.goals.falls_behind(trial, others, epoch, factor)
+
+
 def settings(spec: StudySpec, trials: int | None) -> dict[str, Any]:
     """All of the above as data, to be stored with the study."""
     pruner, startup = chosen_pruner(spec, trials), startup_trials(spec, trials)
     learns = {"n_startup_trials": startup} if startup else {}
+    learns |= {"population_size": population(trials)} if spec.sampler == "nsgaii" else {}
     return {
         "optuna": optuna.__version__,
         "trials": trials,

@@ -23,6 +23,7 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from erpe.config import TrialConfig
 from erpe.errors import StudyError, TrialError
 from erpe.store import Store
 from erpe.study import lookup, records, samplers, storage
@@ -31,11 +32,14 @@ from erpe.study.lock import Lease, acquire
 from erpe.study.naming import shown
 from erpe.study.records import (
     CONFIG,
+    COSTS,
     END,
     EPOCH,
     FINAL,
     GROUP,
+    REFUSED,
     STUDY,
+    VALUE,
     ExperimentRef,
     StudyRecord,
     TrialOutcome,
@@ -47,6 +51,9 @@ from erpe.text import redact
 
 MAX_ATTEMPTS = 3
 """Crashes of a trial without a finished epoch between them, after which it is FAIL."""
+
+MOST_DRAWS = 1000
+"""In a row that would cost more than a limit allows."""
 
 _ATTEMPTS = "erpe.attempts"
 
@@ -158,7 +165,8 @@ class StudySession:
     ) -> StudySession:
         settings = samplers.settings(spec, trials)
         try:
-            study = optuna.create_study(study_name=name, storage=database.backend, direction="maximize")
+            directions = spec.goals.directions
+            study = optuna.create_study(study_name=name, storage=database.backend, directions=directions)
         except DuplicatedStudyError:
             study = optuna.load_study(study_name=name, storage=database.backend)
         if STUDY not in study.user_attrs and not study.get_trials(deepcopy=False):
@@ -237,10 +245,7 @@ class StudySession:
             return None
         if not written:
             self._begin(trials)
-        self._study.sampler = samplers.make_sampler(self._spec, trials, self._trials)
-        asked = self._study.ask()
-        drawn = sample(asked, self._spec.space, self._spec.base)
-        config = drawn.replace({"seed": self._spec.trial_seed(asked.number)})
+        asked, config = self._draw()
         self._live[asked.number] = asked
         self._note(asked.number, CONFIG, config.model_dump(mode="json"))
         return self._hand_out(asked.number)
@@ -261,6 +266,31 @@ class StudySession:
     def points(self) -> list[dict[str, Any]]:
         """Return the starting points that this study was begun with."""
         return list(self._study.user_attrs.get(START, {}).get("points", []))
+
+    def _draw(self) -> tuple[optuna.Trial, TrialConfig]:
+        """Draw until a configuration is within the limits of costs that are known before it is trained.
+
+        The sampler learns from those that are not.
+        """
+        goals = self._spec.goals
+        for _ in range(MOST_DRAWS):
+            earlier = self._study.get_trials(deepcopy=False)
+            self._study.sampler = samplers.make_sampler(self._spec, earlier, self._trials)
+            asked = self._study.ask()
+            drawn = sample(asked, self._spec.space, self._spec.base)
+            costs: dict[str, float | None] = {**goals.closed_costs(drawn)}
+            if costs:
+                asked.set_user_attr(COSTS, costs)
+            for name, part in goals.excess(costs).items():
+                asked.set_constraint(name, part)
+            if not (why := goals.over(costs)):
+                return asked, drawn.replace({"seed": self._spec.trial_seed(asked.number)})
+            asked.set_user_attr(REFUSED, why)
+            self._study.tell(asked.number, state=TrialState.PRUNED)
+        raise StudyError(
+            f"study {shown(self.name)}: {MOST_DRAWS} draws in a row cost more than {goals.limits}; "
+            "use more, or a space of smaller models instead"
+        )
 
     def _hand_out(self, number: int) -> TrialRecord:
         record = self.trial(number)
@@ -287,14 +317,23 @@ class StudySession:
         trial = self._trial(number)
         if epoch not in record.epochs:
             try:
-                trial.report(value, epoch)
+                if self._spec.goals.several:
+                    trial.set_user_attr(f"{VALUE}.{epoch}", value)
+                else:
+                    trial.report(value, epoch)
             except UpdateFinishedTrialError:  # by another hand: Optuna's dashboard has a button
                 self._guard()
                 return self._reread(number).state == "PRUNED"
             self._running[number] = record._replace(epochs=record.epochs | {epoch: value})
             if trial.user_attrs.get(_ATTEMPTS):
                 self._note(number, _ATTEMPTS, 0)
-        return epoch < self._spec.epochs and trial.should_prune()
+        return epoch < self._spec.epochs and self._is_pruned(number)
+
+    def _is_pruned(self, number: int) -> bool:
+        if not self._spec.goals.several:
+            return self._trial(number).should_prune()
+        others = records.read_study(self._study, self._ended).trials
+        return samplers.falls_behind(self._spec, self._trials, self._record(number), others)
 
     @_fenced
     def record_crash(self, number: int, reason: str) -> bool:
@@ -324,18 +363,29 @@ class StudySession:
     ) -> TrialOutcome:
         """Write ahead how a trial ends, before anyone else is told; the first decision counts.
 
-        A trial cannot be COMPLETE without a value: then it is FAIL.
+        A trial cannot be COMPLETE without its objectives, and measures that are limited: then it is FAIL.
         """
         record = self._record(number)
         if record.verdict:
             return record.verdict
         if state == "COMPLETE" and not record.epochs:
             state, reason = "FAIL", "no epoch was reported"
-        verdict = TrialOutcome(state, metrics, redact(reason) if reason else None)
+        verdict, goals = TrialOutcome(state, metrics, redact(reason) if reason else None), self._spec.goals
+        if state == "COMPLETE":
+            measured = record._replace(verdict=verdict)
+            if lacks := goals.lacks(measured):
+                verdict = TrialOutcome("FAIL", {}, f"{lacks} was not measured, or is no number; the study asks for it")
+            self._constrain(number, goals.excess(goals.spent(measured)))
         self._note(number, END, verdict._asdict())
         if number in self._running:
             self._running[number] = record._replace(verdict=verdict)
         return verdict
+
+    def _constrain(self, number: int, parts: dict[str, float]) -> None:
+        known = {trial.number: trial for trial in self._study.get_trials(deepcopy=False)}[number] if parts else None
+        for name, part in parts.items():
+            if known and name not in known.constraints:  # a driver that was killed here may have set it
+                self._trial(number).set_constraint(name, part)
 
     @_fenced
     def tell(self, number: int) -> None:
@@ -345,7 +395,7 @@ class StudySession:
         for known in (self._running, self._live):
             known.pop(number, None)
         state = TrialState[record.verdict.state]
-        value = record.value if state == TrialState.COMPLETE else None
+        value = list(self._spec.goals.values(record).values()) if state == TrialState.COMPLETE else None
         with contextlib.suppress(UpdateFinishedTrialError):  # a first attempt arrived, its answer did not
             self._study.tell(number, value, state=state, skip_if_finished=True)
 

@@ -10,9 +10,9 @@ import contextlib
 import hashlib
 import json
 import re
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt, model_validator
 
 from erpe.config import TrialConfig, defaults
 from erpe.datasets import Dataset
@@ -20,15 +20,13 @@ from erpe.errors import ConfigError
 from erpe.settings import Config, flatten
 from erpe.study.distributions import Space
 from erpe.study.entries import dotted, typed
+from erpe.study.objectives import MEASURES, Goals, Limits, Objective
 from erpe.study.search_space import RESERVED, check_together, default_space
 
 CONTRACT = 1
 """Version of what a trial means; raised when the same configuration would give another result."""
 
-METRIC = "val/accuracy"
-"""What a search maximises, and what pruning compares; the value of a trial is that of its last epoch."""
-
-Sampler = Literal["tpe", "gp", "random"]
+Sampler = Literal["tpe", "gp", "nsgaii", "random"]
 Pruner = Literal["auto", "asha", "hyperband", "median", "none"]
 
 
@@ -45,6 +43,10 @@ class StudySpec(Config):
     """Optuna's pruner; auto: asha for a search of 16 trials or more, none for a shorter one."""
     seed: NonNegativeInt = 0
     """Seed of the samplers and of the trials' seeds."""
+    objective: Objective = Field("accuracy", exclude_if=lambda given: given == "accuracy")  # older stores stay theirs
+    """What is sought; see `erpe.study.objectives`. The value of a trial is the first of the last epoch."""
+    at_most: Limits = Field({}, exclude_if=lambda given: not given)
+    """What a model may cost."""
     phase: Literal["search", "confirm"] = "search"
     """Look for the best configuration, or train one with fresh seeds on the full training set."""
     contract: int = CONTRACT
@@ -75,11 +77,32 @@ class StudySpec(Config):
 
         A confirmation has no validation part: its training loss, negated, is shown.
         """
-        return measured[METRIC] if self.phase == "search" else -measured["train/loss"]
+        sign, key = self._measure
+        return sign * measured[key]
 
     def measured(self, value: float) -> dict[str, float]:
         """Return what is known of an epoch of this value, and nothing else: `value` the other way round."""
-        return {METRIC: value} if self.phase == "search" else {"train/loss": -value}
+        sign, key = self._measure
+        return {key: sign * value}
+
+    @property
+    def _measure(self) -> tuple[int, str]:
+        measure = MEASURES[self.goals.objectives[0]]
+        return (measure.sign, measure.key) if self.phase == "search" else (-1, "train/loss")
+
+    @property
+    def goals(self) -> Goals:
+        """What is sought."""
+        return Goals.of(self)
+
+    @model_validator(mode="after")
+    def _can_be_pruned(self) -> Self:
+        if self.goals.several and self.pruner in ("median", "hyperband"):
+            raise ConfigError(
+                f"pruner {self.pruner}: compares one objective, and {self.objective} are several; "
+                "use asha, none or auto instead"
+            )
+        return self
 
     def trial_seed(self, number: int) -> int:
         """Of a trial. Seed k of a confirmation is the same for every arm of a study: such runs are a pair."""
@@ -117,6 +140,8 @@ def define(
     sampler: Sampler = "tpe",
     pruner: Pruner = "auto",
     seed: int = 0,
+    objective: Any = "accuracy",
+    at_most: dict[str, Any] | None = None,
 ) -> StudySpec:
     """Return a study of one variant on one data set.
 
@@ -124,6 +149,8 @@ def define(
         space: what is varied; default: that of the variant and the data set.
         settings: dotted names that every trial has, `{"train.ema": 0.99}`; they leave the space.
         epochs: of a trial; default: that of the data set.
+        objective: what is sought, `accuracy,flops`.
+        at_most: what a model may cost, `{"flops": 2e7}`.
     Raises:
         ConfigError: an unknown name, a value that does not fit or contradicts an argument, or a space that could
             draw a configuration that does not fit.
@@ -141,12 +168,14 @@ def define(
     given |= own
     base = defaults(variant, dataset).replace(given | {"seed": 0})
     if base.data.validation == 0:
-        raise ConfigError(f"data.validation: 0 given; a search needs {METRIC}; use a number above 0 instead")
+        raise ConfigError("data.validation: 0 given; a search needs val/accuracy; use a number above 0 instead")
     space = space or default_space(variant, dataset)
     # Sorted: the order decides what a seed draws.
     space = Space(axes={name: axis for name, axis in sorted(space.axes.items()) if name not in given})
     check_together(space, base)
-    return StudySpec(base=base, space=space, sampler=sampler, pruner=pruner, seed=seed)
+    return StudySpec(
+        base=base, space=space, sampler=sampler, pruner=pruner, seed=seed, objective=objective, at_most=at_most or {}
+    )  # fmt: skip
 
 
 def confirmation(config: TrialConfig, seed: int, epochs: int | None = None) -> StudySpec:

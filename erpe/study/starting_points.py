@@ -91,7 +91,7 @@ def from_study(records: list[StudyRecord], name: str, spec: StudySpec) -> Start:
     notes = [f"warm start from {part.shown}: its best trial, {part.best.number}, comes first"]
     notes += [f"{setting} is sampled: {value!r} of that trial is not in this space" for setting, value in lacks.items()]
     known = []
-    if all(each.startswith("space.") for each in differences_from(part.about.spec, spec)):
+    if not spec.goals.several and all(each.startswith("space.") for each in differences_from(part.about.spec, spec)):
         fits = [(trial, _fit(trial, spec)) for trial in part.trials if trial.state == "COMPLETE"]
         known = [(each, trial.value) for trial, (each, lacks) in fits if not lacks and trial.value is not None]
         notes.append(f"{len(known)} of its {len(fits)} complete trials fit this space; the sampler learns from them")

@@ -200,7 +200,7 @@ class Projection:
         if champion and event.folder and event.model:
             artifacts.register(self.client, event.model, champion, str(event.best), folder_of(event, self.store))
         ended = self.client.get_run(run).info.end_time if event.rebuilt else None
-        self._end(event, run, {"best_trial_uid": event.best} if event.best else {}, ended)
+        self._end(event, run, event.tags | ({"best_trial_uid": event.best} if event.best else {}), ended)
 
     def _remove_trial(self, event: Event) -> None:
         """Delete the trial's runs, also those that were deleted; their number is a tag of the study's run."""

@@ -1,4 +1,4 @@
-"""A search in three pictures, for the MLflow UI: its history, what mattered, and which settings went with which value.
+"""A search in pictures, for the MLflow UI: its history, what mattered, which settings went with which value, its front.
 
 Optuna's own come with all of plotly in each (5 MB), or draw by pyplot, whose style and figures are of the process.
 """
@@ -33,7 +33,7 @@ def draw_search(study: optuna.Study) -> dict[str, Figure]:
     found = {"history": history(complete)} if complete else {}
     if len(complete) > 1 and any(trial.params for trial in complete):
         found |= {name: picture() for name, picture in compares.items()}
-    return found
+    return found | ({"front": front(study, complete)} if complete and len(study.directions) > 1 else {})
 
 
 def draw_stored(store: Store, name: str) -> dict[str, Figure]:
@@ -43,9 +43,26 @@ def draw_stored(store: Store, name: str) -> dict[str, Figure]:
         return draw_search(optuna.load_study(study_name=name, storage=database.backend))
 
 
+def _value(trial: FrozenTrial) -> float:
+    """The objective, or the first of several."""
+    return trial.values[0] if trial.values else 0.0
+
+
+def front(study: optuna.Study, complete: list[FrozenTrial]) -> Figure:
+    """Draw the first objective of each complete trial against the second, and those that no other one dominates."""
+    figure, axes = _figure(6, 3.5)
+    best = sorted(trial.values[1::-1] for trial in study.best_trials)
+    axes.plot(*zip(*(trial.values[1::-1] for trial in complete), strict=True), "o", color=MARK, label="trial")
+    if best:
+        axes.plot(*zip(*best, strict=True), "o-", color="tab:red", label="front")
+    axes.set(xlabel="second objective", ylabel="first objective", title="Pareto front")
+    axes.legend()
+    return figure
+
+
 def history(trials: list[FrozenTrial]) -> Figure:
     """Draw the value of each complete trial, and the best so far."""
-    numbers, values = [trial.number for trial in trials], [float(trial.value or 0) for trial in trials]
+    numbers, values = [trial.number for trial in trials], [_value(trial) for trial in trials]
     figure, axes = _figure(6, 3.5)
     axes.plot(numbers, values, "o", color=MARK, label="trial")
     axes.step(numbers, np.maximum.accumulate(values), where="post", color="tab:red", label="best so far")
@@ -56,7 +73,8 @@ def history(trials: list[FrozenTrial]) -> Figure:
 
 def importances(study: optuna.Study) -> Figure:
     """How much of the variance of the values each setting explains (fANOVA); few trials make them equal."""
-    found = optuna.importance.get_param_importances(study)
+    first: Any = {"target": _value, "evaluator": optuna.importance.FanovaImportanceEvaluator(seed=0)}
+    found = optuna.importance.get_param_importances(study, **(first if len(study.directions) > 1 else {}))
     figure, axes = _figure(6, 1.5 + 0.3 * len(found))
     axes.barh(list(found)[::-1], list(found.values())[::-1], color=MARK)
     axes.set(xlabel="importance", title="importances")
@@ -66,7 +84,7 @@ def importances(study: optuna.Study) -> Figure:
 def parallel_coordinates(trials: list[FrozenTrial]) -> Figure:
     """Draw a line a trial through its settings, each scaled to its range; the colour is the value."""
     names = sorted({name for trial in trials for name in trial.params})
-    values = [float(trial.value or 0) for trial in trials]
+    values = [_value(trial) for trial in trials]
     low, high = min(values), max(values)
     figure, axes = _figure(1.5 + 1.2 * len(names), 4.5)
     colours = axes.scatter([], [], c=[], vmin=low, vmax=high if high > low else low + 1e-9, cmap="viridis")

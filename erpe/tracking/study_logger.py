@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from erpe.study.naming import model_name, trial_name
 from erpe.study.records import ExperimentRef, StudyRecord, TrialRecord
 from erpe.study.search_space import NO_AXES, own_axes
 from erpe.study.spec import StudySpec
+
+MOST_TAGGED = 40
+"""Trials of a front in MLflow's tag, which may have 8000 characters; the best by the first objective."""
 
 
 def study_tags(spec: StudySpec, name: str, part_of: ExperimentRef | None) -> dict[str, str]:
@@ -28,7 +32,7 @@ def study_tags(spec: StudySpec, name: str, part_of: ExperimentRef | None) -> dic
         "configuration": _configuration(spec, part_of),
         "own_axes": ", ".join(own_axes(spec.variant, spec.space)) or NO_AXES,
     }  # fmt: skip
-    return tags | (_planned(part_of.plan) if part_of else {})
+    return tags | spec.goals.tags | (_planned(part_of.plan) if part_of else {})
 
 
 def _configuration(spec: StudySpec, part_of: ExperimentRef | None) -> str:
@@ -93,7 +97,14 @@ def end_study(tracker: Any, store: Store, study: StudyRecord, over: bool) -> Non
         ("COMPLETE" if best else "FAIL") if over else "INTERRUPTED",
         name=study.name if part_of else "",
         model=model,
+        tags=_front(study),
     )
+
+
+def _front(study: StudyRecord) -> dict[str, str]:
+    """Of several objectives: number of a trial that no other one dominates -> its objectives, as JSON."""
+    front = list(study.front.items())[:MOST_TAGGED]
+    return {"front": json.dumps(dict(front))} if front else {}
 
 
 def means(study: StudyRecord, trials: list[TrialRecord]) -> dict[str, float]:

@@ -151,6 +151,7 @@ class Tracker:
         *,
         name: str = "",
         model: str = "",
+        tags: dict[str, str] | None = None,
     ) -> None:
         """Log that the study ends, or pauses: summary measures, Optuna's plots, the best trial's results, and the
         champion.
@@ -160,9 +161,10 @@ class Tracker:
             state: COMPLETE, FAIL, or what else stopped it.
             name: as at its start.
             model: name under which the best trial becomes the champion; default: it does not.
+            tags: that only its end knows.
         """
         news = self._runs[uid].news(metrics)
-        self._end("end_study", uid, state, news, folder, best=best_uid, name=name, model=model)
+        self._end("end_study", uid, state, news, folder, best=best_uid, name=name, model=model, tags=tags or {})
 
     def _end(
         self, kind: Any, uid: str, state: str, metrics: dict[str, float], folder: Path | None, **more: Any

@@ -59,6 +59,7 @@ class Trial:
         device: `auto`, or a torch device.
         on_step: called with the steps done and all steps of the running epoch.
         devices: what is the fastest on each, see `Store.devices`.
+        timed: whether `finish` takes the time of inference, beside whatever else runs then.
     Raises:
         DataError, ConfigError, StoreError: see `load_training`, `pick_device`, `save_tensors`.
     """
@@ -72,9 +73,10 @@ class Trial:
         device: str = "auto",
         on_step: OnStep | None = None,
         devices: Mapping[str, Any] | None = None,
+        timed: bool = False,
     ) -> None:
         keep_heap()
-        self.config, self.folder, self.on_step = config, folder, on_step
+        self.config, self.folder, self.on_step, self.timed = config, folder, on_step, timed
         self.device = pick_device(device)
         self.choices = choices_of(devices or {}, self.device)
         reset_peak_memory(self.device)
@@ -271,7 +273,8 @@ class Trial:
         self._write("confusion.json", confusion(logits, self.validation.labels, dataset, "validation"))
         with writing(self.folder):
             save_attention_example(self.folder / "attention.npz", model, self.validation, dataset)
-        return scores(logits, self.validation.labels, "val")
+        times = inference_time(model, self.images, dataset) if self.timed else {}
+        return scores(logits, self.validation.labels, "val") | times
 
     def _check_owner(self) -> None:
         """Refuse to write.

@@ -56,7 +56,7 @@ def copy(source: Database, target: Database, name: str, removed: set[int]) -> No
     with contextlib.suppress(KeyError):  # there is none
         drivers = target.study_attrs(name).get(EPOCH, 0) + 1  # a driver that runs it is one no more
         optuna.delete_study(study_name=name, storage=target.backend)
-    study = optuna.create_study(study_name=name, storage=target.backend, direction="maximize")
+    study = optuna.create_study(study_name=name, storage=target.backend, directions=found.directions)
     attrs = found.user_attrs
     own = {EPOCH: max(drivers, attrs.get(EPOCH, 0))} | ({REMOVED: sorted(removed)} if removed else {})
     for key, value in ({STUDY: attrs[STUDY]} | attrs | own).items():  # without the first it would be no study of ours

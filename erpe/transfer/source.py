@@ -124,14 +124,14 @@ class Foreign:
             return []
         members = [member for member in self.members.values() if member.record.experiment == experiment]
         uids, folders, models = {""}, {""}, {""}
-        for name, about, trials, _, part_of in (member.record for member in members):
-            uids |= {about.uid, *(trial.uid for trial in trials)}
-            folders |= {f"checkpoints/{name}/{trial.number:04d}-{trial.config.seed}" for trial in trials}
-            models.add(f"{part_of.study}.{part_of.arm}" if part_of else name)
+        for own in (member.record for member in members):
+            uids |= {own.about.uid, *(trial.uid for trial in own.trials)}
+            folders |= {f"checkpoints/{own.name}/{trial.number:04d}-{trial.config.seed}" for trial in own.trials}
+            models.add(f"{own.part_of.study}.{own.part_of.arm}" if own.part_of else own.name)
         found = [event for event in Outbox(path.parent, experiment).events() if event.uid in uids - {""}]
         for event in found:
-            own = {event.best or "", event.parent or ""} <= uids and event.model in models
-            if not own or (event.folder or "") not in folders:
+            inside = {event.best or "", event.parent or ""} <= uids and event.model in models
+            if not inside or (event.folder or "") not in folders:
                 raise StoreError(f"{path}: event {event.seq} names a run, model or folder that is not of {experiment}")
         return found
 
