@@ -128,12 +128,13 @@ def table():
 
 def write_tables(*made):
     """Between the marks of README.md: `table`, `outage`."""
-    machine = f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, commit {commit()}"
+    machine = f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     text, tables = README.read_text(), {"table": table, "outage": lambda: as_table(OUTAGE.read_text())}
+    own = {"table": machine, "outage": f"{machine}, commit {commit()}"}  # each row of the table has its own
     for mark in made:
         before, _, rest = text.partition(f"<!-- {mark} -->\n")
         after = rest.partition("<!-- end -->")[2]
-        text = f"{before}<!-- {mark} -->\n{tables[mark]()}\n\nLast measured on {machine}.\n<!-- end -->{after}"
+        text = f"{before}<!-- {mark} -->\n{tables[mark]()}\n\nLast measured on {own[mark]}.\n<!-- end -->{after}"
     README.write_text(text)
 
 
