@@ -1,6 +1,7 @@
 """The kernels in C: what torch's operators give in float64, used where they can be, and nowhere else."""
 
 import shutil
+import sys
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from counters import count_with_torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from erpe.cli import doctor
 from erpe.config import ModelConfig
 from erpe.model.attention import build_attention
 from erpe.model.features import AS_THEY_ARE
@@ -199,3 +201,13 @@ def test_the_scratch_of_the_masked_product_grows_with_n(way):
 
     assert entries(128) / entries(64) == pytest.approx(4, rel=0.1)
     assert entries(128) < 20 * 128**2 * 32
+
+
+@pytest.mark.parametrize(("platform", "said"), [("linux", "install a C compiler"), ("darwin", "lack -fopenmp")])
+def test_where_there_are_no_kernels_in_c_the_doctor_says_why(platform, said, monkeypatch):
+    monkeypatch.setattr(cpu, "LIBRARY", None)
+    looks = doctor.devices()
+    next(looks)
+    monkeypatch.setattr(sys, "platform", platform)
+    found = next(looks)
+    assert (found.what, found.state) == ("kernels", "note") and said in found.text and "torch's operators" in found.text
