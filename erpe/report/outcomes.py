@@ -49,7 +49,8 @@ class Outcomes:
     Equal seeds of different arms are a pair."""
     trials: pd.DataFrame
     """A row a trial of the search: `study`, `arm`, `variant`, `number`, `uid`, `seed`, `state`, `value` (validation
-    accuracy), `epochs`, `seconds`, and its settings under their dotted names."""
+    accuracy; missing where the model costs more than the study allows),
+    `epochs`, `seconds`, and its settings under their dotted names."""
     epochs: pd.DataFrame
     """A row an epoch: `study`, `arm`, `variant`, `phase` (search or confirm), `uid`, `seed`, `epoch` (from 1),
     `val/accuracy` (NaN in a confirmation) and `train/loss` (NaN in a search)."""

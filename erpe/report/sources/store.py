@@ -58,7 +58,8 @@ def _read_study(rows: Rows, plan: Plan, members: list[StudyRecord], store: Store
             | {"openings": opened.total, "abandoned": opened.abandoned, "own_axes": ", ".join(axes) or NO_AXES}
         )  # fmt: skip
         for trial in search.trials if search else []:
-            rows.tables["trials"].append(who | trial_row(trial))
+            over = search.goals.over(search.goals.spent(trial)) if search else ""
+            rows.tables["trials"].append(who | trial_row(trial) | ({"value": None} if over else {}))
             rows.tables["epochs"] += [who | row for row in _epochs(trial, "search")]
         for trial in done:
             assert confirm is not None
