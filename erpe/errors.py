@@ -6,6 +6,7 @@ Every `ErpeError` is shown as one line: where, what was given, what to use inste
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -16,8 +17,20 @@ MOST_MISTAKES = 8
 """That one line tells of."""
 
 
+LONG_WORD = re.compile(r"\S{300,}")
+"""A value of that many characters is shown by its ends: nobody reads it, and a message is a line."""
+
+
+def shortened(text: str) -> str:
+    """Return a message in which words of hundreds of characters are cut in the middle."""
+    return LONG_WORD.sub(lambda word: f"{word[0][:100]}...{word[0][-30:]}", text)
+
+
 class ErpeError(Exception):
     """A mistake the user can correct; its text is the whole message."""
+
+    def __str__(self) -> str:
+        return shortened(super().__str__())
 
 
 class ConfigError(ErpeError, ValueError):
@@ -26,7 +39,7 @@ class ConfigError(ErpeError, ValueError):
     def __str__(self) -> str:
         mistakes = list(dict.fromkeys(map(str, self.args)))
         shown = [*mistakes[:MOST_MISTAKES], f"{len(mistakes) - MOST_MISTAKES} more"]
-        return "; also ".join(shown if len(mistakes) > MOST_MISTAKES else mistakes)
+        return shortened("; also ".join(shown if len(mistakes) > MOST_MISTAKES else mistakes))
 
 
 class ShapeError(ErpeError, ValueError):

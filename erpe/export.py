@@ -52,7 +52,7 @@ def export(model: TrainedViT, path: Path, kind: str) -> float:
     """
     if kind == "onnx" and not all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
         raise ConfigError("export: onnx is not installed; use pip install 'erpe[export]', or --format torch instead")
-    images = torch.randint(0, 256, (CHECKED, *model.trial.model.image), dtype=torch.uint8)
+    images = torch.randint(0, 256, (CHECKED, *model.trial.model.image), dtype=torch.uint8, device="cpu")
     images[0], images[1] = 0, 255
     wanted = torch.from_numpy(model.predict(images))  # first: a tracer would fill caches of constants with its own kind
     portable, batch = Portable(model).eval(), {0: torch.export.Dim("batch", min=1)}

@@ -376,7 +376,7 @@ def test_equal_outcomes_give_equal_files(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", NARROW)
 def test_a_figure_of_one_column_lies_within_it(name):
-    outcomes = made_up(seeds=3, images=200)
+    outcomes = made_up(seeds=8)
     [part] = parts(outcomes, compare(outcomes)).values()
     figure = NARROW[name](*part, width=COLUMN)
     figure.draw_without_rendering()

@@ -128,7 +128,7 @@ def test_a_number_that_fits_into_no_machine_is_refused(name):
         ("train.warmup", 1, "less than 1"),
         ("train.ema", 1.0, "less than 1"),
         ("train.label_smoothing", 1, "less than 1"),
-        ("train.precision", "float16", "auto, float32 or bfloat16"),
+        ("train.precision", "float64", "auto, float32, bfloat16 or float16"),
         ("train.compile", "yes", "auto, on or off"),
         ("model.dropout", 1, "less than 1"),
         ("model.drop_path", 1.5, "less than 1"),

@@ -105,7 +105,7 @@ def test_one_file_serves_all_variants(tmp_path):
         ('"model.patch" = [5]', "patch 5 does not divide the 28 x 28 image"),
         ('"model.width" = [48, 50]', "rope needs 4 to divide the head size"),
         ('"model.dropout" = {low = 0.5, high = 1.5}', "less than 1"),
-        ('"train.precision" = ["float16"]', "bfloat16"),
+        ('"train.precision" = ["float64"]', "bfloat16"),
         ('"data.split_seed" = [1, 2]', "compared on one split"),
         ("nonsense", "cannot be read"),
         ('[other]\n"train.lr" = 1', "one table"),

@@ -249,7 +249,8 @@ class Trainer:
         for name, parameter in self._slots():
             tensors |= {f"adam.{name}.{key}": value for key, value in self.optimiser.state[parameter].items()}
         scale = {name: x for name, x in self.scaler.state_dict().items() if name in SCALE}
-        return tensors | {f"scale.{name}": torch.tensor(float(x), dtype=torch.float64) for name, x in scale.items()}
+        sent = {name: torch.tensor(float(x), dtype=torch.float64, device="cpu") for name, x in scale.items()}
+        return tensors | {f"scale.{name}": x for name, x in sent.items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Take up what `state` gave.

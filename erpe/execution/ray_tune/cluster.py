@@ -40,7 +40,8 @@ def check_reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, OverflowError, ValueError) as error:
-        raise ConfigError(f"ray address {address}: no response ({error}); is the cluster up?") from None
+        said = getattr(error, "strerror", None) or error
+        raise ConfigError(f"ray address {address}: no response ({said}); is the cluster up?") from None
 
 
 def start(address: str | None, cpus: int, folder: str, tries: int = 2) -> None:

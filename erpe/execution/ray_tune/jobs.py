@@ -144,7 +144,8 @@ class Jobs:
             if isinstance(reason, ssl.SSLCertVerificationError):
                 advice = "set SSL_CERT_FILE to a certificate to trust"
                 raise JobError(f"{self.name}: certificate not trusted ({reason.verify_message}); {advice}") from None
-            raise JobError(f"{self.name}: no response ({reason}); is the head up, with its dashboard?") from error
+            said = getattr(reason, "strerror", None) or reason
+            raise JobError(f"{self.name}: no response ({said}); is the head up, with its dashboard?") from error
 
     def _refused(self, error: urllib.error.HTTPError, job: str) -> JobError:
         if error.code in (401, 403):
