@@ -41,10 +41,7 @@ def from_file(path: str | Path, spec: StudySpec) -> Start:
     Raises:
         ConfigError: one line naming the file, the point, and what is wrong with it.
     """
-    try:
-        table = read_toml(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    table = read_toml(path)
     entries = table.get("points")
     if set(table) != {"points"} or not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
         raise ConfigError(f"{path}: use [[points]] tables of settings, and nothing else")

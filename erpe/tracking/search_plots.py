@@ -14,11 +14,14 @@ import numpy as np
 import optuna
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial
 
 from erpe.store import Store
 from erpe.study import storage
+from erpe.study.objectives import MEASURES
+from erpe.study.records import STUDY
 
 MARK = "tab:blue"
 
@@ -51,13 +54,22 @@ def _value(trial: FrozenTrial) -> float:
 def front(study: optuna.Study, complete: list[FrozenTrial]) -> Figure:
     """Draw the first objective of each complete trial against the second, and those that no other one dominates."""
     figure, axes = _figure(6, 3.5)
+    quality, cost = _labels(study)
     best = sorted(trial.values[1::-1] for trial in study.best_trials)
     axes.plot(*zip(*(trial.values[1::-1] for trial in complete), strict=True), "o", color=MARK, label="trial")
     if best:
-        axes.plot(*zip(*best, strict=True), "o-", color="tab:red", label="front")
-    axes.set(xlabel="second objective", ylabel="first objective", title="Pareto front")
+        axes.plot(*zip(*best, strict=True), "o", drawstyle="steps-post", linestyle="-", color="tab:red", label="front")
+    axes.set(xlabel=cost, ylabel=quality, title="Pareto front")
+    axes.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
     axes.legend()
     return figure
+
+
+def _labels(study: optuna.Study) -> tuple[str, str]:
+    """Return what the first two objectives are, with their units, where erpe made the study."""
+    spec = study.user_attrs.get(STUDY, {}).get("spec", {})
+    names = [MEASURES[name].label for name in str(spec.get("objective", "")).split(",") if name in MEASURES]
+    return (names[0], names[1]) if len(names) > 1 else ("first objective", "second objective")
 
 
 def history(trials: list[FrozenTrial]) -> Figure:
