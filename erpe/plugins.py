@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from erpe.errors import ConfigError, nearest
+from erpe.text import reason
 
 Kind = Literal["attention", "encoding"]
 Class = TypeVar("Class", bound=type)
@@ -125,8 +126,9 @@ def load(given: str | Path, base: Path | None = None) -> Source:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ConfigError(f"plug-in {given}: cannot be read ({why}); use a Python file or an installed one") from None
+        raise ConfigError(
+            f"plug-in {given}: cannot be read ({reason(error)}); use a Python file or an installed one"
+        ) from None
     return load_source(Source(path.stem, text), str(path))
 
 

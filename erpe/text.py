@@ -78,6 +78,11 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def reason(error: BaseException) -> object:
+    """Return what an error of the system means, without its number; of any other error, the error."""
+    return getattr(error, "strerror", None) or error
+
+
 def last_line(text: str) -> str:
     """Return the end of a traceback, or of a message: its cause."""
     return next(reversed(text.strip().splitlines()), "")

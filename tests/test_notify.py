@@ -9,6 +9,7 @@ from queue import Queue
 from threading import Thread
 
 import pytest
+from trials import Notes
 
 from erpe.cli.tables import continuation
 from erpe.errors import ConfigError, StudyError
@@ -17,14 +18,6 @@ from erpe.notify import notified
 from erpe.tracking.provenance import collect
 
 SECRET = "t0ps3cr3t"
-
-
-class Notes(Progress):
-    def __init__(self):
-        self.said = []
-
-    def on_warning(self, text):
-        self.said.append(text)
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 from toys import work
+from trials import Notes
 
 from erpe.errors import ConfigError, StudyError
-from erpe.execution.callbacks import Progress
 from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study.distributions import Choices, Floats, Space
@@ -24,14 +24,6 @@ LR = Floats(low=1e-4, high=1e-1, log=True)
 def spec(**axes):
     space = Space(axes={"train.lr": LR, "model.patch": Choices(values=(1, 2, 4)), **axes})
     return define("softmax", "digits", space=space, epochs=2, pruner="none")
-
-
-class Notes(Progress):
-    def __init__(self):
-        self.said = []
-
-    def on_warning(self, text):
-        self.said.append(text)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from erpe.config import TrialConfig, defaults
+from erpe.execution.callbacks import Progress
 
 TINY = {
     "model.patch": 2,
@@ -18,6 +19,16 @@ TINY = {
     "train.batch": 64,
     "train.lr": 2e-3,
 }
+
+
+class Notes(Progress):
+    """Keep what the user is warned of."""
+
+    def __init__(self):
+        self.said = []
+
+    def on_warning(self, text):
+        self.said.append(text)
 
 
 def tiny(variant="relu_general", settings=None, seed=0) -> TrialConfig:

@@ -19,7 +19,7 @@ from erpe.errors import ConfigError, StudyError
 from erpe.execution.ray_tune.jobs import Jobs
 from erpe.openmp import WAITING
 from erpe.surroundings import bypass_proxies, require_loopback, short_folder
-from erpe.text import first_line
+from erpe.text import first_line, reason
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Trials exchange a few numbers; Ray's default is 30 % of the memory."""
@@ -40,8 +40,7 @@ def check_reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, OverflowError, ValueError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise ConfigError(f"ray address {address}: no response ({said}); is the cluster up?") from None
+        raise ConfigError(f"ray address {address}: no response ({reason(error)}); is the cluster up?") from None
 
 
 def start(address: str | None, cpus: int, folder: str, tries: int = 2) -> None:

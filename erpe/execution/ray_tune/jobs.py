@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from erpe.errors import ErpeError
 from erpe.surroundings import bypass_proxies
-from erpe.text import redact
+from erpe.text import reason, redact
 
 PATIENCE = 20
 """Seconds for an answer."""
@@ -140,12 +140,13 @@ class Jobs:
         except ValueError:
             raise JobError(f"{self.name}: answers, but is not the head of a Ray cluster") from None
         except OSError as error:
-            reason = getattr(error, "reason", error)
-            if isinstance(reason, ssl.SSLCertVerificationError):
+            cause = getattr(error, "reason", error)
+            if isinstance(cause, ssl.SSLCertVerificationError):
                 advice = "set SSL_CERT_FILE to a certificate to trust"
-                raise JobError(f"{self.name}: certificate not trusted ({reason.verify_message}); {advice}") from None
-            said = getattr(reason, "strerror", None) or reason
-            raise JobError(f"{self.name}: no response ({said}); is the head up, with its dashboard?") from error
+                raise JobError(f"{self.name}: certificate not trusted ({cause.verify_message}); {advice}") from None
+            raise JobError(
+                f"{self.name}: no response ({reason(cause)}); is the head up, with its dashboard?"
+            ) from error
 
     def _refused(self, error: urllib.error.HTTPError, job: str) -> JobError:
         if error.code in (401, 403):
