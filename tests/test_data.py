@@ -466,7 +466,9 @@ def test_a_download_of_something_else_is_refused(mirror, monkeypatch, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_line(offline, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "file is no folder" in refusal(load_training, DataConfig(dataset="mnist"), tmp_path / "file")
+    assert "file: is a file; --data-dir names the folder" in refusal(
+        load_training, DataConfig(dataset="mnist"), tmp_path / "file"
+    )
     assert "no download ([Errno" in refusal(load_training, DataConfig(dataset="mnist"), tmp_path / "file/data")
 
 

@@ -84,7 +84,11 @@ def data(data_dir: Path | None) -> Iterator[Finding]:
     """Files of the data sets, checked by MD5; nothing is downloaded."""
     from erpe.training import download
 
-    root = download.find_data_dir(data_dir)
+    try:
+        root = download.find_data_dir(data_dir)
+    except ErpeError as error:
+        yield Finding("data", "wrong", str(error))
+        return
     for dataset in DATASETS:
         missing = download.missing_files(dataset, root)
         if missing:

@@ -34,7 +34,7 @@ class Policy(NamedTuple):
         if self.keep_best is not None and self.keep_best < 1:
             raise ConfigError(f"keep best: {self.keep_best} given; use 1 or more instead, the best trial always stays")
         if self.older_than is not None and not 0 <= self.older_than < math.inf:
-            raise ConfigError(f"older than: {self.older_than} days given; use 0 or more instead")
+            raise ConfigError(f"older than: {self.older_than} days given; use a finite number from 0 on instead")
 
     def names(self, trial: TrialRecord, now: datetime) -> bool:
         """Whether it asks for a trial that ended."""

@@ -77,13 +77,16 @@ def find_data_dir(data_dir: str | Path | None) -> Path:
     """Return the folder given, else `ERPE_DATA`, else `data` here.
 
     Raises:
-        DataError: it begins with the home of a user that there is not.
+        DataError: it is a file, or begins with the home of a user that there is not.
     """
     given = data_dir or os.environ.get("ERPE_DATA") or "data"
     try:
-        return Path(given).expanduser()
+        root = Path(given).expanduser()
     except RuntimeError as error:
         raise DataError(f"data folder {given}: no such place ({error}); --data-dir names another") from None
+    if root.exists() and not root.is_dir():
+        raise DataError(f"data folder {given}: is a file; --data-dir names the folder that holds the data sets")
+    return root
 
 
 TORCHVISION = {
@@ -146,8 +149,6 @@ def find_file(folder: Path, name: str, dataset: str) -> Path:
 def _download(dataset: str, root: Path) -> None:
     from erpe.training.vision import torchvision
 
-    if root.exists() and not root.is_dir():
-        raise DataError(f"{dataset}: --data-dir {root} is no folder; name the folder that holds the data set")
     folder = folder_of(dataset, root)
     if not folder.match(LAYOUT[dataset]):
         folder = root / LAYOUT[dataset]  # torchvision knows no other
