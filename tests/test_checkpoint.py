@@ -19,8 +19,9 @@ from erpe.errors import StoreError
 from erpe.model import build
 from erpe.store import OWNER, STATE
 from erpe.training.checkpoint import MODEL, load_model, load_tensors, save_model, save_tensors
+from erpe.training.confirmation import final_evaluation
 from erpe.training.data import load_training, normalise
-from erpe.training.trial import Trial, final_evaluation
+from erpe.training.trial import Trial
 
 
 def refusal(make, *args) -> str:
@@ -208,7 +209,7 @@ def test_a_full_disk_leaves_the_old_file_whole(small_disk):
     assert {file.name for file in folder.iterdir()} <= {STATE, "filler"}
 
 
-@pytest.mark.parametrize("place", ["erpe.training.checkpoint.write_atomic", "erpe.training.trial.write_atomic"])
+@pytest.mark.parametrize("place", ["erpe.training.checkpoint.write_atomic", "erpe.training.trial_folder.write_atomic"])
 def test_results_that_do_not_fit_are_one_line_and_the_trial_can_finish_later(tmp_path, monkeypatch, place):
     trial = Trial(tiny(settings={"train.epochs": 1}), tmp_path)
     trial.epoch()

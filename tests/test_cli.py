@@ -25,7 +25,7 @@ from erpe.store import Store
 from erpe.text import first_line
 from erpe.training.checkpoint import load_model
 from erpe.training.data import normalise
-from erpe.training.loop import pick_device
+from erpe.training.devices import pick_device
 from erpe.training.precision import explain_auto
 
 NINE = str(Path(__file__).parent.parent / "studies/digits_nine.toml")

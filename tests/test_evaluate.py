@@ -12,9 +12,9 @@ from trials import tiny
 
 from erpe.errors import StoreError
 from erpe.model import build
-from erpe.training import evaluate
-from erpe.training import trial as objective
+from erpe.training import confirmation, evaluate
 from erpe.training.checkpoint import load_model
+from erpe.training.confirmation import final_evaluation
 from erpe.training.data import Images, load_test, load_training, normalise
 from erpe.training.evaluate import (
     confusion,
@@ -26,8 +26,9 @@ from erpe.training.evaluate import (
     reset_peak_memory,
     save_attention_example,
     scores,
+    seconds_per_epoch,
 )
-from erpe.training.trial import Trial, final_evaluation, seconds_per_epoch
+from erpe.training.trial import Trial
 
 CPU = torch.device("cpu")
 
@@ -203,14 +204,14 @@ def test_seconds_an_epoch_are_the_median_without_the_first():
 
 
 def test_evaluation_is_not_in_the_seconds_of_an_epoch(monkeypatch, tmp_path):
-    now, measure = [0.0], objective.logits_of
+    now, measure = [0.0], confirmation.logits_of
 
     def slow(*given):
         now[0] += 1000
         return measure(*given)
 
     monkeypatch.setattr("erpe.training.loop.time", SimpleNamespace(perf_counter=lambda: now[0]))
-    monkeypatch.setattr(objective, "logits_of", slow)
+    monkeypatch.setattr(confirmation, "logits_of", slow)
 
     def tick(done, steps):
         now[0] += 1
@@ -283,7 +284,7 @@ def test_random_features_are_no_parameters(tmp_path):
 
 def test_what_is_written_beside_the_measures_agrees_with_them(finished):
     folder, cheap, final = finished
-    read = objective.json.loads
+    read = confirmation.json.loads
     test = read((folder / "test.json").read_text())
     assert test == final
     outcome = read((folder / "outcome.json").read_text())

@@ -17,9 +17,9 @@ from erpe.study.plan import Plan, load_plan
 from erpe.study.search_space import default_space
 from erpe.study.spec import StudySpec, define, differences_from
 from erpe.training.augment import augmentation
+from erpe.training.confirmation import Confirmation
 from erpe.training.data import load_test, load_training
 from erpe.training.own import described, find_dataset, location, summary
-from erpe.training.trial import Confirmation
 
 FORM = (8, 12)
 """(height, width): no square."""

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from trials import tiny
 
 from erpe.config import VARIANTS, TrainConfig
-from erpe.training import trial as trials
+from erpe.training import confirmation
 from erpe.training.data import load_training, normalise
 from erpe.training.loop import learning_rate
 from erpe.training.trial import Trial
@@ -115,7 +115,7 @@ def test_averaged_weights_follow_the_decay_and_are_the_model(tmp_path):
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-5, atol=1e-7)
     for mine, averaged in zip(trainer.model.buffers(), trainer.final.buffers(), strict=True):
         assert torch.equal(mine, averaged)  # averages are taken of parameters; random features are the latest
-    logits = trials.logits_of(trainer.final, trial.validation, "digits")
+    logits = confirmation.logits_of(trainer.final, trial.validation, "digits")
     assert found["val/loss"] == pytest.approx(cross_entropy(logits, trial.validation.labels).item(), rel=1e-5)
     while not trial.done:
         trial.epoch()
@@ -175,11 +175,11 @@ def test_a_trial_never_asks_for_the_test_set(tmp_path, monkeypatch):
     def opened(*_):
         pytest.fail("the test set was opened")
 
-    monkeypatch.setattr(trials, "load_test", opened)
+    monkeypatch.setattr(confirmation, "load_test", opened)
     train(tiny(), tmp_path)
 
 
 def test_without_a_validation_part_a_trial_trains_on_all_images(tmp_path):
     history, measures = train(tiny(settings={"data.validation": 0, "data.train_limit": None}), tmp_path)
     assert not any(name.startswith("val/") for name in [*history[0], *measures])
-    assert trials.final_evaluation(tmp_path)["train/images"] == 1437
+    assert confirmation.final_evaluation(tmp_path)["train/images"] == 1437

@@ -14,13 +14,15 @@ import torch
 from safetensors.torch import load_file
 from trials import curve, objective, tiny
 
+from erpe import io
 from erpe.errors import StoreError
 from erpe.store import STATE
-from erpe.training import trial as trials
 from erpe.training.checkpoint import MODEL, load_model, load_tensors, save_tensors
 from erpe.training.data import load_training
-from erpe.training.loop import derive, pick_device
-from erpe.training.trial import TakenOver, Trial
+from erpe.training.devices import pick_device
+from erpe.training.loop import derive
+from erpe.training.trial import Trial
+from erpe.training.trial_folder import TakenOver
 
 CPU = torch.device("cpu")
 EVERYTHING = {
@@ -172,14 +174,14 @@ def test_an_epoch_that_was_cut_off_is_trained_again(tmp_path, uninterrupted, ste
 def test_a_trial_that_was_cut_off_while_it_wrote_its_results_finishes_again(
     tmp_path, uninterrupted, monkeypatch, unwritten
 ):
-    config, write = tiny("favor_rope", EVERYTHING), trials.write_atomic
+    config, write = tiny("favor_rope", EVERYTHING), io.write_atomic
 
     def cut_off(path, content):
         if path.name == unwritten:
             raise KeyboardInterrupt
         write(path, content)
 
-    for module in ("trial", "checkpoint", "evaluate"):
+    for module in ("trial_folder", "checkpoint", "evaluate"):
         monkeypatch.setattr(f"erpe.training.{module}.write_atomic", cut_off)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path)
@@ -263,8 +265,8 @@ def test_a_full_disk_is_one_line_and_the_epoch_before_is_not_lost(tmp_path, unin
 
 def test_beside_a_gpu_a_thread_saves_what_an_epoch_left_while_the_next_one_trains(tmp_path, monkeypatch):
     trial, go = Trial(tiny(), tmp_path), threading.Event()
-    trial.saves_beside = True
-    monkeypatch.setattr("erpe.training.trial.save_tensors", lambda *given: go.wait(60) and save_tensors(*given))
+    trial.files.beside = True
+    monkeypatch.setattr("erpe.training.trial_folder.save_tensors", lambda *given: go.wait(60) and save_tensors(*given))
     trial.epoch()
     left = {name: x.clone() for name, x in trial.trainer.state().items()}
     trial.trainer.epoch(1)

@@ -10,7 +10,7 @@ from trials import tiny
 from erpe.errors import ConfigError, TrialError
 from erpe.model import ViT
 from erpe.store import STATE
-from erpe.training.loop import pick_device
+from erpe.training.devices import pick_device
 from erpe.training.trial import Trial
 
 

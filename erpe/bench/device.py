@@ -17,8 +17,8 @@ from erpe.bench.train import imagined
 from erpe.config import TrialConfig, defaults
 from erpe.errors import ConfigError
 from erpe.training.choices import size
+from erpe.training.devices import pick_device
 from erpe.training.graph import CudaGraphs, Graphs
-from erpe.training.loop import pick_device
 from erpe.training.precision import pick_precision
 
 STEPS = 64

@@ -22,7 +22,7 @@ from erpe.bench import gpu_parts
 from erpe.bench.timing import machine
 from erpe.errors import ConfigError
 from erpe.io import write_atomic
-from erpe.training.loop import pick_device
+from erpe.training.devices import pick_device
 
 MOST_MINUTES = 10.0
 FILE = "gpu-check.json"

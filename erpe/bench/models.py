@@ -13,7 +13,7 @@ from erpe.bench.timing import compete, machine
 from erpe.config import TrialConfig, defaults
 from erpe.model import ViT, build
 from erpe.training.compilation import compiled
-from erpe.training.loop import pick_device
+from erpe.training.devices import pick_device
 from erpe.training.precision import autocast, pick_precision
 
 

@@ -14,8 +14,9 @@ from erpe.errors import ConfigError
 from erpe.model import build
 from erpe.training.batched import Pack
 from erpe.training.data import Images
+from erpe.training.devices import pick_device
 from erpe.training.graph import Graphs
-from erpe.training.loop import Trainer, pick_device
+from erpe.training.loop import Trainer
 
 STEPS = 4
 """Steps of each trial a round."""

@@ -9,7 +9,8 @@ from erpe.bench.train import epochs_of, imagined
 from erpe.config import TrialConfig, defaults
 from erpe.errors import ConfigError
 from erpe.model import build
-from erpe.training.loop import Trainer, pick_device
+from erpe.training.devices import pick_device
+from erpe.training.loop import Trainer
 from erpe.training.precision import bfloat16_unit
 
 PRECISIONS = ("float32", "bfloat16")

@@ -24,7 +24,8 @@ from erpe.study.distributions import typical
 from erpe.study.plan import Arm, Plan
 from erpe.surroundings import cores
 from erpe.training.data import Images
-from erpe.training.loop import Trainer, pick_device
+from erpe.training.devices import pick_device
+from erpe.training.loop import Trainer
 
 STEPS = 2
 """Of what is timed at once."""

@@ -13,7 +13,8 @@ from erpe.bench.timing import compete, machine
 from erpe.config import ModelConfig, TrialConfig, defaults
 from erpe.model import build
 from erpe.training.data import Images, batches, normalise
-from erpe.training.loop import Trainer, pick_device
+from erpe.training.devices import pick_device
+from erpe.training.loop import Trainer
 from erpe.training.precision import autocast, pick_precision
 
 STEPS = 10

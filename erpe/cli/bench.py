@@ -44,7 +44,7 @@ def bench_layer(
     from erpe.bench.layers import LayerShape, bench_layers
     from erpe.bench.tables import layers_table
     from erpe.config import VARIANTS
-    from erpe.training.loop import pick_device
+    from erpe.training.devices import pick_device
 
     found = bench_layers(
         variant or list(VARIANTS), tokens or [64, 256, 1024, 4096],
@@ -75,7 +75,7 @@ def bench_series(
     from erpe.bench.series import VARIANTS
     from erpe.bench.series import bench_series as run
     from erpe.bench.tables import series_table
-    from erpe.training.loop import pick_device
+    from erpe.training.devices import pick_device
 
     found = run(
         variant or list(VARIANTS), tokens or [1024, 4096], rank or [1, 3, 5, 9, 17, 33],

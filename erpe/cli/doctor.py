@@ -51,7 +51,7 @@ def devices() -> Iterator[Finding]:
     import torch
 
     from erpe.model.kernels.cpu import LIBRARY
-    from erpe.training.loop import pick_device
+    from erpe.training.devices import pick_device
     from erpe.training.precision import explain_auto
     from erpe.training.vision import torchvision
 

@@ -22,7 +22,7 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     from erpe.model.vit import parameter_count
     from erpe.study.distributions import typical
     from erpe.study.search_space import own_axes
-    from erpe.training.trial import cost
+    from erpe.training.evaluate import cost
 
     rows = []
     for arm in plan.arms():

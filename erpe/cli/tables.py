@@ -152,7 +152,7 @@ def variants_rows(dataset: str | Dataset) -> list[dict[str, Any]]:
     """Each variant's parts, parameters and FLOPs at the default configuration of a data set."""
     from erpe.model.flops import is_counted
     from erpe.model.vit import parameter_count
-    from erpe.training.trial import cost
+    from erpe.training.evaluate import cost
 
     rows = []
     for variant in (*VARIANTS, *own_variants()):

@@ -85,7 +85,7 @@ class ResourceRequest:
         if self.address is None and self.cpus_per_trial > cores():
             raise ConfigError(f"cpus per trial: {self.cpus_per_trial} given, and this machine has {cores()}")
         if self.address is None and self.device != "auto":
-            from erpe.training.loop import pick_device
+            from erpe.training.devices import pick_device
 
             pick_device(self.device)
         gpus = self.gpus_per_trial
@@ -137,7 +137,7 @@ class InProcess:
     @property
     def device(self) -> str:
         """What trials train on: `cuda`, `mps` or `cpu`."""
-        from erpe.training.loop import pick_device
+        from erpe.training.devices import pick_device
 
         return pick_device().type if self._asked.device == "auto" else self._asked.device
 

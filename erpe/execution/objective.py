@@ -71,7 +71,8 @@ def _prepare(dataset: str | Dataset, data: Path) -> None:
 
 def _start(kind: str, config: TrialConfig, folder: Path, **how: Any) -> Training:
     try:
-        from erpe.training.trial import Confirmation, Trial
+        from erpe.training.confirmation import Confirmation
+        from erpe.training.trial import Trial
     except Exception as error:  # a module in the place of another has what it wants
         raise ImportError(f"{type(error).__name__}: {error}") from error
 
@@ -83,7 +84,7 @@ def _start(kind: str, config: TrialConfig, folder: Path, **how: Any) -> Training
 
 
 def _evaluate(folder: Path, *, data_dir: Path, device: str) -> dict[str, float]:
-    from erpe.training.trial import final_evaluation
+    from erpe.training.confirmation import final_evaluation
 
     return final_evaluation(folder, data_dir=data_dir, device=device)
 

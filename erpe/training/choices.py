@@ -13,6 +13,7 @@ from erpe.config import ModelConfig, TrialConfig
 from erpe.errors import StoreError
 from erpe.model.kernels.gpu import flex
 from erpe.store import DEVICES
+from erpe.training.devices import device_name
 
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -75,8 +76,3 @@ def choices_of(measured: Mapping[str, Any], device: torch.device) -> Choices:
     if damaged:
         raise StoreError(f"{DEVICES}: no choices in it; remove it, and measure again: erpe bench device")
     return chosen
-
-
-def device_name(device: torch.device) -> str:
-    """`cpu`, `mps`, or the name of the GPU."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

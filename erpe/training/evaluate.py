@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from erpe.config import TrialConfig
 from erpe.datasets import Dataset, facts_of
 from erpe.io import write_atomic
 from erpe.model import ViT
+from erpe.model.flops import forward_flops, train_step_flops
 from erpe.training.data import Images, normalise
 from erpe.training.malloc import empty_heap
 
@@ -184,3 +186,17 @@ def peak_memory_mib(device: torch.device) -> float:
     except OSError:
         peak = None
     return int(peak[1]) / 1024 if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def cost(config: TrialConfig) -> dict[str, float]:
+    """FLOPs an image, multiply and add counted as two, by the closed form."""
+    return {
+        "flops/forward": float(forward_flops(config.model)),
+        "flops/train_step": float(train_step_flops(config.model)),
+    }
+
+
+def seconds_per_epoch(history: list[dict[str, float]]) -> float:
+    """Median over epochs, the first left out if there are others; evaluation is not in it."""
+    times = [epoch["time/epoch_seconds"] for epoch in history]
+    return statistics.median(times[1:] or times)

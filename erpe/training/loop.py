@@ -7,7 +7,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from textwrap import shorten
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from erpe.config import TrainConfig, TrialConfig
-from erpe.errors import ConfigError, TrialError, either
+from erpe.errors import TrialError
 from erpe.model import ViT
 from erpe.training.augment import augmentation, mixing
 from erpe.training.choices import NONE, Choices
@@ -33,32 +32,10 @@ SCALE = "scale", "_growth_tracker"
 OnStep = Callable[[int, int], None]
 """Called with the steps done and all steps of the epoch."""
 
-DEVICES = ("cpu", "cuda", "mps")
-"""Kinds of devices; a number may follow, as in cuda:1."""
-
 
 def derive(*parts: int | str) -> int:
     """Return a seed for one purpose from a seed for all: the same parts, the same number."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
-
-
-def pick_device(wanted: str = "auto") -> torch.device:
-    """`auto`: CUDA, else MPS, else the CPU.
-
-    Raises:
-        ConfigError: this machine has no such device.
-    """
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if wanted.partition(":")[0] not in DEVICES:
-        raise ConfigError(f"device: {wanted[:100]!r} given; use {either(['auto', *DEVICES])} instead")
-    try:
-        device = torch.device(wanted)
-        torch.zeros(1, dtype=torch.float32, device=device).item()  # torch knows devices that hold no values
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = shorten(str(error), 120, placeholder=" ...")
-        raise ConfigError(f"device {wanted!r}: this machine has none ({reason}); use cpu instead") from None
-    return device
 
 
 def learning_rate(step: int, steps: int, train: TrainConfig) -> float:

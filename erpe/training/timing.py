@@ -17,8 +17,9 @@ import torch
 from erpe.io import read_json
 from erpe.training.checkpoint import load_model
 from erpe.training.data import load_training
+from erpe.training.devices import pick_device
 from erpe.training.evaluate import inference_time, wait_for
-from erpe.training.loop import Trainer, pick_device
+from erpe.training.loop import Trainer
 from erpe.training.precision import recorded_precision
 
 WARM_UP, STEPS = 3, 20

@@ -24,7 +24,7 @@ POINTS = {
     "before tell": "erpe.study.session:StudySession.tell:before:2",
     "after tell": "erpe.study.session:StudySession.tell:after:2",
     "during a checkpoint write": "erpe.training.checkpoint:write_atomic:half:3",
-    "between a checkpoint and its report": "erpe.training.trial:save_tensors:after:5",
+    "between a checkpoint and its report": "erpe.training.trial_folder:save_tensors:after:5",
     "between a result and its report": "erpe.training.trial:Trial.finish:after:1",
     "between the test and its record": "erpe.study.session:StudySession.record_final:before:1",
 }

@@ -1,0 +1,90 @@
+"""The confirmation of a configuration: it is trained again, and at its end the test split is opened, once."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from erpe.config import TrialConfig, is_measures
+from erpe.errors import StoreError, TrialError
+from erpe.io import read_json, write_atomic
+from erpe.model import ViT
+from erpe.store import tidy
+from erpe.training.checkpoint import load_model, writing
+from erpe.training.data import load_test, load_training
+from erpe.training.devices import pick_device
+from erpe.training.evaluate import (
+    confusion,
+    cost,
+    inference_time,
+    information_criteria,
+    logits_of,
+    per_class,
+    save_attention_example,
+    save_predictions,
+    scores,
+)
+from erpe.training.trial import Trial
+
+
+class Confirmation(Trial):
+    """The training of a confirmed configuration: at its end, and only there, the test split is opened."""
+
+    def __init__(self, config: TrialConfig, folder: Path, *, data_dir: str | Path | None = None, **more: Any) -> None:
+        super().__init__(config, folder, data_dir=data_dir, **more)
+        self._data_dir = data_dir
+
+    def measure(self, model: ViT) -> dict[str, float]:
+        """All measures but times of inference, which other trials at work would spoil."""
+        return final_evaluation(self.folder, data_dir=self._data_dir, device=str(self.device), timed=False)
+
+
+def final_evaluation(
+    folder: Path, *, data_dir: str | Path | None = None, device: str = "auto", timed: bool = True
+) -> dict[str, float]:
+    """All measures of a trained model. The test split is opened once: what was measured then is given again.
+
+    Nothing is compiled: that takes longer than the two passes over the data.
+
+    Args:
+        timed: whether inference is timed, too.
+    Returns:
+        `test/*`, `train/log_likelihood`, `aic`, `bic`, `params`, `flops/*`, `time/inference_*`.
+    Raises:
+        StoreError: the trial's model is missing or damaged, or the results cannot be written.
+        TrialError: the model's training blew up in its last step.
+    """
+    done = folder / "test.json"
+    if os.path.lexists(done):
+        known: dict[str, float] = read_json(done)
+        if not is_measures(known):
+            raise StoreError(f"{done}: no measures in it; the file is damaged")
+        return known
+    model, config = load_model(folder)
+    where, dataset = pick_device(device), config.data.dataset
+    model = model.to(where)
+    train = load_training(config.data, data_dir).train.to(where)
+    likelihood = scores(logits_of(model, train, dataset), train.labels, "train")["train/log_likelihood"]
+    if not math.isfinite(likelihood):
+        raise TrialError("the loss after the last step is not finite; use a smaller train.lr")
+    test = load_test(dataset, data_dir).to(where)
+    logits = logits_of(model, test, dataset)
+    k = sum(p.numel() for p in model.parameters())
+    found = scores(logits, test.labels, "test") | {"train/log_likelihood": likelihood, "params": float(k)}
+    found |= information_criteria(likelihood, k, len(train.labels)) | cost(config)
+    found |= inference_time(model, test, dataset) if timed else {}
+    results = {
+        "confusion_test.json": confusion(logits, test.labels, dataset, "test"),
+        "per_class.json": per_class(logits, test.labels, dataset),
+    }
+    with writing(folder):
+        for name, content in results.items():
+            write_atomic(folder / name, json.dumps(content))
+        save_attention_example(folder / "attention.npz", model, test, dataset)
+        save_predictions(folder / "predictions.npz", logits, test.labels)
+        write_atomic(done, json.dumps(found))  # last: with it, the split is closed
+        tidy(folder)
+    return found
