@@ -67,7 +67,7 @@ def test_a_graph_trains_as_the_plain_step_does_augmentation_within(more):
     assert_same(plain, graphed)
     # With averaged weights the very first step is plain.
     assert graphs.seen == ["warm up", "capture", *["replay"] * (5 if more else 6)]
-    assert graphs.generators == [graphed.vary]
+    assert graphs.generators == [graphed.vary] and (plain.ran_as_graph, graphed.ran_as_graph) == (False, True)
 
 
 @each
@@ -79,6 +79,7 @@ def test_a_pack_as_a_graph_trains_as_the_plain_pack_does(more):
     for one, other in zip(plain, graphed, strict=True):
         assert_same(one, other)
     assert graphs.seen == ["warm up", "capture", *["replay"] * 3] and len(graphs.generators) == 4
+    assert [one.ran_as_graph for one in (*plain, *graphed)] == [False, False, True, True]
 
 
 def test_inputs_are_read_and_the_loss_is_written_where_they_were_at_the_capture():

@@ -145,6 +145,8 @@ class Pack:
                     self.buffers[name].copy_(drawn)
             whole = len(rows[0]) == trainers[0].config.train.batch
             step = self.graphed if self.graphed and whole else self.step
+            for trainer in trainers:
+                trainer.ran_as_graph |= step is self.graphed
             losses.append(step(torch.stack(rows), self.plan.steps[done]) * len(rows[0]))
             if (done + 1) % CHECK_EVERY == 0 or done + 1 == steps:
                 found = torch.stack(losses, dim=1).tolist()  # waits for the device

@@ -73,6 +73,8 @@ class Trainer:
         self.graphs, self.pack_graphs = (self._graphs(variants) for variants in (choices.step, choices.pack))
         """What makes one graph of a step, of this trial or of a pack, where that was measured to be faster."""
         self.graphed: Graphed | None = None
+        self.ran_as_graph = False
+        """Whether a step was one graph, this trial's or that of its pack."""
         self.augment, self.mix = augmentation(config.data), mixing(config.data)
         self.vary = torch.Generator(device)
         """Decides how the images of a step are varied; on the device, as all that is drawn for a step."""
@@ -160,6 +162,7 @@ class Trainer:
                 self.graphed = Graphed(self.descend, self._written, [self.vary], self.graphs)
                 for group in self.optimiser.param_groups:
                     group["capturable"] = self.device.type == "cuda"
+            self.ran_as_graph = True
             loss = self.graphed(rows, torch.full((), rate, dtype=torch.float32, device=self.device))
         if self.averaged is not None:
             self.averaged.n_averaged += 1

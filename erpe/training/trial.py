@@ -241,7 +241,7 @@ class Trial:
             "threads": str(torch.get_num_threads()),
             "precision": self.trainer.precision,
             "compiled": "yes" if self.trainer.is_compiled else "no",
-            "graph": "yes" if self.trainer.graphs else "no",
+            "graph": "yes" if self.trainer.ran_as_graph else "no",
             "sdpa": self.choices.backend(self.config, self.trainer.precision) or "torch's choice",
         }
 
