@@ -57,7 +57,9 @@ class Study:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """A row a trial of the search: its state, value (validation accuracy) and settings, as `train.lr`."""
+        """A row a trial of the search: its state, value (the first objective, by default the validation accuracy) and
+        settings, as `train.lr`.
+        """
         return self.outcomes.trials
 
     @property
@@ -66,8 +68,8 @@ class Study:
         return self.outcomes.epochs
 
     def best(self, arm: str) -> TrialConfig:
-        """Return the best configuration that the search found: complete, of the highest validation accuracy, the
-        first of equals.
+        """Return the best configuration that the search found: complete, within the limits of cost, of the highest
+        value, the first of equals.
 
         Args:
             arm: an arm; or a variant, whose arms all count.
@@ -143,6 +145,7 @@ class Study:
     plot_criteria = partialmethod(plot, "criteria")
     plot_critical_difference = partialmethod(plot, "critical_difference")
     plot_differences = partialmethod(plot, "differences")
+    plot_fronts = partialmethod(plot, "fronts")
     plot_gap_closed = partialmethod(plot, "gap_closed")
     plot_learning_curves = partialmethod(plot, "learning_curves")
     plot_search_effort = partialmethod(plot, "search_effort")
@@ -185,12 +188,14 @@ class Tuned:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """A row a trial: its state, value (validation accuracy) and settings, as `train.lr`."""
+        """A row a trial: its state, value (the first objective; missing above a limit of cost), each of several
+        objectives, as `flops`, and its settings, as `train.lr`.
+        """
         import pandas as pd
 
         from erpe.report.sources.store import trial_row
 
-        return pd.DataFrame([trial_row(trial) for trial in self._record.trials])
+        return pd.DataFrame([trial_row(trial, self.spec.goals) for trial in self._record.trials])
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
@@ -207,8 +212,16 @@ class Tuned:
         return self.result.metrics | (self.result.test or {})
 
     @property
+    def front(self) -> pd.DataFrame:
+        """A row a trial that no other one dominates: `number` and its objectives; none of one objective."""
+        import pandas as pd
+
+        rows = [{"number": number, **values} for number, values in self.result.front.items()]
+        return pd.DataFrame(rows, columns=["number", *self.spec.goals.objectives])
+
+    @property
     def best(self) -> TrialConfig:
-        """The configuration of the best trial, within the limits of cost.
+        """The configuration of the best trial, within the limits of cost: of the most of the first objective.
 
         Raises:
             StudyError: there is none; the line says why.

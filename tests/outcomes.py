@@ -25,14 +25,14 @@ def made_up(variants=VARIANTS, seeds=5, images=500, noise=0.003, dataset="digits
         arms.append(
             who | what | {"budget": "trials", "trials_planned": 4, "trials": 4, "seeds_planned": seeds}
             | {"seeds": seeds, "finished": True, "openings": seeds, "abandoned": 0, "own_axes": "none"}
-            | {"default_won": False}
+            | {"default_won": False, "objective": "accuracy,flops", "at_most": "params=500000"}
         )  # fmt: skip
         for number in range(4):
             uid = f"{study}-{variant}-t{number}"
             trials.append(
                 who | {"number": number, "uid": uid, "seed": number, "state": "COMPLETE" if number < 3 else "PRUNED"}
                 | {"value": 0.8 + 0.01 * number, "epochs": 5, "seconds": 10.0, "train.lr": 1e-3 * (number + 1)}
-                | {"model.width": 64}
+                | {"model.width": 64, "accuracy": 0.8 + 0.01 * number, "flops": (1e5, 3e6, 2e6, 1e5)[number]}
             )  # fmt: skip
             for epoch in range(1, 6):
                 where = {"phase": "search", "uid": uid, "seed": number, "epoch": epoch}

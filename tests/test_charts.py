@@ -80,7 +80,7 @@ def twelve(tmp_path_factory):
 def test_every_chart_has_a_caption_that_says_how_many():
     assert set(CHARTS) == set(CAPTIONS)
     without = {name for name, caption in CAPTIONS.items() if "{n}" not in caption.text}
-    assert without == {"attention_maps", "cost_against_tokens", "search_effort"}
+    assert without == {"attention_maps", "cost_against_tokens", "search_effort", "fronts"}
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,27 @@ def test_a_study_without_epochs_and_times_is_drawn_without_them():
     comparison = compare(bare)
     found = {name for name, chart in CHARTS.items() if chart(bare, comparison)}
     assert found == {"differences", "accuracy", "gap_closed", "critical_difference", "cost_against_tokens"}
+
+
+def test_a_front_joins_what_no_trial_of_its_arm_dominates(nine):
+    first = CHARTS["fronts"](*nine).axes[0]
+    (line,) = [line for line in first.lines if line.get_color() == COLOURS["softmax"] and line.get_marker() != "."]
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1e5, 2e6], pytest.approx([80, 82]))
+    assert first.get_xscale() == "log"
+    plain = made_up(FEW, images=50)
+    plain = dataclasses.replace(plain, arms=plain.arms.drop(columns=["objective", "at_most"]))
+    assert compare(plain).fronts.empty and CHARTS["fronts"](plain, compare(plain)) is None
+
+
+def test_curves_of_another_objective_say_which():
+    outcomes = made_up(FEW, images=50)
+    sought = outcomes.arms.assign(objective="log_likelihood")
+    losses = outcomes.epochs.rename(columns={"val/accuracy": "val/loss"})
+    worth = outcomes.trials.assign(value=outcomes.trials["value"] - 2)
+    found = dataclasses.replace(outcomes, arms=sought, epochs=losses, trials=worth)
+    for name in ("learning_curves", "search_effort"):
+        axes = CHARTS[name](found, compare(found)).axes[0]
+        assert "log-likelihood" in axes.get_ylabel() and max(axes.lines[0].get_ydata()) < 0
 
 
 def spans(axes):

@@ -21,9 +21,9 @@ from erpe.tracking.tracker import Tracker
 LR = Floats(low=1e-4, high=1e-1, log=True)
 
 
-def spec(**axes):
+def spec(objective="accuracy", **axes):
     space = Space(axes={"train.lr": LR, "model.patch": Choices(values=(1, 2, 4)), **axes})
-    return define("softmax", "digits", space=space, epochs=2, pruner="none")
+    return define("softmax", "digits", space=space, epochs=2, pruner="none", objective=objective)
 
 
 @pytest.fixture
@@ -77,14 +77,16 @@ def test_points_are_checked_against_the_space_in_one_line(tmp_path, text, said):
     assert "p.toml: " in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_changed_space_says_how_to_go_on_and_keeps_what_fits(search):
-    before, _ = search(spec(), trials=6)
+@pytest.mark.parametrize("objective", ["accuracy", "accuracy,flops"])
+def test_a_changed_space_says_how_to_go_on_and_keeps_what_fits(search, objective):
+    before, _ = search(spec(objective), trials=6)
     lows = sorted(trial.config.train.lr for trial in before.trials)
-    narrow = spec(**{"train.lr": Floats(low=lows[1], high=0.1, log=True)})
+    narrow = spec(objective, **{"train.lr": Floats(low=lows[1], high=0.1, log=True)})
     with pytest.raises(StudyError, match="--new starts afresh beside it, --new --warm-start digits-softmax with what"):
         search(narrow)
     start = from_study(read_studies(search.store), "digits-softmax", narrow)
     assert len(start.known) == 5, "one lies outside"
+    assert {len(values) for _, values in start.known} == {objective.count(",") + 1}
     after, said = search(narrow, trials=3, start=start, new=True)
     assert after.name == "digits-softmax-2" and len(after.trials) == 3, "what is known is no trial of this study"
     assert after.trials[0].config.train.lr == before.best.config.train.lr

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from erpe.datasets import Dataset
+from erpe.study.objectives import Goals
 from erpe.study.plan import Plan
 from erpe.study.toml_text import toml_lines
 from erpe.text import Terminal, clock
@@ -93,7 +94,19 @@ def _searched(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
     for arm_row in rows:
         sharing.setdefault(", ".join(arm_row["own"]), {})[arm_row["variant"]] = None
     own = [f"{', '.join(variants)}: {axes}" for axes, variants in sharing.items() if axes]
+    lines += _allowed(plan)
     return [*lines, *(["axes that only some arms search:", *(f"  {each}" for each in own)] if own else [])]
+
+
+def _allowed(plan: Plan) -> list[str]:
+    """Return the limits of costs, and what share of random draws those in closed form refuse in each arm."""
+    from erpe.study.objectives import check_limits
+
+    if not (goals := Goals.of(plan.search)).at_most:
+        return []
+    shares = {arm.name: check_limits(plan.search_spec(arm)) for arm in plan.arms()}
+    refused = ", ".join(f"{name} {1 - share:.0%}" for name, share in shares.items() if share < 1)
+    return [f"at most {goals.limits}" + f"; so many draws cost more and are not trained: {refused}" * bool(refused)]
 
 
 def _amount(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from erpe import __version__
 from erpe.errors import StudyError
+from erpe.report.fronts import fronts
 from erpe.report.gaps import gap_closed
 from erpe.report.outcomes import TIMED, Outcomes
 from erpe.report.pairing import KEY, arm_keys, by_arm, named, partner, reference_version, sound_runs
@@ -43,6 +44,8 @@ class Comparison:
     """See `ranks.friedman`."""
     nemenyi: pd.DataFrame
     """See `ranks.nemenyi`."""
+    fronts: pd.DataFrame
+    """Trials of each search that no other one dominates, of several objectives; see `fronts.fronts`."""
     verdicts: pd.DataFrame
     """A sentence a comparison; see `verdicts.verdicts`."""
     notes: tuple[str, ...]
@@ -77,7 +80,8 @@ def compare(outcomes: Outcomes, against: str | None = None, margin: float | None
     return Comparison(
         arms=outcomes.arms.assign(mark=_marks(outcomes)), summary=means, differences=pairs,
         gaps=gaps, ratios=time_ratios(outcomes), ranks=ranks(outcomes), friedman=friedman(outcomes),
-        nemenyi=nemenyi(outcomes), verdicts=verdicts(outcomes.arms, pairs, gaps), notes=tuple(_notes(outcomes, means)),
+        nemenyi=nemenyi(outcomes), fronts=fronts(outcomes), verdicts=verdicts(outcomes.arms, pairs, gaps),
+        notes=tuple(_notes(outcomes, means)),
         time_notes=tuple(_time_notes(outcomes, means)),
     )  # fmt: skip
 

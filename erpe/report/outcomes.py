@@ -13,6 +13,7 @@ import pandas as pd
 from erpe.datasets import Dataset
 from erpe.errors import StoreError
 from erpe.io import read_arrays
+from erpe.study.objectives import Goals
 
 GIVEN = ("model.variant", "model.image", "model.classes")
 """Settings that the variant and the data set decide."""
@@ -42,18 +43,19 @@ class Outcomes:
     `trials_planned`, `trials` (done), `seeds_planned`, `seeds` (confirmed), `finished` (bool: all seeds are there),
     `openings` (trained models of this arm that ever met the test set) and how many of them were `abandoned` (their
     results were replaced), `own_axes` (what only this variant searches: "model.features, model.rope", or "none"),
-    `default_won` (bool: trial 0, the defaults, is the best of the search; missing while none is complete)."""
+    `default_won` (bool: trial 0, the defaults, is the best of the search; missing while none is complete). Where it is
+    set, `objective` (`accuracy,flops`) and `at_most` (`params=60000`); see `goals_of`."""
     runs: pd.DataFrame
     """A row a confirmed run: `study`, `dataset`, `arm`, `variant`, `attention`, `encoding`, `seed`, `uid`,
     `version` (of erpe), `device`, and its measures, `time/*` only once they were taken with nothing else running.
     Equal seeds of different arms are a pair."""
     trials: pd.DataFrame
-    """A row a trial of the search: `study`, `arm`, `variant`, `number`, `uid`, `seed`, `state`, `value` (validation
-    accuracy; missing where the model costs more than the study allows),
-    `epochs`, `seconds`, and its settings under their dotted names."""
+    """A row a trial of the search: `study`, `arm`, `variant`, `number`, `uid`, `seed`, `state`, `value` (the first
+    objective, by default the validation accuracy; missing where the model costs more than the study allows), `epochs`,
+    `seconds`, its settings under their dotted names, and of several objectives each one under its name, as `flops`."""
     epochs: pd.DataFrame
     """A row an epoch: `study`, `arm`, `variant`, `phase` (search or confirm), `uid`, `seed`, `epoch` (from 1),
-    `val/accuracy` (NaN in a confirmation) and `train/loss` (NaN in a search)."""
+    `val/accuracy` (NaN in a confirmation; `val/loss` where that is sought) and `train/loss` (NaN in a search)."""
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
     """uid of a confirmed run -> (test images,) the class it predicts, as whole numbers."""
     datasets: dict[str, Dataset] = field(default_factory=dict)
@@ -82,6 +84,16 @@ class Outcomes:
         for name, table in {"trials": self.trials, "epochs": self.epochs}.items():
             own[name] = table[(table["study"] == study) & table["arm"].isin(set(own["arms"]["arm"]))]
         return dataclasses.replace(self, **own)
+
+
+def goals_of(arms: pd.DataFrame) -> Goals:
+    """Return what the searches of a study seek.
+
+    Args:
+        arms: of one study.
+    """
+    said = arms.iloc[0] if len(arms) else {}
+    return Goals.of({name: said[name] for name in ("objective", "at_most") if isinstance(said.get(name), str)})
 
 
 class Rows:

@@ -36,6 +36,7 @@ SECTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "Accuracy": (("accuracy", "critical_difference"), ("quality on the test set", "ranks by accuracy")),
     COSTS: (("tradeoffs", "cost_against_tokens"), ("times as ratios to softmax", "size", "time and memory")),
     "Fit": (("criteria",), ("fit",)),
+    "What the searches found": (("fronts",), ("Pareto fronts",)),
     "Search and training": (("search_effort", "learning_curves"), ()),
     "Where the models look": (("attention_maps",), ()),
 }
@@ -149,7 +150,8 @@ def _sections(prefix: str, tables: dict[str, Block], outcomes: Outcomes, compari
     dataset = outcomes.arms["dataset"].iloc[0]
     of_times = [note for note in comparison.time_notes if f" on {dataset}:" in note]
     for title, (charts, whats) in SECTIONS.items():
-        pictures = [_picture(prefix, name, outcomes, comparison) for name in charts]
+        asked = [name for name in charts if name != "fronts" or len(comparison.fronts)]
+        pictures = [_picture(prefix, name, outcomes, comparison) for name in asked]
         shown = [_titled(what, tables.pop(what)) for what in whats if what in tables]
         if pictures or shown:
             yield Section(title, _id(prefix, title), of_times if title == COSTS else [], pictures, shown)

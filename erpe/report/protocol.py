@@ -9,9 +9,10 @@ import pandas as pd
 
 from erpe.datasets import DATASETS
 from erpe.report.labels import ATTENTION, label
-from erpe.report.outcomes import Outcomes
+from erpe.report.outcomes import Outcomes, goals_of
 from erpe.report.statistics import HIGHER_IS_BETTER
 from erpe.report.table_blocks import Block
+from erpe.study.objectives import MEASURES, Goals, drawn_as
 
 KNOWN = {"study", "dataset", "arm", "variant", "attention", "encoding", "seed", "uid", *HIGHER_IS_BETTER}
 """Columns of runs that are no facts about machine or version."""
@@ -30,7 +31,8 @@ def protocol(outcomes: Outcomes) -> dict[str, str]:
     steps = {
         "Data": f"{dataset}{size}",
         "Budget": f"{trials} trials an arm{searched}; equal for all: {', '.join(map(str, arms['budget'].unique()))}",
-        "Search": "every arm with the same budget, space and scheduler, on a validation part of the training set",
+        "Search": f"every arm with the same budget, space and scheduler, on a validation part of the training set"
+        f"{_sought(goals_of(arms))}",
         "Confirmation": f"the best configuration of each arm, trained again with {seeds} fresh seeds, the same for all "
         f"arms, on the whole training set{confirmed}",
         "Test": "opened once for each confirmed run",
@@ -50,6 +52,13 @@ def protocol(outcomes: Outcomes) -> dict[str, str]:
     return steps | facts_of_runs | ({"Made with": made_with} if made_with else {})
 
 
+def _sought(goals: Goals) -> str:
+    """Return what is sought, if it is not accuracy alone."""
+    several = f"; it sought {', '.join(MEASURES[name].label for name in goals.objectives)}" if goals.tags else ""
+    confirmed = ", and confirmed is the best by the first" if goals.several else ""
+    return several + confirmed + (f", of models of at most {goals.limits}" if goals.limits else "")
+
+
 def _epochs(outcomes: Outcomes) -> tuple[str, str]:
     """How long the trials of the search and the confirmed runs were trained, as the end of a clause."""
     trials, epochs = outcomes.trials, outcomes.epochs
@@ -66,14 +75,15 @@ def search_tables(outcomes: Outcomes) -> list[Block]:
 
     Settings that no trial varied stand in one remark.
     """
-    trials = outcomes.trials
+    trials, goals = outcomes.trials, goals_of(outcomes.arms)
+    factor, label_of = drawn_as(goals.objectives[0])
     settings = [name for name in trials if "." in name and trials[name].notna().any()]
     varied = [name for name in settings if trials[name].dropna().astype(str).nunique() > 1]
     fixed = [f"{name} {_value(trials[name].dropna().iloc[0])}" for name in settings if name not in varied]
     found = []
     for attention, arms in outcomes.arms.groupby("attention", sort=False):
-        columns = [_searched(arm, trials, varied) for arm in arms.to_dict("records")]
-        heads = ["trials", "best validation accuracy %", "seeds", *varied]
+        columns = [_searched(arm, trials, varied, factor) for arm in arms.to_dict("records")]
+        heads = ["trials", f"best {label_of}", "seeds", *varied]
         rows = [[head, *cells] for head, *cells in zip(heads, *columns, strict=True)]
         names = [label(arm, variant) for arm, variant in zip(arms["arm"], arms["variant"], strict=True)]
         numbers = [False, *(True for _ in names)]
@@ -83,7 +93,7 @@ def search_tables(outcomes: Outcomes) -> list[Block]:
     return found
 
 
-def _searched(arm: dict[Any, Any], trials: pd.DataFrame, settings: list[str]) -> list[str]:
+def _searched(arm: dict[Any, Any], trials: pd.DataFrame, settings: list[str], factor: float) -> list[str]:
     """Return the column of an arm: its trials by state, its best one, its seeds and the best one's settings."""
     own = trials[trials["arm"] == arm["arm"]] if len(trials) else trials
     states = own["state"].value_counts() if len(own) else {}
@@ -92,7 +102,7 @@ def _searched(arm: dict[Any, Any], trials: pd.DataFrame, settings: list[str]) ->
     told = ", ".join(f"{count} {str(state).lower()}" for state, count in states.items())
     return [
         f"{arm['trials']} of {arm['trials_planned']}" + (f" ({told})" if told else ""),
-        f"{100 * best['value']:.2f}" if len(best) else "-",
+        f"{factor * best['value']:.2f}" if len(best) else "-",
         f"{arm['seeds']} of {arm['seeds_planned']}",
         *(_value(best.get(name)) for name in settings),
     ]

@@ -12,10 +12,12 @@ from erpe.report.comparison import Comparison
 from erpe.report.gaps import NOT_SHOWN
 from erpe.report.grid import as_lines
 from erpe.report.measures import MAIN, PERCENT, WIDE, Column
+from erpe.report.outcomes import goals_of
 from erpe.report.pairing import KINDS
 from erpe.report.ratios import TIMES
 from erpe.report.significance import MEASURE, digits_of, p_value, point_digits, signed
 from erpe.report.summary import answer
+from erpe.study.objectives import shown
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def blocks(comparison: Comparison) -> list[Block]:
     found = []
     for study, dataset in comparison.arms[["study", "dataset"]].drop_duplicates().itertuples(index=False, name=None):
         one = Slice(comparison, study, dataset)
-        made = [*_answer(one), *_differences(one), _gaps(one), *_main(one), _ratios(one), _ranks(one)]
+        made = [*_answer(one), *_differences(one), _gaps(one), *_main(one), _ratios(one), _ranks(one), _fronts(one)]
         starred = [block for block in made if any(row[0].endswith(" *") for row in block.rows)]
         for block in starred[:1]:
             block.remarks.append(one.stars())
@@ -207,6 +209,17 @@ def _ranks(one: Slice) -> Block:
     if 0 < len(rows) < len(one.arms):
         remarks.append("arms that are unfinished or have no run to compare are left out")
     return one.block("ranks by accuracy", ["arm", "blocks", "rank"], rows, 1, *remarks)
+
+
+def _fronts(one: Slice) -> Block:
+    goals, table = goals_of(one.arms), one.of("fronts")
+    values = table.groupby(["arm", "number"], sort=False)[["objective", "value"]]
+    trials = {key: dict(own.itertuples(index=False, name=None)) for key, own in values}
+    rows = [[arm, str(number), *(shown(name, own[name]) for name in goals.objectives)]
+            for (arm, number), own in trials.items()]  # fmt: skip
+    remark = "trials of the search, on the validation part, that no other one of their arm dominates"
+    within = f"; at most {goals.limits}" if goals.limits else ""
+    return one.block("Pareto fronts", ["arm", "trial", *goals.objectives], rows, 1, remark + within)
 
 
 def _points(value: float, digits: int) -> str:

@@ -11,6 +11,7 @@ most of it. Others are looked at when a trial ends. A cost in closed form is kno
 from __future__ import annotations
 
 import math
+import tomllib
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -68,11 +69,13 @@ def read_objective(given: Any) -> str:
 
 
 def read_limits(given: Any) -> Any:
-    """Return what a model may cost: `{"flops": 2e7}`.
+    """Return what a model may cost: `{"flops": 2e7}`, given so or as `flops=2e7,params=500000`.
 
     Raises:
         ConfigError: an unknown cost, or no positive number.
     """
+    if isinstance(given, str) and "=" in given:
+        given = tomllib.loads(given.replace(",", "\n"))
     if not isinstance(given, dict):
         raise ConfigError(f"{str(given)[:100]!r} given; use a table instead, as {{flops = 20e6}}")
     for name, value in given.items():
@@ -95,9 +98,9 @@ class Goals(NamedTuple):
 
     @classmethod
     def of(cls, spec: Any) -> Goals:
-        """Of a `StudySpec`, of the `[search]` of a study file, or of one of them as stored."""
+        """Of a `StudySpec`, of the `[search]` of a study file, of one of them as stored, or of `tags`."""
         stored = spec if isinstance(spec, dict) else spec.model_dump(include={"objective", "at_most"})
-        return cls(tuple(stored.get("objective", "accuracy").split(",")), stored.get("at_most", {}))
+        return cls(tuple(stored.get("objective", "accuracy").split(",")), read_limits(stored.get("at_most", {})))
 
     @property
     def several(self) -> bool:
@@ -116,14 +119,20 @@ class Goals(NamedTuple):
 
     @property
     def tags(self) -> dict[str, str]:
-        """Of MLflow; none if nothing is set."""
-        said = {"objective": ",".join(self.objectives), "at_most": self.limits}
+        """Of MLflow, and columns of the report: `flops=20000000,inference_ms=0.2`; none if nothing is set."""
+        limits = ",".join(f"{name}={most:.12g}" for name, most in self.at_most.items())
+        said = {"objective": ",".join(self.objectives), "at_most": limits}
         return {name: text for name, text in said.items() if text not in ("accuracy", "")}
 
     @property
     def limits(self) -> str:
         """`flops 20,000,000, inference_ms 0.2`."""
         return ", ".join(f"{name} {number(most)}" for name, most in self.at_most.items())
+
+    def reported(self, phase: str) -> tuple[int, str]:
+        """Return the measure that is the value of an epoch, and the sign that makes more of it better."""
+        first = MEASURES[self.objectives[0]]
+        return (first.sign, first.key) if phase == "search" else (-1, "train/loss")
 
     def closed_costs(self, config: TrialConfig) -> dict[str, float]:
         """Those costs that matter here and are known before a trial begins."""
@@ -171,9 +180,13 @@ class Goals(NamedTuple):
 
     def front(self, trials: list[TrialRecord]) -> dict[int, dict[str, float]]:
         """Return those of `eligible` that no other one dominates, each with its objectives; none of one objective."""
-        found = {trial.number: self.values(trial) for trial in self.eligible(trials)} if self.several else {}
-        gains = {number: self.gains(values) for number, values in found.items() if len(values) == len(self.objectives)}
-        return {number: found[number] for number, own in gains.items() if not beaten(own, list(gains.values()))}
+        return self.unbeaten({trial.number: self.values(trial) for trial in self.eligible(trials)})
+
+    def unbeaten(self, found: dict[int, dict[str, float]]) -> dict[int, dict[str, float]]:
+        """Return those of some trials, all within the limits, that no other one dominates; none of one objective."""
+        whole = {n: values for n, values in found.items() if self.several and len(values) == len(self.objectives)}
+        gains = {number: self.gains(values) for number, values in whole.items()}
+        return {number: whole[number] for number, own in gains.items() if not beaten(own, list(gains.values()))}
 
     def falls_behind(self, trial: TrialRecord, trials: list[TrialRecord], epoch: int, factor: int) -> bool:
         """Whether successive halving stops a trial at a rung, an epoch that only one of `factor` trials passes.
@@ -206,6 +219,11 @@ def beaten(own: tuple[float, ...], all_: list[tuple[float, ...]], first: bool = 
 def shown(name: str, value: float | None) -> str:
     """Return an objective's value for people."""
     return percent(value) if value is None or name == "accuracy" else number(value)
+
+
+def drawn_as(name: str) -> tuple[float, str]:
+    """Return by what a figure multiplies an objective, and what its axis says."""
+    return (100.0, "validation accuracy (%)") if name == "accuracy" else (1.0, MEASURES[name].label)
 
 
 def check_limits(spec: Any, draws: int = 200) -> float:

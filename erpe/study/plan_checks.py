@@ -28,8 +28,6 @@ def _names(plan: Plan) -> Iterator[str]:
         check_name(plan.name)
     except ConfigError as error:
         yield str(error)
-    if plan.search.objective.startswith("log_likelihood"):
-        yield "search.objective: a study file compares accuracies; use accuracy instead, or erpe tune"
     if not plan.variants:
         yield "variants: none given; use nine, twelve or a list instead"
     if len(set(plan.variants)) < len(plan.variants):

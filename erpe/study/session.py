@@ -255,9 +255,9 @@ class StudySession:
         start = self._study.user_attrs.get(START, {})
         queued = (TrialState.WAITING, TrialState.COMPLETE)
         there = {trial.user_attrs.get(START) for trial in trials if trial.state in queued}
-        for number, (params, value) in enumerate(start.get("known", [])):
+        for number, (params, values) in enumerate(start.get("known", [])):
             if f"known {number}" not in there:
-                self._study.add_trial(known_trial(number, params, value, self._spec))
+                self._study.add_trial(known_trial(number, params, values, self._spec))
         for number, point in enumerate([*start.get("points", []), default_point(self._spec.space, self._spec.base)]):
             if number not in there:
                 self._study.enqueue_trial(point, user_attrs={START: number})

@@ -20,7 +20,7 @@ from erpe.errors import ConfigError
 from erpe.settings import Config, flatten
 from erpe.study.distributions import Space
 from erpe.study.entries import dotted, typed
-from erpe.study.objectives import MEASURES, Goals, Limits, Objective
+from erpe.study.objectives import Goals, Limits, Objective
 from erpe.study.search_space import RESERVED, check_together, default_space
 
 CONTRACT = 1
@@ -77,18 +77,13 @@ class StudySpec(Config):
 
         A confirmation has no validation part: its training loss, negated, is shown.
         """
-        sign, key = self._measure
+        sign, key = self.goals.reported(self.phase)
         return sign * measured[key]
 
     def measured(self, value: float) -> dict[str, float]:
         """Return what is known of an epoch of this value, and nothing else: `value` the other way round."""
-        sign, key = self._measure
+        sign, key = self.goals.reported(self.phase)
         return {key: sign * value}
-
-    @property
-    def _measure(self) -> tuple[int, str]:
-        measure = MEASURES[self.goals.objectives[0]]
-        return (measure.sign, measure.key) if self.phase == "search" else (-1, "train/loss")
 
     @property
     def goals(self) -> Goals:

@@ -29,8 +29,8 @@ class Start(NamedTuple):
 
     points: tuple[dict[str, Any], ...] = ()
     """Settings of the first trials; what is not in one is sampled."""
-    known: tuple[tuple[dict[str, Any], float], ...] = ()
-    """Settings and value of trials that another study measured alike: the sampler learns from them."""
+    known: tuple[tuple[dict[str, Any], list[float]], ...] = ()
+    """Settings and objectives of trials that another study measured alike: the sampler learns from them."""
     notes: tuple[str, ...] = ()
     """What did not fit, a line each."""
 
@@ -88,9 +88,9 @@ def from_study(records: list[StudyRecord], name: str, spec: StudySpec) -> Start:
     notes = [f"warm start from {part.shown}: its best trial, {part.best.number}, comes first"]
     notes += [f"{setting} is sampled: {value!r} of that trial is not in this space" for setting, value in lacks.items()]
     known = []
-    if not spec.goals.several and all(each.startswith("space.") for each in differences_from(part.about.spec, spec)):
-        fits = [(trial, _fit(trial, spec)) for trial in part.trials if trial.state == "COMPLETE"]
-        known = [(each, trial.value) for trial, (each, lacks) in fits if not lacks and trial.value is not None]
+    if all(each.startswith("space.") for each in differences_from(part.about.spec, spec)):
+        fits = [(spec.goals.values(trial), *_fit(trial, spec)) for trial in spec.goals.eligible(part.trials)]
+        known = [(point, list(values.values())) for values, point, lacks in fits if not lacks]
         notes.append(f"{len(known)} of its {len(fits)} complete trials fit this space; the sampler learns from them")
     return Start((point,), tuple(known), ("; ".join(notes),))
 
@@ -103,14 +103,14 @@ def _fit(trial: TrialRecord, spec: StudySpec) -> tuple[dict[str, Any], dict[str,
     return fits, {name: flat.get(name) for name in active if name not in fits}
 
 
-def known_trial(number: int, params: dict[str, Any], value: float, spec: StudySpec) -> FrozenTrial:
+def known_trial(number: int, params: dict[str, Any], values: list[float], spec: StudySpec) -> FrozenTrial:
     """Return a trial of another study as Optuna keeps it; without a configuration of ours it counts nowhere."""
     ranges = {name: _distribution(spec.space.axes[name]) for name in params}
     return create_trial(
         state=TrialState.COMPLETE,
         params=params,
         distributions=ranges,
-        value=value,
+        values=values,
         user_attrs={START: f"known {number}"},
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from erpe.report.charts import costs, curves, effort, forest, intervals, tokens
+from erpe.report.charts import costs, curves, effort, forest, fronts, intervals, tokens
 from erpe.report.charts.style import COLUMN, FONTS, FULL, INK, SMALL, blank, dress, marks
 from erpe.report.comparison import Comparison
 from erpe.report.outcomes import Outcomes
@@ -83,6 +83,7 @@ CHARTS: dict[str, Chart] = {
     "learning_curves": lambda outcomes, comparison: curves.learning_curves(outcomes),
     "criteria": intervals.criteria,
     "attention_maps": lambda outcomes, comparison: curves.attention_maps(outcomes),
+    "fronts": fronts.fronts,
     "search_effort": lambda outcomes, comparison: effort.search_effort(outcomes),
     "cost_against_tokens": tokens.cost_against_tokens,
 }

@@ -47,11 +47,18 @@ CAPTIONS = {
         "figure. Bar: Fieller's 95 % interval. {without}",
         "no gap is shown, or no encoding could close one",
     ),
+    "fronts": Caption(
+        "Pareto fronts of the searches",
+        "Trials that no other one of their arm dominates: none is as good in every objective and better in one. Of two "
+        "objectives, a line joins them. Dots: the other complete trials within the limits. Pale: the fronts of the "
+        "other attentions. One search an arm, on the validation part, so without interval.",
+        "the searches have one objective",
+    ),
     "search_effort": Caption(
         "What more trials bring",
-        "Expected best validation accuracy of a search of so many trials (Dodge et al. 2019), of the trials that ended "
-        "with a value; one search an arm, so without interval. Still rising at its end: more trials would pay. Pale: "
-        "the other attentions.",
+        "Expected best value, on the validation part, of a search of so many trials (Dodge et al. 2019), of the trials "
+        "that ended with a value; one search an arm, so without interval. Still rising at its end: more trials would "
+        "pay. Pale: the other attentions.",
         "no search has two trials that ended with a value",
     ),
     "critical_difference": Caption(
@@ -62,9 +69,9 @@ CAPTIONS = {
     ),
     "learning_curves": Caption(
         "Learning curves",
-        "Above: the trial with the best validation accuracy of each arm's search, one run an arm, so without interval. "
-        "Below: training loss of the confirmed runs, mean, {n}; the band, where there are more, goes from the "
-        "lowest to the highest seed, no confidence interval. Pale: the other attentions.",
+        "Above: the trial of each arm's search with the best value on the validation part, one run an arm, so without "
+        "interval. Below: training loss of the confirmed runs, mean, {n}; the band, where there are more, goes from "
+        "the lowest to the highest seed, no confidence interval. Pale: the other attentions.",
         "no epoch was recorded",
     ),
     "criteria": Caption(

@@ -18,14 +18,15 @@ from erpe.errors import StoreError
 from erpe.io import read_arrays
 from erpe.report.charts.style import FULL, INK, PALE, SMALL, Mark, blank, dress, legend_height, legend_of, marks
 from erpe.report.labels import ATTENTION
-from erpe.report.outcomes import Outcomes
+from erpe.report.outcomes import Outcomes, goals_of
+from erpe.study.objectives import drawn_as
 
 ROW = 6
 """Most attention maps side by side."""
 
 
 def learning_curves(outcomes: Outcomes) -> Figure | None:
-    """Draw a column an attention. Above: validation accuracy of each arm's best trial in the search, by epoch. Below:
+    """Draw a column an attention. Above: first objective of each arm's best trial in the search, by epoch. Below:
     training loss (nats an image) of the confirmed runs, mean over seeds and a band from the lowest to the highest.
 
     The other attentions' curves are drawn pale behind, for comparison. None without epochs.
@@ -34,7 +35,7 @@ def learning_curves(outcomes: Outcomes) -> Figure | None:
     rows = [
         (label, curves)
         for label, curves in (
-            ("validation accuracy (%)\nof the best trial", best_trials(outcomes)),
+            (f"{drawn_as(goals_of(outcomes.arms).objectives[0])[1]}\nof the best trial", best_trials(outcomes)),
             ("training loss (nats)\nof the confirmed runs", confirmed_losses(outcomes.epochs)),
         )
         if not curves.empty
@@ -60,14 +61,17 @@ def learning_curves(outcomes: Outcomes) -> Figure | None:
 
 
 def best_trials(outcomes: Outcomes) -> pd.DataFrame:
-    """`arm`, `epoch`, `middle`: validation accuracy (%) of the finished trial with the highest value of each arm."""
-    trials, epochs = outcomes.trials, outcomes.epochs
+    """`arm`, `epoch`, `middle`: of the finished trial with the highest value of each arm, its first objective, by
+    default validation accuracy (%).
+    """
+    trials, epochs, goals = outcomes.trials, outcomes.epochs, goals_of(outcomes.arms)
     if trials.empty or epochs.empty:
         return pd.DataFrame(columns=["arm", "epoch", "middle"])
+    sign, key = goals.reported("search")
     done = trials[(trials["state"] == "COMPLETE") & trials["value"].notna()].sort_values("number", kind="stable")
     best = done.loc[done.groupby("arm", sort=False)["value"].idxmax(), ["arm", "uid"]]
-    curves = epochs[epochs["phase"] == "search"].merge(best, on=["arm", "uid"]).dropna(subset="val/accuracy")
-    curves = curves.assign(middle=100 * curves["val/accuracy"])
+    curves = epochs[epochs["phase"] == "search"].merge(best, on=["arm", "uid"]).dropna(subset=key)
+    curves = curves.assign(middle=sign * drawn_as(goals.objectives[0])[0] * curves[key])
     return curves[["arm", "epoch", "middle"]].sort_values(["arm", "epoch"])
 
 

@@ -12,8 +12,9 @@ from erpe.report.charts.tokens import layer_flops
 from erpe.report.comparison import Comparison
 from erpe.report.effort import expected_best_curves
 from erpe.report.forest import forest
-from erpe.report.outcomes import Outcomes
+from erpe.report.outcomes import Outcomes, goals_of
 from erpe.report.pairing import sound_runs
+from erpe.study.objectives import drawn_as
 
 
 def _of(comparison: Comparison, *measures: str) -> pd.DataFrame:
@@ -21,7 +22,7 @@ def _of(comparison: Comparison, *measures: str) -> pd.DataFrame:
 
 
 def _curves(outcomes: Outcomes) -> pd.DataFrame:
-    above = best_trials(outcomes).assign(measure="val/accuracy in %")
+    above = best_trials(outcomes).assign(measure=drawn_as(goals_of(outcomes.arms).objectives[0])[1])
     return pd.concat([above, confirmed_losses(outcomes.epochs).assign(measure="train/loss")])
 
 
@@ -44,6 +45,7 @@ DATA: dict[str, Callable[[Outcomes, Comparison], pd.DataFrame]] = {
     "critical_difference": lambda outcomes, comparison: comparison.ranks,
     "learning_curves": lambda outcomes, comparison: _curves(outcomes),
     "criteria": lambda outcomes, comparison: _of(comparison, "aic", "bic"),
+    "fronts": lambda outcomes, comparison: comparison.fronts,
     "search_effort": lambda outcomes, comparison: expected_best_curves(outcomes),
     "cost_against_tokens": lambda outcomes, comparison: _tokens(outcomes),
 }

@@ -8,11 +8,14 @@ from matplotlib.ticker import MaxNLocator
 from erpe.report.charts.style import FULL, PALE, blank, dress, legend_height, legend_of, marks
 from erpe.report.effort import expected_best_curves
 from erpe.report.labels import ATTENTION
-from erpe.report.outcomes import Outcomes
+from erpe.report.outcomes import Outcomes, goals_of
+from erpe.study.objectives import drawn_as
 
 
 def search_effort(outcomes: Outcomes) -> Figure | None:
-    """Draw the expected best validation accuracy (%) after n trials, a panel an attention; the others are pale.
+    """Draw the expected best of the first objective, by default validation accuracy (%), after n trials.
+
+    A panel an attention; the others are pale.
 
     None where no arm has two trials that ended with a value.
 
@@ -24,6 +27,7 @@ def search_effort(outcomes: Outcomes) -> Figure | None:
     shown = {arm: mark for arm, mark in marks(outcomes.arms).items() if (curves["arm"] == arm).sum() > 1}
     if not shown:
         return None
+    factor, label = drawn_as(goals_of(outcomes.arms).objectives[0])
     attentions = list(dict.fromkeys(mark.attention for mark in shown.values()))
     figure = blank(FULL, 2.1 + legend_height(shown, FULL))
     for axes, attention in zip(
@@ -33,10 +37,10 @@ def search_effort(outcomes: Outcomes) -> Figure | None:
             own = curves[curves["arm"] == arm]
             pale = {"color": PALE, "linewidth": 0.8, "alpha": 0.6, "zorder": 1}
             look = mark.line(markersize=3.5, zorder=3) if mark.attention == attention else pale
-            axes.plot(own["trials"], 100 * own["value"], **look)
+            axes.plot(own["trials"], factor * own["value"], **look)
         axes.set(xlabel="trials", title=ATTENTION.get(attention, attention))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         dress(axes)
-    figure.axes[0].set_ylabel("expected best\nvalidation accuracy (%)")
+    figure.axes[0].set_ylabel(f"expected best\n{label}")
     legend_of(figure, shown, line=True)
     return figure

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from erpe.errors import ConfigError, StudyError, TrackingError, nearest
 from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
 from erpe.store import FILES
+from erpe.study.objectives import MEASURES, Goals
 from erpe.study.openings import Openings
 from erpe.study.plan import Compare
 from erpe.study.search_space import NO_AXES
@@ -155,23 +156,24 @@ def _read_study(rows: Rows, client: MlflowClient, uri: str, study: str, runs: li
         what = {"dataset": tags["dataset"], "attention": attention, "encoding": encoding or "none"}
         trials, confirmed = _trials(own, "search"), _confirmed(own)
         planned = int(tags["seeds_planned"])
+        said = next((each.data.tags for each in trials), {})
         rows.tables["arms"].append(
             who | what | {"budget": tags["budget"], "trials_planned": int(tags["trials_planned"])}
             | {"trials": sum(run.data.tags.get("state") != "RUNNING" for run in trials) + _removed(own)}
             | {"seeds_planned": planned, "seeds": len(confirmed), "finished": len(confirmed) >= planned}
             | {"openings": (opened := len(_tested(own))), "abandoned": opened - len(confirmed)}
-            | {"own_axes": trials[0].data.tags.get("own_axes", NO_AXES) if trials else NO_AXES}
+            | {"own_axes": trials[0].data.tags.get("own_axes", NO_AXES) if trials else NO_AXES} | Goals.of(said).tags
         )  # fmt: skip
         for run in trials:
-            found = _epochs(client, run, "search")
-            rows.tables["trials"].append(who | _trial_row(run, len(found)))
+            found = _epochs(client, run, "search", Goals.of(said))
+            rows.tables["trials"].append(who | _trial_row(run, len(found), Goals.of(said)))
             rows.tables["epochs"] += [who | row for row in found]
         for run in confirmed:
             uid = run.data.tags["erpe.trial_uid"]
             own_tags = {"seed": int(run.data.tags["seed"]), "uid": uid, "version": run.data.tags["version.erpe"]}
             device = {"device": run.data.tags.get("device", "unknown")}
             rows.add_run(run.data.metrics | who | what | own_tags | device)
-            rows.tables["epochs"] += [who | row for row in _epochs(client, run, "confirm")]
+            rows.tables["epochs"] += [who | row for row in _epochs(client, run, "confirm", Goals())]
             try:
                 rows.add_folder(uid, what["dataset"], fetch(client, uri, run, _FILES))
             except StudyError as error:
@@ -216,11 +218,15 @@ def _confirmed(runs: list[Run]) -> list[Run]:
     return [run for run, parent in zip(complete, parents, strict=True) if parent == parents[-1]]
 
 
-def _trial_row(run: Run, epochs: int) -> dict[str, Any]:
+def _trial_row(run: Run, epochs: int, goals: Goals) -> dict[str, Any]:
     tags, info = run.data.tags, run.info
     seconds = (info.end_time - info.start_time) / 1000 if info.end_time else None
     own = {"number": int(tags["optuna.number"]), "uid": tags["erpe.trial_uid"], "seed": int(tags["seed"])}
-    found = {"state": tags.get("state", _STATES[info.status]), "value": run.data.metrics.get("val/accuracy")}
+    costs = {name: run.data.metrics.get(MEASURES[name].key) for name in goals.at_most}
+    sought = {name: MEASURES[name].sign * run.data.metrics[MEASURES[name].key] for name in goals.objectives
+              if MEASURES[name].key in run.data.metrics}  # fmt: skip
+    value = None if goals.over(costs) else sought.get(goals.objectives[0])
+    found = {"state": tags.get("state", _STATES[info.status]), "value": value} | (sought if goals.several else {})
     told = {name: text for name, text in run.data.params.items() if name.startswith(("model.", "train."))}
     settings = {name: _value(text) for name, text in told.items() if name not in GIVEN}
     return own | found | {"epochs": epochs, "seconds": seconds} | settings
@@ -236,8 +242,8 @@ def _value(text: str) -> Any:
         return {"True": True, "False": False, "None": None}.get(text, text)
 
 
-def _epochs(client: MlflowClient, run: Run, phase: str) -> list[dict[str, Any]]:
-    measure = "val/accuracy" if phase == "search" else "train/loss"
+def _epochs(client: MlflowClient, run: Run, phase: str, goals: Goals) -> list[dict[str, Any]]:
+    _, measure = goals.reported(phase)
     who = {"phase": phase, "uid": run.data.tags["erpe.trial_uid"], "seed": int(run.data.tags["seed"])}
     history = client.get_metric_history(run.info.run_id, measure)
     return [who | {"epoch": point.step, measure: point.value} for point in sorted(history, key=lambda p: p.step)]

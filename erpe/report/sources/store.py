@@ -19,6 +19,7 @@ from erpe.errors import StoreError
 from erpe.io import read_json
 from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
 from erpe.store import Store
+from erpe.study.objectives import Goals
 from erpe.study.openings import openings, openings_of
 from erpe.study.plan import Plan
 from erpe.study.records import StudyRecord, TrialRecord, arm_of, grouped, read_studies
@@ -56,16 +57,18 @@ def _read_study(rows: Rows, plan: Plan, members: list[StudyRecord], store: Store
             | {"trials": sum(t.state != "RUNNING" for t in search.trials) if search else 0}
             | {"seeds_planned": plan.confirm.seeds, "seeds": len(done), "finished": len(done) >= plan.confirm.seeds}
             | {"openings": opened.total, "abandoned": opened.abandoned, "own_axes": ", ".join(axes) or NO_AXES}
+            | Goals.of(plan.search).tags
         )  # fmt: skip
         for trial in search.trials if search else []:
-            over = search.goals.over(search.goals.spent(trial)) if search else ""
-            rows.tables["trials"].append(who | trial_row(trial) | ({"value": None} if over else {}))
-            rows.tables["epochs"] += [who | row for row in _epochs(trial, "search")]
+            rows.tables["trials"].append(who | trial_row(trial, Goals.of(plan.search)))
+        rows.tables["epochs"] += (
+            [who | row for trial in search.trials for row in _epochs(trial, search)] if search else []
+        )
         for trial in done:
             assert confirm is not None
             folder = store.trial_folder(confirm.name, trial.number, trial.config.seed)
             rows.add_run(who | what | _run_row(trial, confirm, folder))
-            rows.tables["epochs"] += [who | row for row in _epochs(trial, "confirm")]
+            rows.tables["epochs"] += [who | row for row in _epochs(trial, confirm)]
             rows.add_folder(trial.uid, str(plan.dataset), folder)
         made = next((member.part_of.made_with for member in members if member.part_of), {})
         rows.made_with[plan.name] = describe(made | {"device": _devices(rows, plan)})
@@ -93,12 +96,12 @@ def load_tuned(study: StudyRecord, store: Store) -> Outcomes:
         who | {"dataset": spec.dataset, "attention": attention, "encoding": encoding, "budget": "trials"}
         | {"trials_planned": len(study.trials), "trials": sum(trial.state != "RUNNING" for trial in study.trials)}
         | {"seeds_planned": 0, "seeds": 0, "finished": over, "openings": len(study.opened), "abandoned": 0}
-        | {"own_axes": ", ".join(own_axes(spec.variant, spec.space)) or NO_AXES}
+        | {"own_axes": ", ".join(own_axes(spec.variant, spec.space)) or NO_AXES} | spec.goals.tags
     )  # fmt: skip
     for trial in study.trials:
         measures = (trial.verdict.metrics if trial.verdict else {}) | study.finals.get(trial.number, {})
-        rows.tables["trials"].append(who | trial_row(trial) | measures)
-        rows.tables["epochs"] += [who | row for row in _epochs(trial, "search")]
+        rows.tables["trials"].append(who | trial_row(trial, spec.goals) | measures)
+        rows.tables["epochs"] += [who | row for row in _epochs(trial, study)]
     return rows.outcomes()
 
 
@@ -106,11 +109,13 @@ def _devices(rows: Rows, plan: Plan) -> str:
     return ", ".join(sorted({row["device"] for row in rows.tables["runs"] if row["study"] == plan.name}))
 
 
-def trial_row(trial: TrialRecord) -> dict[str, Any]:
-    """Return a trial of a search, with its settings."""
+def trial_row(trial: TrialRecord, goals: Goals) -> dict[str, Any]:
+    """Return a trial of a search, with its settings, and its objectives where there are several."""
     seconds = (trial.ended - trial.started).total_seconds() if trial.started and trial.ended else None
     own = {"number": trial.number, "uid": trial.uid, "seed": trial.config.seed, "state": trial.state}
-    return own | {"value": trial.value, "epochs": len(trial.epochs), "seconds": seconds} | _settings(trial)
+    value = None if goals.over(goals.spent(trial)) else trial.value
+    sought = goals.values(trial) if goals.several else {}
+    return own | {"value": value, "epochs": len(trial.epochs), "seconds": seconds} | sought | _settings(trial)
 
 
 def _settings(trial: TrialRecord) -> dict[str, Any]:
@@ -132,7 +137,7 @@ def _run_row(trial: TrialRecord, study: StudyRecord, folder: Path) -> dict[str, 
     return who | trial.verdict.metrics | study.finals.get(trial.number, {})
 
 
-def _epochs(trial: TrialRecord, phase: str) -> list[dict[str, Any]]:
-    who = {"phase": phase, "uid": trial.uid, "seed": trial.config.seed}
-    measured = ("val/accuracy", 1.0) if phase == "search" else ("train/loss", -1.0)
-    return [who | {"epoch": epoch, measured[0]: measured[1] * value} for epoch, value in sorted(trial.epochs.items())]
+def _epochs(trial: TrialRecord, study: StudyRecord) -> list[dict[str, Any]]:
+    who = {"phase": study.phase, "uid": trial.uid, "seed": trial.config.seed}
+    sign, key = study.goals.reported(study.phase)
+    return [who | {"epoch": epoch, key: sign * value} for epoch, value in sorted(trial.epochs.items())]
