@@ -277,13 +277,13 @@ def test_a_trial_that_another_hand_ends_between_two_epochs_stops(store, state):
 
 @pytest.mark.parametrize("pruner", ["asha", "hyperband", "median"])
 def test_a_driver_that_remembers_prunes_as_one_that_reads_all_again(tmp_path, pruner):
-    spec, decisions = define("relu", "digits", epochs=30, sampler="random", pruner=pruner), {}
+    spec, decisions = define("relu", "digits", epochs=12, sampler="random", pruner=pruner), {}
     for forgets in (False, True):
         with StudySession.open(Store.open(tmp_path / str(forgets)), spec) as session:
             told = decisions[forgets] = []
             for value, slope in ((0.3, 0.02), (0.35, 0.0), (0.4, 0.001), (0.32, 0.01), (0.5, 0.0), (0.2, 0.0)):
                 number = session.ask(6).number
-                for epoch in range(1, 31):
+                for epoch in range(1, 13):
                     told.append((number, epoch, prune := session.report(number, epoch, value + epoch * slope)))
                     if forgets:
                         session._running.clear()
