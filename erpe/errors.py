@@ -78,7 +78,9 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     """Return the end of an error line: the name that was probably meant, or all that are known."""
     names = list(dict.fromkeys(allowed))
     close = get_close_matches(given, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"use one of {', '.join(names)}"
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"use {either(names)}" if names else "there is none"
 
 
 def either(words: Iterable[str]) -> str:

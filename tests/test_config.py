@@ -40,11 +40,11 @@ def refusal(make) -> str:
     ("given", "meant"),
     [
         ("relu_rotary", "relu_rope"),
-        ("perfomer", "one of softmax, softmax_general"),
+        ("perfomer", "use softmax, softmax_general"),
         ("favour", "did you mean favor?"),
         ("softmax_none", "did you mean softmax"),
         ("Softmax", "did you mean softmax?"),
-        ("", "one of softmax,"),
+        ("", "use softmax,"),
     ],
 )
 def test_an_unknown_variant_is_refused_with_the_names_that_would_do(given, meant):
@@ -58,7 +58,7 @@ def test_an_unknown_variant_is_refused_with_the_names_that_would_do(given, meant
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [("minst", "mnist?"), ("CIFAR10", "cifar10"), ("imagenet", "one of digits")]
+    ("given", "meant"), [("minst", "mnist?"), ("CIFAR10", "cifar10"), ("imagenet", "use digits, ")]
 )
 def test_an_unknown_data_set_is_refused_with_the_names_that_would_do(given, meant):
     for make in (lambda: defaults("relu", given), lambda: DataConfig(dataset=given)):
@@ -69,7 +69,7 @@ def test_an_unknown_data_set_is_refused_with_the_names_that_would_do(given, mean
 @pytest.mark.parametrize(
     ("make", "key", "meant"),
     [
-        (lambda: TrainConfig(learning_rate=1e-3), "learning_rate", "use one of"),
+        (lambda: TrainConfig(learning_rate=1e-3), "learning_rate", "use epochs, "),
         (lambda: TrainConfig(epoch=3), "epoch", "did you mean epochs?"),
         (lambda: ModelConfig(variant="relu", image=(1, 8, 8), classes=10, widht=64), "widht", "did you mean width?"),
         (lambda: AttentionConfig(variant="relu", feature=8), "feature", "did you mean features?"),
@@ -275,4 +275,4 @@ def test_configurations_need_no_torch():
 
 
 def test_advice_names_each_name_once():
-    assert nearest("z", ["a", "b", "a"]) == "use one of a, b"
+    assert nearest("z", ["a", "b", "a"]) == "use a or b" and nearest("z", []) == "there is none"

@@ -62,7 +62,7 @@ def token(monkeypatch):
         (["ui"], 1, "ui: is for this machine"),
         (["jobs", "list"], 1, "jobs: is for this machine"),
         (["tunes"], 2, "did you mean tune?"),
-        (["study"], 2, "use one of run, show, status, schema"),
+        (["study"], 2, "use run, show, status or schema"),
         (["tune", "--variants", "relu"], 2, "No such option"),
         (["study", "run"], 2, "erpe study run [OPTIONS]"),
         (["tune", "-v", "relu", "-d", "digits"], 1, "no response"),

@@ -214,7 +214,7 @@ def test_a_study_to_compare_with_need_not_be_named(digits_study):
     assert list(outcomes_of(["digits-nine"], "digits-nine", digits_study.root, None).runs["study"].unique()) == [
         "digits-nine"
     ]
-    with pytest.raises(StudyError, match="study other: not one of `erpe study run`; use one of digits-nine"):
+    with pytest.raises(StudyError, match="study other: not one of `erpe study run`; use digits-nine"):
         outcomes_of(["digits-nine"], "other", digits_study.root, None)
 
 

@@ -80,7 +80,7 @@ def read_limits(given: Any) -> Any:
         raise ConfigError(f"{str(given)[:100]!r} given; use a table instead, as {{flops = 20e6}}")
     for name, value in given.items():
         if name not in COSTS:
-            raise ConfigError(f"unknown cost {str(name)[:100]!r}; use one of {', '.join(COSTS)}")
+            raise ConfigError(f"unknown cost {str(name)[:100]!r}; {nearest(str(name), COSTS)}")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ConfigError(f"{name}: {str(value)[:100]} given; use a number above 0 instead")
     return {name: float(given[name]) for name in COSTS if name in given}
