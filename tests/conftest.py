@@ -10,6 +10,14 @@ from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: no machine of the tests has a GPU
 
+import pytest
+import scipy.linalg  # noqa: F401  its threads can be limited only once it is loaded
+import threadpoolctl
+import torch
+from browsing import chromium, programs, tidy
+from mlflow_server import mlflow_server
+from postgres import PROGRAMS, Postgres
+
 
 def has_room_in_memory(place="/dev/shm"):
     """Whether files of the tests can lie in memory."""
@@ -23,14 +31,6 @@ def has_room_in_memory(place="/dev/shm"):
 
 if "TMPDIR" not in os.environ and has_room_in_memory():  # a database on a disk waits for it at each write: 20 ms
     os.environ["TMPDIR"], tempfile.tempdir = "/dev/shm", None
-
-import pytest
-import scipy.linalg  # noqa: F401  its threads can be limited only once it is loaded
-import threadpoolctl
-import torch
-from browsing import chromium, programs, tidy
-from mlflow_server import mlflow_server
-from postgres import PROGRAMS, Postgres
 
 # Ray reads its token once a process.
 if "RAY_AUTH_TOKEN_PATH" not in os.environ:
