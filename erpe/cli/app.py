@@ -145,6 +145,7 @@ def take_over(folder: Path, store: Path) -> tuple[Any, list[str | None]]:
     """
     from erpe.errors import StoreError
     from erpe.store import Store
+    from erpe.text import counted
     from erpe.transfer.importer import adopt
 
     if not (folder / "erpe.json").exists():
@@ -152,7 +153,10 @@ def take_over(folder: Path, store: Path) -> tuple[Any, list[str | None]]:
     opened = Store.open(store)
     found = adopt(folder, opened)
     for study, trials, events in found:
-        print(f"{study}: {trials} trials and {events} events taken over" if trials or events else f"{study}: no news")
+        news = (
+            f"{counted(trials, 'trial')} and {counted(events, 'event')} taken over" if trials or events else "no news"
+        )
+        print(f"{study}: {news}")
     return opened, [each.study for each in found if (opened.outbox / f"{each.study}.jsonl").exists()]
 
 

@@ -16,7 +16,7 @@ from erpe.datasets import DATASETS
 from erpe.errors import ErpeError, TrackingError
 from erpe.store import Store
 from erpe.surroundings import cores, require_loopback
-from erpe.text import redact
+from erpe.text import counted, redact
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "scikit-learn", "sqlalchemy")
 NEEDED_MIB = 500
@@ -92,9 +92,7 @@ def data(data_dir: Path | None) -> Iterator[Finding]:
     for dataset in DATASETS:
         missing = download.missing_files(dataset, root)
         if missing:
-            text = (
-                f"{len(missing)} files not in {root}; they are downloaded when needed, --data-dir names another folder"
-            )
+            text = f"{counted(len(missing), 'file')} not in {root}; downloaded when needed, or see --data-dir"
             yield Finding(dataset, "note", text)
             continue
         try:

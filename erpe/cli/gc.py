@@ -11,7 +11,7 @@ from rich.table import Table
 from erpe.retention.gc import Sweep, Swept
 from erpe.store import Store, store_flag
 from erpe.study.naming import part_name
-from erpe.text import Terminal, printable
+from erpe.text import Terminal, counted, printable
 
 
 def sweep_table(found: Sweep, store: Store, dry_run: bool) -> None:
@@ -62,7 +62,9 @@ def _end(found: Sweep, store: Store, dry_run: bool) -> list[str]:
     trials = sum(len(swept.going) for swept in found.studies)
     freed = sum(swept.checkpoints_mib + swept.artifacts_mib for swept in found.studies)
     freed += sum(stray.mib for stray in found.strays)
-    what = f"{trials} trials" + (f" and {len(found.strays)} things that belong to nothing" if found.strays else "")
+    what = counted(trials, "trial")
+    if found.strays:
+        what += f" and {counted(len(found.strays), 'thing')} of no trial and no run"
     lines = [f"{what}, {_mib(freed)}: " + ("would go; nothing was changed" if dry_run else "removed")]
     if found.on_server and trials:
         lines.append("rows of deleted runs stay in the tracking server's database until its own `mlflow gc`")

@@ -46,12 +46,14 @@ def _row(found: Copy) -> dict[str, Any]:
 
 
 def _print(found: dict[str, Any]) -> None:
-    from erpe.text import printable
+    from erpe.text import counted, printable
 
     for name, row in {"database": found["database"], **found["backups"]}.items():
-        state = f"damaged ({row['damage']})" if row["damage"] else f"{row['studies']} studies, {row['trials']} trials"
+        holds = f"{counted(row['studies'], 'study')}, {counted(row['trials'], 'trial')}"
+        state = f"damaged ({row['damage']})" if row["damage"] else holds
         print(printable(f"{name:<10} {row['time'] or '-':<19}  {state}"))
-    print(f"besides: checkpoints of {found['checkpoints']} trials{', and MLflow' if found['mlflow'] else ''}")
+    checkpoints = f"checkpoints of {counted(found['checkpoints'], 'trial')}"
+    print(f"besides: {checkpoints}{', and MLflow' if found['mlflow'] else ''}")
     if found["kept"]:
         print(printable(f"restored; the former database is {found['kept']}. Trials that it had in addition run again"))
     elif found["backups"]:

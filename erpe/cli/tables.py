@@ -19,7 +19,7 @@ from erpe.search.tune import TuneResult
 from erpe.study.objectives import MEASURES as OBJECTIVES
 from erpe.study.objectives import shown
 from erpe.study.spec import StudySpec
-from erpe.text import Terminal, number, percent, printable, redact, repeatable
+from erpe.text import Terminal, counted, number, percent, printable, redact, repeatable
 
 MEASURES = {
     "test/accuracy": "test accuracy", "test/precision": "test precision (macro)", "test/recall": "test recall (macro)",
@@ -55,7 +55,9 @@ def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
         print(finished_words(result.study, result.finished, "--new trains afresh"))
     if result.best is not None and result.config is not None:
         table = Table(
-            box=SIMPLE, title=f"{result.study}: best of {sum(result.counts.values())} trials", title_justify="left"
+            box=SIMPLE,
+            title=f"{result.study}: best of {counted(sum(result.counts.values()), 'trial')}",
+            title_justify="left",
         )
         table.add_column("trial")
         table.add_column(str(result.best), justify="right")
@@ -125,7 +127,7 @@ def datasets_rows(data_dir: Path | None, store: Path) -> list[dict[str, Any]]:
     root, found = find_data_dir(data_dir), []
     for facts in DATASETS.values():
         missing = missing_files(facts.name, root)
-        where = f"{len(missing)} files not in {root}; downloaded when needed" if missing else ""
+        where = f"{counted(len(missing), 'file')} not in {root}; downloaded when needed" if missing else ""
         found.append((facts, where or ("scikit-learn" if facts.name == "digits" else str(folder_of(facts.name, root)))))
     found += [(facts, f"own, {path}") for facts, path in described(store / "datasets")]
     return [
@@ -175,8 +177,8 @@ def variants_table(rows: list[dict[str, Any]], dataset: str) -> None:
         costs = (f"{row[name] / 1e6:.2f}" for name in ("flops/forward", "flops/train_step"))
         table.add_row(row["variant"], row["attention"], row["encoding"], f"{row['params']:,}", *costs)
     Terminal().print_table(table)
-    if counted := [row["variant"] for row in rows if "counted" in row]:
-        print(f"attention counted by torch, not in closed form: {', '.join(counted)}")
+    if by_torch := [row["variant"] for row in rows if "counted" in row]:
+        print(f"attention counted by torch, not in closed form: {', '.join(by_torch)}")
 
 
 def checks_table(found: dict[str, list[Any]]) -> None:

@@ -19,6 +19,7 @@ from erpe.report.ratios import time_ratios
 from erpe.report.significance import verdicts
 from erpe.report.statistics import HIGHER_IS_BETTER, differences, summary
 from erpe.study.plan import Compare
+from erpe.text import counted
 
 WIDEST = 0.2
 """Half of the 95 % interval of a time, as a part of its mean, beyond which something is amiss with it."""
@@ -130,7 +131,7 @@ def _other_versions(runs: pd.DataFrame) -> Iterator[str]:
         yield f"the runs compared were logged by erpe {version}; this is erpe {__version__}"
     for (study, other), group in runs[runs["version"] != version].groupby(["study", "version"], sort=False):
         arms = ", ".join(group["arm"].unique())
-        yield f"{study}: {_count(len(group), 'run')} of {arms} by erpe {other}, not {version}: left out of every test"
+        yield f"{study}: {counted(len(group), 'run')} of {arms} by erpe {other}, not {version}: left out of every test"
 
 
 def _twice(runs: pd.DataFrame) -> Iterator[str]:
@@ -193,7 +194,7 @@ def _untimed(outcomes: Outcomes) -> Iterator[str]:
     for (study, dataset), group in sound_runs(outcomes).groupby(KEY[:2], sort=False):
         without = int(group.reindex(columns=[TIMED])[TIMED].isna().sum())
         if without:
-            runs = f"{without} of {_count(len(group), 'run')}"
+            runs = f"{without} of {counted(len(group), 'run')}"
             yield (
                 f"{study} on {dataset}: inference and training times were not measured yet for {runs}; the study's "
                 "command does it at its end, when nothing else runs"
@@ -215,7 +216,7 @@ def _missing_measures(outcomes: Outcomes) -> Iterator[str]:
         for measure in HIGHER_IS_BETTER:
             without = int(group[measure].isna().sum()) if measure in group else 0
             if without and not measure.startswith("time/"):
-                yield f"{study} on {dataset}: {without} of {_count(len(group), 'run')} have no {measure}"
+                yield f"{study} on {dataset}: {without} of {counted(len(group), 'run')} have no {measure}"
 
 
 def _no_predictions(outcomes: Outcomes) -> Iterator[str]:
@@ -225,9 +226,5 @@ def _no_predictions(outcomes: Outcomes) -> Iterator[str]:
         lengths = [len(outcomes.predictions.get(uid, ())) for uid in group["uid"] if uid not in told]
         without = int(np.sum([length != images or not length for length in lengths]))
         if without:
-            runs = f"{without} of {_count(len(group), 'run')}"
+            runs = f"{without} of {counted(len(group), 'run')}"
             yield f"{study} on {dataset}: {runs} have no predictions of the test set, nor intervals for new images"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

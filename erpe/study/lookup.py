@@ -126,7 +126,7 @@ def parts_of(records: list[StudyRecord], given: str) -> list[StudyRecord]:
     if own := [part for part in known[study] if part.arm == arm]:
         return own
     arms = _arms(known[study])
-    raise StudyError(f"study {study}: no arm {arm!r}; {nearest(arm, arms) if arms else 'it has no arms'}")
+    raise StudyError(f"study {study}: no arm {arm!r}; {nearest(arm, arms) if arms else 'it has trials only'}")
 
 
 def _arms(parts: list[StudyRecord]) -> list[str]:

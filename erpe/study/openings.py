@@ -14,6 +14,7 @@ from erpe.errors import StudyError
 from erpe.study.plan import Plan
 from erpe.study.records import StudyRecord, arm_of
 from erpe.study.spec import differences
+from erpe.text import counted
 
 
 class Openings(NamedTuple):
@@ -65,7 +66,7 @@ def check_replacing(plan: Plan, members: list[StudyRecord], replace: bool) -> st
             runs += len(confirm.opened) if changed else 0
     if not changes:
         return None
-    told = f"{'; '.join(dict.fromkeys(changes))}: replaces results of {runs} runs that met the test set"
+    told = f"{'; '.join(dict.fromkeys(changes))}: replaces results of {counted(runs, 'run')} that met the test set"
     if not replace:
         raise StudyError(
             f"study {plan.name}: {told}; use --replace to do that, or --set name=ANOTHER for a study beside it"

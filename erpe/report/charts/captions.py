@@ -9,6 +9,7 @@ import pandas as pd
 from erpe.report.comparison import Comparison
 from erpe.report.gaps import NOT_SHOWN
 from erpe.report.significance import MEASURE
+from erpe.text import counted
 
 
 class Caption(NamedTuple):
@@ -129,7 +130,7 @@ def seeds_told(comparison: Comparison, chart: str) -> str:
     table = known.get(chart, comparison.summary)
     n = table.loc[table["measure"] == MEASURE, "n"] if "measure" in table else table["n"]
     low, high = (int(n.min()), int(n.max())) if len(n) else (0, 0)
-    return f"n = {low} seed{'s' * (low != 1)}" if low == high else f"n = {low} to {high} seeds"
+    return f"n = {counted(low, 'seed')}" if low == high else f"n = {low} to {high} seeds"
 
 
 def _bar(name: str, comparison: Comparison) -> str:
