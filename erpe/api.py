@@ -195,7 +195,7 @@ def run_study(
             _check_tracking(opened, shows)
         result = run(plan, opened, offline=offline, replace=replaces, progress=shows, **how)
     if not result.confirmed and not result.interrupted:
-        raise StudyError(f"study {result.study}: no trial was completed; {next(iter(result.failed.values()))}")
+        raise StudyError(f"study {result.study}: no trial to confirm; {next(iter(result.failed.values()))}")
     study = replace(load_study(plan.name, opened.root), result=result)
     if offline or result.interrupted:
         return study

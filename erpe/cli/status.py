@@ -205,7 +205,7 @@ def watch(store: Store, study: str | None) -> None:
 def result_lines(result: CampaignResult, store: Path) -> list[str]:
     """Return what `erpe study run` tells before the answer: how long it took, and what to look at."""
     where = "" if store == Path("runs") else f" --store {shlex.quote(str(store))}"
-    lines = [f"{arm}: no trial was completed, so nothing is confirmed; {why}" for arm, why in result.failed.items()]
+    lines = [f"{arm}: no trial to confirm; {why}" for arm, why in result.failed.items()]
     if result.finished:
         remedy = "--set name=ANOTHER trains afresh beside it"
         lines.append(f"{finished_words(result.study, result.finished, remedy)}; {result.openings.told()}")

@@ -223,7 +223,8 @@ def shown(name: str, value: float | None) -> str:
 
 def drawn_as(name: str) -> tuple[float, str]:
     """Return by what a figure multiplies an objective, and what its axis says."""
-    return (100.0, "validation accuracy (%)") if name == "accuracy" else (1.0, MEASURES[name].label)
+    short = {"accuracy": (100.0, "validation accuracy (%)"), "log_likelihood": (1.0, "log-likelihood (nats)")}
+    return short.get(name, (1.0, MEASURES[name].label))
 
 
 def check_limits(spec: Any, draws: int = 200) -> float:

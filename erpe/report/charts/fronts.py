@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from erpe.report.charts.style import FULL, PALE, blank, dress, legend_height, legend_of, marks
 from erpe.report.comparison import Comparison
 from erpe.report.labels import ATTENTION
 from erpe.report.outcomes import Outcomes, goals_of
-from erpe.study.objectives import drawn_as
+from erpe.study.objectives import CLOSED, drawn_as
 
 WIDE = 10
 """Largest over smallest cost, from which the axis is logarithmic."""
@@ -53,7 +53,8 @@ def fronts(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
             row[0].xaxis.set_minor_formatter(NullFormatter())
         else:
             row[0].xaxis.set_major_locator(MaxNLocator(5))
-        row[0].xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
+        large = cost in CLOSED
+        row[0].xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}") if large else StrMethodFormatter("{x:g}"))
         row[len(row) // 2].set_xlabel(drawn_as(cost)[1])
         row[0].set_ylabel(drawn_as(first)[1])
     for axes, attention in zip(panels[0], attentions, strict=True):
