@@ -40,7 +40,8 @@ def split_variant(variant: str) -> tuple[str, str]:
     known = attention in (*ATTENTIONS, *plugins.names("attention"))
     encodings = (*ENCODINGS, *plugins.names("encoding"))
     if variant not in VARIANTS and not (known and (encoding or "none") in encodings and not variant.endswith("_none")):
-        raise ConfigError(f"unknown variant {variant!r}; {nearest(variant, (*VARIANTS, *own_variants()))}")
+        raise ConfigError(f"unknown variant {variant!r}; {nearest(variant, (*VARIANTS, *own_variants()))}"
+                          " (--plugin FILE loads others)")  # fmt: skip
     return attention, encoding or "none"
 
 
@@ -310,7 +311,13 @@ class TrialConfig(Config):
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """The settings that differ from the defaults of the variant on the data set: `{"train.lr": 0.01}`."""
+        """The settings that differ from the defaults of the variant on the data set: `{"train.lr": 0.01}`.
+
+        Raises:
+            ConfigError: it is of a plug-in, whose options have defaults, and that is not loaded.
+        """
+        if self.model.plugin and not plugins.parts_of(*self.model.variant.partition("_")[::2]):
+            raise ConfigError(f"{self.model.variant} is of a plug-in that is not loaded; use --plugin FILE")
         usual = type(self)(**defaults(self.model.variant, self.data.dataset).tree()).flat()
         return {name: value for name, value in self.flat().items() if value != usual[name]}
 

@@ -8,13 +8,17 @@ import torch
 from trials import TINY, objective
 
 from erpe import plugins
+from erpe.cli.app import main
 from erpe.config import NINE, VARIANTS, AttentionConfig, TrialConfig, defaults, own_variants
 from erpe.errors import ConfigError
 from erpe.execution.objective import vision
 from erpe.model import build, build_attention
 from erpe.model.flops import counted_cost, forward_flops, is_counted
+from erpe.store import Store
 from erpe.study.plan import load_plan
+from erpe.study.records import ExperimentRef
 from erpe.study.search_space import default_space
+from erpe.study.session import StudySession
 from erpe.study.spec import define, differences_from
 from erpe.training.check import check_variant
 from erpe.training.checkpoint import load_model
@@ -189,6 +193,68 @@ def test_another_process_loads_the_plug_ins_that_come_with_its_work(tmp_path):
     assert not own_variants()
     assert callable(pickle.loads(sent))
     assert "relu_alibi" in own_variants()
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """Where a store lies with a study `tuned` and one of a study file, `plug`, both of a plug-in that is not loaded."""
+    store = Store.open(tmp_path / "runs")
+    plan = load_plan(
+        {"name": "plug", "dataset": "digits", "variants": ["relu", "relu_alibi"], "plugins": [str(alibi(tmp_path))],
+         "search": {"trials": 1, "epochs": 1}, "confirm": {"seeds": 1}}
+    )  # fmt: skip
+
+    def play(spec, name, **about):
+        part = ExperimentRef("plug", **about, plan=plan.model_dump(mode="json")) if about else None
+        with StudySession.open(store, spec, trials=1, name=name, part_of=part) as session:
+            trial = session.ask(1)
+            session.report(trial.number, 1, 0.5)
+            session.decide(trial.number, "COMPLETE", {"test/accuracy": 0.5})
+            session.tell(trial.number)
+            folder = store.trial_folder(name, trial.number, trial.config.seed)
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(trial.config.model_dump_json())
+        return trial.config
+
+    for arm in plan.arms():
+        best = play(plan.search_spec(arm), f"plug.{arm.name}", arm=arm.name, phase="search")
+        play(plan.confirm_spec(arm, best), f"plug.{arm.name}.seeds", arm=arm.name, phase="confirm", trial=0)
+    play(define("relu_alibi", "digits", epochs=1), "tuned")
+    plugins._REGISTERED.clear()
+    plugins._LOADED.clear()
+    monkeypatch.chdir(tmp_path)
+    return store.root
+
+
+DIGIT = EXAMPLES.parent / "digit.png"
+ASKED = [
+    "status plug", "study status plug", "compare plug", "report plug", "plot plug accuracy", f"predict tuned {DIGIT}",
+    f"predict plug/relu_alibi {DIGIT}", "export tuned --format torch", "sync plug",
+]  # fmt: skip
+OPEN = [
+    "status", "study status", "status plug/relu_alibi", "status tuned", "diff plug/relu/0 plug/relu_alibi/0",
+    "plot tuned history", "gc --keep-best 1 --dry-run",
+]  # fmt: skip
+
+
+def test_every_command_names_the_plug_in_that_it_needs_or_needs_none(recorded, monkeypatch, capsys):
+    def run(words):
+        monkeypatch.setattr("sys.argv", ["erpe", *words.split(), "--store", str(recorded)])
+        try:
+            main()
+        except SystemExit as end:
+            return end.code, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    for words in ASKED:
+        code, said = run(words)
+        assert code == 1 and "--plugin" in said and said.count("\n") == 1, (words, said)
+    for words in OPEN:
+        code, said = run(words)
+        assert not code and "Traceback" not in said, (words, said)
+    assert "--plugin" in run("study status")[1], "the store's other studies are shown"
+    assert not plugins.loaded()
+    assert not run("study status plug --plugin alibi.py")[0]
 
 
 def test_a_model_of_a_plug_in_is_trained_and_keeps_its_source(tmp_path):

@@ -91,6 +91,7 @@ def datasets(data_dir: DataDir = None, store: StoreOption = STORE, as_json: AsJs
 def status(
     study: Annotated[str | None, typer.Argument(help="STUDY, or STUDY/ARM; default: all, a line each.")] = None,
     store: StoreOption = STORE,
+    plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
     """Show studies, finished or running: all, the trials or arms of one, or the trials and seeds of an arm."""
@@ -116,6 +117,7 @@ def sync(
         str | None, typer.Argument(help="A study; or the folder of a store filled elsewhere; default: all studies.")
     ] = None,
     store: StoreOption = STORE,
+    plugin: Plugins = None,
 ) -> None:
     """Bring MLflow up to date: what waits, and what it has lost. A store filled elsewhere is taken over first."""
     from erpe.cli.sync import repair

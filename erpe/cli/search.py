@@ -303,7 +303,7 @@ def study_status(
             )
         )
     else:
-        print_tables(status_tables(found), "no studies yet; `erpe study run FILE` makes one")
+        print_tables(status_tables(found), "no study to show; `erpe study run FILE` makes one")
 
 
 @study_app.command("schema")

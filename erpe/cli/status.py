@@ -17,13 +17,15 @@ from rich.live import Live
 from rich.table import Table
 
 from erpe.cli.fronts import front_table, refusals
+from erpe.cli.options import warn
 from erpe.cli.tables import finished_words, where_to_look
 from erpe.cli.trials import lag_of, lag_words
+from erpe.errors import ConfigError
 from erpe.search.run_study import CampaignResult
 from erpe.store import Store
 from erpe.study.objectives import Goals, shown
 from erpe.study.openings import Openings, openings
-from erpe.study.plan import Plan
+from erpe.study.plan import Plan, stored_plan
 from erpe.study.records import StudyRecord, TrialRecord, read_studies
 from erpe.text import Terminal, clock, line, percent
 from erpe.tracking.tracker import waiting
@@ -91,14 +93,24 @@ class StudyStatus(NamedTuple):
 def statuses(store: Store, study: str | None = None) -> list[StudyStatus]:
     """Where the studies that `erpe study run` made stand; or the one of that name.
 
+    One of a plug-in that is not loaded is left out, with a warning.
+
     Raises:
         StudyError: there is none of that name.
+        ConfigError: it is of a plug-in that is not loaded.
         StoreError: the database cannot be read.
     """
     from erpe.study.records import grouped
 
     waits = waiting(store)
-    found = [status(Plan(**plan), members) for plan, members in grouped(read_studies(store), study)]
+    found = []
+    for plan, members in grouped(read_studies(store), study):
+        try:
+            found.append(status(stored_plan(plan), members))
+        except ConfigError as error:
+            if study:
+                raise
+            warn(str(error))
     return [each._replace(**lag_of(waits.get(each.study))) for each in found]
 
 

@@ -78,6 +78,7 @@ def plot(
         Path | None, typer.Option("--output", "-o", help="A .pdf, .svg or .png; default: STUDY-WHAT.png.")
     ] = None,
     store: StoreOption = STORE,
+    plugin: Plugins = None,
 ) -> None:
     """Draw one figure of a study."""
     from erpe.cli.report import written

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -20,6 +21,7 @@ from erpe.config import NINE, VARIANTS, Variant, defaults
 from erpe.datasets import DATASETS, AnyDataset, Size, read_grid
 from erpe.errors import ConfigError, ErpeError
 from erpe.plugins import load as load_plugin
+from erpe.plugins import loaded
 from erpe.settings import Config
 from erpe.study.distributions import Axis, Choices, Scalar, typical
 from erpe.study.entries import combine, contradictions, dotted, read_line
@@ -263,6 +265,23 @@ def load_plan(
         return Plan(**_with_dataset(table, path.parent, cache))
     except ErpeError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def stored_plan(stored: dict[str, Any]) -> Plan:
+    """Return the plan of a study in a store.
+
+    Raises:
+        ConfigError: it is of plug-ins that are not loaded, and are never loaded by themselves; the line names them.
+    """
+    try:
+        return Plan(**stored)
+    except ConfigError:
+        here = {source.name for source in loaded()}
+        lacks = [each for each in stored.get("plugins", ()) if Path(each).stem not in here]
+        if not lacks:
+            raise
+        words = " ".join(f"--plugin {shlex.quote(each)}" for each in lacks)
+        raise ConfigError(f"study {stored.get('name')}: of a plug-in that is not loaded; use {words}") from None
 
 
 def _with_dataset(table: dict[str, Any], base: Path, cache: Path | None) -> dict[str, Any]:

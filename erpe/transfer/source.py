@@ -20,7 +20,7 @@ from erpe.errors import ErpeError, StoreError, StudyError
 from erpe.io import MIB, read_json
 from erpe.store import FILES, LAYOUT, Store, sqlite_url
 from erpe.study.naming import shown
-from erpe.study.plan import Plan
+from erpe.study.plan import stored_plan
 from erpe.study.records import REMOVED, StudyRecord, TrialRecord, irreplaceable, read_study
 from erpe.study.spec import check_name
 from erpe.study.storage import Database, first_line
@@ -93,7 +93,7 @@ class Foreign:
             raise ValueError(f"study {shown(name)}: trials {sorted(gone)} were removed, which erpe never does")
         if part_of := found.record.part_of:
             check_name(part_of.arm)
-            if Plan(**part_of.plan).name != check_name(part_of.study):
+            if stored_plan(part_of.plan).name != check_name(part_of.study):
                 raise ValueError(f"study {shown(name)}: its plan names another study")
         return found
 

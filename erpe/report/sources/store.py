@@ -15,13 +15,13 @@ from typing import Any
 from erpe import __version__
 from erpe.config import split_variant
 from erpe.datasets import Dataset
-from erpe.errors import StoreError
+from erpe.errors import ConfigError, StoreError
 from erpe.io import read_json
 from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
 from erpe.store import Store
 from erpe.study.objectives import Goals
 from erpe.study.openings import openings, openings_of
-from erpe.study.plan import Plan
+from erpe.study.plan import Plan, stored_plan
 from erpe.study.records import StudyRecord, TrialRecord, arm_of, grouped, read_studies
 from erpe.study.search_space import NO_AXES, own_axes
 from erpe.study.spec import CONTRACT, StudySpec
@@ -40,7 +40,12 @@ def load(store: Store, studies: Sequence[str] = ()) -> Outcomes:
     rows = Rows()
     for name in names:
         for plan, members in grouped(records, name):
-            _read_study(rows, Plan(**plan), members, store)
+            try:
+                _read_study(rows, stored_plan(plan), members, store)
+            except ConfigError as error:
+                if name in studies or len(names) == 1:
+                    raise
+                rows.notes.append(str(error))
     return rows.outcomes()
 
 
