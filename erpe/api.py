@@ -24,12 +24,13 @@ from erpe.plugins import load as load_plugin
 from erpe.results import Study, Tuned, load_study
 from erpe.store import Store, name_store
 from erpe.study.distributions import Space
+from erpe.study.entries import dotted
 from erpe.study.lookup import numbered
 from erpe.study.plan import load_plan
 from erpe.study.records import read_studies
 from erpe.study.search_space import load_space
 from erpe.study.spec import Pruner, Sampler, StudySpec, define
-from erpe.study.starting_points import Start, from_file, from_study
+from erpe.study.starting_points import Start, from_file, from_run, from_study
 
 Place = str | Path
 
@@ -114,9 +115,10 @@ def tune(
 
 
 def train(
-    variant: str,
-    dataset: Place | Dataset,
+    variant: str = "",
+    dataset: Place | Dataset = "",
     *,
+    like: str | None = None,
     store: Place = "runs",
     new: bool = False,
     epochs: int | None = None,
@@ -136,17 +138,47 @@ def train(
     >>> trained = erpe.train("softmax", "digits", epochs=1, settings=small, progress=False)
     >>> trained.model().config.variant
     'softmax'
+    >>> again = erpe.train(like="train-digits-softmax/0", settings={"train.lr": 1e-3}, progress=False)
+    >>> (again.best.seed, again.best.train.lr) == (trained.best.seed, 1e-3)
+    True
 
+    Args:
+        like: a recorded run, as STUDY/3, whose variant, data set, settings and seed this one has; `settings` and what
+            else is given replace what it had.
     Args, Raises: as of `tune`.
     """
     how = How(data_dir=data_dir, device=device, executor="inline")
+    if bool(like) == bool(variant) or not (like or dataset):
+        raise ConfigError("train: use a variant and a data set, or like, a recorded run; it has a variant")
+    for each in plugins:
+        load_plugin(each)
+    notes: list[str] = []
+    own_seed = 0
+    if like:
+        past, kept, made = from_run(read_studies(Store.existing(store)), like)
+        variant, dataset, own_seed = past.model.variant, dataset or past.data.dataset, 0 if seed else past.seed
+        if epochs:
+            kept.pop("train.epochs", None)
+        settings, notes = kept | dotted(settings or {}), [*_changed(like, made)]
     opened, data = _prepare(store, dataset, resize, plugins, how)
     spec = define(
         variant, data, space=Space(axes={}), settings=settings, epochs=epochs, sampler="random", pruner="none",
         seed=seed,
     )  # fmt: skip
+    spec = spec.model_copy(update={"base": spec.base.replace({"seed": own_seed})})
     name = numbered(opened, f"train-{spec.name}", spec, new)
-    return _search(spec, opened, progress, notify, trials=1, name=name, **how)
+    return _search(spec, opened, progress, notify, trials=1, name=name, start=Start(notes=tuple(notes)), **how)
+
+
+def _changed(run: str, made: dict[str, str]) -> Iterator[str]:
+    """Say what a run was made with that is another here, where results may differ for that."""
+    from erpe.tracking.provenance import collect, made_with
+
+    here = made_with(collect("erpe train"))
+    for name in ("git_sha", "version.erpe", "version.torch"):
+        if made.get(name, here[name]) != here[name]:
+            what = {"git_sha": "commit"}.get(name, name.removeprefix("version."))
+            yield f"{run} was made with {what} {made[name][:12]}, this is {here[name][:12]}: results may differ"
 
 
 def run_study(

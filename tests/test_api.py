@@ -42,3 +42,9 @@ def test_a_search_is_drawn_and_gives_its_models_and_a_wrong_name_is_told(tmp_pat
             call()
         assert "\n" not in str(error.value)
     assert ask(settings=small).result.finished, "the same call finds it again"
+    again = erpe.train(like="digits-softmax/1", store=tmp_path, progress=False)
+    assert again.best == found.model(1).trial, "its seed, too"
+    assert list(again.trials["value"]) == list(found.trials["value"][1:])
+    for words in ({"like": "digits-softmax/1", "variant": "relu"}, {"variant": "relu"}, {}):
+        with pytest.raises(ErpeError, match="use a variant and a data set, or like"):
+            erpe.train(store=tmp_path, **words)

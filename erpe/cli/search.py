@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from erpe.cli.complete import studies
+from erpe.cli.complete import runs, studies
 from erpe.cli.options import (
     STORE,
     AsJson,
@@ -105,8 +105,16 @@ def tune(
 
 
 def train(
-    variant: VariantOption,
-    dataset: DatasetOption,
+    variant: VariantOption = "",
+    dataset: DatasetOption = "",
+    like: Annotated[
+        str | None,
+        typer.Option(
+            help="A recorded run, as STUDY/3, whose variant, data set, settings and seed this one has but for what is "
+            "given.",
+            autocompletion=runs,
+        ),
+    ] = None,
     resize: Resize = None,
     plugin: Plugins = None,
     epochs: Epochs = None,
@@ -119,14 +127,15 @@ def train(
     notify: Notify = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train one configuration and test it: a study of one trial, in this process."""
+    """Train one configuration, or that of a recorded run, and test it: a study of one trial, in this process."""
     from erpe import api
 
     with showing(as_json, store) as show:
         show(
             api.train(
-                variant, dataset_of(dataset, resize, store, data_dir), store=store, new=new, epochs=epochs,
-                settings=parse_settings(settings), seed=seed, notify=notify, data_dir=data_dir, device=device,
+                variant, dataset and dataset_of(dataset, resize, store, data_dir), like=like, store=store, new=new,
+                epochs=epochs, settings=parse_settings(settings), seed=seed, notify=notify, data_dir=data_dir,
+                device=device,
             )
         )  # fmt: skip
 

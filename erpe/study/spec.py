@@ -100,8 +100,10 @@ class StudySpec(Config):
         return self
 
     def trial_seed(self, number: int) -> int:
-        """Of a trial. Seed k of a confirmation is the same for every arm of a study: such runs are a pair."""
-        return derive_seed(self.seed, "trial" if self.phase == "search" else "confirm", number)
+        """Of a trial: that of the base, if it has one; else seed k of a confirmation is the same for every arm of a
+        study: such runs are a pair.
+        """
+        return self.base.seed or derive_seed(self.seed, "trial" if self.phase == "search" else "confirm", number)
 
     @property
     def definition(self) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from erpe.config import TrialConfig
 from erpe.errors import ConfigError, ErpeError, StudyError, nearest
 from erpe.study.distributions import Axis, Choices, Floats, inside
 from erpe.study.entries import dotted, typed
-from erpe.study.lookup import parts_of
+from erpe.study.lookup import find_trial, parts_of
 from erpe.study.records import StudyRecord, TrialRecord
 from erpe.study.search_space import read_toml
 from erpe.study.spec import StudySpec, differences_from
@@ -67,6 +68,24 @@ def _point(where: str, entries: dict[str, Any], spec: StudySpec) -> dict[str, An
 
 def _words(axis: Axis) -> str:
     return f"one of {list(axis.values)}" if isinstance(axis, Choices) else f"{axis.low:g} to {axis.high:g}"
+
+
+def from_run(records: list[StudyRecord], run: str) -> tuple[TrialConfig, dict[str, Any], dict[str, str]]:
+    """Return the configuration of a recorded run, those of its settings that are not the defaults, and what it was made
+    with. One that was trained on all images gets a validation part, as every run of a search.
+
+    Args:
+        run: see `erpe.study.lookup.find_trial`.
+    Raises:
+        StudyError: there is no such run.
+        ConfigError: it is of a plug-in that is not loaded.
+    """
+    part, trial = find_trial(records, run, states=("COMPLETE", "PRUNED", "FAIL", "RUNNING"))
+    if trial is None:
+        raise StudyError(f"{run}: no such run; `erpe status {part.experiment}` lists them")
+    unset = {"seed"} | ({"data.validation"} if trial.config.data.validation == 0 else set())
+    settings = {name: value for name, value in trial.config.overrides.items() if name not in unset}
+    return trial.config, settings, part.made_with
 
 
 def from_study(records: list[StudyRecord], name: str, spec: StudySpec) -> Start:
