@@ -21,42 +21,9 @@ from pydantic import (
 
 from erpe import plugins
 from erpe.datasets import AnyDataset, Dataset, Size, facts_of
-from erpe.errors import ConfigError, nearest
-from erpe.plugins import ATTENTIONS, ENCODINGS
+from erpe.errors import ConfigError
+from erpe.plugins import ATTENTIONS, ENCODINGS, NINE, VARIANTS, own_variants, split_variant  # noqa: F401  known here, too
 from erpe.settings import Config
-
-VARIANTS = tuple(a if e == "none" else f"{a}_{e}" for a in ATTENTIONS for e in ENCODINGS)
-NINE = ("softmax", *VARIANTS[4:])
-"""The models of the question; the other three tell what an encoding does for softmax."""
-
-
-def split_variant(variant: str) -> tuple[str, str]:
-    """`"relu_general"` -> `("relu", "general")`; `"softmax"` -> `("softmax", "none")`.
-
-    Raises:
-        ConfigError: there is no such variant, built in or of a loaded plug-in.
-    """
-    attention, _, encoding = variant.partition("_")
-    known = attention in (*ATTENTIONS, *plugins.names("attention"))
-    encodings = (*ENCODINGS, *plugins.names("encoding"))
-    if variant not in VARIANTS and not (known and (encoding or "none") in encodings and not variant.endswith("_none")):
-        raise ConfigError(f"unknown variant {variant!r}; {nearest(variant, (*VARIANTS, *own_variants()))}"
-                          " (--plugin FILE loads others)")  # fmt: skip
-    return attention, encoding or "none"
-
-
-def own_variants(source: plugins.Source | None = None) -> tuple[str, ...]:
-    """The variants that loaded plug-ins add, or one of them: their attentions with all encodings, their encodings with
-    all attentions.
-    """
-    own = {kind: plugins.names(kind, source) for kind in ("attention", "encoding")}
-    attentions, encodings = (*ATTENTIONS, *plugins.names("attention")), (*ENCODINGS, *plugins.names("encoding"))
-    return tuple(
-        a if e == "none" else f"{a}_{e}"
-        for a in attentions
-        for e in encodings
-        if a in own["attention"] or e in own["encoding"]
-    )
 
 
 def _known_variant(variant: str, info: ValidationInfo) -> str:
@@ -213,10 +180,8 @@ class ModelConfig(AttentionConfig):
             fitting = largest_divisor(self.width, self.heads)
             raise ConfigError(f"heads {self.heads} does not divide width {self.width}; use {fitting} instead")
         if self.position == "sincos2d" and self.width % 4:
-            fitting = self.width + -self.width % 4
-            raise ConfigError(
-                f"position sincos2d needs a width that 4 divides, not {self.width}; use {fitting} instead"
-            )
+            other = self.width + -self.width % 4
+            raise ConfigError(f"position sincos2d needs a width that 4 divides, not {self.width}; use {other} instead")
         if round(self.width * self.mlp_ratio) < 1:
             raise ConfigError(f"mlp_ratio {self.mlp_ratio} leaves the MLP nothing of width {self.width}; use 1 instead")
         self.check_rotation(self.head_dim)
@@ -341,22 +306,6 @@ def defaults(variant: str, dataset: str | Dataset, seed: int = 0) -> TrialConfig
     split_variant(variant)
     facts = facts_of(dataset)
     usual = facts.usual
-    patch = usual["model.patch"]
-    model = ModelConfig(variant=variant, image=facts.image, classes=facts.classes, patch=patch)
+    model = ModelConfig(variant=variant, image=facts.image, classes=facts.classes, patch=usual["model.patch"])
     data = DataConfig(dataset=dataset, validation=usual.get("data.validation", 0.1))
     return TrialConfig(model=model, data=data, seed=seed).replace(usual)
-
-
-def is_history(found: Any, config: TrialConfig) -> bool:
-    """Whether it is what a trial of this configuration writes of its epochs: an entry each, counted from 1."""
-    needed = {"epoch", "train/loss"} | ({"val/accuracy"} if config.data.validation else set())
-    return (
-        isinstance(found, list)
-        and len(found) <= config.train.epochs
-        and all(is_measures(e) and needed <= e.keys() and e["epoch"] == n for n, e in enumerate(found, 1))
-    )
-
-
-def is_measures(found: Any) -> bool:
-    """Whether it is names and numbers."""
-    return isinstance(found, dict) and all(isinstance(value, int | float) for value in found.values())

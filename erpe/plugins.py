@@ -32,6 +32,10 @@ ATTENTIONS = ("softmax", "favor", "relu")
 ENCODINGS = ("none", "general", "circulant", "rope")
 """What is built in."""
 
+VARIANTS = tuple(a if e == "none" else f"{a}_{e}" for a in ATTENTIONS for e in ENCODINGS)
+NINE = ("softmax", *VARIANTS[4:])
+"""The models of the question; the other three tell what an encoding does for softmax."""
+
 GROUP = "erpe.plugins"
 """Of entry points: `my_plugin = "my_package.encodings"`."""
 
@@ -175,6 +179,35 @@ def loaded() -> tuple[Source, ...]:
 def names(kind: Kind, source: Source | None = None) -> list[str]:
     """Registered names of a kind, or those of one plug-in."""
     return [each.name for each in _REGISTERED.values() if each.kind == kind and source in (None, each.source)]
+
+
+def split_variant(variant: str) -> tuple[str, str]:
+    """`"relu_general"` -> `("relu", "general")`; `"softmax"` -> `("softmax", "none")`.
+
+    Raises:
+        ConfigError: there is no such variant, built in or of a loaded plug-in.
+    """
+    attention, _, encoding = variant.partition("_")
+    known = attention in (*ATTENTIONS, *names("attention"))
+    encodings = (*ENCODINGS, *names("encoding"))
+    if variant not in VARIANTS and not (known and (encoding or "none") in encodings and not variant.endswith("_none")):
+        raise ConfigError(f"unknown variant {variant!r}; {nearest(variant, (*VARIANTS, *own_variants()))}"
+                          " (--plugin FILE loads others)")  # fmt: skip
+    return attention, encoding or "none"
+
+
+def own_variants(source: Source | None = None) -> tuple[str, ...]:
+    """The variants that loaded plug-ins add, or one of them: their attentions with all encodings, their encodings with
+    all attentions.
+    """
+    own = {kind: names(kind, source) for kind in ("attention", "encoding")}
+    attentions, encodings = (*ATTENTIONS, *names("attention")), (*ENCODINGS, *names("encoding"))
+    return tuple(
+        a if e == "none" else f"{a}_{e}"
+        for a in attentions
+        for e in encodings
+        if a in own["attention"] or e in own["encoding"]
+    )
 
 
 def find(kind: Kind, name: str) -> Registered | None:

@@ -181,7 +181,7 @@ def changes_of(
     Raises:
         ConfigError: two of them contradict each other.
     """
-    from erpe.study.plan import check_agreement
+    from erpe.study.entries import check_agreement
 
     if budget:
         one_of("budget", budget, ("trials", "epochs", "flops"))

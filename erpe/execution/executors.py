@@ -18,6 +18,7 @@ from erpe.execution.fair_share import TrialController
 from erpe.execution.inline import run_inline
 from erpe.execution.ray_tune.cluster import check_reachable, start, watch_head
 from erpe.execution.trial_loop import TrialFactory
+from erpe.store import Store
 from erpe.surroundings import cores, short_folder
 from erpe.text import first_line
 
@@ -62,12 +63,17 @@ class ResourceRequest:
         return self.ray_address or os.environ.get("ERPE_RAY_ADDRESS")
 
     @contextmanager
-    def workers(self, trials: int, scratch: Path, place: RemoteCheckpoints | None = None) -> Iterator[Workers]:
-        """Yield what runs trials; see `on_ray`."""
+    def workers(self, trials: int, store: Store, study: str, remote: RemoteCheckpoints | None) -> Iterator[Workers]:
+        """Yield what runs trials of a study; see `on_ray`.
+
+        Args:
+            remote: where they keep their folders; None: in the store.
+        """
         if self.executor == "inline":
             yield InProcess(self)
         else:
-            with on_ray(self, trials, scratch, place) as workers:
+            place = remote or RemoteCheckpoints(str(store.checkpoints))
+            with on_ray(self, trials, store.root / "ray" / study, place) as workers:
                 yield workers
 
     def check(self) -> None:

@@ -97,12 +97,9 @@ def run(
     began = time.monotonic()
     asked = ResourceRequest(**how)
     asked.check()
-    progress = progress or Progress()
-    before = _members(store, plan)
-    replaced = check_replacing(plan, before, replace)
-    if replaced:
+    progress, remote, before = progress or Progress(), find_remote(), _members(store, plan)
+    if replaced := check_replacing(plan, before, replace):
         progress.on_warning(replaced)
-    remote = find_remote()
     for arm in plan.arms():
         check_limits(plan.search_spec(arm))
     timed = Goals.of(plan.search).timed
@@ -118,19 +115,15 @@ def run(
         work.prepare()
         progress.on_phase("workers")
         most = len(plan.arms()) * max(plan.search.trials, plan.confirm.seeds)
-        scratch = store.root / "ray" / plan.name
-        kept = remote or RemoteCheckpoints(str(store.checkpoints))
-        with asked.workers(most, scratch, kept) as workers:
+        with asked.workers(most, store, plan.name, remote) as workers:
             campaign.tags["device"] = workers.device
             confirmed = campaign.play(searches, work, workers)
         if not offline:
             progress.on_phase("tracking")
-        lag = tracker.lag() if offline else tracker.close(60)
-        after = _members(store, plan)
+        lag, after = 0 if offline else tracker.close(60), _members(store, plan)
         return CampaignResult(
             plan.name, confirmed, campaign.failed, campaign.draining.is_set(),
-            openings(after, [arm.name for arm in plan.arms()]),
-            0 if offline else lag, tracker.problem, time.monotonic() - began,
+            openings(after, [arm.name for arm in plan.arms()]), lag, tracker.problem, time.monotonic() - began,
             _finished(before, after),
         )  # fmt: skip
 
@@ -205,9 +198,8 @@ class _Campaign:
     def _open(
         self, opened: contextlib.ExitStack, arm: Arm, spec: StudySpec, name: str, best: int | None = None
     ) -> StudyController:
-        part_of = ExperimentRef(
-            self.plan.name, arm.name, spec.phase, self.plan.model_dump(mode="json"), self._made_with(), best
-        )
+        made = self.plan.model_dump(mode="json"), made_with(self.tags)
+        part_of = ExperimentRef(self.plan.name, arm.name, spec.phase, *made, best)
         trials = self.plan.search.trials if spec.phase == "search" else self.plan.confirm.seeds
         session = opened.enter_context(StudySession.open(self.store, spec, trials=trials, name=name, part_of=part_of))
         rebuild(session.read(), self.tracker, self.store)
@@ -215,9 +207,6 @@ class _Campaign:
         return StudyController(
             session, spec, self.tracker, self.store, 0, self.progress, tags, arm.name, self.remote, self.draining
         )
-
-    def _made_with(self) -> dict[str, str]:
-        return made_with(self.tags)
 
     def _budget(self, search: StudyController) -> Budget:
         """Return what the search of an arm may spend; the same for all."""

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Unpack
 
-from erpe.checkpoints import RemoteCheckpoints, checked_out, find_remote
+from erpe.checkpoints import checked_out, find_remote
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError
 from erpe.execution.callbacks import Progress
@@ -105,12 +105,10 @@ def tune(
         raise ConfigError(f"trials: {trials} given; use {least} or more instead")
     asked = ResourceRequest(**how)
     asked.check()
-    progress = progress or Progress()
-    remote = find_remote()
     check_limits(spec)
+    progress, remote, tags = progress or Progress(), find_remote(), collect("erpe tune", asked.cpus_per_trial)
     work = work or vision(spec.base.data.dataset, asked.data_dir, asked.device, store.devices, spec.goals.timed)
     work = staged(work, remote)
-    tags = collect("erpe tune", asked.cpus_per_trial)
     with contextlib.ExitStack() as opened:
         session = opened.enter_context(
             StudySession.open(store, spec, trials=trials, name=name, new=new, made_with=made_with(tags), start=start)
@@ -120,21 +118,19 @@ def tune(
         for note in start.notes if not session.read().trials else ():
             progress.on_warning(note)
         tags |= study_tags(spec, session.name, None)
-        controller = StudyController(session, spec, Tracker(store, session.name), store, trials, progress, tags)
-        controller.remote = remote
-        opened.callback(controller.tracker.close, 1)  # after an error, too
-        rebuild(session.read(), controller.tracker, store)
+        tracker = Tracker(store, session.name)
+        opened.callback(tracker.close, 1)  # after an error, too
+        controller = StudyController(session, spec, tracker, store, trials, progress, tags, remote=remote)
+        rebuild(session.read(), tracker, store)
         opened.enter_context(interruptible(controller.draining, progress))
         finished = None if _left(session, trials) else session.read().ended
         if not finished:
             progress.on_phase("data")
             work.prepare()
-            controller.tracker.start_study(session.uid, spec.model_dump(mode="json"), controller.tags)
+            tracker.start_study(session.uid, spec.model_dump(mode="json"), tags)
             progress.on_phase("workers")
-            scratch = store.root / "ray" / session.name
-            kept = remote or RemoteCheckpoints(str(store.checkpoints))
-            with asked.workers(trials, scratch, kept) as workers:
-                controller.tags["device"] = workers.device
+            with asked.workers(trials, store, session.name, remote) as workers:
+                tags["device"] = workers.device
                 _run(controller, work, workers)
         return _close(controller, began, finished)
 
@@ -142,12 +138,8 @@ def tune(
 def _left(session: StudySession, trials: int) -> bool:
     """Whether there are trials to run or to continue, or a best one to test."""
     study = session.read()
-    running = study.counts["RUNNING"]
-    return (
-        bool(running)
-        or len(study.trials) < trials
-        or (study.best is not None and study.best.number not in study.finals)
-    )
+    untested = study.best is not None and study.best.number not in study.finals
+    return untested or len(study.trials) < trials or study.counts["RUNNING"] > 0
 
 
 def _run(controller: StudyController, work: Objective, workers: Workers) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Annotated, Any, cast
 
@@ -133,3 +133,38 @@ def repeated(name: str, values: Iterable[Any]) -> bool:
     """Whether two of the values are one for the setting."""
     own = [typed(name, value) for value in values]
     return any(own[i] == own[j] for i, j in combinations(range(len(own)), 2))
+
+
+def check_agreement(changes: Sequence[str]) -> None:
+    """Refuse lines of which one undoes another.
+
+    Raises:
+        ConfigError: they give a key two values.
+    """
+    wanted: dict[str, Any] = {}
+    for line in changes:
+        combine(wanted, read_change(line), "--set ")
+
+
+def read_change(line: str) -> dict[str, Any]:
+    """Return a line of a study file; see `read_line`."""
+    return by_dotted_names(read_line(line, "search.trials=2"))
+
+
+def tables_of(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the tables whose keys are settings of a trial."""
+    return {name: table[name] for name in ("settings", "switches", "space") if isinstance(table.get(name), dict)}
+
+
+def by_dotted_names(table: dict[str, Any]) -> dict[str, Any]:
+    """Return a study file with `dotted` settings."""
+    return table | {name: dotted(entries) for name, entries in tables_of(table).items()}
+
+
+def lay_over(table: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Change entries, those of tables inside tables, too."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(table.get(key), dict):
+            lay_over(table[key], value)
+        else:
+            table[key] = value

@@ -24,7 +24,7 @@ from erpe.plugins import load as load_plugin
 from erpe.plugins import loaded
 from erpe.settings import Config
 from erpe.study.distributions import Axis, Choices, Scalar, typical
-from erpe.study.entries import combine, contradictions, dotted, read_line
+from erpe.study.entries import by_dotted_names, contradictions, dotted, lay_over, read_change, tables_of
 from erpe.study.objectives import Limits, Objective
 from erpe.study.plan_checks import mistakes_of
 from erpe.study.search_space import apply_overrides, read_toml, variant_params
@@ -255,10 +255,10 @@ def load_plan(
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     try:
-        table = _by_dotted_names({"name": path.stem.replace("_", "-")} | table)
+        table = by_dotted_names({"name": path.stem.replace("_", "-")} | table)
         for line in changes:
-            _lay_over(table, _read_change(line))
-        if against := contradictions({f"[{name}]": found for name, found in _tables_of(table).items()}):
+            lay_over(table, read_change(line))
+        if against := contradictions({f"[{name}]": found for name, found in tables_of(table).items()}):
             raise ConfigError(*against)
         for plugin in table.get("plugins", ()) if isinstance(table.get("plugins", ()), list) else ():
             load_plugin(str(plugin), path.parent)
@@ -292,38 +292,6 @@ def _with_dataset(table: dict[str, Any], base: Path, cache: Path | None) -> dict
     from erpe.training.own import find_dataset
 
     return table | {"dataset": find_dataset(given, base=base, resize=read_grid(table.get("resize")), cache=cache)}
-
-
-def check_agreement(changes: Sequence[str]) -> None:
-    """Refuse lines of which one undoes another.
-
-    Raises:
-        ConfigError: they give a key two values.
-    """
-    wanted: dict[str, Any] = {}
-    for line in changes:
-        combine(wanted, _read_change(line), "--set ")
-
-
-def _read_change(line: str) -> dict[str, Any]:
-    return _by_dotted_names(read_line(line, "search.trials=2"))
-
-
-def _tables_of(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the tables whose keys are settings of a trial."""
-    return {name: table[name] for name in ("settings", "switches", "space") if isinstance(table.get(name), dict)}
-
-
-def _by_dotted_names(table: dict[str, Any]) -> dict[str, Any]:
-    return table | {name: dotted(entries) for name, entries in _tables_of(table).items()}
-
-
-def _lay_over(table: dict[str, Any], changes: dict[str, Any]) -> None:
-    for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(table.get(key), dict):
-            _lay_over(table[key], value)
-        else:
-            table[key] = value
 
 
 def schema() -> str:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from erpe.config import TrialConfig, is_measures
+from erpe.config import TrialConfig
 from erpe.errors import StoreError, TrialError
 from erpe.io import read_json, write_atomic
 from erpe.model import ViT
@@ -27,6 +27,7 @@ from erpe.training.evaluate import (
     save_predictions,
     scores,
 )
+from erpe.training.outcome import is_measures
 from erpe.training.trial import Trial
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from erpe.config import TrialConfig, is_history
+from erpe.config import TrialConfig
 from erpe.errors import StoreError, TrialError
 from erpe.model import ViT, build
 from erpe.store import STATE, let_go
@@ -34,6 +34,7 @@ from erpe.training.evaluate import (
 )
 from erpe.training.loop import OnStep, Trainer
 from erpe.training.malloc import keep_heap
+from erpe.training.outcome import is_history
 from erpe.training.precision import recorded_precision
 from erpe.training.trial_folder import TrialFolder
 
