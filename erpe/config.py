@@ -8,16 +8,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, ValidationInfo, model_validator
 
 from erpe import plugins
 from erpe.datasets import AnyDataset, Dataset, Size, facts_of
@@ -202,7 +193,7 @@ class DataConfig(Config):
     """Part of the training set that is held out, stratified; 0 trains on all of it."""
     split_seed: Seed = 0
     """Seed of that split; the same for every trial of a study."""
-    train_limit: PositiveInt | None = None
+    train_limit: Annotated[int, Field(gt=0)] | None = None
     """Train on this many images only, stratified; default: on all."""
     augment: Literal["none", "standard", "rand", "trivial"] = "standard"
     """Standard: shifts (and flips, see below); rand and trivial: RandAugment and TrivialAugment (wide) on top."""
@@ -257,7 +248,7 @@ class TrainConfig(Config):
     """Largest norm of the gradient; 0 does not clip."""
     ema: Fraction = 0.0
     """Decay of the averaged weights a step, which are then the model; 0 is off."""
-    redraw: NonNegativeInt = 0
+    redraw: Annotated[int, Field(ge=0)] = 0
     """Draw new random features after this number of steps; 0: never. Frozen in evaluation."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of training. Auto: bfloat16 where a GPU or CPU computes in it and it pays; float16 on older GPUs; or float32."""

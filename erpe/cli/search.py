@@ -56,10 +56,7 @@ def tune(
     dataset: DatasetOption,
     resize: Resize = None,
     plugin: Plugins = None,
-    trials: Annotated[
-        int | None,
-        typer.Option(help="Trials of the study, earlier ones included; default: 6 for digits, 20 for others."),
-    ] = None,
+    trials: Annotated[int | None, typer.Option(help="Earlier ones included; default: 6 for digits, else 20.")] = None,
     epochs: Epochs = None,
     space: Annotated[Path | None, typer.Option(help="TOML file whose [space] is laid over the default space.")] = None,
     enqueue: Annotated[
@@ -92,16 +89,14 @@ def tune(
     from erpe import api
 
     with showing(as_json, store) as show:
-        show(
-            api.tune(
-                variant, dataset_of(dataset, resize, store, data_dir), trials=trials, store=store, name=name, new=new,
-                epochs=epochs, settings=parse_settings(settings), space=space, enqueue=enqueue, warm_start=warm_start,
-                objective=objective or "accuracy", at_most=limits_of(at_most), sampler=cast(Any, sampler),
-                pruner=cast(Any, pruner), seed=seed, notify=notify, data_dir=data_dir, concurrency=concurrency,
-                cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, pack=pack, device=device,
-                ray_address=ray_address, executor=cast(Any, executor),
-            )
-        )  # fmt: skip
+        show(api.tune(
+            variant, dataset_of(dataset, resize, store, data_dir), trials=trials, store=store, name=name, new=new,
+            epochs=epochs, settings=parse_settings(settings), space=space, enqueue=enqueue, warm_start=warm_start,
+            objective=objective or "accuracy", at_most=limits_of(at_most), sampler=cast(Any, sampler),
+            pruner=cast(Any, pruner), seed=seed, notify=notify, data_dir=data_dir, concurrency=concurrency,
+            cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, pack=pack, device=device,
+            ray_address=ray_address, executor=cast(Any, executor),
+        ))  # fmt: skip
 
 
 def train(
@@ -131,13 +126,11 @@ def train(
     from erpe import api
 
     with showing(as_json, store) as show:
-        show(
-            api.train(
-                variant, dataset and dataset_of(dataset, resize, store, data_dir), like=like, store=store, new=new,
-                epochs=epochs, settings=parse_settings(settings), seed=seed, notify=notify, data_dir=data_dir,
-                device=device,
-            )
-        )  # fmt: skip
+        show(api.train(
+            variant, dataset and dataset_of(dataset, resize, store, data_dir), like=like, store=store, new=new,
+            epochs=epochs, settings=parse_settings(settings), seed=seed, notify=notify, data_dir=data_dir,
+            device=device,
+        ))  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -299,18 +292,8 @@ def study_status(
         return
     found = statuses(existing(store), study)
     if as_json:
-        print(
-            json.dumps(
-                [
-                    {
-                        **each._asdict(),
-                        "openings": each.openings._asdict(),
-                        "arms": [arm._asdict() for arm in each.arms],
-                    }
-                    for each in found
-                ]
-            )
-        )
+        parts = [{"openings": each.openings._asdict(), "arms": [arm._asdict() for arm in each.arms]} for each in found]
+        print(json.dumps([each._asdict() | part for each, part in zip(found, parts, strict=True)]))
     else:
         print_tables(status_tables(found), "no study to show; `erpe study run FILE` makes one")
 
