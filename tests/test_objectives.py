@@ -203,7 +203,7 @@ def test_limits_and_pruners_that_cannot_work_are_refused_before_anything_starts(
 
 
 def test_a_search_that_can_meet_its_limits_no_more_says_so(store, monkeypatch):
-    monkeypatch.setattr("erpe.study.session.MOST_DRAWS", 3)
+    monkeypatch.setattr("erpe.study.samplers.MOST_DRAWS", 3)
     with pytest.raises(ErpeError, match="3 draws in a row"):
         search(store, define("relu", "digits", epochs=1, at_most={"flops": 10}), 1)
 

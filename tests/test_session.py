@@ -119,11 +119,11 @@ def test_a_driver_that_is_replaced_between_its_check_and_its_write_says_so(home,
         old.report(trial.number, 1, 0.5)
         if write == "tell":
             old.decide(trial.number, "PRUNED", {})
-        guard = old._guard
+        guard = old.guard
 
         def replaced():
             guard()
-            old._guard = guard
+            old.guard = guard
             old._lease.release()  # as when the machine slept
             new = opened.enter_context(StudySession.open(home, SPEC))
             run(new, new.ask(1))
@@ -131,7 +131,7 @@ def test_a_driver_that_is_replaced_between_its_check_and_its_write_says_so(home,
             new.record_final(trial.number, {"test/accuracy": 0.9})
             opened.close()
 
-        old._guard = replaced
+        old.guard = replaced
         with contextlib.suppress(StudyError):  # what was found before the write is an answer too
             WRITES[write](old, trial.number)
         with pytest.raises(StudyError, match="took over"):
@@ -145,7 +145,7 @@ def test_what_an_old_driver_still_asked_for_is_taken_up_by_the_new_one(home):
     with StudySession.open(home, SPEC) as new:
         run(new, new.ask(2))
         asked = new._study.ask()  # as an old driver does that had looked before
-        new._note(asked.number, "erpe.config", SPEC.base.model_dump(mode="json"))
+        new._trial(asked.number).set_user_attr("erpe.config", SPEC.base.model_dump(mode="json"))
         assert new.ask(2).number == asked.number and new.ask(2) is None
 
 
@@ -183,7 +183,7 @@ def test_a_server_that_stays_away_stops_the_study_in_one_line(store, postgres, m
 def test_a_trial_killed_before_its_configuration_was_written_is_void(store, monkeypatch):
     with StudySession.open(store, SPEC) as session:
         with monkeypatch.context() as patch:
-            patch.setattr(StudySession, "_note", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(optuna.Trial, "set_user_attr", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 session.ask(1)
         assert session._study.get_trials()[0].state == optuna.trial.TrialState.RUNNING

@@ -26,9 +26,9 @@ from erpe.execution.staging import staged
 from erpe.store import Store
 from erpe.study.backup import backed_up
 from erpe.study.objectives import check_limits
-from erpe.study.session import NOTHING, StudySession
+from erpe.study.session import StudySession
 from erpe.study.spec import StudySpec
-from erpe.study.starting_points import Start
+from erpe.study.starting_points import NOTHING, Start
 from erpe.tracking.backfill import rebuild
 from erpe.tracking.study_logger import end_study, folder_of, study_tags
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import filelock
 import sqlalchemy
@@ -93,3 +96,34 @@ def acquire(url: URL, study: str) -> Lease:
         StoreError: no lock can be made.
     """
     return _FileLease(url, study) if is_file(url) else retry_while_unavailable(_PostgresLease)(url, study)
+
+
+class Guarded(Protocol):
+    """What a process may write to as long as its lease is its own."""
+
+    def guard(self) -> None:
+        """Refuse to write if it is not."""
+
+
+S = TypeVar("S", bound=Guarded)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def fenced(write: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Make a method a write of the driver alone.
+
+    It waits for a database that is away, and is refused when another driver took over.
+    """
+
+    @retry_while_unavailable
+    @functools.wraps(write)
+    def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.guard()
+        try:
+            return write(self, *args, **kwargs)
+        except Exception:
+            self.guard()  # another driver in between explains whatever failed
+            raise
+
+    return guarded

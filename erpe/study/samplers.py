@@ -15,7 +15,11 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner,
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from erpe.study.records import REFUSED
+from erpe.config import TrialConfig
+from erpe.errors import StudyError
+from erpe.study.distributions import sample
+from erpe.study.naming import shown
+from erpe.study.records import COSTS, REFUSED
 from erpe.study.spec import Pruner, StudySpec, derive_seed
 
 if TYPE_CHECKING:
@@ -40,6 +44,10 @@ FEWEST_FOR_PRUNING = 16
 
 POPULATION = 50
 """Trials of a generation of NSGA-II, in a long search; in a short one a quarter of the trials."""
+
+
+MOST_DRAWS = 1000
+"""In a row that would cost more than a limit allows."""
 
 
 class CommonDraws(BaseSampler):
@@ -120,6 +128,36 @@ def make_sampler(spec: StudySpec, earlier: list[FrozenTrial], trials: int | None
     own = {"seed": derive_seed(spec.seed, "sampler", len(earlier)), "n_startup_trials": startup}
     alone = {} if spec.sampler == "tpe" else {"independent_sampler": common}
     return make(**own, **alone, **_SAMPLERS[spec.sampler])
+
+
+def draw(study: optuna.Study, spec: StudySpec, trials: int | None) -> tuple[optuna.Trial, TrialConfig]:
+    """Draw until a configuration is within the limits of costs that are known before it is trained.
+
+    The sampler learns from those that are not.
+
+    Args:
+        trials: of the whole search.
+    Raises:
+        StudyError: too many in a row were not.
+    """
+    goals = spec.goals
+    for _ in range(MOST_DRAWS):
+        study.sampler = make_sampler(spec, study.get_trials(deepcopy=False), trials)
+        asked = study.ask()
+        drawn = sample(asked, spec.space, spec.base)
+        costs: dict[str, float | None] = {**goals.closed_costs(drawn)}
+        if costs:
+            asked.set_user_attr(COSTS, costs)
+        for name, part in goals.excess(costs).items():
+            asked.set_constraint(name, part)
+        if not (why := goals.over(costs)):
+            return asked, drawn.replace({"seed": spec.trial_seed(asked.number)})
+        asked.set_user_attr(REFUSED, why)
+        study.tell(asked.number, state=TrialState.PRUNED)
+    raise StudyError(
+        f"study {shown(study.study_name)}: {MOST_DRAWS} draws in a row cost more than {goals.limits}; "
+        "use more, or a space of smaller models instead"
+    )
 
 
 def chosen_pruner(spec: StudySpec, trials: int | None) -> Pruner:

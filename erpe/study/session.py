@@ -13,74 +13,28 @@ towards the budget from the moment its configuration is written.
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import uuid
-from collections.abc import Callable
-from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar
+from typing import Any, Literal, Self
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
-from optuna.trial import FrozenTrial, TrialState
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
 
-from erpe.config import TrialConfig
 from erpe.errors import StudyError, TrialError
 from erpe.store import Store
 from erpe.study import lookup, records, samplers, storage
-from erpe.study.distributions import default_point, sample
-from erpe.study.lock import Lease, acquire
+from erpe.study.lock import Lease, acquire, fenced
 from erpe.study.naming import shown
-from erpe.study.records import (
-    CONFIG,
-    COSTS,
-    END,
-    EPOCH,
-    FINAL,
-    GROUP,
-    REFUSED,
-    STUDY,
-    VALUE,
-    ExperimentRef,
-    StudyRecord,
-    TrialOutcome,
-    TrialRecord,
-)
-from erpe.study.spec import StudySpec, check_name, differences_from
-from erpe.study.starting_points import START, Start, known_trial
+from erpe.study.records import CONFIG, ExperimentRef, StudyRecord, TrialOutcome, TrialRecord
+from erpe.study.spec import StudySpec, check_name
+from erpe.study.starting_points import NOTHING, START, Start, begin, queue
 from erpe.text import redact
 
 MAX_ATTEMPTS = 3
 """Crashes of a trial without a finished epoch between them, after which it is FAIL."""
 
-MOST_DRAWS = 1000
-"""In a row that would cost more than a limit allows."""
-
 _ATTEMPTS = "erpe.attempts"
-
-NOTHING = Start()
-"""Only the defaults."""
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _fenced(write: Callable[Concatenate[StudySession, P], R]) -> Callable[Concatenate[StudySession, P], R]:
-    """Make a method a write of the driver alone.
-
-    It waits for a database that is away, and is refused when another driver took over.
-    """
-
-    @storage.retry_while_unavailable
-    @functools.wraps(write)
-    def fenced(self: StudySession, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self._guard()
-        try:
-            return write(self, *args, **kwargs)
-        except Exception:
-            self._guard()  # another driver in between explains whatever failed
-            raise
-
-    return fenced
 
 
 class StudySession:
@@ -100,8 +54,8 @@ class StudySession:
         """To read all again of every trial that ever ended would make each trial slower than the one before."""
         self.uid = records.read_about(study.study_name, study.user_attrs).uid
         study.pruner = samplers.make_pruner(spec, trials)
-        self._epoch = int(study.user_attrs.get(EPOCH, 0)) + 1
-        study.set_user_attr(EPOCH, self._epoch)
+        self._epoch = int(study.user_attrs.get(records.EPOCH, 0)) + 1
+        study.set_user_attr(records.EPOCH, self._epoch)
 
     @property
     def name(self) -> str:
@@ -141,50 +95,14 @@ class StudySession:
             chosen = (lookup.beside if new else lookup.newest)(database, wanted)
             lease = acquire(database.url, chosen)
             opened.callback(lease.release)
-            remedy = "--set name=ANOTHER" if part_of else "--new"
-            session = storage.retry_while_unavailable(cls._enter)(
-                database, lease, chosen, wanted, spec, trials, remedy, made_with or {}, start
-            )  # fmt: skip
+            settings, uid = samplers.settings(spec, trials), uuid.uuid4().hex[:12]
+            about = records.StudyInfo(uid, spec.model_dump(mode="json"), settings, wanted, made_with or {})
+            study = begin(database, chosen, spec, about, start, "--set name=ANOTHER" if part_of else "--new")
+            session = storage.retry_while_unavailable(cls)(database, lease, study, spec, trials)
             if part_of:
-                storage.retry_while_unavailable(session._study.set_user_attr)(GROUP, part_of._asdict())
+                storage.retry_while_unavailable(session._study.set_user_attr)(records.GROUP, part_of._asdict())
             session._opened = opened.pop_all()
             return session
-
-    @classmethod
-    def _enter(
-        cls,
-        database: storage.Database,
-        lease: Lease,
-        name: str,
-        asked: str,
-        spec: StudySpec,
-        trials: int | None,
-        remedy: str,
-        made_with: dict[str, str],
-        start: Start,
-    ) -> StudySession:
-        settings = samplers.settings(spec, trials)
-        try:
-            directions = spec.goals.directions
-            study = optuna.create_study(study_name=name, storage=database.backend, directions=directions)
-        except DuplicatedStudyError:
-            study = optuna.load_study(study_name=name, storage=database.backend)
-        if STUDY not in study.user_attrs and not study.get_trials(deepcopy=False):
-            if start.points:
-                study.set_user_attr(START, {"points": start.points, "known": start.known})
-            uid, wanted = uuid.uuid4().hex[:12], spec.model_dump(mode="json")
-            study.set_user_attr(STUDY, records.StudyInfo(uid, wanted, settings, asked, made_with)._asdict())
-        about = records.read_about(name, study.user_attrs)
-        changed = differences_from(about.spec, spec)
-        if changed:
-            kept = f", --new --warm-start {shown(name)} with what fits of it"
-            raise StudyError(
-                f"study {shown(name)} has other settings ({'; '.join(changed)}); {remedy} starts afresh beside it"
-                + (kept if remedy == "--new" and all(each.startswith("space.") for each in changed) else "")
-            )
-        if about.settings != settings:  # of another budget, or of another Optuna
-            study.set_user_attr(STUDY, about._replace(settings=settings)._asdict())
-        return cls(database, lease, study, spec, trials)
 
     def __enter__(self) -> Self:
         return self
@@ -192,40 +110,38 @@ class StudySession:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def _guard(self) -> None:
-        """Refuse to write if a later driver took over: it has raised the epoch."""
+    def guard(self) -> None:
+        """Refuse to write if a later driver took over: it has raised the epoch.
+
+        Raises:
+            StudyError: it has.
+        """
         self._lease.check()
-        if self._study.user_attrs.get(EPOCH) != self._epoch:
+        if self._study.user_attrs.get(records.EPOCH) != self._epoch:
             raise StudyError(f"study {shown(self.name)}: another erpe took over; this one stops, nothing is lost")
 
     def _record(self, number: int) -> TrialRecord:
         """Return a trial as this driver knows it, without asking the database where it runs."""
-        if number not in self._running:
-            record = self._reread(number)
-            if record.state != "RUNNING":
-                return record
+        record = self._running.get(number) or self._reread(number)
+        if record.state == "RUNNING":
             self._running[number] = record
-        return self._running[number]
+        return record
+
+    def _place(self, number: int) -> int:
+        """Return the id of a trial in the database."""
+        backend = self._database.backend
+        return backend.get_trial_id_from_study_id_trial_number(backend.get_study_id_from_name(self.name), number)
 
     def _reread(self, number: int) -> TrialRecord:
-        backend = self._database.backend
-        study = backend.get_study_id_from_name(self.name)
-        trial = backend.get_trial(backend.get_trial_id_from_study_id_trial_number(study, number))
-        return records.read_trial(self.uid, trial)
+        return records.read_trial(self.uid, self._database.backend.get_trial(self._place(number)))
 
     def _trial(self, number: int) -> optuna.Trial:
         """Return a trial to write to."""
         if number not in self._live:
-            backend = self._database.backend
-            study = backend.get_study_id_from_name(self.name)
-            place = backend.get_trial_id_from_study_id_trial_number(study, number)
-            self._live[number] = optuna.Trial(self._study, place)
+            self._live[number] = optuna.Trial(self._study, self._place(number))
         return self._live[number]
 
-    def _note(self, number: int, key: str, value: Any) -> None:
-        self._trial(number).set_user_attr(key, value)
-
-    @_fenced
+    @fenced
     def ask(self, budget: int) -> TrialRecord | None:
         """Return the next trial to run: one that a killed driver left, or a new one until `budget` have a
         configuration.
@@ -244,60 +160,23 @@ class StudySession:
         if len(written) >= budget:
             return None
         if not written:
-            self._begin(trials)
-        asked, config = self._draw()
+            queue(self._study, trials, self._spec)
+        asked, config = samplers.draw(self._study, self._spec, self._trials)
         self._live[asked.number] = asked
-        self._note(asked.number, CONFIG, config.model_dump(mode="json"))
+        asked.set_user_attr(CONFIG, config.model_dump(mode="json"))
         return self._hand_out(asked.number)
-
-    def _begin(self, trials: list[FrozenTrial]) -> None:
-        """Queue the starting points, then the defaults, each once, whatever an `ask` cut short left of them."""
-        start = self._study.user_attrs.get(START, {})
-        queued = (TrialState.WAITING, TrialState.COMPLETE)
-        there = {trial.user_attrs.get(START) for trial in trials if trial.state in queued}
-        for number, (params, values) in enumerate(start.get("known", [])):
-            if f"known {number}" not in there:
-                self._study.add_trial(known_trial(number, params, values, self._spec))
-        for number, point in enumerate([*start.get("points", []), default_point(self._spec.space, self._spec.base)]):
-            if number not in there:
-                self._study.enqueue_trial(point, user_attrs={START: number})
 
     @property
     def points(self) -> list[dict[str, Any]]:
         """Return the starting points that this study was begun with."""
         return list(self._study.user_attrs.get(START, {}).get("points", []))
 
-    def _draw(self) -> tuple[optuna.Trial, TrialConfig]:
-        """Draw until a configuration is within the limits of costs that are known before it is trained.
-
-        The sampler learns from those that are not.
-        """
-        goals = self._spec.goals
-        for _ in range(MOST_DRAWS):
-            earlier = self._study.get_trials(deepcopy=False)
-            self._study.sampler = samplers.make_sampler(self._spec, earlier, self._trials)
-            asked = self._study.ask()
-            drawn = sample(asked, self._spec.space, self._spec.base)
-            costs: dict[str, float | None] = {**goals.closed_costs(drawn)}
-            if costs:
-                asked.set_user_attr(COSTS, costs)
-            for name, part in goals.excess(costs).items():
-                asked.set_constraint(name, part)
-            if not (why := goals.over(costs)):
-                return asked, drawn.replace({"seed": self._spec.trial_seed(asked.number)})
-            asked.set_user_attr(REFUSED, why)
-            self._study.tell(asked.number, state=TrialState.PRUNED)
-        raise StudyError(
-            f"study {shown(self.name)}: {MOST_DRAWS} draws in a row cost more than {goals.limits}; "
-            "use more, or a space of smaller models instead"
-        )
-
     def _hand_out(self, number: int) -> TrialRecord:
-        record = self.trial(number)
+        record = self._record(number)
         self._handed_out.add(number)
         return record
 
-    @_fenced
+    @fenced
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Record the value of an epoch, counted from 1; the first word on an epoch counts.
 
@@ -318,15 +197,15 @@ class StudySession:
         if epoch not in record.epochs:
             try:
                 if self._spec.goals.several:
-                    trial.set_user_attr(f"{VALUE}.{epoch}", value)
+                    trial.set_user_attr(f"{records.VALUE}.{epoch}", value)
                 else:
                     trial.report(value, epoch)
             except UpdateFinishedTrialError:  # by another hand: Optuna's dashboard has a button
-                self._guard()
+                self.guard()
                 return self._reread(number).state == "PRUNED"
             self._running[number] = record._replace(epochs=record.epochs | {epoch: value})
             if trial.user_attrs.get(_ATTEMPTS):
-                self._note(number, _ATTEMPTS, 0)
+                self._trial(number).set_user_attr(_ATTEMPTS, 0)
         return epoch < self._spec.epochs and self._is_pruned(number)
 
     def _is_pruned(self, number: int) -> bool:
@@ -335,7 +214,7 @@ class StudySession:
         others = records.read_study(self._study, self._ended).trials
         return samplers.falls_behind(self._spec, self._trials, self._record(number), others)
 
-    @_fenced
+    @fenced
     def record_crash(self, number: int, reason: str) -> bool:
         """Record that a worker died or raised an unexpected exception.
 
@@ -346,14 +225,14 @@ class StudySession:
         if record.state != "RUNNING" or record.verdict:
             return False
         attempts = int(self._trial(number).user_attrs.get(_ATTEMPTS, 0)) + 1
-        self._note(number, _ATTEMPTS, attempts)
+        self._trial(number).set_user_attr(_ATTEMPTS, attempts)
         if attempts < MAX_ATTEMPTS:
             return True
         since = f"after epoch {max(record.epochs)}" if record.epochs else "without finishing an epoch"
         self.decide(number, "FAIL", {}, f"{reason.rstrip()} (crashed {attempts} times {since})")
         return False
 
-    @_fenced
+    @fenced
     def decide(
         self,
         number: int,
@@ -376,7 +255,7 @@ class StudySession:
             if lacks := goals.lacks(measured):
                 verdict = TrialOutcome("FAIL", {}, f"{lacks} was not measured, or is no number; the study asks for it")
             self._constrain(number, goals.excess(goals.spent(measured)))
-        self._note(number, END, verdict._asdict())
+        self._trial(number).set_user_attr(records.END, verdict._asdict())
         if number in self._running:
             self._running[number] = record._replace(verdict=verdict)
         return verdict
@@ -387,7 +266,7 @@ class StudySession:
             if known and name not in known.constraints:  # a driver that was killed here may have set it
                 self._trial(number).set_constraint(name, part)
 
-    @_fenced
+    @fenced
     def tell(self, number: int) -> None:
         """Freeze a decided trial. Telling again changes nothing."""
         record = self._record(number)
@@ -404,10 +283,10 @@ class StudySession:
         """One trial as it stands."""
         return self._record(number)
 
-    @_fenced
+    @fenced
     def record_final(self, number: int, metrics: dict[str, float]) -> dict[str, float]:
         """Keep what was measured of a trial after its end; measures of the test split stay, since it is opened once."""
-        key = f"{FINAL}.{number}"
+        key = f"{records.FINAL}.{number}"
         found = self._study.user_attrs.get(key, {})
         tested = {name: value for name, value in found.items() if name.startswith("test/")}
         kept: dict[str, float] = found | metrics | tested

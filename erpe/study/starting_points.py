@@ -9,17 +9,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError, ErpeError, StudyError, nearest
-from erpe.study.distributions import Axis, Choices, Floats, inside
+from erpe.study.distributions import Axis, Choices, Floats, default_point, inside
 from erpe.study.entries import dotted, typed
 from erpe.study.lookup import find_trial, parts_of
-from erpe.study.records import StudyRecord, TrialRecord
+from erpe.study.naming import shown
+from erpe.study.records import STUDY, StudyInfo, StudyRecord, TrialRecord, read_about
 from erpe.study.search_space import read_toml
 from erpe.study.spec import StudySpec, differences_from
+from erpe.study.storage import Database, retry_while_unavailable
 
 START = "erpe.start"
 """Attribute of a study: its starting points. Of a trial: which of them it is."""
@@ -34,6 +38,52 @@ class Start(NamedTuple):
     """Settings and objectives of trials that another study measured alike: the sampler learns from them."""
     notes: tuple[str, ...] = ()
     """What did not fit, a line each."""
+
+
+NOTHING = Start()
+"""Only the defaults."""
+
+
+@retry_while_unavailable
+def begin(database: Database, name: str, spec: StudySpec, about: StudyInfo, start: Start, afresh: str) -> optuna.Study:
+    """Return the study of a name; one that is new gets what it is and its starting points.
+
+    Args:
+        afresh: the option that makes another study.
+    Raises:
+        StudyError: it is of another specification.
+    """
+    try:
+        study = optuna.create_study(study_name=name, storage=database.backend, directions=spec.goals.directions)
+    except DuplicatedStudyError:
+        study = optuna.load_study(study_name=name, storage=database.backend)
+    if STUDY not in study.user_attrs and not study.get_trials(deepcopy=False):
+        if start.points:
+            study.set_user_attr(START, {"points": start.points, "known": start.known})
+        study.set_user_attr(STUDY, about._asdict())
+    known = read_about(name, study.user_attrs)
+    if changed := differences_from(known.spec, spec):
+        fits = afresh == "--new" and all(each.startswith("space.") for each in changed)
+        raise StudyError(
+            f"study {shown(name)} has other settings ({'; '.join(changed)}); {afresh} starts afresh beside it"
+            + (f", --new --warm-start {shown(name)} with what fits of it" if fits else "")
+        )
+    if known.settings != about.settings:  # of another budget, or of another Optuna
+        study.set_user_attr(STUDY, known._replace(settings=about.settings)._asdict())
+    return study
+
+
+def queue(study: optuna.Study, trials: list[FrozenTrial], spec: StudySpec) -> None:
+    """Queue the starting points, then the defaults, each once, whatever was cut short left of them in `trials`."""
+    start = study.user_attrs.get(START, {})
+    queued = (TrialState.WAITING, TrialState.COMPLETE)
+    there = {trial.user_attrs.get(START) for trial in trials if trial.state in queued}
+    for number, (params, value) in enumerate(start.get("known", [])):
+        if f"known {number}" not in there:
+            study.add_trial(_known_trial(number, params, value, spec))
+    for number, point in enumerate([*start.get("points", []), default_point(spec.space, spec.base)]):
+        if number not in there:
+            study.enqueue_trial(point, user_attrs={START: number})
 
 
 def from_file(path: str | Path, spec: StudySpec) -> Start:
@@ -122,7 +172,7 @@ def _fit(trial: TrialRecord, spec: StudySpec) -> tuple[dict[str, Any], dict[str,
     return fits, {name: flat.get(name) for name in active if name not in fits}
 
 
-def known_trial(number: int, params: dict[str, Any], values: list[float], spec: StudySpec) -> FrozenTrial:
+def _known_trial(number: int, params: dict[str, Any], values: list[float], spec: StudySpec) -> FrozenTrial:
     """Return a trial of another study as Optuna keeps it; without a configuration of ours it counts nowhere."""
     ranges = {name: _distribution(spec.space.axes[name]) for name in params}
     return create_trial(
