@@ -256,6 +256,7 @@ def test_a_trial_that_was_removed_stays_removed(store):
     assert study.trials[0].uid in told and study.trials[1].uid not in told
 
 
+@slow
 def test_killed_before_any_write_the_reconciler_alone_tells_all_that_the_database_knows(tmp_path, monkeypatch):
     """Every write to the database and to the outbox, one after the other, is the one that never happens."""
     store, doom = Store.open(tmp_path), Doom(monkeypatch)

@@ -16,6 +16,7 @@ def small(variant):
     return TrainedViT(defaults(variant, "digits").replace(settings)).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["softmax", "favor_general", "relu_circulant"])
 def test_torch_s_own_file_says_what_the_model_says_for_any_number_of_pictures(variant, tmp_path):
     model, path = small(variant), tmp_path / "model.pt2"

@@ -269,6 +269,7 @@ def test_a_removed_trial_does_not_return_from_where_it_came(nine, empty):
     assert removed(empty) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ahead", [False, True], ids=["the same", "ahead"])
 def test_what_was_removed_there_is_removed_here_too(nine, empty, tmp_path, ahead):
     adopt(nine.root, empty)

@@ -181,6 +181,7 @@ BYTES = os.fsdecode(b"not\xffUTF-8 %20?")
 DIGIT = str(Path(__file__).parent.parent / "studies/digit.png")
 
 
+@slow
 def test_a_study_that_moved_is_compared_reported_loaded_and_used_where_it_is(digits_study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     place = tmp_path / "there" / "a?b=c#%20"

@@ -139,6 +139,7 @@ def test_interrupted_anywhere_the_same_command_finishes_the_same_study(store, tm
     assert set(calls(store, "test").values()) == {1}
 
 
+@pytest.mark.slow
 def test_more_seeds_and_more_trials_continue_and_a_new_best_is_confirmed_anew(store):
     played(store)
     play(store, "confirm.seeds=3")
@@ -208,6 +209,7 @@ def test_an_arm_that_never_works_is_told_and_the_others_are_confirmed(store):
     assert found["relu"] and not found["relu_rope"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", ["epochs", "flops"])
 def test_a_budget_of_epochs_or_flops_is_spent_by_every_arm_to_within_a_trial(store, budget):
     plan = load_plan(FILE, [*SMALL, "search.trials=4", "search.pruner=median", f"search.budget={budget}"])
@@ -292,6 +294,7 @@ def test_the_parent_of_a_confirmation_has_means_over_seeds_and_how_many_they_are
             assert told[name] == pytest.approx((own[0][name] + own[1][name]) / 2)
 
 
+@pytest.mark.slow
 def test_runs_of_all_twelve_variants_have_the_same_parameters_and_tags(store):
     play(store, 'variants="twelve"', "search.trials=1", "search.epochs=1", "confirm.seeds=1")
     starts = [event for event, _ in Outbox(store.outbox, "digits-nine").read(0) if event.kind == "start_trial"]

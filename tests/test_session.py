@@ -476,6 +476,7 @@ class SessionMachine(RuleBasedStateMachine):
         assert len(running) <= 1
 
 
+@pytest.mark.slow
 def test_any_order_of_events_keeps_the_books(tmp_path):
     SessionMachine.folder = tmp_path / "store"
     SessionMachine.empty = tmp_path / "empty.db"

@@ -126,6 +126,7 @@ def test_twice_is_once(there, here):
     assert [event.seq for event, _ in Outbox(here.outbox, NAME).read(0)] == list(range(1, len(before[2][NAME]) + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [3, 10])
 def test_what_went_on_there_arrives_later_and_nothing_is_doubled(there, here, after):
     with pytest.raises(KeyboardInterrupt):

@@ -304,6 +304,7 @@ REGISTERS = {
 """Of a thread; 255 are all that there are. Beyond them a program keeps numbers in memory."""
 
 
+@pytest.mark.slow
 def test_no_kernel_spills_and_registers_are_those_of_the_table(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path)}

@@ -222,6 +222,7 @@ class Doom:
         self.patch.setattr(owner, name, killed)
 
 
+@pytest.mark.slow
 def test_killed_before_any_write_the_same_call_continues(store, outbox_only, monkeypatch):
     """Every write to the database and to the outbox, one after the other, is the one that never happens."""
     doom = Doom(monkeypatch)
