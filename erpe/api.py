@@ -283,7 +283,7 @@ def _shown(given: Shown, make: Any, notify: str | None, study: str) -> Iterator[
 
 
 def _check_tracking(store: Store, progress: Progress) -> None:
-    """Say before a long search that its results will wait in the outbox, because the server is down.
+    """Say before a long search that its results will wait in the store, because the server is down.
 
     Raises:
         TrackingError: the server refuses us, is not MLflow, or its database is of another version.

@@ -27,11 +27,15 @@ FILES = {
     "model.safetensors": 4096 * MIB, "training.safetensors": 16384 * MIB, "config.json": MIB, "outcome.json": 16 * MIB,
     "test.json": MIB, "per_class.json": MIB, "confusion.json": MIB, "confusion_test.json": MIB,
     "predictions.npz": 64 * MIB, "attention.npz": 64 * MIB, "plugins.txt": MIB, "log.txt": 32 * MIB,
+    "history.jsonl": 64 * MIB,
 }  # fmt: skip
 """What may lie in a trial's folder -> bytes it may have. Nothing else is taken from elsewhere."""
 
 OUTCOME = "outcome.json"
 """Measures of a finished trial, which make its folder that of one: written last."""
+
+HISTORY = "history.jsonl"
+"""When a trial's epochs were, and what was measured: a line each, written by its driver."""
 
 STATE = "training.safetensors"
 """A trial's checkpoint after its last epoch; a finished one has none."""
@@ -51,7 +55,7 @@ PROGRESS = "progress"
 
 @dataclass(frozen=True)
 class Store:
-    """A folder with `optuna.db`, `mlflow.db`, `artifacts/`, `spool/`, `checkpoints/` and `backups/`.
+    """A folder with `optuna.db`, `mlflow.db`, `artifacts/`, `tracking/`, `checkpoints/` and `backups/`.
 
     `ERPE_STORAGE_URL` and `MLFLOW_TRACKING_URI` put the two databases elsewhere.
     """
@@ -77,7 +81,7 @@ class Store:
             )
         version = store.root / "erpe.json"
         try:
-            for folder in (store.artifacts, store.outbox, store.checkpoints):
+            for folder in (store.artifacts, store.tracking, store.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
             if not os.path.lexists(version):
                 write_atomic(version, json.dumps({"layout": LAYOUT}))
@@ -125,9 +129,9 @@ class Store:
         return self.root / "artifacts"
 
     @property
-    def outbox(self) -> Path:
-        """Events on their way to MLflow."""
-        return self.root / "spool"
+    def tracking(self) -> Path:
+        """How far each MLflow has each study: one small file for each of both."""
+        return self.root / "tracking"
 
     @property
     def checkpoints(self) -> Path:

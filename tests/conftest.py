@@ -98,7 +98,7 @@ def no_database_of_another_test():
 
 
 @pytest.fixture
-def outbox_only(monkeypatch):
+def without_mlflow(monkeypatch):
     """Everything is recorded, nothing is sent to MLflow."""
     from erpe.tracking.tracker import Tracker
 

@@ -9,23 +9,16 @@ import pytest
 
 import erpe
 from erpe.errors import ErpeError
-from erpe.tracking.tracker import Tracker
-
-
-@pytest.fixture
-def outbox_only(monkeypatch):
-    """Everything is recorded, nothing is sent to MLflow."""
-    monkeypatch.setattr("erpe.tracking.tracker.Tracker", partial(Tracker, send=False))
 
 
 @pytest.mark.parametrize("name", ["tune", "train", "run_study"])
-def test_the_examples_of_the_functions_say_what_happens(name, tmp_path, monkeypatch, outbox_only):
+def test_the_examples_of_the_functions_say_what_happens(name, tmp_path, monkeypatch, without_mlflow):
     monkeypatch.chdir(tmp_path)
     (example,) = doctest.DocTestFinder(recurse=False).find(getattr(erpe, name), name)
     assert doctest.DocTestRunner().run(example) == (0, len(example.examples))
 
 
-def test_a_search_is_drawn_and_gives_its_models_and_a_wrong_name_is_told(tmp_path, outbox_only):
+def test_a_search_is_drawn_and_gives_its_models_and_a_wrong_name_is_told(tmp_path, without_mlflow):
     small = {"model.width": 16, "model.depth": 1, "model.heads": 2, "data.train_limit": 200}
     ask = partial(erpe.tune, "softmax", "digits", trials=2, epochs=1, store=tmp_path, executor="inline", progress=False)
     found = ask(settings=small)

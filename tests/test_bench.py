@@ -271,7 +271,7 @@ def test_overhead_tells_trials_from_epochs_on_every_stack(monkeypatch):
     monkeypatch.setattr("erpe.bench.overhead.TRIALS", 2)
     monkeypatch.setattr("erpe.bench.overhead.EPOCHS", 2)
     found = bench_overhead(rounds=1)
-    assert [row["name"] for row in found["rows"]] == ["bare loop", "+ Optuna", "+ outbox", "+ MLflow", "+ Ray"]
+    assert [row["name"] for row in found["rows"]] == ["bare loop", "+ Optuna", "+ tracker", "+ MLflow", "+ Ray"]
     bare, *others = found["rows"]
     assert all(row["trial_ms"] > bare["trial_ms"] and row["n"] == 1 for row in others)
     overhead_table(found)

@@ -30,11 +30,12 @@ from erpe.report.charts.curves import _read as read_example
 from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study.plan import load_plan
-from erpe.study.records import read_studies
+from erpe.study.records import TrialRecord, read_studies
 from erpe.study.search_space import load_space
 from erpe.study.spec import define
 from erpe.tracking import artifacts
-from erpe.tracking.outbox import Ack, Event, Outbox
+from erpe.tracking.cursor import Cursor
+from erpe.tracking.history import Journal, read_history
 from erpe.training.checkpoint import load_model, load_tensors, save_tensors
 from erpe.training.outcome import read_outcome
 from erpe.training.trial import Trial
@@ -105,7 +106,7 @@ def replaced(tree, draw_at, value):
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """The folder of a finished trial, the checkpoint of one that goes on, an outbox."""
+    """The folder of a finished trial, the checkpoint of one that goes on, a history."""
     folder = tmp_path_factory.mktemp("fuzz")
     trial = Trial(CONFIG, folder / "trial")
     trial.epoch()
@@ -113,17 +114,20 @@ def original(tmp_path_factory):
     trial.epoch()
     trial.finish()
     np.savez_compressed(folder / "trial/predictions.npz", predicted=np.zeros(9, np.uint8), labels=np.zeros(9, np.uint8))
-    outbox = Outbox(folder, "spool")
-    with outbox.exclusive():
-        for step in range(5):
-            outbox.write(Event(kind="epoch", uid="s:0", step=step, metrics={"val/accuracy": 0.5}))
-    outbox.acknowledge(Ack("sqlite:///x", outbox.read(0)[0][1], 1))
+    journal = Journal(folder)
+    journal.start({"version.erpe": "1"})
+    for step in range(1, 6):
+        journal.epoch({"epoch": float(step), "val/accuracy": 0.5})
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "picture.png")
     Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(folder / "picture.jpg")
     store = Store.open(folder / "store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "nowhere://")  # making a database takes seconds
         tune(define("relu", "digits", epochs=1), store, trials=1, executor="inline", work=work())
+        cursor = Cursor(store, "s")
+        cursor.runs = {"s-0": (3, "COMPLETE")}
+        cursor.write()
+        shutil.copy(cursor.path, folder / "cursor.json")
     return folder
 
 
@@ -152,8 +156,8 @@ READERS = {
     "trial/attention.npz": lambda folder: read_example(folder / "trial/attention.npz"),
     "trial/predictions.npz": lambda folder: read_arrays(folder / "trial/predictions.npz"),
     "training.safetensors": lambda folder: load_tensors(folder / "training.safetensors"),
-    "spool.jsonl": lambda folder: (Outbox(folder, "spool").read(0), catch_up(folder)),
-    "spool.ack": lambda folder: Outbox(folder, "spool").read(Outbox(folder, "spool").ack.offset),
+    "history.jsonl": lambda folder: (history_of(folder), Journal(folder).start({})),
+    "cursor.json": lambda folder: cursor_of(folder),
     "picture.png": lambda folder: predict(folder / "trial", folder / "picture.png"),
     "picture.jpg": lambda folder: predict(folder / "trial", folder / "picture.jpg"),
     "store/erpe.json": lambda folder: Store.open(folder / "store"),
@@ -166,9 +170,15 @@ def copy_of(store):
     return Store.open(shutil.copytree(store, tempfile.mkdtemp(dir=store.parent), dirs_exist_ok=True))
 
 
-def catch_up(folder):
-    with Outbox(folder, "spool").exclusive():
-        pass
+def history_of(folder):
+    trial = TrialRecord(0, "s-0", "RUNNING", CONFIG, dict.fromkeys(range(1, 6), 0.5), None, None, None)
+    return read_history(trial, folder, define("relu", "digits"))
+
+
+def cursor_of(folder):
+    store = Store(folder / "store")
+    shutil.copy(folder / "cursor.json", Cursor(store, "s").path)
+    return Cursor(store, "s").runs
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -321,4 +331,4 @@ def test_the_fuzz_tests_read_what_they_would_spoil(original):
     """Unspoiled, everything is read: otherwise nothing is tested."""
     for reader in READERS.values():
         reader(original)
-    assert read_outcome(CONFIG, original / "trial") and len(Outbox(original, "spool").read(0)) == 5
+    assert read_outcome(CONFIG, original / "trial") and len(history_of(original).epochs) == 5 and cursor_of(original)

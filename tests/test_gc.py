@@ -29,12 +29,12 @@ from erpe.retention.gc import gc
 from erpe.retention.policy import Policy, decide
 from erpe.search.tune import tune
 from erpe.store import Store
-from erpe.study.records import REMOVED, read_studies
+from erpe.study.records import REMOVED, mark_removed, read_studies
 from erpe.study.session import StudySession
 from erpe.study.spec import define
 from erpe.study.storage import Database
 from erpe.tracking import deletion
-from erpe.tracking.outbox import Outbox
+from erpe.tracking.cursor import Cursor
 from erpe.tracking.tracker import Tracker, sync
 from erpe.transfer.importer import adopt
 from erpe.transfer.optuna_copy import facts
@@ -130,18 +130,13 @@ def database(store):
 
 
 def check_nothing_dangles(store, experiment=NAME):
-    """Database, folders, outbox and MLflow, if there is one, agree trial by trial on what was removed."""
+    """Database, folders and MLflow, if there is one, agree trial by trial on what was removed."""
     members = [study for study in read_studies(store) if study.experiment == experiment]
     every = [(study.name, trial) for study in members for trial in study.trials]
     alive = {f"{name}/{trial.number:04d}-{trial.config.seed}" for name, trial in every if not trial.removed}
     names = {study.name for study in members}
     assert {folder for folder in folders(store) if folder.partition("/")[0] in names} == alive
     gone = {trial.uid for _, trial in every if trial.removed}
-    events = list(Outbox(store.outbox, experiment).events())
-    assert {event.uid for event in events if event.kind == "remove_trial"} == gone
-    assert sum(event.kind == "remove_trial" for event in events) == len(gone), "each is told once"
-    for uid in gone:
-        assert next(event.kind for event in reversed(events) if event.uid == uid) == "remove_trial"
     if (mlflow := database(store)).exists():
         kept = {trial.uid for _, trial in every} - gone
         uids = {uid for (uid,) in rows(mlflow, "SELECT value FROM tags WHERE key = 'erpe.trial_uid'")}
@@ -199,10 +194,10 @@ def test_unfinished_and_registered_trials_stay_whatever_is_asked(empty):
         tune(SPEC, store, trials=6, executor="inline", work=work(accident=interrupted))
     (study,) = read_studies(store)
     other = next(trial for trial in study.trials if trial.state == "COMPLETE" and trial != study.best)
-    Tracker(store, NAME, send=False).end_study(study.about.uid, other.uid, {}, store.root, "COMPLETE", model="m")
+    assert decide(study, ALL, {other.uid}, datetime.now()).staying["registered"] == [other.number]
     (swept,) = gc(store, ALL).studies
-    assert swept.going == [1, 3]
-    assert swept.staying == {"unfinished": [4], "best": [study.best.number], "registered": [other.number]}
+    assert swept.going == sorted([1, other.number, 3])
+    assert swept.staying == {"unfinished": [4], "best": [study.best.number]}
     check_nothing_dangles(store)
     assert search(store).counts == {"COMPLETE": 4, "FAIL": 2}
 
@@ -260,7 +255,7 @@ def test_a_removed_trial_does_not_return_from_where_it_came(nine, empty):
     adopt(nine.root, empty)
     gc(empty, ALL)
     (found,) = adopt(nine.root, empty)
-    assert found[1:] == (0, 0)
+    assert found.trials == 0
     check_nothing_dangles(empty, "digits-nine")
     play(nine, "search.trials=4", replace=True)
     (found,) = adopt(nine.root, empty)
@@ -331,7 +326,6 @@ def tear(folder):
 def test_killed_before_any_write_the_same_call_finishes(store, monkeypatch):
     mortal = Mortal(monkeypatch)
     mortal.make(optuna.storages.RDBStorage, "set_study_user_attr")
-    mortal.make(Outbox, "write")
     mortal.make(shutil, "rmtree", tear)
     wanted = set(range(6)) - set(ranked(store)[:2])
     for kill in range(1, 50):
@@ -346,13 +340,13 @@ def test_killed_before_any_write_the_same_call_finishes(store, monkeypatch):
         assert gc(copy, Policy(keep_best=2)) == said
         check_nothing_dangles(copy)
         assert {trial.number for trial in trials(copy) if trial.removed} == wanted
-    assert kill == 1 + 1 + 4 + 4, "a mark, four events, four folders"
+    assert kill == 1 + 1 + 4, "a mark, four folders"
 
 
 @pytest.mark.parametrize("policy", [Policy(failed=True), Policy(keep_best=99)], ids=str)
 def test_what_a_killed_call_has_begun_any_other_finishes(store, monkeypatch, policy):
     with monkeypatch.context() as patch:
-        patch.setattr(Outbox, "write", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(shutil, "rmtree", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             gc(store, Policy(failed=True))
     gc(store, policy)
@@ -435,7 +429,7 @@ def test_what_is_not_ours_by_its_name_or_is_a_link_stays(store):
 
 
 def test_with_the_wrong_database_nothing_seems_to_belong_to_nothing(store, nine, monkeypatch, tmp_path):
-    """Whoever forgets ERPE_STORAGE_URL must not lose all checkpoints: the outbox knows them, too."""
+    """Whoever forgets ERPE_STORAGE_URL must not lose all checkpoints: they have a trial's history."""
     monkeypatch.setenv("ERPE_STORAGE_URL", f"sqlite:///{tmp_path / 'other.db'}")
     for each in (store, nine):
         assert gc(each, Policy(), dangling=True).strays == []
@@ -506,8 +500,6 @@ def embed(store, empty_database):
 def moved(store, name):
     """A copy of a store, whose MLflow has what that of the original has."""
     copy = Store(shutil.copytree(store.root, store.root.with_name(name)))
-    ack = copy.outbox / f"{NAME}.ack"
-    ack.write_text(ack.read_text().replace(str(store.root), str(copy.root)))
     return copy
 
 
@@ -554,7 +546,7 @@ def test_killed_while_mlflow_is_told_the_same_call_finishes(store, empty_databas
     for owner, name in (
         (SqlAlchemyStore, "delete_run"),
         (SqlAlchemyStore, "_hard_delete_run"),
-        (Outbox, "acknowledge"),
+        (Cursor, "write"),
     ):
         mortal.make(owner, name)
     mortal.make(deletion, "remove_folder", tear)
@@ -568,7 +560,7 @@ def test_killed_while_mlflow_is_told_the_same_call_finishes(store, empty_databas
         assert gc(copy, Policy(failed=True)).lag == 0
         check_nothing_dangles(copy)
         assert len(uids(copy)) == 4 and not uids(copy) & gone
-    assert kill == 2 * 3 + 1 + 1, "delete, artifacts, row; and the acknowledgement"
+    assert kill == 2 * 3 + 2 + 1, "delete, artifacts, row; and the cursor after each look"
 
 
 @few
@@ -623,9 +615,9 @@ def test_a_model_that_was_registered_meanwhile_keeps_its_run(store, empty_databa
     client.create_registered_model("by-hand")
     run = client.get_run(run_of(store, failed.uid))
     client.create_model_version("by-hand", run.info.artifact_uri, run.info.run_id)
-    tracker = Tracker(store, NAME)
-    tracker.remove_trial(failed.uid, failed.uid.partition("-")[0])
-    assert tracker.close(60) == 0 and failed.uid in uids(store)
+    with closing(Database(store.storage_url)) as known:
+        mark_removed(known, NAME, {failed.number})
+    assert sync(store) == {NAME: 0} and failed.uid in uids(store)
 
 
 def test_while_mlflow_cannot_be_asked_nothing_is_removed(store, monkeypatch):
@@ -663,6 +655,6 @@ def test_with_a_tracking_server_and_postgresql(empty, postgres, empty_database, 
         active = "SELECT value FROM tags JOIN runs USING (run_uuid) WHERE key = 'erpe.trial_uid' AND {}"
         assert not gone & {uid for (uid,) in rows(tmp_path / "server.db", active.format("deleted_time IS NULL"))}
         with StudySession.open(store, SPEC, name="solo"):
-            Tracker(store, "solo", send=False)
+            (store.checkpoints / "solo").mkdir()
             with pytest.raises(BusyError, match="study solo: another erpe is running it"):
                 gc(store, ALL, study="solo")

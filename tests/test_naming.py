@@ -21,8 +21,7 @@ from erpe.study.lookup import find_trial, parts_of
 from erpe.study.records import read_studies
 from erpe.study.spec import define
 from erpe.study.storage import parse
-from erpe.tracking.outbox import Outbox
-from erpe.tracking.projection import Projection
+from erpe.tracking.image import desired
 
 INTERNAL = re.compile(r"digits-nine\.(?!toml|jsonl)|confirm-[0-9a-f]")
 
@@ -147,10 +146,7 @@ def test_errors_of_a_part_name_the_arm(store):
 def test_runs_in_mlflow_have_the_names_that_predict_takes(store):
     records = read_studies(store)
     for study in ("digits-nine", "digits-relu"):
-        projection = Projection.__new__(Projection)
-        projection.study = study
-        events = [event for event, _ in Outbox(store.outbox, study).read(0)]
-        names = {event.uid: projection._name(event) for event in events if event.kind.startswith("start")}
+        names = {image.uid: image.name for image in desired(parts_of(records, study), store, running=False)}
         for part in parts_of(records, study):
             assert f"{study}/{names[part.about.uid]}" == part.shown or names[part.about.uid] == study
             for trial in part.trials:

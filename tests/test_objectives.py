@@ -1,5 +1,7 @@
 """What a search seeks, and what a model may cost: fronts, pruning and limits, whatever was killed between."""
 
+import json
+
 import pytest
 import toys
 from optuna.trial import TrialState
@@ -13,6 +15,8 @@ from erpe.study.objectives import Goals, check_limits, read_limits, read_objecti
 from erpe.study.records import TrialOutcome, TrialRecord, irreplaceable, read_studies
 from erpe.study.session import StudySession
 from erpe.study.spec import StudySpec, define
+from erpe.tracking.comparison import diff
+from erpe.tracking.image import MOST_TAGGED, desired
 
 BOTH = Goals(("accuracy", "flops"), {})
 
@@ -51,6 +55,19 @@ def test_the_front_is_what_no_other_trial_dominates():
     }  # fmt: skip
     assert BOTH._replace(at_most={"flops": 120.0}).front(trials).keys() == {0, 1, 5}
     assert Goals().front(trials) == {}
+
+
+def test_mlflow_has_the_best_of_a_front_in_a_tag_once_no_driver_is_at_work(store):
+    spec = define("relu", "digits", epochs=1, sampler="random", objective="accuracy,flops")
+    study, _ = search(store, spec, MOST_TAGGED + 2, value=lambda trial: trial.costs["flops"])
+    assert len(study.front) > MOST_TAGGED, "what is worth more costs more"
+    *_, image = desired([study], store, running=False)
+    ((tags, _),) = [call.news for call in diff(image, None) if call.what == "describe"]
+    best = sorted(study.front.items(), key=lambda item: -item[1]["accuracy"])[:MOST_TAGGED]
+    assert json.loads(tags["front"]) == {str(number): measures for number, measures in best}
+    assert len(tags["front"]) < 8000, "what a tag may have"
+    *_, image = desired([study], store, running=True)
+    assert "front" not in image.tags
 
 
 def test_the_best_is_within_the_limits():

@@ -39,7 +39,7 @@ def store(tmp_path):
 
 
 @pytest.fixture
-def outbox_only(monkeypatch):
+def without_mlflow(monkeypatch):
     """Everything is recorded, nothing is sent to MLflow."""
     monkeypatch.setattr("erpe.tracking.tracker.Tracker", partial(Tracker, send=False))
 
@@ -146,13 +146,13 @@ def test_a_pack_of_none_is_refused(store):
 # In this process
 
 
-def test_trials_of_one_shape_train_together(store, outbox_only):
+def test_trials_of_one_shape_train_together(store, without_mlflow):
     assert search(store).counts == {"COMPLETE": 6}
     check_books(store, 6)
     assert all(others == [2] * EPOCHS for others in beside(store).values())
 
 
-def test_the_same_seed_gives_the_same_search_and_a_pack_only_asks_ahead(tmp_path, outbox_only):
+def test_the_same_seed_gives_the_same_search_and_a_pack_only_asks_ahead(tmp_path, without_mlflow):
     spec = define("relu_general", "digits", space=Space(axes=AXES), epochs=3, sampler="tpe", pruner="asha", seed=5)
     found = []
     for name, pack in (("a", 3), ("b", 3), ("c", 1)):
@@ -164,7 +164,7 @@ def test_the_same_seed_gives_the_same_search_and_a_pack_only_asks_ahead(tmp_path
     assert [config for config, *_ in found[0]][:3] == [config for config, *_ in found[2]][:3]
 
 
-def test_trials_of_other_shapes_wait_for_a_pack_of_their_own(store, outbox_only):
+def test_trials_of_other_shapes_wait_for_a_pack_of_their_own(store, without_mlflow):
     spec = define(
         "relu", "digits", epochs=2, sampler="random", pruner="none",
         space=Space(axes={"model.width": Choices(values=(32, 64)), **AXES}),
@@ -178,7 +178,7 @@ def _diverge(folder, epoch):
         raise TrialError("step 17: the loss is nan")
 
 
-def test_whoever_fails_leaves_and_another_takes_the_place(store, outbox_only):
+def test_whoever_fails_leaves_and_another_takes_the_place(store, without_mlflow):
     result = search(store, trials=4, work=work(accident=_diverge))
     assert result.counts == {"COMPLETE": 3, "FAIL": 1} and result.reasons == {1: "step 17: the loss is nan"}
     check_books(store, 4)
@@ -191,7 +191,7 @@ def _bug(folder, epoch):
         raise ZeroDivisionError("a bug")
 
 
-def test_after_a_crash_each_goes_on_alone_and_only_the_poisonous_one_fails(store, outbox_only):
+def test_after_a_crash_each_goes_on_alone_and_only_the_poisonous_one_fails(store, without_mlflow):
     result = search(store, trials=4, work=work(accident=_bug))
     assert result.counts == {"COMPLETE": 3, "FAIL": 1} and "ZeroDivisionError: a bug" in result.reasons[1]
     check_books(store, 4, repeated=MAX_ATTEMPTS + 1)
@@ -206,7 +206,7 @@ class Stops(Progress):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_after_ctrl_c_all_of_a_pack_go_on_where_they_were(store, outbox_only):
+def test_after_ctrl_c_all_of_a_pack_go_on_where_they_were(store, without_mlflow):
     first = search(store, progress=Stops())
     assert first.interrupted and first.counts["RUNNING"] == 3
     assert search(store).counts == {"COMPLETE": 6}
@@ -231,7 +231,7 @@ def test_a_pack_is_of_one_arm_and_the_arms_take_turns_by_the_pack(store):
     assert len(confirmed) == 6 and all("beside 1" in log for log in confirmed)
 
 
-def test_real_trials_in_packs_are_those_of_a_search_without(tmp_path, outbox_only):
+def test_real_trials_in_packs_are_those_of_a_search_without(tmp_path, without_mlflow):
     spec = define(
         "favor_general", "digits", space=Space(axes=AXES), epochs=2, sampler="random", pruner="none",
         settings={"model.width": 16, "model.depth": 1, "data.train_limit": 150},

@@ -24,12 +24,11 @@ from erpe.execution.callbacks import Progress
 from erpe.execution.fair_share import Budget
 from erpe.report.sources.store import load
 from erpe.search.run_study import run
-from erpe.settings import flatten
 from erpe.store import Store
 from erpe.study.plan import load_plan
 from erpe.study.records import read_studies
 from erpe.study.spec import StudySpec
-from erpe.tracking.outbox import Outbox
+from erpe.tracking.image import desired
 
 FILE = Path(__file__).parent.parent / "studies/digits_nine.toml"
 ARMS = ("softmax", "relu", "relu_rope")
@@ -43,7 +42,7 @@ def store(tmp_path):
 
 
 def play(store, *changes, **options):
-    """A study of toys, in this process, for the outbox only."""
+    """A study of toys, in this process, without MLflow."""
     return run(
         load_plan(FILE, [*SMALL, *changes]), store, executor="inline", offline=True, **({"work": work()} | options)
     )
@@ -104,10 +103,10 @@ def test_equal_seeds_of_all_arms_are_pairs(store):
 
 def test_the_same_command_again_changes_nothing(store):
     played(store)
-    before = Outbox(store.outbox, "digits-nine").read(0), load(store).runs
+    before = shown(store), load(store).runs
     result = play(store, work=work()._replace(start=pytest.fail, confirm=pytest.fail, time=pytest.fail))
     assert result.confirmed == dict.fromkeys(ARMS, 2)
-    assert len(Outbox(store.outbox, "digits-nine").read(0)) == len(before[0])
+    assert shown(store) == before[0]
     assert load(store).runs.equals(before[1])
 
 
@@ -269,26 +268,29 @@ def test_a_study_is_done_when_its_times_were_taken(store, monkeypatch):
     assert statuses(store)[0].done
 
 
-def test_outbox_and_session_tell_of_the_same_trials_with_the_same_keys(store):
+def shown(store):
+    """uid -> what MLflow should show."""
+    members = [part for part in read_studies(store) if part.experiment == "digits-nine"]
+    return {image.uid: image for image in desired(members, store, running=False)}
+
+
+def test_all_trials_are_shown_with_the_same_keys(store):
     played(store)
-    events = [event for event, _ in Outbox(store.outbox, "digits-nine").read(0)]
-    starts = [event for event in events if event.kind == "start_trial"]
-    assert len({event.uid for event in starts}) == len(starts) == 12
-    assert len({frozenset(event.tags) for event in starts}) == 1, "no run lacks a tag"
-    parents = {event.uid for event in events if event.kind == "start_study"}
-    assert len(parents) == 6 and {event.parent for event in starts} == parents
-    ends = [event for event in events if event.kind == "end_trial" and "time/inference_ms_per_image" in event.metrics]
-    assert len(ends) == 6
+    runs = [image for image in shown(store).values() if image.is_trial]
+    assert len(runs) == 12 and len({frozenset(run.tags) for run in runs}) == 1, "no run lacks a tag"
+    parents = {image.uid for image in shown(store).values() if not image.is_trial}
+    assert len(parents) == 6 and {run.parent for run in runs} == parents
+    assert sum("time/inference_ms_per_image" in run.points for run in runs) == 6
 
 
 def test_the_parent_of_a_confirmation_has_means_over_seeds_and_how_many_they_are(store):
     played(store)
-    ends = {event.uid: event for event, _ in Outbox(store.outbox, "digits-nine").read(0) if event.kind == "end_study"}
+    images = shown(store)
     confirmed = [study for study in read_studies(store) if study.phase == "confirm"]
     assert len(confirmed) == 3
     for study in confirmed:
         own = [trial.verdict.metrics | study.finals[trial.number] for trial in study.trials]
-        told = ends[study.about.uid].metrics
+        told = {name: points[0].value for name, points in images[study.about.uid].points.items()}
         assert told["seeds"] == len(own) == 2
         for name in ("test/accuracy", "time/inference_ms_per_image"):
             assert told[name] == pytest.approx((own[0][name] + own[1][name]) / 2)
@@ -297,10 +299,10 @@ def test_the_parent_of_a_confirmation_has_means_over_seeds_and_how_many_they_are
 @pytest.mark.slow
 def test_runs_of_all_twelve_variants_have_the_same_parameters_and_tags(store):
     play(store, 'variants="twelve"', "search.trials=1", "search.epochs=1", "confirm.seeds=1")
-    starts = [event for event, _ in Outbox(store.outbox, "digits-nine").read(0) if event.kind == "start_trial"]
-    assert len({event.tags["variant"] for event in starts}) == 12
-    assert len({frozenset(flatten(event.config)) for event in starts}) == 1
-    assert len({frozenset(event.tags) for event in starts}) == 1
+    runs = [image for image in shown(store).values() if image.is_trial]
+    assert len({run.tags["variant"] for run in runs}) == 12
+    assert len({frozenset(run.params) for run in runs}) == 1
+    assert len({frozenset(run.tags) for run in runs}) == 1
 
 
 REAL = [f"settings.{json.dumps(name)}={json.dumps(value)}" for name, value in TINY.items() if name.startswith("data.t")]

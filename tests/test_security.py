@@ -18,16 +18,18 @@ from toys import work
 from trials import tiny
 
 from erpe.cli.ui import server
-from erpe.errors import DataError, ErpeError, StoreError, StudyError
+from erpe.errors import DataError, StoreError, StudyError
 from erpe.io import MOST_JSON, read_arrays, read_json
 from erpe.report.comparison import compare
 from erpe.report.tables import render
 from erpe.search.tune import tune
-from erpe.store import Store
+from erpe.store import HISTORY, Store
 from erpe.study.spec import define
 from erpe.text import line, printable
-from erpe.tracking.outbox import Event, Outbox
-from erpe.tracking.tracker import Tracker, lags
+from erpe.tracking.cursor import Cursor
+from erpe.tracking.history import Journal
+from erpe.tracking.tracker import Tracker
+from erpe.tracking.waiting import lags
 
 EVIL = "[/nothing]\x1b]0;owned\x07[red]x\u202e\x9b2J"
 
@@ -40,23 +42,48 @@ def store(tmp_path):
 # ---- files of a store
 
 
-def damaged_line():
-    return b'{"kind": "epoch"}\n'
-
-
-@pytest.mark.parametrize("place", ["spool/s.jsonl", "spool/s.corrupt", "spool/s.refused", "spool/s.lock"])
+@pytest.mark.parametrize("place", ["tracking/s-1.json", "spool/s.jsonl"])
 def test_a_link_in_a_store_changes_no_file_elsewhere(store, tmp_path, place):
-    """As they were, a link in the outbox let `erpe status` cut and blank, or append to, whatever it pointed at."""
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious\nlines\nwithout an end")
-    (store.outbox / "s.jsonl").write_bytes(damaged_line())
-    (store.root / place).unlink(missing_ok=True)
+    (store.root / place).parent.mkdir(exist_ok=True)
     (store.root / place).symlink_to(victim)
     with suppress(StoreError):
         lags(store)
-    with pytest.raises(ErpeError):
+    with suppress(StoreError):
         Tracker(store, "s", send=False)
     assert victim.read_bytes() == b"precious\nlines\nwithout an end"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_history_that_is_no_plain_file_is_one_line_at_once_and_changes_no_file(tmp_path, kind):
+    (tmp_path / "victim").write_bytes(b"precious")
+    path = tmp_path / HISTORY
+    path.symlink_to(tmp_path / "victim") if kind == "link" else os.mkfifo(path)
+    with pytest.raises(StoreError, match="cannot be written"):
+        Journal(tmp_path).start({"version.erpe": "1"})
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+
+
+def test_what_a_trial_file_or_cursor_of_someone_else_holds_is_read_or_passed_over(store):
+    folder = store.checkpoints / "s"
+    folder.mkdir()
+    (folder / HISTORY).write_text(
+        """[]\n{"at": -1}\n{"at": 1, "tags": [1]}\n{"at": 1, "tags": {"a": 1}}
+        {"at": true}\n{"at": 1, "epoch": "x"}\n{"at": 1, "epoch": 1e99}\n"""
+        + "[" * 10**5
+    )
+    Journal(folder).epoch({"epoch": 1.0})
+    assert (folder / HISTORY).read_text().endswith('"epoch": 1.0}\n')
+    for text in (
+        "[]",
+        '{"runs": [], "at": 1}',
+        '{"runs": {"s": [1]}}',
+        '{"runs": {"s": ["x", 1]}, "at": 0}',
+        "[" * 10**5,
+    ):
+        Cursor(store, "s").path.write_text(text)
+        assert Cursor(store, "s").runs == {}
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link", "folder", "deep", "large"])
@@ -69,19 +96,6 @@ def test_a_json_file_that_is_no_plain_small_file_is_one_line_at_once(tmp_path, k
     make[kind]()
     with pytest.raises(StoreError, match=r"outcome\.json: cannot be read \("):
         read_json(path)
-
-
-def test_an_outbox_that_is_a_pipe_or_one_endless_line_is_one_line_at_once(store):
-    os.mkfifo(store.outbox / "pipe.jsonl")
-    (store.outbox / "line.jsonl").touch()
-    os.truncate(store.outbox / "line.jsonl", 2**34)  # a hole: 16 GiB that take no room
-    for name in ("pipe", "line"):
-        outbox = Outbox(store.outbox, name)
-        with pytest.raises(StoreError, match=r"not a plain file|a line of more than"):
-            outbox.read(0)
-        with pytest.raises(StoreError, match=r"not a plain file|a line of more than"), outbox.exclusive():
-            pass
-    assert (store.outbox / "line.jsonl").stat().st_size == 2**34
 
 
 def npy(header):
@@ -149,21 +163,6 @@ def test_a_picture_is_read_by_pillow_alone(tmp_path, monkeypatch):
     for picture in (script, bomb, tmp_path / "pipe"):
         with pytest.raises(DataError, match="cannot be read as a picture"):
             predict(tmp_path, picture)
-
-
-def test_an_outbox_sends_no_file_from_outside_the_store(store, tmp_path):
-    from erpe.tracking.projection import folder_of
-
-    for folder in (str(tmp_path), "..", "checkpoints/../.."):
-        event = Event(kind="end_trial", uid="s:0", folder=folder)
-        with pytest.raises(ValueError, match="not in the store"):
-            folder_of(event, store)
-
-
-@pytest.mark.parametrize("uid", ["x' OR '1", "`", 'a"', "a\nb", "\x1b[0m"])
-def test_a_uid_cannot_be_a_query(uid):
-    with pytest.raises(ValueError, match="pattern"):
-        Event(kind="epoch", uid=uid)
 
 
 def test_artifacts_are_fetched_by_name_and_size_and_from_no_other_server(tmp_path, empty_database):

@@ -30,7 +30,7 @@ def full(*_):
 
 def test_opening_makes_the_folder_and_opening_again_changes_nothing(tmp_path):
     store = Store.open(tmp_path / "deep" / "down")
-    assert all(folder.is_dir() for folder in (store.artifacts, store.outbox, store.checkpoints))
+    assert all(folder.is_dir() for folder in (store.artifacts, store.tracking, store.checkpoints))
     before = {path: path.stat().st_mtime_ns for path in store.root.rglob("*")}
     assert Store.open(str(store.root)) == store
     assert {path: path.stat().st_mtime_ns for path in store.root.rglob("*")} == before

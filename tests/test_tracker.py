@@ -18,16 +18,24 @@ from mlflow_server import free_port, hanging_server, mlflow_server, rows
 
 from erpe.config import defaults
 from erpe.errors import StoreError, StudyError, TrackingError
-from erpe.store import Store
+from erpe.execution.controller import StudyController
+from erpe.execution.trial_loop import TrialEvent
+from erpe.store import HISTORY, Store
+from erpe.study.records import read_studies
+from erpe.study.session import StudySession
+from erpe.study.spec import define
 from erpe.text import redact
 from erpe.tracking.artifacts import draw
 from erpe.tracking.connection import probe
-from erpe.tracking.outbox import Outbox
+from erpe.tracking.history import Journal, read_history
 from erpe.tracking.provenance import collect
-from erpe.tracking.publisher import Sender
-from erpe.tracking.tracker import Tracker, lags, sync
+from erpe.tracking.publisher import Publisher
+from erpe.tracking.study_tags import study_tags
+from erpe.tracking.tracker import Tracker, sync
+from erpe.tracking.waiting import lags
 
 STUDY = "relu_general-digits"
+SPEC = define("relu_general", "digits", epochs=3, sampler="random", pruner="none")
 CONFIG = defaults("relu_general", "digits")
 
 slow = pytest.mark.slow
@@ -66,25 +74,46 @@ def results(folder, seed=0):
     return folder
 
 
-def play(store, tracker, *, files=False):
+@contextmanager
+def driver(store, name=STUDY, *, send=True, trials=3):
+    """A driver of a study, whose workers are the test."""
+    with StudySession.open(store, SPEC, trials=trials, name=name) as session:
+        tags = study_tags(SPEC, name, None)
+        tracker = Tracker(store, name, send=send)
+        session.record_tags(tags)
+        tracker.tell(name)
+        try:
+            yield StudyController(session, SPEC, tracker, store, trials, tags=tags)
+        finally:
+            tracker.close(0)
+
+
+def epoch(controller, trial, step, **more):
+    measures = {"epoch": float(step), "val/accuracy": step / 10 + trial.number / 100, "train/loss": 1 / step}
+    controller.on_trial_result(trial, TrialEvent(epochs=(measures | more,)))
+
+
+def play(controller, *, files=False):
     """A small study: trial 0 completes, trial 1 is pruned, trial 2 fails. A restart makes the same calls again."""
-    tracker.start_study("s", {"variant": "relu_general", "pair": (1, 2)}, {"variant": "relu_general"})
-    folder = results(store.trial_folder(STUDY, 0, 0)) if files else None
-    for n in range(3):
-        uid = f"s:{n}"
-        tracker.start_trial(uid, n, CONFIG, {"seed": str(n), "dataset": "digits"}, parent="s")
+    session, tracker = controller.session, controller.tracker
+    while trial := controller.next_trial():
+        n = trial.number
         for step in range(1, (2 if n == 1 else 3) + 1):
-            tracker.epoch(uid, step, {"val/accuracy": step / 10 + n / 100, "train/loss": 1 / step})
+            epoch(controller, trial, step)
         if n == 1:
-            tracker.end_trial(uid, "PRUNED", {}, None, "pruned after epoch 2")
+            session.decide(n, "PRUNED", {}, "pruned after epoch 2")
+            session.tell(n)
+            tracker.end_trial(session.name, trial)
         elif n == 2:
-            tracker.end_trial(
-                uid, "FAIL", {}, None, "Traceback (most recent call last):\n  ...\nTrialError: loss is nan"
-            )
+            failure = "Traceback (most recent call last):\n  ...\nTrialError: loss is nan"
+            controller.on_trial_result(trial, TrialEvent(failure=failure))
         else:
+            if files:
+                results(controller.folder(trial))
             final = {"val/accuracy": 0.3, "params": 1e5, "memory/peak_mib": float("nan")}
-            tracker.end_trial(uid, "COMPLETE", final, folder, None)
-    tracker.end_study("s", "s:0", {"test/accuracy": 0.5}, folder, "COMPLETE", model=STUDY)
+            controller.on_trial_result(trial, TrialEvent(outcome=final))
+    session.record_final(0, {"test/accuracy": 0.5})
+    tracker.tell(session.name)
 
 
 def metrics(database, study=STUDY):
@@ -102,28 +131,26 @@ def metrics(database, study=STUDY):
 
 def test_a_study_that_has_only_started_leaves_the_machine_to_the_workers(embedded, monkeypatch):
     monkeypatch.setattr("erpe.tracking.tracker.BEGIN_SECONDS", 3600.0)
-    steps = []
-    monkeypatch.setattr(Sender, "step", lambda self: steps.append("step"))
-    tracker = Tracker(embedded, STUDY)
-    tracker.start_study("s", {}, {})
-    tracker.start_trial("s:0", 0, CONFIG, {}, parent="s")
-    time.sleep(0.2)
-    assert not steps
-    tracker.epoch("s:0", 1, {"val/accuracy": 0.5})
-    until = time.monotonic() + 60
-    while not steps and time.monotonic() < until:
-        time.sleep(0.01)
-    assert steps
-    tracker.close(5)
+    steps = threading.Event()
+    monkeypatch.setattr(Publisher, "step", lambda *_: steps.set())
+    with driver(embedded) as controller:
+        trial = controller.next_trial()
+        assert not steps.wait(0.2)
+        epoch(controller, trial, 1)
+        assert steps.wait(60)
 
 
 EXPECTED = {
     (STUDY, "test/accuracy"): [(0, 0.5)],
-    ("trial 0", "params"): [(3, 1e5)],
-    ("trial 0", "memory/peak_mib"): [(3, "nan")],
-    **{(f"trial {n}", "val/accuracy"): [(s, s / 10 + n / 100) for s in (1, 2, 3)[: 3 - (n == 1)]] for n in range(3)},
-    **{(f"trial {n}", "train/loss"): [(s, 1 / s) for s in (1, 2, 3)[: 3 - (n == 1)]] for n in range(3)},
+    (STUDY, "val/accuracy"): [(0, 0.3)],
+    (STUDY, "params"): [(0, 1e5)],
+    (STUDY, "memory/peak_mib"): [(0, "nan")],
+    (f"{STUDY}/0", "params"): [(3, 1e5)],
+    (f"{STUDY}/0", "memory/peak_mib"): [(3, "nan")],
+    **{(f"{STUDY}/{n}", "val/accuracy"): [(s, s / 10 + n / 100) for s in (1, 2, 3)[: 3 - (n == 1)]] for n in range(3)},
+    **{(f"{STUDY}/{n}", "train/loss"): [(s, 1 / s) for s in (1, 2, 3)[: 3 - (n == 1)]] for n in range(3)},
 }
+NAMES = [STUDY, *(f"{STUDY}/{n}" for n in range(3))]
 
 
 def tags(database, name):
@@ -136,72 +163,74 @@ def names(database):
 
 
 def send(store, *, files=False):
-    tracker = Tracker(store, STUDY)
-    play(store, tracker, files=files)
-    assert tracker.close(120) == 0, tracker.problem
-    assert tracker.problem is None
+    with driver(store) as controller:
+        play(controller, files=files)
+        assert controller.tracker.close(120) == 0, controller.tracker.problem
+        assert controller.tracker.problem is None
     return store.root / "mlflow.db"
 
 
-# What is recorded, without MLflow
+# What is kept with a trial, without MLflow
 
 
-def test_calling_again_records_nothing_even_in_a_new_process(store):
-    first = Tracker(store, STUDY, send=False)
-    play(store, first)
-    lines = first.lag()
-    for again in (1, 2):
-        play(store, Tracker(store, STUDY, send=False))
-        assert lags(store) == {STUDY: lines + 2 * again}  # the study went on, and ended
+def lines(store):
+    return [path.read_text() for path in sorted(store.checkpoints.rglob(HISTORY))]
 
 
-def test_the_first_word_on_an_epoch_counts(store):
-    for value in (0.1, 0.2):
-        Tracker(store, STUDY, send=False).epoch("s:0", 1, {"val/accuracy": value})
-    (event,) = [event for event, _ in Sender(store, STUDY).outbox.read(0)]
-    assert event.metrics == {"val/accuracy": 0.1}
+def test_calling_again_keeps_nothing_even_in_a_new_process(store):
+    with driver(store, send=False) as controller:
+        play(controller)
+    before, waits = lines(store), lags(store)
+    assert len(before) == 3 and waits == {STUDY: (3 + 2) + (2 + 2) + (3 + 2) + (3 + 1 + 2)}
+    with driver(store, send=False) as controller:
+        play(controller)
+    assert (lines(store), lags(store)) == (before, waits)
 
 
-def test_two_processes_record_an_epoch_once(store):
-    first, second = Tracker(store, STUDY, send=False), Tracker(store, STUDY, send=False)
-    for step in (1, 2, 3):
-        first.epoch("s:0", step, {"val/accuracy": 0.1})
-        second.epoch("s:0", step, {"val/accuracy": 0.2})
-    assert lags(store) == {STUDY: 3}
+def test_the_first_word_on_an_epoch_counts_and_a_torn_line_costs_itself(store):
+    with driver(store, send=False, trials=1) as controller:
+        trial = controller.next_trial()
+        for told in (0.1, 0.2):
+            epoch(controller, trial, 1, **{"train/loss": told})
+        path = controller.folder(trial) / HISTORY
+        path.write_bytes(path.read_bytes() + b'{"at": 17, "epo')
+        for told in (0.3, 0.4):
+            Journal(path.parent).epoch({"epoch": 2.0, "val/accuracy": told})
+        controller.session.report(0, 2, 0.3)
+        found = read_history(controller.session.trial(0), path.parent, SPEC)
+    assert [each.measures for each in found.epochs.values()] == [
+        {"epoch": 1.0, "val/accuracy": 0.1, "train/loss": 0.1}, {"epoch": 2.0, "val/accuracy": 0.3}
+    ]  # fmt: skip
+    assert found.tags["variant"] == "relu_general" and 17 < found.epochs[1].at < found.epochs[2].at
 
 
-def test_a_final_measure_that_replaces_an_epochs_comes_after_it(store):
-    tracker = Tracker(store, STUDY, send=False)
-    tracker.epoch("s:0", 1, {"val/accuracy": 0.1, "val/loss": 2.0})
-    for _ in range(2):
-        tracker.end_trial("s:0", "COMPLETE", {"val/accuracy": 0.15, "val/loss": 2.0}, None, None)
-    *_, (end, _) = Sender(store, STUDY).outbox.read(0)
-    assert end.metrics == {"val/accuracy": 0.15} and end.step == 2 and tracker.lag() == 2
-
-
-def test_a_folder_in_the_store_moves_with_it(store):
-    tracker = Tracker(store, STUDY, send=False)
-    tracker.end_trial("s:0", "COMPLETE", {}, store.trial_folder(STUDY, 0, 0), None)
-    ((event, _),) = Sender(store, STUDY).outbox.read(0)
-    assert event.folder == f"checkpoints/{STUDY}/0000-0"
+def test_a_final_measure_that_replaces_an_epochs_comes_after_it(embedded):
+    with driver(embedded, trials=1) as controller:
+        trial = controller.next_trial()
+        epoch(controller, trial, 1, **{"val/loss": 2.0})
+        controller.on_trial_result(trial, TrialEvent(outcome={"val/accuracy": 0.15, "val/loss": 2.0}))
+        assert controller.tracker.close(60) == 0
+    found = metrics(embedded.root / "mlflow.db")
+    assert found[f"{STUDY}/0", "val/accuracy"] == [(1, 0.1), (2, 0.15)] and found[f"{STUDY}/0", "val/loss"] == [(1, 2)]
 
 
 @pytest.mark.timeout(60)  # a call that waited for an answer would take minutes
 def test_a_call_returns_while_no_server_is_there(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    tracker = Tracker(store, STUDY)
-    for step in range(100):
-        tracker.epoch("s:0", step, {"val/accuracy": 0.5})
-    assert tracker.lag() == 100
-    tracker.close(0)
+    with driver(store, trials=1) as controller:
+        trial = controller.next_trial()
+        for step in range(1, 100):
+            epoch(controller, trial, step)
+        assert controller.tracker.lag() == 1 + 1 + 99
 
 
-def test_an_outbox_that_cannot_be_written_is_one_line(store):
-    tracker = Tracker(store, STUDY, send=False)
-    shutil.rmtree(store.outbox)
-    store.outbox.write_text("a file")
-    with pytest.raises(StoreError) as error:
-        tracker.epoch("s:0", 1, {})
+def test_a_history_that_cannot_be_written_is_one_line(store):
+    with driver(store, send=False, trials=1) as controller:
+        trial = controller.next_trial()
+        (controller.folder(trial) / HISTORY).unlink()
+        (controller.folder(trial) / HISTORY).mkdir()
+        with pytest.raises(StoreError) as error:
+            epoch(controller, trial, 1)
     assert "cannot be written" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -209,7 +238,7 @@ def test_no_mlflow_is_imported_until_there_is_something_to_send(store):
     script = (
         "import sys, time; from erpe.store import Store; from erpe.tracking.tracker import Tracker;"
         f"t = Tracker(Store.open({str(store.root)!r}), 'study'); time.sleep(0.5); t.close();"
-        "print([name for name in ('mlflow', 'torch', 'ray', 'optuna', 'matplotlib') if name in sys.modules])"
+        "print([name for name in ('mlflow', 'torch', 'ray', 'matplotlib') if name in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment())
     assert run.stdout.strip() == "[]"
@@ -245,10 +274,11 @@ def test_what_is_wrong_with_an_address_is_said_in_one_line_at_once(uri, told):
 
 
 def test_to_sync_a_study_that_is_not_there_makes_none(store):
-    Tracker(store, STUDY, send=False)
+    with driver(store, send=False) as controller:
+        controller.next_trial()
     with pytest.raises(StudyError, match=f"did you mean {STUDY}"):
         sync(store, "relu_general-digit")
-    assert lags(store) == {STUDY: 0}
+    assert lags(store).keys() == {STUDY}
 
 
 def test_provenance_names_code_versions_and_machine_and_nobody():
@@ -296,25 +326,30 @@ def finished(tmp_path_factory, empty_database):
 @slow
 def test_mlflow_has_what_was_told_and_again_changes_nothing(finished):
     database = finished.root / "mlflow.db"
-    assert names(database) == [STUDY, "trial 0", "trial 1", "trial 2"]
+    assert names(database) == NAMES
     assert metrics(database) == EXPECTED
     (parent,) = rows(database, "SELECT run_uuid FROM runs WHERE name = ?", STUDY)[0]
+    (study,) = read_studies(finished)
     for n, state in enumerate(("COMPLETE", "PRUNED", "FAIL")):
-        found = tags(database, f"trial {n}")
-        assert found["erpe.trial_uid"] == f"s:{n}" and found["optuna.number"] == found["seed"] == str(n)
+        found, trial = tags(database, f"{STUDY}/{n}"), study.trials[n]
+        assert found["erpe.trial_uid"] == trial.uid
+        assert (found["optuna.number"], found["seed"]) == (str(n), str(trial.config.seed))
         assert found["mlflow.parentRunId"] == parent and found["state"] == state and found["dataset"] == "digits"
-    assert tags(database, "trial 2")["reason"] == "TrialError: loss is nan"
-    assert tags(database, "trial 0")["data_sha256"] == "d" * 64
-    assert tags(database, STUDY)["erpe.study_uid"] == "s" and "mlflow.parentRunId" not in tags(database, STUDY)
+    assert tags(database, NAMES[3])["reason"] == "TrialError: loss is nan"
+    assert tags(database, NAMES[1])["data_sha256"] == "d" * 64
+    assert tags(database, STUDY)["erpe.study_uid"] == study.about.uid and "mlflow.parentRunId" not in tags(
+        database, STUDY
+    )
     status = dict(rows(database, "SELECT name, status FROM runs"))
     assert [status[name] for name in sorted(status)] == ["FINISHED", "FINISHED", "KILLED", "FAILED"]
-    params = dict(rows(database, "SELECT key, value FROM params JOIN runs USING (run_uuid) WHERE name = 'trial 0'"))
-    assert params == {key: str(value) for key, value in CONFIG.flat().items()}
+    params = dict(rows(database, "SELECT key, value FROM params JOIN runs USING (run_uuid) WHERE name = ?", NAMES[1]))
+    assert params == {key: str(value) for key, value in study.trials[0].config.flat().items()}
 
     whole = rows(database, "SELECT count(*) FROM metrics"), rows(database, "SELECT count(*) FROM model_versions")
-    (finished.outbox / f"{STUDY}.ack").unlink()
+    for cursor in finished.tracking.glob("*.json"):
+        cursor.unlink()
     assert sync(finished) == {STUDY: 0}
-    assert names(database) == [STUDY, "trial 0", "trial 1", "trial 2"] and metrics(database) == EXPECTED
+    assert names(database) == NAMES and metrics(database) == EXPECTED
     assert (
         rows(database, "SELECT count(*) FROM metrics"),
         rows(database, "SELECT count(*) FROM model_versions"),
@@ -331,9 +366,9 @@ def test_artifacts_are_complete_and_hold_no_pickle(finished):
     }
     figures = {f"figures/{name}.png" for name in ("learning_curves", "confusion", "confusion_test", "attention")}
     checkpoint = {f"checkpoint/{name}" for name in ("model.safetensors", "config.json", "outcome.json")}
-    assert {"config.json", "confusion.json"} | figures | checkpoint <= held["trial 0"]
+    assert {"config.json", "confusion.json"} | figures | checkpoint <= held[NAMES[1]]
     assert {"study.json", "confusion_test.json"} | figures <= held[STUDY]
-    assert held["trial 1"] == {"config.json"} and held["trial 2"] == {"config.json", "traceback.txt"}
+    assert held[NAMES[2]] == {"config.json"} and held[NAMES[3]] == {"config.json", "traceback.txt"}
     everything = {Path(name).suffix for found in held.values() for name in found}
     assert everything <= {".json", ".png", ".safetensors", ".html", ".txt", ".yaml", ".npz", ""}
     assert all(Path(name).suffix or Path(name).name == "MLmodel" for found in held.values() for name in found)
@@ -350,7 +385,7 @@ def test_the_champion_loads_and_predicts(finished):
     mlflow.set_tracking_uri(finished.tracking_uri)
     champion = mlflow.pyfunc.load_model(f"models:/{STUDY}@champion")
     images = load_test("digits").pixels[:7]
-    model, _ = load_model(finished.trial_folder(STUDY, 0, 0))
+    model, _ = load_model(next(finished.checkpoints.glob(f"{STUDY}/0000-*")))
     with torch.inference_mode():
         probabilities = model(normalise(images, "digits")).softmax(-1).numpy()
     np.testing.assert_allclose(champion.predict(images.numpy()), probabilities, atol=1e-6)
@@ -360,29 +395,32 @@ def test_the_champion_loads_and_predicts(finished):
 def test_a_database_that_was_deleted_is_filled_again(embedded, empty_database):
     database = send(embedded)
     shutil.copy(empty_database, database)
-    assert Tracker(embedded, STUDY, send=False).lag() == 0  # as far as anyone can know
-    tracker = Tracker(embedded, STUDY)
-    tracker.epoch("s:9", 1, {"val/accuracy": 0.9})
-    assert tracker.close(120) == 0
-    assert {key: value for key, value in metrics(database).items() if key[0] != "s:9"} == EXPECTED
+    assert lags(embedded) == {STUDY: 0}  # as far as anyone can know
+    with driver(embedded, trials=4) as controller:
+        epoch(controller, controller.next_trial(), 1)
+        assert controller.tracker.close(120) == 0
+    found = metrics(database)
+    assert found[f"{STUDY}/3", "train/loss"] == [(1, 1.0)]
+    assert {key: value for key, value in found.items() if key[0] != f"{STUDY}/3"} == EXPECTED
 
 
 @slow
 def test_a_run_that_a_killed_create_made_twice_becomes_one(embedded):
     from mlflow import MlflowClient
 
-    tracker = Tracker(embedded, STUDY)
-    tracker.start_trial("s:0", 0, CONFIG, {})
-    tracker.epoch("s:0", 1, {"val/accuracy": 0.1})
-    while tracker.lag():
-        time.sleep(0.1)
-    client = MlflowClient(embedded.tracking_uri)
-    client.create_run(client.get_experiment_by_name(STUDY).experiment_id, tags={"erpe.trial_uid": "s:0"})
-    tracker.end_trial("s:0", "COMPLETE", {"params": 5.0}, None, None)
-    assert tracker.close(60) == 0
+    with driver(embedded, trials=1) as controller:
+        trial = controller.next_trial()
+        epoch(controller, trial, 1)
+        while controller.tracker.lag():
+            time.sleep(0.1)
+        client = MlflowClient(embedded.tracking_uri)
+        client.create_run(client.get_experiment_by_name(STUDY).experiment_id, tags={"erpe.trial_uid": trial.uid})
+        controller.on_trial_result(trial, TrialEvent(outcome={"params": 5.0}))
+        assert controller.tracker.close(60) == 0
     database = embedded.root / "mlflow.db"
-    assert names(database) == ["trial 0"]
-    assert metrics(database) == {("trial 0", "val/accuracy"): [(1, 0.1)], ("trial 0", "params"): [(1, 5.0)]}
+    assert names(database) == NAMES[:2]
+    assert metrics(database)[NAMES[1], "val/accuracy"] == [(1, 0.1)]
+    assert metrics(database)[NAMES[1], "params"] == [(1, 5.0)]
 
 
 @slow
@@ -411,32 +449,37 @@ def test_a_run_that_a_user_deleted_stays_deleted(embedded):
     from mlflow import MlflowClient
 
     database = send(embedded)
-    (run,) = rows(database, "SELECT run_uuid FROM runs WHERE name = 'trial 1'")[0]
+    (run,) = rows(database, "SELECT run_uuid FROM runs WHERE name = ?", NAMES[2])[0]
     MlflowClient(embedded.tracking_uri).delete_run(run)
-    (embedded.outbox / f"{STUDY}.ack").unlink()
+    for cursor in embedded.tracking.glob("*.json"):
+        cursor.unlink()
     assert sync(embedded) == {STUDY: 0}
-    assert names(database) == [STUDY, "trial 0", "trial 2"]
+    assert names(database) == [name for name in NAMES if name != NAMES[2]]
 
 
 @slow
-def test_an_event_mlflow_refuses_is_set_apart_and_tried_again_by_sync(embedded):
-    tracker = Tracker(embedded, STUDY)
-    tracker.start_trial("s:0", 0, CONFIG, {})
-    tracker.start_trial("s:0", 0, CONFIG.replace({"train.lr": 0.5}), {})  # parameters cannot change
-    tracker.epoch("s:0", 1, {"val/accuracy": 0.1})
-    tracker.close(60)
-    assert tracker.lag() == 0 and "refused" in tracker.problem and "\n" not in tracker.problem
-    (line,) = (embedded.outbox / f"{STUDY}.refused").read_text().splitlines()
-    assert "Changing param values is not allowed" in json.loads(line)["error"]
-    assert metrics(embedded.root / "mlflow.db") == {("trial 0", "val/accuracy"): [(1, 0.1)]}
-    with pytest.raises(TrackingError, match="refused"):
+def test_a_run_mlflow_refuses_is_set_apart_and_tried_again_by_sync(embedded):
+    with driver(embedded, trials=2) as controller:
+        controller.tags = controller.tags | {"k" * 251: "too long a name of a tag"}
+        refused = controller.next_trial()
+        epoch(controller, refused, 1)
+        del controller.tags["k" * 251]
+        epoch(controller, controller.next_trial(), 1)
+        left, problem = controller.tracker.close(60), controller.tracker.problem
+    assert left == 2 and refused.uid in problem and "refuses 1 run" in problem and "\n" not in problem
+    database = embedded.root / "mlflow.db"
+    assert metrics(database)[NAMES[2], "train/loss"] == [(1, 1.0)]
+    with pytest.raises(TrackingError, match="refuses 1 run"):
         sync(embedded)
-    assert metrics(embedded.root / "mlflow.db") == {("trial 0", "val/accuracy"): [(1, 0.1)]}
+    path = controller.folder(refused) / HISTORY
+    path.write_text(path.read_text().replace("k" * 251, "short"))
+    assert sync(embedded) == {STUDY: 0}
+    assert metrics(database)[NAMES[1], "train/loss"] == [(1, 1.0)] and tags(database, NAMES[1])["short"]
 
 
 @slow
 @pytest.mark.parametrize("damage", ["older", "newer", "other", "garbage"])
-def test_a_database_of_another_version_is_one_line_and_the_outbox_waits(embedded, damage):
+def test_a_database_of_another_version_is_one_line_and_the_study_waits(embedded, damage):
     database = embedded.root / "mlflow.db"
     import sqlite3
 
@@ -447,9 +490,10 @@ def test_a_database_of_another_version_is_one_line_and_the_outbox_waits(embedded
             version = {"older": "0a8213491aaa", "newer": "ffffffffffff", "other": "v3.0.0.d"}[damage]
             connection.execute("UPDATE alembic_version SET version_num = ?", (version,))
         connection.close()
-    tracker = Tracker(embedded, STUDY)
-    tracker.start_trial("s:0", 0, CONFIG, {})
-    assert tracker.close(30) == 1
+    with driver(embedded) as controller:
+        controller.next_trial()
+        tracker = controller.tracker
+        assert tracker.close(30) == 2
     assert str(database) in tracker.problem and "\n" not in tracker.problem
     assert tracker.problem == probe(embedded.tracking_uri)
     assert ("db upgrade" in tracker.problem) == (damage != "garbage")
@@ -477,78 +521,74 @@ def test_what_was_told_while_the_server_was_down_arrives_when_it_is_up(store, em
     shutil.copy(empty_database, database)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     monkeypatch.setattr("erpe.tracking.publisher.LONGEST_PAUSE", 1.0)
-    tracker = Tracker(store, STUDY)
-    play(store, tracker, files=True)
-    time.sleep(1)
-    assert tracker.lag() == Outbox(store.outbox, STUDY).read(0)[-1][0].seq
-    assert tracker.problem is None and not rows(database, "SELECT * FROM runs")
-    with mlflow_server(database, tmp_path / "served", port):
-        assert tracker.close(90) == 0, tracker.problem
+    with driver(store) as controller:
+        play(controller, files=True)
+        time.sleep(1)
+        tracker = controller.tracker
+        assert tracker.lag() and tracker.problem is None and not rows(database, "SELECT * FROM runs")
+        with mlflow_server(database, tmp_path / "served", port):
+            assert tracker.close(90) == 0, tracker.problem
     assert metrics(database) == EXPECTED
     assert rows(database, "SELECT count(*) FROM model_versions") == [(1,)]
 
 
 def test_who_syncs_with_a_server_that_is_down_is_not_told_to_sync(store, monkeypatch):
-    Tracker(store, STUDY, send=False).start_study("s", {}, {})
+    with driver(store, send=False) as controller:
+        controller.next_trial()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(TrackingError, match=r"no answer .*; start it, or name another with MLFLOW_TRACKING_URI"):
         sync(store)
 
 
 HELD = """
-import tracemalloc
-from erpe.store import Store
-from erpe.tracking import outbox
-from erpe.tracking.connection import probe
-from erpe.tracking.tracker import Tracker
-outbox.BATCH_BYTES = 10_000
-store = Store.open({store!r})
-tracker = Tracker(store, "silent")
-told = dict.fromkeys(("train/loss", "val/loss", "val/accuracy", "lr", "time/epoch_seconds"), 0.5)
-def tell(trials):
-    for trial in trials:
-        for step in range(1, 201):
-            tracker.epoch(f"s:{{trial}}", step, told)
-tell(range(2))
-assert "no answer" in probe(store.tracking_uri)  # and loads what takes more than all events
-tracemalloc.start()
-tell(range(2, 12))
-growth, _ = tracemalloc.get_traced_memory()
-tracemalloc.stop()
-assert tracker.lag() == 2400 and tracker.close(0) == 2400
+import sys, tracemalloc
+sys.path.insert(0, {tests!r})
+from test_tracker import STUDY, Store, driver, probe
+with driver(Store.open({store!r}), trials=6) as controller:
+    tracker, held = controller.tracker, {{}}
+    def tell(trials):
+        for _ in range(trials):
+            trial = controller.next_trial()
+            for step in range(1, 201):
+                measures = dict.fromkeys(("train/loss", "val/loss", "val/accuracy", "lr"), 0.5)
+                tracker.epoch(STUDY, trial, measures | {{"epoch": float(step)}})
+    tell(1)
+    assert "no answer" in probe(controller.store.tracking_uri)  # and loads what takes more than all epochs
+    tracemalloc.start()
+    tell(5)
+    growth, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert tracker.lag() == 1 + 6 * 201
 print(growth)
 """
 
 
 def test_memory_stays_bounded_while_a_server_accepts_and_never_answers(store, tmp_path):
-    """What waits is on disk; a batch is in memory, and of an epoch some bytes. No thread of another test is counted."""
+    """What waits is on disk; of an epoch some bytes are in memory. No thread of another test is counted."""
     with hanging_server() as silent:
-        script = HELD.format(store=str(store.root))
+        script = HELD.format(store=str(store.root), tests=str(Path(__file__).parent))
         told = Fork(exec, (script, {}), environment() | {"MLFLOW_TRACKING_URI": silent}, tmp_path / "log")
-        assert told.wait() == 0
-    assert int((tmp_path / "log").read_text()) < 2000 * 300
+        assert told.wait() == 0, (tmp_path / "log").read_text()
+    assert int((tmp_path / "log").read_text()) < 1000 * 500
 
 
 TELLER = """
 import sys
-from erpe.config import defaults
-from erpe.store import Store
-from erpe.tracking.tracker import Tracker
-tracker = Tracker(Store.open({store!r}), "killed")
-tracker.start_study("s", {{}}, {{}})
-for n in range(6):
-    tracker.start_trial(f"s:{{n}}", n, defaults("relu_general", "digits"), {{}}, parent="s")
-    for step in range(1, 51):
-        tracker.epoch(f"s:{{n}}", step, {{"val/accuracy": step / 100, "train/loss": 1 / step}})
-    tracker.end_trial(f"s:{{n}}", "COMPLETE", {{"params": 1.0}}, None, None)
-sys.exit(tracker.close(120))
+sys.path.insert(0, {tests!r})
+from test_tracker import Store, TrialEvent, driver, epoch
+with driver(Store.open({store!r}), "killed", trials=6) as controller:
+    while trial := controller.next_trial():
+        for step in range(1, 51):
+            epoch(controller, trial, step)
+        controller.on_trial_result(trial, TrialEvent(outcome={{"params": 1.0}}))
+    sys.exit(controller.tracker.close(120))
 """
 
 
 @slow
-def test_a_sender_killed_in_the_middle_again_and_again_sends_everything_once(store, server, tmp_path):
+def test_a_publisher_killed_in_the_middle_again_and_again_shows_everything_once(store, server, tmp_path):
     database, port = server
-    script = TELLER.format(store=str(store.root))
+    script = TELLER.format(store=str(store.root), tests=str(Path(__file__).parent))
     with_server = environment() | {"MLFLOW_TRACKING_URI": f"http://localhost:{port}"}
 
     def arrived():
@@ -563,11 +603,12 @@ def test_a_sender_killed_in_the_middle_again_and_again_sends_everything_once(sto
             time.sleep(0.01)
         teller.end()  # some of what it was sending has arrived
     assert told().wait() == 0, (tmp_path / "log").read_text()
-    found = metrics(database, "killed")
-    assert len(found) == 6 * 3
-    for n in range(6):
-        assert found[f"trial {n}", "val/accuracy"] == [(step, step / 100) for step in range(1, 51)]
-        assert found[f"trial {n}", "train/loss"] == [(step, 1 / step) for step in range(1, 51)]
+    found, numbers = metrics(database, "killed"), [trial.number for trial in read_studies(store)[0].trials]
+    assert len(numbers) == 6
+    for n in numbers:
+        value = [(step, step / 10 + n / 100) for step in range(1, 51)]
+        assert found[f"killed/{n}", "val/accuracy"] == value and found[f"killed/{n}", "params"] == [(50, 1.0)]
+        assert found[f"killed/{n}", "train/loss"] == [(step, 1 / step) for step in range(1, 51)]
     runs = "SELECT count(*) FROM runs JOIN experiments e USING (experiment_id) WHERE e.name = 'killed'"
     assert rows(database, runs) == [(7,)]
 
@@ -576,17 +617,17 @@ def test_a_sender_killed_in_the_middle_again_and_again_sends_everything_once(sto
 def test_a_server_that_refuses_our_host_is_one_line_and_nothing_is_lost(store, server, monkeypatch):
     database, port = server
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hunter22@127.0.0.1:{port}")
-    tracker = Tracker(store, STUDY)
-    play(store, tracker)
-    told = tracker.lag()
-    assert tracker.close(60) == told
+    with driver(store) as controller:
+        play(controller)
+        tracker = controller.tracker
+        assert tracker.close(60) == lags(store)[STUDY] > 0
     assert "(403)" in tracker.problem and "allowed-hosts" in tracker.problem and "\n" not in tracker.problem
     with pytest.raises(TrackingError, match="403") as error:
         sync(store)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hunter22@localhost:{port}")
     assert sync(store) == {STUDY: 0}
     assert metrics(database) == EXPECTED
-    kept = b"".join(path.read_bytes() for path in (*store.outbox.iterdir(), database))
+    kept = b"".join(path.read_bytes() for path in (*store.tracking.iterdir(), database))
     assert b"hunter22" not in kept and "hunter22" not in tracker.problem + str(error.value)
 
 
@@ -636,17 +677,17 @@ def http_server(answer, asked=None):
 def test_another_server_is_one_line_and_nothing_is_lost(store, monkeypatch, answer, told):
     with http_server(answer) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        tracker = Tracker(store, STUDY)
-        tracker.start_trial("s:0", 0, CONFIG, {})
-        tracker.epoch("s:0", 1, {"val/accuracy": 0.1})
-        until = time.monotonic() + (60 if told else 1)
-        while tracker.problem is None and time.monotonic() < until:
-            time.sleep(0.05)
-        assert tracker.close(0) == 2
-        if told:
-            assert told in tracker.problem and url in tracker.problem and "\n" not in tracker.problem
-        else:
-            assert tracker.problem is None and "503" in probe(url)
+        with driver(store, trials=1) as controller:
+            tracker = controller.tracker
+            epoch(controller, controller.next_trial(), 1)
+            until = time.monotonic() + (60 if told else 1)
+            while tracker.problem is None and time.monotonic() < until:
+                time.sleep(0.05)
+            assert tracker.close(0) == 3
+            if told:
+                assert told in tracker.problem and url in tracker.problem and "\n" not in tracker.problem
+            else:
+                assert tracker.problem is None and "503" in probe(url)
 
 
 @slow
@@ -655,25 +696,26 @@ def test_a_server_that_never_answers_holds_nobody_up(store, monkeypatch):
     asked = threading.Event()
     with http_server((None, "", b""), asked) as url:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        tracker = Tracker(store, STUDY)
-        tracker.start_trial("s:0", 0, CONFIG, {})
-        tracker.epoch("s:0", 0, {"val/accuracy": 0.5})
-        assert asked.wait(30)  # the sender hangs in its first call
-        for step in range(1, 50):
-            tracker.epoch("s:0", step, {"val/accuracy": 0.5})
-        assert tracker.close(1) == 51
+        with driver(store, trials=1) as controller:
+            trial = controller.next_trial()
+            epoch(controller, trial, 1)
+            assert asked.wait(30)  # the publisher hangs in its first call
+            for step in range(2, 50):
+                epoch(controller, trial, step)
+            assert controller.tracker.close(1) == 49 + 2
 
 
 @slow
-def test_only_one_process_sends_and_another_takes_over(embedded):
-    first, second = Sender(embedded, STUDY), Sender(embedded, STUDY)
-    tracker = Tracker(embedded, STUDY, send=False)
-    tracker.epoch("s:0", 1, {"val/accuracy": 0.1})
-    assert first.step() is True
-    tracker.epoch("s:0", 2, {"val/accuracy": 0.2})
-    assert second.step() is False and second.problem is None
-    stop, wake, last = (threading.Event() for _ in range(3))
-    stop.set()
-    first.run(stop, wake, last)
-    assert second.step() is True
-    assert metrics(embedded.root / "mlflow.db") == {("s:0", "val/accuracy"): [(1, 0.1), (2, 0.2)]}
+def test_only_one_process_publishes_and_another_takes_over(embedded):
+    with driver(embedded, send=False, trials=1) as controller:
+        trial = controller.next_trial()
+        epoch(controller, trial, 1)
+        read, stop, wake, last = lambda: (read_studies(embedded), True), *(threading.Event() for _ in range(3))
+        first, second = Publisher(embedded, STUDY), Publisher(embedded, STUDY)
+        assert first.step(read, stop) is True
+        epoch(controller, trial, 2)
+        assert second.step(read, stop) is False and second.problem is None
+        stop.set()
+        first.run(read, lambda: None, stop, wake, last)
+        assert second.step(read, threading.Event()) is True
+    assert metrics(embedded.root / "mlflow.db")[NAMES[1], "val/accuracy"] == [(1, 0.1), (2, 0.2)]

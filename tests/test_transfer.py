@@ -10,7 +10,6 @@ import shutil
 import sqlite3
 import sys
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +25,11 @@ from erpe.cli import app
 from erpe.errors import ErpeError, StoreError, StudyError
 from erpe.report.sources.store import load
 from erpe.store import Store
-from erpe.study.records import EPOCH
+from erpe.study.records import EPOCH, read_studies
 from erpe.study.session import StudySession
 from erpe.study.storage import Database
-from erpe.tracking import artifacts, outbox
-from erpe.tracking.outbox import Event, Outbox, encode
+from erpe.tracking import artifacts
+from erpe.tracking.image import desired
 from erpe.tracking.publisher import Repaired
 from erpe.training import checkpoint
 from erpe.transfer import importer as adopting
@@ -65,7 +64,7 @@ def here(tmp_path):
 
 
 def contents(store):
-    """All that should arrive: studies, files, events; without what counts drivers or places."""
+    """All that should arrive: studies, files, and so the image; without what counts drivers or places."""
     database = Database(store.storage_url)
     with closing(database):
         studies = {name: optuna.load_study(study_name=name, storage=database.backend) for name in database.names()}
@@ -78,12 +77,9 @@ def contents(store):
         for path in sorted(store.checkpoints.rglob("*"))
         if path.name in source.FILES and path.is_file()
     }
-    lines = {path.stem: Outbox(store.outbox, path.stem).read(0) for path in store.outbox.glob("*.jsonl")}
-    return (
-        found,
-        files,
-        {name: [event.model_copy(update={"seq": 0}) for event, _ in told] for name, told in lines.items()},
-    )
+    members = read_studies(store)
+    images = {image.uid: image._replace(folder=None) for image in desired(members, store, running=False)}
+    return found, files, images
 
 
 def every_byte(folder):
@@ -107,8 +103,8 @@ def test_a_study_run_elsewhere_is_here_as_if_it_were_run_here(there, here, tmp_p
     played(there)
     before = every_byte(there.root)
     (found,) = adopt(there.root, here)
-    assert found == (NAME, 2 * (2 + 2), len(Outbox(there.outbox, NAME).read(0)))
-    assert contents(here) == contents(there) and len(contents(here)[1]) == 2 * 8
+    assert found == (NAME, 2 * (2 + 2))
+    assert contents(here) == contents(there) and len(contents(here)[1]) == 3 * 8
     assert every_byte(there.root) == before, "it only reads there"
     local = Store.open(tmp_path / "local")
     played(local)
@@ -120,10 +116,9 @@ def test_a_study_run_elsewhere_is_here_as_if_it_were_run_here(there, here, tmp_p
 def test_twice_is_once(there, here):
     played(there)
     adopt(there.root, here)
-    before, lines = contents(here), (here.outbox / f"{NAME}.jsonl").read_bytes()
-    assert adopt(there.root, here) == [(NAME, 0, 0)]
-    assert contents(here) == before and (here.outbox / f"{NAME}.jsonl").read_bytes() == lines
-    assert [event.seq for event, _ in Outbox(here.outbox, NAME).read(0)] == list(range(1, len(before[2][NAME]) + 1))
+    before = contents(here)
+    assert adopt(there.root, here) == [(NAME, 0)]
+    assert contents(here) == before
 
 
 @pytest.mark.slow
@@ -139,8 +134,6 @@ def test_what_went_on_there_arrives_later_and_nothing_is_doubled(there, here, af
     play(there, "search.trials=3", "confirm.seeds=3", replace=True)
     adopt(there.root, here)
     assert contents(here) == contents(there)
-    uids = [(event.uid, event.step) for event, _ in Outbox(here.outbox, NAME).read(0) if event.kind == "epoch"]
-    assert len(set(uids)) == len(uids)
 
 
 def test_begun_there_it_can_be_finished_here_and_then_there_is_no_news(there, here, tmp_path):
@@ -154,7 +147,7 @@ def test_begun_there_it_can_be_finished_here_and_then_there_is_no_news(there, he
     tests = calls(here, "test")
     assert set(tests.values()) == {1} and all(is_confirmation(folder) for folder in tests)
     before = contents(here)
-    assert adopt(there.root, here) == [(NAME, 0, 0)] and contents(here) == before
+    assert adopt(there.root, here) == [(NAME, 0)] and contents(here) == before
 
 
 class Killed(BaseException):
@@ -163,7 +156,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("half", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["first", "later"])
 def test_killed_at_any_write_the_same_call_finishes_it(there, here, monkeypatch, half):
-    """Every file, every row and the outbox, one after the other, is the write that is cut short."""
+    """Every file and every row, one after the other, is the write that is cut short."""
     Database(here.storage_url).close()
     if half:
         with pytest.raises(KeyboardInterrupt):
@@ -171,27 +164,17 @@ def test_killed_at_any_write_the_same_call_finishes_it(there, here, monkeypatch,
         adopt(there.root, here)
     play(there, *ONE)
     template = shutil.copytree(here.root, here.root.with_name("template"))
-    left, turn, wanted, torn = 0, 0, contents(there), []
+    left, turn, wanted = 0, 0, contents(there)
 
-    def mortal(call, last_breath=lambda *args: None):
+    def mortal(call):
         def killed(*args, **kwargs):
             nonlocal left
             left -= 1
             if left == 0:
-                last_breath(*args)
                 raise Killed
             return call(*args, **kwargs)
 
         return killed
-
-    def tear(file, data, write=os.write):
-        torn.append(write(file, data[: len(data) * 2 // 3]))
-
-    class Os:
-        """The outbox's `os`, whose write may be cut short."""
-
-        __getattr__ = staticmethod(partial(getattr, os))
-        write = staticmethod(mortal(os.write, tear))
 
     def some(call, every):
         """Not each of many small writes: a repetition takes a second."""
@@ -212,7 +195,6 @@ def test_killed_at_any_write_the_same_call_finishes_it(there, here, monkeypatch,
     }.items():
         call = getattr(optuna.storages.RDBStorage, name)
         monkeypatch.setattr(optuna.storages.RDBStorage, name, some(call, every) if every > 1 else mortal(call))
-    monkeypatch.setattr(outbox, "os", Os())
     for kill in range(1, 200):
         shutil.rmtree(here.root)
         shutil.copytree(template, here.root)
@@ -224,7 +206,7 @@ def test_killed_at_any_write_the_same_call_finishes_it(there, here, monkeypatch,
             left = 0
         adopt(there.root, here)
         assert contents(here) == wanted, kill
-    assert contents(here) == wanted and kill > 5 and torn
+    assert contents(here) == wanted and kill > 5
 
 
 def refused(there, here, said, kind=ErpeError):
@@ -324,18 +306,6 @@ def moved(place):
     return change
 
 
-def told(**fields):
-    """An event of the study's own, with something else in it."""
-
-    def change(root):
-        path = root / f"spool/{NAME}.jsonl"
-        first = Outbox(path.parent, NAME).read(0)[0][0]
-        event = Event(**{"kind": "end_study", "uid": first.uid, "seq": 999, "ts": first.ts + 10**6} | fields)
-        replace(path, path.read_bytes() + encode(event))
-
-    return change
-
-
 def npz(**arrays):
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
@@ -353,7 +323,7 @@ HOSTILE = {
     "a linked file": (link("checkpoints/*/*/outcome.json"), "outcome.json: a link or not a plain file"),
     "a linked trial": (moved("checkpoints/digits-nine.relu/*"), "a link"),
     "linked checkpoints": (moved("checkpoints"), "a link"),
-    "a linked spool": (link("spool/*.jsonl"), "jsonl: a link"),
+    "a linked history": (link("checkpoints/*/*/history.jsonl"), "history.jsonl: a link"),
     "a linked database": (link("optuna.db"), "optuna.db: a link"),
     "a linked lock": (link("locks/*.lock"), "lock: a link"),
     "a pipe": (lambda root: os.mkfifo(search_folder(root) / "config.json"), "not a plain file"),
@@ -406,13 +376,7 @@ HOSTILE = {
     "a trial of nonsense": (sql(ATTRIBUTE.format("trial", '{"model": 1}', "config")), "another version"),
     "a state that is none": (sql("UPDATE trials SET state = 'EVIL'"), "damaged, or not"),
     "a number that is text": (sql("UPDATE trials SET number = '../../x'"), "damaged, or not"),
-    "a folder elsewhere": (told(folder="../../etc"), "names a run, model or folder"),
-    "a folder from the root": (told(folder="/etc"), "names a run, model or folder"),
-    "a foreign model": (told(model="somebody-elses"), "names a run, model or folder"),
-    "a foreign best": (told(best="0123456789ab-0"), "names a run, model or folder"),
-    "a damaged event": (
-        lambda root: replace(root / f"spool/{NAME}.jsonl", (root / f"spool/{NAME}.jsonl").read_bytes()[5:]), "damaged"
-    ),
+    "a damaged history": (lambda root: replace(search_folder(root) / "history.jsonl", "[1]"), "copy the store"),
 }  # fmt: skip
 
 
@@ -427,16 +391,13 @@ def test_a_hostile_or_damaged_folder_is_refused_before_anything_is_written(origi
 
 def test_what_erpe_does_not_write_stays_there(original, here, tmp_path):
     root = shutil.copytree(original, tmp_path / "there")
-    told(uid="report of digits-nine", folder="reports/digits-nine")(root)
     (search_folder(root) / "evil.pkl").write_bytes(b"x")
     (search_folder(root) / "deeper").mkdir()
-    (root / "spool/other.jsonl").write_bytes(b"x\n")
     shutil.copytree(search_folder(root), root / "checkpoints/digits-nine.relu/0099-1")
     adopt(root, here)
-    assert {path.name for path in here.checkpoints.rglob("*") if path.is_file()} == {"outcome.json", "log.txt"}
+    files = {path.name for path in here.checkpoints.rglob("*") if path.is_file()}
+    assert files == {"outcome.json", "log.txt", "history.jsonl"}
     assert len(list(here.checkpoints.glob("*/*"))) == 2
-    assert [path.name for path in here.outbox.glob("*.jsonl")] == [f"{NAME}.jsonl"]
-    assert "report of digits-nine" not in {event.uid for event, _ in Outbox(here.outbox, NAME).read(0)}
 
 
 def test_what_was_in_the_write_ahead_log_arrives_too(original, here, tmp_path):
@@ -493,7 +454,7 @@ def test_the_command_takes_over_a_folder_and_sends_a_study(original, tmp_path, m
 
     monkeypatch.setattr("erpe.cli.sync.sync", send)
     code, said = erpe(monkeypatch, capsys, "sync", original, "--store", store)
-    assert code == 0 and said.startswith(f"{NAME}: 2 trials and ") and "everything arrived" in said
+    assert code == 0 and said.startswith(f"{NAME}: 2 trials taken over") and "everything arrived" in said
     code, said = erpe(monkeypatch, capsys, "sync", original, "--store", store)
     assert code == 0 and said.startswith(f"{NAME}: no news")
     monkeypatch.chdir(tmp_path)
@@ -517,7 +478,7 @@ def test_into_postgresql_and_on(there, here, postgres, monkeypatch):
     assert into_server()[1] == contents(there)
     play(there)
     assert into_server()[1] == contents(there)
-    assert into_server()[0] == [(NAME, 0, 0)]
+    assert into_server()[0] == [(NAME, 0)]
 
 
 @pytest.mark.slow

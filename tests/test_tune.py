@@ -1,11 +1,10 @@
-"""`tune`: the same command continues, whatever stopped it; session, checkpoints and outbox tell the same story."""
+"""`tune`: the same command continues, whatever stopped it; session, checkpoints and histories tell the same story."""
 
 import json
 import re
 import signal
 import subprocess
 import sys
-from collections import Counter
 
 import pytest
 from toys import Toy, number_of, once, work
@@ -15,11 +14,11 @@ from erpe.execution.callbacks import Progress
 from erpe.execution.executors import ResourceRequest, allocate
 from erpe.execution.objective import Objective
 from erpe.search.tune import tune
-from erpe.store import Store
+from erpe.store import HISTORY, Store
 from erpe.study.records import read_studies
 from erpe.study.session import MAX_ATTEMPTS, StudySession
 from erpe.study.spec import define
-from erpe.tracking.outbox import Outbox
+from erpe.tracking.history import Journal
 
 EPOCHS = 4
 SPEC = define("relu_general", "digits", epochs=EPOCHS, sampler="random", pruner="none")
@@ -40,24 +39,23 @@ def logs(store, name=SPEC.name):
     return {number_of(path.parent): path.read_text().splitlines() for path in paths}
 
 
+def history(store, name, trial):
+    """What is kept of a trial's starts and epochs."""
+    path = store.trial_folder(name, trial.number, trial.config.seed) / HISTORY
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def check_books(store, trials, name=SPEC.name, repeated=0):
-    """StudySession, checkpoints and outbox agree, trial by trial and epoch by epoch.
+    """StudySession, checkpoints and histories agree, trial by trial and epoch by epoch.
 
     Nothing is there twice, and no more than `repeated` epochs were trained twice.
     """
     (study,) = read_studies(store, name)
     assert len({trial.number for trial in study.trials}) == len(study.trials) == trials
-    events = [event for event, _ in Outbox(store.outbox, name).read(0)]
-    epochs = Counter((event.uid, event.step) for event in events if event.kind == "epoch")
-    assert set(epochs.values()) <= {1}, "an epoch is in the outbox once"
     for trial in study.trials:
         assert trial.state == trial.verdict.state
-        mine = [event for event in events if event.uid == trial.uid]
-        logged = {event.step: event.metrics["val/accuracy"] for event in mine if event.kind == "epoch"}
-        assert logged == trial.epochs
-        told = [event for event in mine if event.kind != "epoch"]
-        assert told[-1].kind == "end_trial" and told[-1].state == trial.state
-        assert {event.state for event in told if event.kind == "end_trial"} == {trial.state}, "told one ending only"
+        lines = history(store, name, trial)
+        assert [(line["epoch"], line["val/accuracy"]) for line in lines if "epoch" in line] == [*trial.epochs.items()]
         if trial.state == "COMPLETE":
             assert sorted(trial.epochs) == list(range(1, trial.config.train.epochs + 1))
             saved = json.loads((store.trial_folder(name, trial.number, trial.config.seed) / "toy.json").read_text())
@@ -68,7 +66,7 @@ def check_books(store, trials, name=SPEC.name, repeated=0):
     return study
 
 
-def test_a_study_from_its_first_trial_to_its_test(store, outbox_only):
+def test_a_study_from_its_first_trial_to_its_test(store, without_mlflow):
     result = inline(store)
     study = check_books(store, 3)
     assert result.counts == {"COMPLETE": 3} and not result.interrupted and result.study == SPEC.name
@@ -79,16 +77,16 @@ def test_a_study_from_its_first_trial_to_its_test(store, outbox_only):
     assert result.folder == store.trial_folder(SPEC.name, best.number, best.config.seed)
 
 
-def test_a_finished_study_is_not_touched_again(store, outbox_only):
+def test_a_finished_study_is_not_touched_again(store, without_mlflow):
     first = inline(store)
-    events = Outbox(store.outbox, SPEC.name).read(0)
+    before = [history(store, SPEC.name, trial) for trial in read_studies(store, SPEC.name)[0].trials]
     broken = Objective(*[lambda *_: pytest.fail("was called")] * 5)
     again = tune(SPEC, store, trials=3, work=broken)
     assert (again.best, again.test, again.counts) == (first.best, first.test, first.counts)
-    assert [event for event, _ in Outbox(store.outbox, SPEC.name).read(0)] == [event for event, _ in events]
+    assert [history(store, SPEC.name, trial) for trial in read_studies(store, SPEC.name)[0].trials] == before
 
 
-def test_more_trials_continue_the_study(store, outbox_only):
+def test_more_trials_continue_the_study(store, without_mlflow):
     inline(store, trials=2)
     result = inline(store, trials=4)
     assert result.counts == {"COMPLETE": 4} and all(log.count("start") == 1 for log in logs(store).values())
@@ -100,7 +98,7 @@ def _diverge(folder, epoch):
         raise TrialError("step 17: the loss is nan")
 
 
-def test_a_configuration_that_diverges_fails_and_the_search_goes_on(store, outbox_only):
+def test_a_configuration_that_diverges_fails_and_the_search_goes_on(store, without_mlflow):
     result = inline(store, work=work(accident=_diverge))
     assert result.counts == {"COMPLETE": 2, "FAIL": 1} and result.reasons == {1: "step 17: the loss is nan"}
     assert check_books(store, 3).trials[1].epochs.keys() == {1}
@@ -111,7 +109,7 @@ def _bug(folder, epoch):
         raise ZeroDivisionError("a bug")
 
 
-def test_an_exception_nobody_foresaw_fails_the_trial_with_its_traceback_after_a_few_tries(store, outbox_only):
+def test_an_exception_nobody_foresaw_fails_the_trial_with_its_traceback_after_a_few_tries(store, without_mlflow):
     result = inline(store, work=work(accident=_bug))
     assert result.counts == {"COMPLETE": 2, "FAIL": 1}
     assert "ZeroDivisionError: a bug" in result.reasons[0] and "in epoch" in result.reasons[0]
@@ -123,7 +121,7 @@ def _full_disk(folder, epoch):
         raise OSError(28, "No space left on device", str(folder / "x"))
 
 
-def test_a_full_disk_stops_the_search_and_costs_no_trial(store, outbox_only):
+def test_a_full_disk_stops_the_search_and_costs_no_trial(store, without_mlflow):
     with pytest.raises(StoreError, match="No space left on device") as error:
         inline(store, work=work(accident=_full_disk))
     assert "\n" not in str(error.value)
@@ -132,7 +130,7 @@ def test_a_full_disk_stops_the_search_and_costs_no_trial(store, outbox_only):
     check_books(store, 3, repeated=1)
 
 
-def test_missing_data_is_told_once_before_any_trial(store, outbox_only):
+def test_missing_data_is_told_once_before_any_trial(store, without_mlflow):
     def missing():
         raise DataError("no files")
 
@@ -142,7 +140,7 @@ def test_missing_data_is_told_once_before_any_trial(store, outbox_only):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_signal_ends_the_search_after_the_epoch_and_the_same_call_continues(store, outbox_only, number):
+def test_one_signal_ends_the_search_after_the_epoch_and_the_same_call_continues(store, without_mlflow, number):
     def interrupt(folder, epoch):
         if number_of(folder) == 1 and epoch == 2 and once(folder, "signal"):
             signal.raise_signal(number)
@@ -167,7 +165,7 @@ class Lines(Progress):
         self.shown.append((moment.number, moment.epoch, round(moment.value, 4)))
 
 
-def test_an_epoch_is_shown_once_with_its_own_value_whatever_was_interrupted(store, outbox_only):
+def test_an_epoch_is_shown_once_with_its_own_value_whatever_was_interrupted(store, without_mlflow):
     def interrupt(folder, epoch):
         if epoch == 2 and once(folder, "signal"):
             signal.raise_signal(signal.SIGINT)
@@ -183,7 +181,7 @@ def test_an_epoch_is_shown_once_with_its_own_value_whatever_was_interrupted(stor
     assert lines.shown == recorded and len(recorded) == 2 * EPOCHS
 
 
-def test_the_second_signal_stops_now(store, outbox_only):
+def test_the_second_signal_stops_now(store, without_mlflow):
     def interrupt(folder, epoch):
         if epoch == 2 and once(folder, "signals"):
             signal.raise_signal(signal.SIGINT)
@@ -208,7 +206,7 @@ class Doom:
         self.left, self.patch = 0, monkeypatch
         for write in ("trial_user_attr", "trial_state_values", "study_user_attr", "trial_intermediate_value"):
             self.may_hit(RDBStorage, f"set_{write}")
-        self.may_hit(Outbox, "write")
+        self.may_hit(Journal, "_append")
 
     def may_hit(self, owner, name):
         call = getattr(owner, name)
@@ -223,8 +221,8 @@ class Doom:
 
 
 @pytest.mark.slow
-def test_killed_before_any_write_the_same_call_continues(store, outbox_only, monkeypatch):
-    """Every write to the database and to the outbox, one after the other, is the one that never happens."""
+def test_killed_before_any_write_the_same_call_continues(store, without_mlflow, monkeypatch):
+    """Every write to the database and to a history, one after the other, is the one that never happens."""
     doom = Doom(monkeypatch)
     doom.may_hit(Toy, "finish")
     spec = define("relu_general", "digits", epochs=2, sampler="random", pruner="none")
@@ -238,10 +236,10 @@ def test_killed_before_any_write_the_same_call_continues(store, outbox_only, mon
         result = tune(spec, store, trials=1, executor="inline", work=work(), name=name)
         assert result.counts == {"COMPLETE": 1} and result.test
         check_books(store, 1, name)
-    assert kill > 15, "the writes of a trial of two epochs"
+    assert kill > 12, "the writes of a trial of two epochs"
 
 
-def test_a_trial_finished_by_a_killed_driver_is_not_trained_again(store, outbox_only, monkeypatch):
+def test_a_trial_finished_by_a_killed_driver_is_not_trained_again(store, without_mlflow, monkeypatch):
     def killed(*_):
         raise Killed
 

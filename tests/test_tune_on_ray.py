@@ -62,7 +62,7 @@ def _accidents(folder, epoch):
 
 
 @pytest.mark.slow
-def test_on_ray_a_dead_worker_is_replaced_and_a_poisonous_trial_ends(store, outbox_only, ray, capfd):
+def test_on_ray_a_dead_worker_is_replaced_and_a_poisonous_trial_ends(store, without_mlflow, ray, capfd):
     result = tune(SPEC, store, trials=5, concurrency=2, work=work(accident=_accidents))
     assert result.counts == {"COMPLETE": 3, "FAIL": 2}
     assert result.reasons[0] == "step 17: the loss is nan"
@@ -107,7 +107,7 @@ def test_a_worker_lets_go_of_each_trial_and_never_looks_at_what_was_imported_aga
 
 
 @pytest.mark.slow
-def test_on_ray_a_worker_that_dies_between_two_trials_loses_none(store, outbox_only, ray):
+def test_on_ray_a_worker_that_dies_between_two_trials_loses_none(store, without_mlflow, ray):
     doomed = work()._replace(start=Deadly(store.root))
     result = tune(SPEC, store, trials=2, concurrency=1, work=doomed)
     assert result.counts == {"COMPLETE": 2} and not result.interrupted and (store.root / "once-handed").exists()
@@ -118,7 +118,7 @@ def _unimportable(config, folder):
     raise ImportError("No module named 'torch'")
 
 
-def test_a_worker_that_cannot_import_what_trials_need_stops_the_search_and_fails_no_trial(store, outbox_only):
+def test_a_worker_that_cannot_import_what_trials_need_stops_the_search_and_fails_no_trial(store, without_mlflow):
     with pytest.raises(StudyError, match="cannot import what trials need"):
         inline(store, work=work()._replace(start=_unimportable))
     assert inline(store).counts == {"COMPLETE": 3}
@@ -141,7 +141,7 @@ def _only_in(process):
 
 
 @pytest.mark.slow
-def test_on_ray_a_worker_that_cannot_begin_stops_the_search_and_fails_no_trial(store, outbox_only, ray):
+def test_on_ray_a_worker_that_cannot_begin_stops_the_search_and_fails_no_trial(store, without_mlflow, ray):
     with pytest.raises(StudyError, match=r"a worker cannot begin \(.*No module named 'erpe'.*same command"):
         tune(SPEC, store, trials=2, concurrency=1, work=work()._replace(start=_OnlyHere()))
     assert inline(store, trials=2).counts == {"COMPLETE": 2}
@@ -149,7 +149,7 @@ def test_on_ray_a_worker_that_cannot_begin_stops_the_search_and_fails_no_trial(s
 
 
 @pytest.mark.slow
-def test_on_ray_a_broken_machine_stops_the_search(store, outbox_only, ray):
+def test_on_ray_a_broken_machine_stops_the_search(store, without_mlflow, ray):
     with pytest.raises(StoreError, match="No space left on device"):
         tune(SPEC, store, trials=4, concurrency=2, work=work(accident=_full_disk))
     assert tune(SPEC, store, trials=4, concurrency=2, work=work(accident=_full_disk)).counts == {"COMPLETE": 4}
@@ -157,7 +157,7 @@ def test_on_ray_a_broken_machine_stops_the_search(store, outbox_only, ray):
 
 
 @pytest.mark.slow
-def test_on_ray_real_training_agrees_in_session_and_checkpoint(store, outbox_only, ray):
+def test_on_ray_real_training_agrees_in_session_and_checkpoint(store, without_mlflow, ray):
     spec = define("favor_rope", "digits", epochs=3, settings={"model.width": 32, "model.depth": 1, "model.patch": 4})
     result = tune(spec, store, trials=3)
     assert sum(result.counts.values()) == 3
@@ -182,7 +182,7 @@ def _deaths(folder, epoch):
 
 
 @pytest.mark.slow
-def test_on_ray_packs_lose_nothing_when_a_trial_fails_and_a_worker_dies(store, outbox_only, ray):
+def test_on_ray_packs_lose_nothing_when_a_trial_fails_and_a_worker_dies(store, without_mlflow, ray):
     axes = {"train.lr": Floats(low=1e-4, high=1e-2)}
     spec = define("relu", "digits", space=Space(axes=axes), epochs=EPOCHS, sampler="random", pruner="none")
     result = tune(spec, store, trials=7, name=SPEC.name, concurrency=2, pack=3, work=work(accident=_deaths))
@@ -241,7 +241,7 @@ class Driver:
 
 
 @pytest.mark.slow
-def test_on_ray_a_driver_that_was_interrupted_or_killed_is_continued_by_the_same_command(store, outbox_only):
+def test_on_ray_a_driver_that_was_interrupted_or_killed_is_continued_by_the_same_command(store, without_mlflow):
     """Ctrl-C once finishes the epoch, twice stops now."""
     driver = Driver(store, 0.5)
     driver.until("epoch 0 1")

@@ -12,16 +12,13 @@ from pathlib import Path
 import pytest
 from browsing import table, tidy, visit, wait
 from mlflow_server import newest_study, rows
-from test_tracker import results
+from test_tracker import driver, epoch, results
 
-from erpe.config import defaults
+from erpe.execution.trial_loop import TrialEvent
 from erpe.store import Store
-from erpe.tracking.tracker import Tracker
 from erpe.tracking.ui_views import MEASURES, runs_page
 
 pytestmark = pytest.mark.slow
-
-STUDY = "relu_general-digits-0c3a"
 
 
 @pytest.fixture(scope="module")
@@ -34,34 +31,26 @@ def store(tmp_path_factory, empty_database):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.delenv("ERPE_STORAGE_URL", raising=False)
-        _tell(store)
+        with driver(store, trials=5) as controller:
+            _tell(controller)
     return store
 
 
-def _tell(store):
-    import optuna
-
-    study = optuna.create_study(study_name=STUDY, storage=store.storage_url, direction="maximize")
-    tracker = Tracker(store, STUDY)
-    tags = {"variant": "relu_general", "dataset": "digits"}
-    tracker.start_study("s", {"variant": "relu_general", "trials": 5}, tags)
-    folder = results(store.trial_folder(STUDY, 0, 0))
+def _tell(controller):
+    session, tracker = controller.session, controller.tracker
     for n in range(5):
-        asked = study.ask()
-        asked.suggest_categorical("model.depth", [4])
-        rate = asked.suggest_float("train.lr", 1e-4, 1e-2, log=True)
-        uid, config = f"s:{n}", defaults("relu_general", "digits", n).replace({"train.lr": rate})
-        tracker.start_trial(uid, n, config, tags | {"seed": str(n)}, parent="s")
+        trial = controller.next_trial()
         for step in range(1, 4 if n < 4 else 2):
-            tracker.epoch(uid, step, {"val/accuracy": 0.97 - 0.3 / step - n / 100, "val/loss": 0.1 + 1 / step})
+            epoch(controller, trial, step, **{"val/accuracy": 0.97 - 0.3 / step - n / 100, "val/loss": 0.1 + 1 / step})
         final = {"val/accuracy": 0.97 - 0.3 / 3 - n / 100, "params": 202842.0, "flops/forward": 6571264.0}
         if n == 2:
-            tracker.end_trial(uid, "PRUNED", {}, None, "pruned after epoch 3")
-            study.tell(asked, state=optuna.trial.TrialState.PRUNED)
+            session.decide(n, "PRUNED", {}, "pruned after epoch 3")
+            session.tell(n)
+            tracker.end_trial(session.name, trial)
         elif n < 4:
-            tracker.end_trial(uid, "COMPLETE", final, folder if n == 0 else None, None)
-            study.tell(asked, final["val/accuracy"])
-    tracker.end_study("s", "s:0", {"val/accuracy": 0.87, "test/accuracy": 0.861}, folder, "COMPLETE", model=STUDY)
+            if n == 0:
+                results(controller.folder(trial))
+            controller.on_trial_result(trial, TrialEvent(outcome=final))
     assert tracker.close(120) == 0, tracker.problem
 
 
@@ -97,7 +86,7 @@ def test_the_runs_page_shows_each_trial_once_with_its_measures(browser, ui, stor
 
 
 def test_a_trials_page_shows_its_measures_and_its_figures(browser, ui, store, study, photograph):
-    query = "SELECT run_uuid, name FROM runs WHERE experiment_id = ? AND name LIKE 'trial %' AND status = 'FINISHED'"
+    query = "SELECT run_uuid, name FROM runs WHERE experiment_id = ? AND name LIKE '%/%' AND status = 'FINISHED'"
     run, name = rows(store.root / "mlflow.db", query + " ORDER BY name", study[0])[0]
     page = f"{ui}/#/experiments/{study[0]}/runs/{run}"
     visit(browser, f"{page}?workflowType=machine_learning")
@@ -115,7 +104,7 @@ def test_a_trials_page_shows_its_measures_and_its_figures(browser, ui, store, st
 
 
 def test_optunas_plots_open_in_the_ui_without_any_network(browser, ui, store, study, photograph):
-    query = "SELECT run_uuid, artifact_uri FROM runs WHERE experiment_id = ? AND name NOT LIKE 'trial %'"
+    query = "SELECT run_uuid, artifact_uri FROM runs WHERE experiment_id = ? AND name NOT LIKE '%/%'"
     run, uri = rows(store.root / "mlflow.db", query, study[0])[0]
     plots = sorted(path.name for path in Path(uri.removeprefix("file://"), "optuna").iterdir())
     assert plots == ["history.png", "importances.png", "parallel_coordinates.png"]

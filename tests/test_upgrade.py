@@ -103,7 +103,7 @@ def test_an_interrupted_search_goes_on_where_it_was(store, expected, monkeypatch
 
 
 @pytest.mark.slow
-def test_its_outbox_fills_a_new_mlflow(store, expected, empty_database):
+def test_it_fills_a_new_mlflow(store, expected, empty_database):
     shutil.copy(empty_database, store.root / "mlflow.db")
     assert set(sync(store, timeout=240).values()) == {0}
     told = "SELECT t.value, count(DISTINCT m.step) FROM tags t JOIN metrics m USING (run_uuid)"

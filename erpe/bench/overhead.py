@@ -1,4 +1,4 @@
-"""What a trial and an epoch cost beside their training: Optuna's session, the outbox, MLflow and Ray, one on the other.
+"""What a trial and an epoch cost beside their training: Optuna's session, tracker, MLflow and Ray, one on the other.
 
 Trials train nothing here. Two studies of every stack tell them apart: the trials of one have an epoch, those of the
 other `EPOCHS` more.
@@ -26,7 +26,7 @@ from erpe.execution.trial_loop import play
 from erpe.store import Store, sqlite_url
 from erpe.study.session import StudySession
 from erpe.study.spec import define
-from erpe.tracking.study_logger import study_tags
+from erpe.tracking.study_tags import study_tags
 from erpe.tracking.tracker import Tracker
 
 TRIALS = 6
@@ -69,7 +69,7 @@ class NoTracker:
     def start_trial(self, *_: Any, **__: Any) -> None:
         """Nothing."""
 
-    start_study = epoch = end_trial = start_trial
+    tell = epoch = end_trial = start_trial
 
     def lag(self) -> int:
         """Nothing waits."""
@@ -156,7 +156,7 @@ def conducted(store: Store, track: Callable[[str], Any], workers: Workers, sent:
         watch = Watch(tracker, sent)
         with StudySession.open(store, spec, name=name) as session:
             tags = study_tags(spec, name, None)
-            tracker.start_study(session.uid, {}, tags)
+            session.record_tags(tags)
             workers.search(StudyController(session, spec, tracker, store, TRIALS, watch, tags), Empty)
             tracker.close(DRAIN_SECONDS)
             return watch.spent()
@@ -173,7 +173,7 @@ def stacks() -> Iterator[dict[str, Stack]]:
             yield {
                 "bare loop": bare,
                 "+ Optuna": conducted(store, lambda name: NoTracker(), here),
-                "+ outbox": conducted(store, lambda name: Tracker(store, name, send=False), here),
+                "+ tracker": conducted(store, lambda name: Tracker(store, name, send=False), here),
                 "+ MLflow": conducted(store, lambda name: Tracker(store, name), here, sent=True),
                 "+ Ray": conducted(store, lambda name: Tracker(store, name), ray, sent=True),
             }

@@ -135,12 +135,13 @@ def sync(
 def is_foreign(source: str, store: Path) -> bool:
     """Whether it is a folder, and not one that happens to be named as a study."""
     return os.path.isdir(source) and (
-        Path(source, "erpe.json").exists() or not (store / f"spool/{source}.jsonl").exists()
+        Path(source, "erpe.json").exists()
+        or not any(f"{path.name}.".startswith(f"{source}.") for path in (store / "checkpoints").glob("*"))
     )
 
 
 def take_over(folder: Path, store: Path) -> tuple[Any, list[str | None]]:
-    """Bring what a store has into ours; ours and the studies that have an outbox.
+    """Bring what a store has into ours; ours and the studies that came.
 
     Raises:
         StoreError: there is no store in the folder, or see `erpe.transfer.importer.adopt`.
@@ -154,12 +155,9 @@ def take_over(folder: Path, store: Path) -> tuple[Any, list[str | None]]:
         raise StoreError(f"{folder}: a folder, but not a store; use one that `erpe study run --store` filled instead")
     opened = Store.open(store)
     found = adopt(folder, opened)
-    for study, trials, events in found:
-        news = (
-            f"{counted(trials, 'trial')} and {counted(events, 'event')} taken over" if trials or events else "no news"
-        )
-        print(f"{study}: {news}")
-    return opened, [each.study for each in found if (opened.outbox / f"{each.study}.jsonl").exists()]
+    for study, trials in found:
+        print(f"{study}: {counted(trials, 'trial')} taken over" if trials else f"{study}: no news")
+    return opened, [each.study for each in found]
 
 
 @app.command()

@@ -206,7 +206,7 @@ def bench_device(
 
 @bench_app.command("overhead")
 def bench_overhead(rounds: Rounds = 5, as_json: AsJson = False) -> None:
-    """Time trials and epochs that train nothing: what Optuna, the outbox, MLflow and Ray add to a bare loop."""
+    """Time trials and epochs that train nothing: what Optuna, the tracker, MLflow and Ray add to a bare loop."""
     from erpe.bench.overhead import bench_overhead as run
     from erpe.bench.tables import overhead_table
 

@@ -104,7 +104,7 @@ def data(data_dir: Path | None) -> Iterator[Finding]:
 
 def storage(folder: Path) -> Iterator[Finding]:
     """Yield findings on the store, and on what waits in it."""
-    from erpe.tracking.tracker import lags
+    from erpe.tracking.waiting import lags
 
     if not (folder / "erpe.json").exists():
         above = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
@@ -118,8 +118,8 @@ def storage(folder: Path) -> Iterator[Finding]:
         free = shutil.disk_usage(store.root).free / 2**20
         yield Finding("store", "well" if free > NEEDED_MIB else "wrong", f"{store.root}, {free / 1024:.1f} GiB free")
         waiting = sum(lags(store).values())
-        text = f"{waiting} events wait; `erpe sync` sends them" if waiting else "empty"
-        yield Finding("outbox", "note" if waiting else "well", text)
+        text = f"{waiting} changes wait; `erpe sync` sends them" if waiting else "has everything"
+        yield Finding("mlflow", "note" if waiting else "well", text)
     except ErpeError as error:
         yield Finding("store", "wrong", str(error))
 

@@ -70,7 +70,7 @@ def _end(found: Sweep, store: Store, dry_run: bool) -> list[str]:
         lines.append("rows of deleted runs stay in the tracking server's database until its own `mlflow gc`")
     if found.lag:
         why = f" ({found.problem})" if found.problem else ""
-        lines.append(f"{found.lag} events wait for MLflow; erpe sync{store_flag(store.root)} sends them{why}")
+        lines.append(f"{found.lag} changes wait for MLflow; erpe sync{store_flag(store.root)} sends them{why}")
     return lines
 
 

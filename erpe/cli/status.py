@@ -28,7 +28,7 @@ from erpe.study.openings import Openings, openings
 from erpe.study.plan import Plan, stored_plan
 from erpe.study.records import StudyRecord, TrialRecord, read_studies
 from erpe.text import Terminal, clock, line, percent
-from erpe.tracking.tracker import waiting
+from erpe.tracking.waiting import waiting
 
 
 class ArmStatus(NamedTuple):
@@ -68,7 +68,7 @@ class StudyStatus(NamedTuple):
     goals: Goals = Goals()
     """What is sought."""
     lag: int = 0
-    """Events MLflow has not got yet."""
+    """Changes MLflow does not show yet."""
     lag_seconds: float | None = None
     """For how long the oldest of them has waited."""
 
@@ -228,5 +228,5 @@ def result_lines(result: CampaignResult, store: Path) -> list[str]:
     lines.append(f"tables: erpe compare {result.study}{where}    look: {where_to_look(where)}")
     if result.lag:
         why = f" ({result.problem})" if result.problem else ""
-        lines.append(f"{result.lag} events wait for MLflow; erpe sync{where} sends them{why}")
+        lines.append(f"{result.lag} changes wait for MLflow; erpe sync{where} sends them{why}")
     return [line(each) for each in lines]

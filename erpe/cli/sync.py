@@ -1,4 +1,4 @@
-"""`erpe sync`: the outbox from the database and the checkpoints, MLflow from the outbox; a line for each study."""
+"""`erpe sync`: MLflow from the database and the trials' folders; a line for each study."""
 
 from __future__ import annotations
 
@@ -6,46 +6,31 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from erpe.errors import ErpeError
 from erpe.store import Store, sqlite_path
 from erpe.study.backup import damage_of
-from erpe.tracking.backfill import Rebuilt, reconcile
 from erpe.tracking.publisher import Repaired
 from erpe.tracking.tracker import sync
 
 
 def repair(store: Store, study: str | None, say: Callable[[str], object], warn: Callable[[str], object]) -> int:
-    """Bring MLflow to what the store knows.
+    """Bring MLflow to what the store has.
 
     Args:
         study: its name; default: all.
         say: called with a line on each study.
         warn: called with a line on damage that was repaired.
     Returns:
-        How many events MLflow has not got yet.
+        How many changes MLflow does not show yet.
     Raises:
-        ErpeError: the database, an outbox or MLflow cannot be used; what could be sent was sent.
+        ErpeError: the database or MLflow cannot be used.
     """
-    rebuilt: dict[str, Rebuilt] = {}
-    broken: ErpeError | None = None
-    try:
-        rebuilt = {found.study: found for found in reconcile(store, study)}
-    except ErpeError as error:
-        broken = error  # what is in the outboxes can be sent all the same
-    for found in rebuilt.values():
-        if found.damage:
-            warn(found.damage)
-        broken = broken or found.broken
 
     def tell(name: str, left: int, repaired: Repaired) -> None:
-        say(f"{name}: {'; '.join([*_done(rebuilt.get(name, Rebuilt(name)), repaired), _rest(left)])}")
+        say(f"{name}: {'; '.join([*_done(repaired), _rest(left)])}")
 
     if aside := set_aside(store):
         warn(f"MLflow's database was damaged and is now {aside}; a new one is filled")
-    left = sync(store, study, tell=tell)
-    if broken:
-        raise broken
-    return sum(left.values())
+    return sum(sync(store, study, tell=tell).values())
 
 
 def set_aside(store: Store) -> Path | None:
@@ -66,15 +51,9 @@ def set_aside(store: Store) -> Path | None:
     return aside
 
 
-def _done(rebuilt: Rebuilt, repaired: Repaired) -> list[str]:
+def _done(repaired: Repaired) -> list[str]:
     """Return what was repaired."""
     lines = []
-    if rebuilt.events:
-        lines.append(
-            f"{_count(rebuilt.events, 'event was', 'events were')} told again from the database and checkpoints"
-        )
-    if rebuilt.running:
-        lines.append("an erpe is running it and tells the rest itself")
     if repaired.missing:
         lines.append(f"{_count(repaired.missing, 'run was', 'runs were')} missing in MLflow, sent again")
     if repaired.short:
@@ -83,7 +62,7 @@ def _done(rebuilt: Rebuilt, repaired: Repaired) -> list[str]:
 
 
 def _rest(left: int) -> str:
-    return "everything arrived" if not left else f"{_count(left, 'event waits', 'events wait')}"
+    return "everything arrived" if not left else f"{_count(left, 'change waits', 'changes wait')}"
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -82,7 +82,7 @@ def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
     print(f"look: {where_to_look(where)}    status: erpe status{where}{use}")
     if result.lag:
         why = f" ({result.problem})" if result.problem else ""
-        print(f"{result.lag} events wait for MLflow; erpe sync{where} sends them{why}")
+        print(f"{result.lag} changes wait for MLflow; erpe sync{where} sends them{why}")
 
 
 def finished_words(study: str, ended: datetime, remedy: str) -> str:

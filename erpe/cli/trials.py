@@ -18,7 +18,7 @@ from erpe.study.naming import part_name
 from erpe.study.objectives import Goals, shown
 from erpe.study.records import StudyRecord, read_studies
 from erpe.text import Terminal, clock, last_line, percent
-from erpe.tracking.tracker import Waiting, waiting
+from erpe.tracking.waiting import Waiting, waiting
 
 
 def overview_table(rows: list[dict[str, Any]]) -> None:
@@ -139,20 +139,20 @@ def _status_row(found: StudyRecord, waits: dict[str, Waiting]) -> dict[str, Any]
 
 
 def lag_of(waits: Waiting | None, study: StudyRecord | None = None) -> dict[str, Any]:
-    """How many events MLflow has not got yet, and for how many seconds the oldest has waited.
+    """Return how many changes MLflow does not show yet, and for how many seconds the oldest has waited.
 
     Args:
         study: an arm's phase, whose own events are counted; default: all.
     """
     if waits is None:
         return {"lag": 0, "lag_seconds": None}
-    own = {study.about.uid, *(trial.uid for trial in study.trials)} if study else waits.events.keys()
-    lag = sum(waits.events[uid] for uid in own)
+    own = {study.about.uid, *(trial.uid for trial in study.trials)} if study else waits.changes.keys()
+    lag = sum(waits.changes[uid] for uid in own)
     return {"lag": lag, "lag_seconds": max(0.0, round(time.time() - waits.since, 1)) if lag and waits.since else None}
 
 
 def lag_words(lag: int, seconds: float | None) -> str:
-    """Return the end of a title: ` · 96 events wait for MLflow, the oldest for 12 min`."""
+    """Return the end of a title: ` · 96 changes wait for MLflow, the oldest for 12 min`."""
     if not lag:
         return ""
-    return f" · {lag} event{'s wait' if lag > 1 else ' waits'} for MLflow, the oldest for {clock(seconds or 0)}"
+    return f" · {lag} change{'s wait' if lag > 1 else ' waits'} for MLflow, the oldest for {clock(seconds or 0)}"

@@ -37,7 +37,7 @@ class TrialProgress(NamedTuple):
     best: float | None
     """The highest value of a complete trial."""
     lag: int
-    """Events MLflow has not got yet."""
+    """Changes MLflow does not show yet."""
     folder: Path | None = None
     """Of the trial, where its worker shares this machine's files."""
 

@@ -3,8 +3,8 @@
     controller.next_trial() -> TrialRecord         a trial to run
     controller.on_trial_result(trial, event)       True while the trial should go on
 
-Everything is recorded in the session first. An epoch the tracker missed is replayed from the trial's checkpoint;
-an ending it missed is in the session, as a decision that was not told.
+Everything is recorded in the session first; the tracker shows what is there. An epoch the tracker missed is replayed
+from the trial's checkpoint; an ending it missed is in the session, as a decision that was not told.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from erpe.store import Store
 from erpe.study.records import StudyRecord, TrialRecord
 from erpe.study.session import StudySession
 from erpe.study.spec import StudySpec
-from erpe.tracking.study_logger import end_trial, folder_of, start_trial
 
 
 @dataclass
@@ -50,7 +49,7 @@ class StudyController:
 
     def folder(self, trial: TrialRecord) -> Path:
         """Where a trial's checkpoint and results lie."""
-        return folder_of(self.store, self.session.name, trial)
+        return self.store.trial_folder(self.session.name, trial.number, trial.config.seed)
 
     def next_trial(self, beside: TrialRecord | None = None) -> TrialRecord | None:
         """Return a trial to run; None when the budget is used, or when draining."""
@@ -58,7 +57,7 @@ class StudyController:
             trial = self.session.ask(self.budget)
             if trial is None:
                 return None
-            start_trial(self.tracker, self.session.uid, trial, self.tags, self.arm, self.spec.phase)
+            self.tracker.start_trial(self.session.name, trial, self.tags)
             if trial.verdict is None:
                 if self.remote:
                     self.remote.upload(self.folder(trial))
@@ -88,7 +87,7 @@ class StudyController:
                 step = int(epoch["epoch"])
                 value = self.spec.value(epoch)
                 prune = self.session.report(trial.number, step, value)
-                self.tracker.epoch(trial.uid, step, epoch)
+                self.tracker.epoch(self.session.name, trial, epoch)
                 trial.epochs.setdefault(step, value)
                 if prune:
                     return self._decide(trial, "PRUNED")
@@ -134,8 +133,8 @@ class StudyController:
     def _end(self, trial: TrialRecord) -> bool:
         decided = self.session.trial(trial.number)
         if decided.verdict:
-            end_trial(self.tracker, self.store, self.session.name, decided)
             self.session.tell(trial.number)
+            self.tracker.end_trial(self.session.name, trial)
             self._study = self.session.read()
             if self.remote:
                 self.remote.remove(name_of(self.folder(trial)))

@@ -5,9 +5,8 @@
 The study is leased; then, in this order,
 
 1. the Optuna database: the trials are marked. Their rows stay, so that they count and samplers learn from them.
-2. the outbox: an event removes each run. Of a removed trial nothing else is sent, to whatever server and whenever.
-3. the folders of checkpoints and results.
-4. MLflow: the sender brings it the events, and runs and artifacts go.
+2. the folders of checkpoints and results.
+3. MLflow, now or whenever it is brought up to date: of a removed trial it should show nothing.
 
 Killed in between, the same call finds the marks and goes on from there: it finishes every trial that is marked.
 """
@@ -35,9 +34,10 @@ from erpe.study.lookup import parts_of, studies_of
 from erpe.study.records import StudyRecord, TrialRecord, mark_removed, read_studies, read_study
 from erpe.tracking.deletion import Logged, LoggedStudy, is_server
 from erpe.tracking.tracker import Tracker
+from erpe.tracking.waiting import is_here
 
 SECONDS = 600.0
-"""How long MLflow may take for the runs of a study; `erpe sync` sends the rest."""
+"""How long MLflow may take for the runs of a study; `erpe sync` does the rest."""
 
 
 class Swept(NamedTuple):
@@ -72,7 +72,7 @@ class Sweep(NamedTuple):
     """Studies that were left alone, since someone runs them."""
     strays: list[Stray]
     lag: int
-    """Events that MLflow has not got yet; they are kept."""
+    """Changes that MLflow does not show yet; the store has them."""
     problem: str | None
     """Why MLflow does not get them, where waiting does not help."""
     on_server: bool
@@ -128,27 +128,26 @@ def gc(
 
 
 def _choose(store: Store, study: str | None) -> dict[str, list[str]]:
-    """Outbox -> the studies with their events in it, for those of this store.
+    """Return the parts of each experiment, for those that were run into this store.
 
     Raises:
         StudyError: there is none of that name, or it was run from another store.
     """
     records = read_studies(store)
     chosen = studies_of(records if study is None else parts_of(records, study))
-    own = {name: parts for name, parts in chosen.items() if (store.outbox / f"{name}.jsonl").exists()}
+    own = {name: parts for name, parts in chosen.items() if any(is_here(store, part.name) for part in parts)}
     if study is not None and not own:
         raise StudyError(f"study {study}: was run from another store, which has its files; --store names it")
     return {name: [part.name for part in parts] for name, parts in own.items()}
 
 
 class _LeasedExperiment(NamedTuple):
-    """Studies that share an outbox, leased."""
+    """Studies that share an experiment, leased."""
 
     store: Store
     database: storage.Database
     experiment: str
     logged: LoggedStudy
-    tracker: Tracker
 
     @classmethod
     @contextlib.contextmanager
@@ -164,19 +163,15 @@ class _LeasedExperiment(NamedTuple):
         ):
             for name in names:
                 leases.callback(acquire(database.url, name).release)
-            yield cls(store, database, experiment, logged.study(experiment), Tracker(store, experiment, send=False))
+            yield cls(store, database, experiment, logged.study(experiment))
 
     def plan(self, name: str, policy: Policy) -> _Plan:
         """Remove what is planned of a study; what a killed call has marked and not removed goes, too."""
         study = read_leased(self.database, name)
-        registered = {
-            trial.uid
-            for trial in study.trials
-            if trial.uid in self.tracker.registered or self.logged.is_registered(trial.uid)
-        }
+        registered = {trial.uid for trial in study.trials if self.logged.is_registered(trial.uid)}
         fate = decide(study, policy, registered, datetime.now())
         before = [trial for trial in study.trials if trial.removed]
-        half = [trial for trial in before if not self._is_gone(study, trial)]
+        half = [trial for trial in before if self._folder(study, trial).exists()]
         going = sorted([*half, *fate.going], key=lambda trial: trial.number)
         folders = [self._folder(study, trial) for trial in going]
         swept = Swept(
@@ -194,15 +189,9 @@ class _LeasedExperiment(NamedTuple):
     def _folder(self, study: StudyRecord, trial: TrialRecord) -> Path:
         return self.store.trial_folder(study.name, trial.number, trial.config.seed)
 
-    def _is_gone(self, study: StudyRecord, trial: TrialRecord) -> bool:
-        """Whether all of a marked trial went; what MLflow has not heard of it waits in the outbox."""
-        return trial.uid in self.tracker.removed and not self._folder(study, trial).exists()
-
     def remove(self, plan: _Plan) -> None:
         """All but what is in MLflow."""
         mark_removed(self.database, plan.study.name, {trial.number for trial in plan.going})
-        for trial in plan.going:
-            self.tracker.remove_trial(trial.uid, plan.study.about.uid)
         remote = find_remote()
         for trial in plan.going:
             remove_folder(self._folder(plan.study, trial))
@@ -210,11 +199,11 @@ class _LeasedExperiment(NamedTuple):
                 remote.remove(name_of(self._folder(plan.study, trial)))
 
     def send(self) -> tuple[int, str | None]:
-        """Bring MLflow the removals, if it has the study: events that it has not got, and what keeps it from them."""
-        if not self.tracker.removed or not self.logged.exists:
+        """Bring MLflow up to date, if it has the study: how many changes are left, and what keeps it from them."""
+        if not self.logged.exists:
             return 0, None
-        sender = Tracker(self.store, self.experiment)
-        return sender.close(SECONDS), sender.problem
+        tracker = Tracker(self.store, self.experiment)
+        return tracker.close(SECONDS), tracker.problem
 
 
 @storage.retry_while_unavailable

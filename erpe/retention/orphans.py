@@ -1,6 +1,6 @@
 """What belongs to nothing in a store, as a kill or a lost database leaves it: found by its name, and removed.
 
-    checkpoints/STUDY/NUMBER-SEED       of no trial that the database or the outbox knows
+    checkpoints/STUDY/NUMBER-SEED       of no trial that the database knows, and without a trial's history
     checkpoints/STUDY/*/.NAME.xxxxxxxx  a file that was being written when its writer was killed
     artifacts/STUDY/RUN                 of no run that MLflow knows
 
@@ -17,12 +17,11 @@ from typing import NamedTuple
 
 from erpe.errors import BusyError
 from erpe.io import remove_folder, size_mib
-from erpe.store import FILES, Store
+from erpe.store import FILES, HISTORY, Store
 from erpe.study import storage
 from erpe.study.lock import acquire
 from erpe.study.records import read_studies
 from erpe.tracking.deletion import Logged, stray_artifacts
-from erpe.tracking.outbox import Outbox
 
 _TRIAL = re.compile(r"\d{4,}-\d+")
 _DRAFT = re.compile(rf"\.({'|'.join(map(re.escape, FILES))})\.\w{{8}}")  # see `erpe.io.write_atomic`
@@ -41,17 +40,16 @@ def sweep_strays(store: Store, logged: Logged, experiments: dict[str, list[str]]
     Args:
         experiments: experiment -> its studies, to look at; default: all there is.
     Raises:
-        StoreError: the database or an outbox cannot be read; or something cannot be removed.
+        StoreError: the database cannot be read; or something cannot be removed.
     """
     places = (
         _names(store.checkpoints) if experiments is None else [name for each in experiments.values() for name in each]
     )
-    told = {folder for outbox in store.outbox.glob("*.jsonl") for folder in _told(Outbox(store.outbox, outbox.stem))}
     found: list[Stray] = []
     for name in places:
-        if any(_candidates(store, name, told)):
+        if any(_candidates(store, name, set())):
             with contextlib.suppress(BusyError), _leased(store, name):
-                found += _sweep(_candidates(store, name, told | _counted(store, name)), dry_run)
+                found += _sweep(_candidates(store, name, _counted(store, name)), dry_run)
     for experiment in _names(store.artifacts) if experiments is None else experiments:
         found += _sweep(stray_artifacts(logged, experiment), dry_run)
     return found
@@ -78,22 +76,11 @@ def _candidates(store: Store, study: str, known: set[str]) -> Iterator[Path]:
     for path in sorted(place.iterdir()):
         if path.is_symlink() or not path.is_dir() or not _TRIAL.fullmatch(path.name):
             continue
-        if f"{study}/{path.name}" not in known:
+        if f"{study}/{path.name}" not in known and not (path / HISTORY).exists():  # perhaps of another database
             yield path
         else:
             drafts = (file for file in sorted(path.iterdir()) if _DRAFT.fullmatch(file.name))
             yield from (file for file in drafts if file.is_file() and not file.is_symlink())
-
-
-def _told(outbox: Outbox) -> Iterator[str]:
-    """Yield the folders of all trials that were ever started from this store, whichever database had them."""
-    names: dict[str, str] = {}
-    for event in outbox.events():
-        if event.kind == "start_study":
-            names[event.uid] = event.name or outbox.path.stem
-        elif event.kind == "start_trial" and event.number is not None:
-            study = names.get(event.parent or "", outbox.path.stem)
-            yield f"{study}/{event.number:04d}-{event.config.get('seed')}"
 
 
 def _counted(store: Store, study: str) -> set[str]:

@@ -38,9 +38,8 @@ from erpe.study.records import ExperimentRef, StudyRecord, TrialRecord, read_stu
 from erpe.study.session import StudySession
 from erpe.study.spec import StudySpec
 from erpe.text import last_line
-from erpe.tracking.backfill import rebuild
 from erpe.tracking.provenance import made_with
-from erpe.tracking.study_logger import end_study, end_trial, study_tags
+from erpe.tracking.study_tags import study_tags
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class CampaignResult:
     openings: Openings
     """How often the test set was opened for this study, ever."""
     lag: int
-    """Events that MLflow has not got yet; they are kept."""
+    """Changes that MLflow does not show yet; the store has them."""
     problem: str | None
     """Why MLflow does not get them, where waiting does not help."""
     seconds: float
@@ -81,7 +80,7 @@ def run(
     """Search, confirm and time every arm.
 
     Args:
-        offline: needs no MLflow; what it should get waits in the outbox, for `erpe sync`.
+        offline: needs no MLflow; what it should show waits in the store, for `erpe sync`.
         replace: accept that a changed file replaces results of the test set; more seeds never do.
         work: what a trial is; default: train a Vision Transformer.
         how: where trials run, see `ResourceRequest`.
@@ -202,7 +201,6 @@ class _Campaign:
         part_of = ExperimentRef(self.plan.name, arm.name, spec.phase, *made, best)
         trials = self.plan.search.trials if spec.phase == "search" else self.plan.confirm.seeds
         session = opened.enter_context(StudySession.open(self.store, spec, trials=trials, name=name, part_of=part_of))
-        rebuild(session.read(), self.tracker, self.store)
         tags = self.tags | study_tags(spec, name, part_of)
         return StudyController(
             session, spec, self.tracker, self.store, 0, self.progress, tags, arm.name, self.remote, self.draining
@@ -226,17 +224,15 @@ class _Campaign:
             self.progress.on_phase(phase)
             for controller in controllers:
                 controller.tags["device"] = self.tags["device"]
-                spec = controller.spec.model_dump(mode="json")
-                self.tracker.start_study(controller.session.uid, spec, controller.tags, controller.session.name)
+                controller.session.record_tags(controller.tags)
+                self.tracker.tell(controller.session.name)
         while shared.left() and not self.draining.is_set():  # pruned trials may have left some budget
             workers.search(shared, start)
 
     def _close(self, controllers: list[StudyController]) -> None:
         """Tell the tracker how a phase ended for each arm."""
         for controller in controllers:
-            study = controller.session.read()
-            rebuild(study, self.tracker, self.store)
-            end_study(self.tracker, self.store, study, over=not self.draining.is_set())
+            self.tracker.tell(controller.session.name)
 
     def _time(self, confirmations: list[StudyController], work: Objective, workers: Workers) -> None:
         """Time every confirmed run in one go, seed by seed, unless all are timed already."""
@@ -249,8 +245,8 @@ class _Campaign:
         with checked_out(self.remote, *folders):
             times = workers.call(work.time, folders)
         for (controller, trial), found in zip(runs, times, strict=True):
-            later = controller.session.record_final(trial.number, found)
-            end_trial(self.tracker, self.store, controller.session.name, trial, later)
+            controller.session.record_final(trial.number, found)
+            self.tracker.end_trial(controller.session.name, trial)
 
 
 def flops_per_image(trial: TrialRecord, epochs: int) -> float:

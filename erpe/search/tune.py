@@ -29,8 +29,7 @@ from erpe.study.objectives import check_limits
 from erpe.study.session import StudySession
 from erpe.study.spec import StudySpec
 from erpe.study.starting_points import NOTHING, Start
-from erpe.tracking.backfill import rebuild
-from erpe.tracking.study_logger import end_study, folder_of, study_tags
+from erpe.tracking.study_tags import study_tags
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class TuneResult:
     interrupted: bool
     """Ctrl-C ended the search early; the same command continues it."""
     lag: int
-    """Events that MLflow has not got yet; they are kept."""
+    """Changes that MLflow does not show yet; the store has them."""
     problem: str | None
     """Why MLflow does not get them, where waiting does not help."""
     seconds: float
@@ -121,13 +120,13 @@ def tune(
         tracker = Tracker(store, session.name)
         opened.callback(tracker.close, 1)  # after an error, too
         controller = StudyController(session, spec, tracker, store, trials, progress, tags, remote=remote)
-        rebuild(session.read(), tracker, store)
         opened.enter_context(interruptible(controller.draining, progress))
         finished = None if _left(session, trials) else session.read().ended
         if not finished:
             progress.on_phase("data")
             work.prepare()
-            tracker.start_study(session.uid, spec.model_dump(mode="json"), tags)
+            session.record_tags(tags)
+            tracker.tell(session.name)
             progress.on_phase("workers")
             with asked.workers(trials, store, session.name, remote) as workers:
                 tags["device"] = workers.device
@@ -151,7 +150,7 @@ def _run(controller: StudyController, work: Objective, workers: Workers) -> None
         return
     controller.progress.on_phase("test")
     best = study.best
-    folder = folder_of(controller.store, study.name, best)
+    folder = controller.folder(best)
     with checked_out(controller.remote, folder):
         tested = workers.call(work.evaluate, folder)
     controller.session.record_final(best.number, tested)
@@ -163,8 +162,7 @@ def _close(controller: StudyController, began: float, finished: datetime | None)
     study = session.read()
     best, over = study.best, not _left(session, controller.budget)
     test = study.finals.get(best.number) if best else None
-    rebuild(study, tracker, controller.store)
-    end_study(tracker, controller.store, study, over)
+    tracker.tell(study.name)
     controller.progress.on_phase("tracking")
     lag = tracker.close(30 if over else 5)
     return TuneResult(
@@ -175,7 +173,7 @@ def _close(controller: StudyController, began: float, finished: datetime | None)
         config=best.config if best else None,
         metrics=(best.verdict.metrics if best and best.verdict else {}) | (test or {}),
         test=test,
-        folder=folder_of(controller.store, study.name, best) if best else None,
+        folder=controller.folder(best) if best else None,
         reasons=study.reasons,
         refused=study.refused,
         front=study.front,

@@ -35,6 +35,9 @@ VALUE, COSTS, REFUSED = "erpe.value", "erpe.costs", "erpe.refused"
 """Of a trial: `erpe.value.EPOCH` where Optuna, which has several objectives, takes no intermediate values; what is
 known of its costs before it begins; why it never began, as it would have cost too much. Such a one does not count."""
 
+TAGS = "erpe.tags"
+"""Of a study: what the driver that had it last knows of itself: versions, commit, machine."""
+
 REMOVED = "erpe.removed"
 """Of a study: the numbers of the trials that `erpe gc` gave up. Their rows stay: they count, and samplers learn."""
 
@@ -116,6 +119,8 @@ class StudyRecord(NamedTuple):
     part_of: ExperimentRef | None
     refused: int = 0
     """Draws that would have cost more than a limit in closed form allows, and so were not trained."""
+    tags: dict[str, str] = {}  # noqa: RUF012  never changed
+    """Of the driver that had it last; empty: 0.1.0 did not write them."""
 
     @property
     def goals(self) -> Goals:
@@ -136,7 +141,7 @@ class StudyRecord(NamedTuple):
 
     @property
     def experiment(self) -> str:
-        """The MLflow experiment, and the outbox: named after the study file's study, or after this one."""
+        """The MLflow experiment: named after the study file's study, or after this one."""
         return self.part_of.study if self.part_of else self.name
 
     @property
@@ -266,6 +271,7 @@ def read_study(study: optuna.Study, ended: dict[int, TrialRecord] | None = None)
         finals={int(key.removeprefix(f"{FINAL}.")): found for key, found in attrs.items() if key.startswith(FINAL)},
         part_of=ExperimentRef(**attrs[GROUP]) if GROUP in attrs else None,
         refused=sum(REFUSED in trial.user_attrs for trial in trials),
+        tags=attrs.get(TAGS, {}),
     )
 
 

@@ -294,6 +294,11 @@ class StudySession:
             self._study.set_user_attr(key, kept)
         return kept
 
+    @fenced
+    def record_tags(self, tags: dict[str, str]) -> None:
+        """Keep what this driver knows of itself: versions, commit, machine."""
+        self._study.set_user_attr(records.TAGS, tags)
+
     @storage.retry_while_unavailable
     def read(self) -> StudyRecord:
         """Return the study as it stands."""

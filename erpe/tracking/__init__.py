@@ -1,11 +1,11 @@
 """Bring a study to MLflow, as its image. The only package that knows MLflow.
 
-outbox.py        events of a study, one append-only file      tracker.py         what a study calls
-publisher.py     carries the file to the server               projection.py      events -> runs, repeatable
+tracker.py       what a driver calls; `sync`, `waiting`       history.py         what a driver saw, kept with a trial
+image.py         what MLflow should show: `desired`           comparison.py      what it shows, and what is left to do
+publisher.py     as often as it takes; the cursor             experiment.py      the calls, each repeatable
 artifacts.py     files, figures, plots, the champion          ui_views.py        how MLflow shows a study
 connection.py    is it there, and is it MLflow                pyfunc.py          the champion, loaded again
-run_state.py     what an outbox says of each run              logged_metrics.py  what MLflow has of its measures
-verify.py        has MLflow what it acknowledged              deletion.py        removes runs
-study_logger.py  what of a study is logged                    backfill.py        logs again what is missing
-provenance.py    which code, versions and machine             figures.py         pictures of a trial
+deletion.py      removes runs                                 provenance.py      which code, versions and machine
+study_tags.py    tags of every run                            figures.py         pictures of a trial
+spool.py         what erpe 0.1.0 kept of trials on their way
 """

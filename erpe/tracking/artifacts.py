@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING
 import erpe
 from erpe.errors import ErpeError, StoreError
 from erpe.io import read_arrays, read_json
-from erpe.tracking import figures
 from erpe.tracking.connection import files_of
 
 if TYPE_CHECKING:
@@ -75,6 +73,8 @@ def facts(folder: Path) -> dict[str, str]:
 
 def draw(folder: Path, into: Path) -> list[str]:
     """Draw the figures of a trial's folder as PNG files; a line for each one that cannot be drawn."""
+    from erpe.tracking import figures
+
     sources: dict[str, tuple[str, Callable[[Path], Figure]]] = {
         "learning_curves": ("outcome.json", lambda path: figures.learning_curves(read_json(path)["history"])),
         "confusion": ("confusion.json", _confusion),
@@ -93,6 +93,8 @@ def draw(folder: Path, into: Path) -> list[str]:
 
 
 def _confusion(path: Path) -> Figure:
+    from erpe.tracking import figures
+
     found = read_json(path)
     if len(found["classes"]) > MOST_PANELS:
         raise StoreError(f"{len(found['classes'])} classes")
@@ -100,6 +102,8 @@ def _confusion(path: Path) -> Figure:
 
 
 def _attention(path: Path) -> Figure:
+    from erpe.tracking import figures
+
     found = read_arrays(path)
     if found["image"].ndim != 3 or len(found["maps"]) > MOST_PANELS:
         raise StoreError(f"an image {found['image'].shape} and {len(found['maps'])} blocks")
@@ -129,10 +133,9 @@ def log_plots(client: MlflowClient, run: str, storage_url: str, study: str) -> N
 
 
 def _log_plots(client: MlflowClient, run: str, found: optuna.Study) -> None:
+    from erpe.tracking import figures
     from erpe.tracking.search_plots import draw_search
 
-    # Few trials make the importances equal; the plot shows that.
-    warnings.filterwarnings("ignore", "Target and region quantiles", UserWarning)
     with tempfile.TemporaryDirectory() as drawn:
         for name, figure in draw_search(found).items():
             figures.save(figure, Path(drawn) / f"{name}.png")

@@ -33,7 +33,7 @@ _ENVIRONMENT = {
     "MLFLOW_UV_AUTO_DETECT": "false",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
 }
-WAITING = "events wait in the outbox, `erpe sync` sends them"
+WAITING = "it waits in the store, `erpe sync` sends it"
 _MOST_RUNS = 100_000
 """More come from no study of ours."""
 
@@ -74,15 +74,16 @@ def connect(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def runs_of(client: MlflowClient, experiment: str, view: int = 1) -> Iterator[Run]:
+def runs_of(client: MlflowClient, experiment: str, view: int = 1, query: str = "") -> Iterator[Run]:
     """All runs of an experiment, page by page, in the order of their start.
 
     Args:
         view: one of `mlflow.entities.ViewType`; default: those that are not deleted.
+        query: which runs, as `search_runs` takes it; default: all.
     """
     token, seen = None, 0
     while True:
-        page = client.search_runs([experiment], "", view, order_by=["attributes.start_time ASC"], page_token=token)
+        page = client.search_runs([experiment], query, view, order_by=["attributes.start_time ASC"], page_token=token)
         yield from page
         token, seen = page.token, seen + len(page)
         if not token or not page or seen > _MOST_RUNS:

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-REMOVED = "erpe.removed"
-"""Tag of a study's run: how many of its trials were given up."""
-
 _RUN_ID = re.compile("[0-9a-f]{32}")
 
 

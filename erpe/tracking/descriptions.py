@@ -22,7 +22,7 @@ def describe_experiment(tags: Mapping[str, str]) -> str:
     """Describe a study.
 
     Args:
-        tags: of one of its runs, see `erpe.tracking.study_logger.study_tags`.
+        tags: of one of its runs, see `erpe.tracking.study_tags.study_tags`.
     """
     what = "compares arms" if "seeds_planned" in tags else f"searches {tags.get('variant', '')}"
     return _told(

@@ -1,36 +1,45 @@
-"""Carries an outbox to MLflow: as often as it takes, in bounded memory, one process at a time."""
+"""Brings MLflow to what a study holds: as often as it takes, in bounded memory, one process at a time.
+
+Each step compares what should be there with what is there, and makes the calls that are left. A call that is made twice
+changes nothing, so a kill anywhere costs a comparison.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 import threading
-import traceback
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from erpe.errors import ErpeError
-from erpe.io import open_plain
 from erpe.store import Store
+from erpe.study.records import StudyRecord
 from erpe.text import first_line, redact
-from erpe.tracking.connection import Health, examine
-from erpe.tracking.outbox import Ack, Event, Outbox
-from erpe.tracking.run_state import RunState
+from erpe.tracking.connection import examine
+from erpe.tracking.cursor import Cursor, fingerprint
+from erpe.tracking.image import RunImage, desired
+from erpe.tracking.marks import GONE, OPENED, Mark
 
 if TYPE_CHECKING:
-    from erpe.tracking.projection import Projection
+    from erpe.tracking.experiment import Experiment
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds between attempts while nothing gets through: doubled each time."""
 
+PERIOD = 1.0
+"""Seconds between two looks at a study that runs, at least."""
+
 _ATTEMPTS = 3
-"""So often is an event tried that a healthy server will not take."""
+"""So often is a run tried that a healthy server will not take."""
+
+Read = Callable[[], tuple[list[StudyRecord], bool]]
+"""Returns all parts of the experiment as they stand, and whether a driver is at work on it."""
 
 
 class Repaired(NamedTuple):
-    """Runs that MLflow had acknowledged and had not any more, and which are sent again."""
+    """Runs that MLflow had confirmed and had not any more, and which are sent again."""
 
     missing: int = 0
     """Were not there at all."""
@@ -38,183 +47,180 @@ class Repaired(NamedTuple):
     """Lacked something, or were in another state."""
 
 
-class Sender:
-    """Sends one study's events in order; how far they have arrived is in `STUDY.ack`."""
+class Publisher:
+    """Publishes one study to the server that the store names."""
 
-    def __init__(self, store: Store, study: str, removed: set[str] | None = None) -> None:
-        """Prepare; `removed` has the uids of trials that the outbox removes later on."""
+    def __init__(self, store: Store, study: str) -> None:
         self.store, self.study = store, study
-        self._removed = set() if removed is None else removed
-        self.outbox = Outbox(store.outbox, study)
         self.problem: str | None = None
-        """What the user must repair; empty while the server is only down."""
-        self.repaired = Repaired()
-        self._uri = store.destination
-        self._projection: Projection | None = None
-        self._failures = 0
-        self._singly = 0
+        """What the user must repair; None while the server is only down."""
+        self._mended: dict[str, bool] = {}
+        """Runs that a look found wanting -> whether they were there at all."""
+        self.cursor = Cursor(store, study)
+        self._experiment: Experiment | None = None
+        self._shown: dict[str, RunImage] = {}
+        """What is known to be there of runs that have not ended."""
         self._look, self._sent = True, False
-        self._whole: set[str] = set()
-        self._until = 0
-        self._refused = store.outbox / f"{study}.refused"
-        self._lock = FileLock(store.outbox / f"{study}.sender", thread_local=False)
+        self._failures: Counter[str] = Counter()
+        self._refused: dict[str, str] = {}
+        self._lock = FileLock(self.cursor.path.with_suffix(".lock"), thread_local=False)
 
     @property
-    def ack(self) -> Ack:
-        """How far this destination has everything; another destination has nothing yet."""
-        ack = self.outbox.ack
-        return ack if ack.uri == self._uri else Ack(self._uri)
+    def repaired(self) -> Repaired:
+        """What MLflow had lost of what it had."""
+        short = sum(self._mended.values())
+        return Repaired(len(self._mended) - short, short)
 
-    def run(self, stop: threading.Event, wake: threading.Event, last: threading.Event) -> None:
-        """Send until `stop`; once `last` is set, until all is sent or the user must repair something.
+    def run(
+        self,
+        read: Read,
+        arrive: Callable[[], None],
+        stop: threading.Event,
+        wake: threading.Event,
+        last: threading.Event,
+    ) -> bool:
+        """Publish until `stop`; once `last` is set, until all is there or the user must repair something.
 
-        What had arrived earlier is looked at first; what was sent now, at the end.
+        What is there is looked at first; where anything was sent, once more at the end.
+
+        Args:
+            arrive: called when all is there that was read.
+        Returns:
+            Whether all was there at the end.
         """
-        pause, once_more = FIRST_PAUSE, True
+        pause, looked = FIRST_PAUSE, False
         try:
             while not stop.is_set():
                 wake.clear()
-                closing = last.is_set()  # asked before the step: what is told until then is in the outbox
-                moved = self.step()
-                if closing and moved is None and self._sent and once_more:
-                    self._look, once_more = True, False
-                    continue
-                if closing and not moved and (moved is None or self.problem or self._all_sent()):
-                    break
-                if moved is None:
-                    wake.wait(1)  # another process may write to the outbox, too
-                elif not moved:
+                closing = last.is_set()  # asked before the step: what is told until then is in it
+                if arrived := self.step(read, stop):
+                    arrive()
+                if closing and arrived and self._sent and not looked:
+                    self._look = looked = True
+                elif closing and (arrived or self.problem):
+                    return arrived
+                elif not closing:
+                    wake.wait(None if arrived else 0)
+                    last.wait(PERIOD if arrived else pause)
+                else:
                     stop.wait(pause)
-                pause = min(2 * pause, LONGEST_PAUSE) if moved is False else FIRST_PAUSE
+                pause = FIRST_PAUSE if arrived else min(2 * pause, LONGEST_PAUSE)
+            return False
         finally:
             self._lock.release(force=True)  # a thread that dies of something unforeseen must not keep it
 
-    def again(self) -> None:
-        """Send from the first event on, if some were refused: what has arrived does not change."""
-        if self._refused.exists():
-            self.outbox.acknowledge(Ack(self._uri))
-            self._refused.unlink()
-
-    def step(self) -> bool | None:
-        """Send one batch: True if it arrived, False if it did not, None if there is nothing to send."""
-        events: list[tuple[Event, int]] = []
+    def step(self, read: Read, stop: threading.Event) -> bool:
+        """Bring MLflow to where the study is; whether it is there."""
         try:
-            if self._look and self.ack.offset and not self._refused.exists():
-                self._take_turn()
-                self._audit(self.ack)
+            if not self._lock.is_locked:
+                self._lock.acquire(timeout=0)
+                self.cursor = Cursor(self.store, self.study)  # another process may have been first
+            members, running = read()
+            if not members:
+                return True
+            if not (experiment := self._open()):
+                return False
+            if self._look:
+                self._shown = experiment.observe()
+            try:
+                for image in desired(members, self.store, running, self._is_known):
+                    if stop.is_set():
+                        return False
+                    self._bring(image, experiment)
+                self.cursor.looks += self._look
+            finally:
+                self.cursor.write()
             self._look = False
-            ack = self.ack
-            events = self.outbox.read(ack.offset)
-            if not events:
-                return None
-            self._take_turn()
-            if events[0][0].seq <= self._singly:
-                events = events[:1]
-            if projection := self._open(ack):
-                projection.apply(
-                    [event for event, _ in events if event.uid not in self._whole or event.seq > self._until]
-                )
-                self._arrived(events[-1])
-            return True
+            self._shown = {uid: shown for uid, shown in self._shown.items() if not shown.ended}
+            self.problem = self._told_refusals()
+            return not self._refused
         except Timeout:
-            return False  # another process sends
-        except _Unwell as error:
-            return self._unwell(error.health)
+            return False  # another process publishes
         except ErpeError as error:
             self.problem = str(error)
             return False
         except Exception as error:
-            return self._understand(error, events)
+            return self._understand(error)
 
-    def _take_turn(self) -> None:
-        if not self._lock.is_locked:
-            self._lock.acquire(timeout=0)
+    def _open(self) -> Experiment | None:
+        if self._experiment is None and self._is_well():  # a server that is not MLflow may say yes to everything
+            from erpe.tracking.experiment import Experiment
 
-    def _all_sent(self) -> bool:
-        return not self.outbox.read(self.ack.offset)
+            self._experiment, self._look = Experiment(self.store, self.study), True
+        return self._experiment
 
-    def _audit(self, ack: Ack) -> None:
-        """Begin again from the first event if MLflow lacks some that it acknowledged; runs that are whole are left."""
-        expected: defaultdict[str, RunState] = defaultdict(RunState)
-        offset, seq, behind = 0, 0, False
-        while not behind and (batch := self.outbox.read(offset)):
-            for event, offset in batch:
-                expected[event.uid].observe(event)
-                seq = event.seq
-                if behind := (offset, seq) == (ack.offset, ack.seq):
-                    break
-        for uid in self._removed & expected.keys():
-            del expected[uid]
-        projection = self._open(ack)
-        if projection is None:
-            self.repaired = Repaired(missing=len(expected))
+    def _is_known(self, uid: str, mark: Mark) -> bool:
+        if uid in self._refused:
+            return True
+        if mark.state == OPENED:
+            return not self._look and uid in self.cursor.runs
+        known = self.cursor.runs.get(uid) == mark
+        return known and (not self._look or self._is_whole(uid))
+
+    def _is_whole(self, uid: str) -> bool:
+        """Whether a run that ended shows what it showed when nothing of it was lacking, and it is not its turn."""
+        shown, whole = self._shown.get(uid), self.cursor.whole.get(uid)
+        if shown is None or not shown.ended or whole is None:
+            return False
+        return whole == fingerprint(shown) and not self.cursor.has_turn(uid)
+
+    def _bring(self, want: RunImage, experiment: Experiment) -> None:
+        """Make the calls that one run needs; set it apart if a healthy server does not take them."""
+        from erpe.tracking.comparison import diff, read_points
+
+        before = self.cursor.runs.get(want.uid)
+        seen = shown = self._shown.get(want.uid)
+        if seen is None and before is not None and not self._look:
+            seen = experiment.find(want)
+        if want.mark.state == OPENED and seen:
             return
-        from erpe.tracking.verify import audit
+        calls = []
+        if not (seen and seen.deleted and want.state == GONE and before == want.mark):  # a server keeps its row
+            trusted = before == want.mark and not self.cursor.has_turn(want.uid)
+            seen = read_points(experiment.client, want, seen, trusted)
+            calls = diff(want, seen)
+        try:
+            for call in calls:
+                getattr(experiment, call.what)(call)
+        except Exception as error:
+            self._failures[want.uid] += 1
+            if not _is_definite(error) or self._failures[want.uid] < _ATTEMPTS:
+                raise
+            self._refused[want.uid] = first_line(error)
+            return
+        lost = before == want.mark or (before and not seen)
+        if self._look and lost and calls and want.state != GONE:
+            self._mended.setdefault(want.uid, bool(seen))
+        if self._look and not calls and shown:
+            self.cursor.whole[want.uid] = fingerprint(shown)
+        self._sent = self._sent or bool(calls)
+        self.cursor.runs[want.uid] = want.mark
+        self._shown[want.uid] = want._replace(run=experiment.run_of(want.uid), status="RUNNING")
 
-        missing, short = audit(projection.client, projection.experiment, expected)
-        self._whole, self._until = expected.keys() - missing - short, seq
-        self.repaired = Repaired(self.repaired.missing + len(missing), self.repaired.short + len(short))
-        if missing or short or not behind:  # or the acknowledgement is of another outbox
-            self.outbox.acknowledge(Ack(self._uri))
+    def _told_refusals(self) -> str | None:
+        if not self._refused:
+            return None
+        uid, why = next(iter(self._refused.items()))
+        return f"MLflow refuses {len(self._refused)} run(s) of {self.study}; {uid}: {redact(why)}"
 
-    def _open(self, ack: Ack) -> Projection | None:
-        """Connect; nothing if the experiment has vanished, so that all must be sent again from the first event."""
-        if self._projection is None:
-            # a server that is not MLflow may say yes to everything
-            if (health := examine(self.store.tracking_uri)).state != "well":
-                raise _Unwell(health)
-            from erpe.tracking.projection import Projection
-
-            projection = Projection(self.store, self.study, self._removed)
-            if not projection.find_experiment():
-                if ack.offset:
-                    self._whole = set()
-                    self.outbox.acknowledge(Ack(self._uri))
-                    return None
-                projection.create_experiment()
-            self._projection = projection
-        return self._projection
-
-    def _arrived(self, last: tuple[Event, int]) -> None:
-        event, end = last
-        self.outbox.acknowledge(Ack(self._uri, end, event.seq))
-        self._failures, self._sent = 0, True
-        self.problem = f"MLflow refused events; {self._refused} says why" if self._refused.exists() else None
-
-    def _understand(self, error: Exception, events: list[tuple[Event, int]]) -> bool:
-        """Wait for a server that is down; name what the user must repair; set apart an event that cannot be sent."""
-        self._projection = None
-        health = examine(self.store.tracking_uri)
-        if health.state != "well":
-            return self._unwell(health)
-        self._failures += 1
-        self._look = self._look and self._failures < _ATTEMPTS  # sending does not wait for a look that fails
-        if events and _definite(error):
-            self._singly = max(self._singly, events[-1][0].seq)
-            if len(events) == 1 and self._failures >= _ATTEMPTS:
-                self._set_apart(events[0], error)
-                return True
-        elif self._failures >= _ATTEMPTS:
-            self.problem = f"{self._uri}: {redact(first_line(error))}"
+    def _understand(self, error: Exception) -> bool:
+        """Wait for a server that is down; name what the user must repair."""
+        self._experiment = None
+        if not self._is_well():
+            return False
+        self._failures[""] += 1
+        if self._failures[""] >= _ATTEMPTS and not _is_definite(error):
+            self.problem = f"{self.store.destination}: {redact(first_line(error))}"
         return False
 
-    def _unwell(self, health: Health) -> bool:
+    def _is_well(self) -> bool:
+        if (health := examine(self.store.tracking_uri)).state == "well":
+            return True
         self.problem = health.line if health.state == "refuses" else None
         return False
 
-    def _set_apart(self, event: tuple[Event, int], error: Exception) -> None:
-        told = redact("".join(traceback.format_exception(error)))
-        with os.fdopen(open_plain(self._refused, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a") as file:
-            file.write(json.dumps({"event": event[0].model_dump(exclude_defaults=True), "error": told}) + "\n")
-        self._arrived(event)
 
-
-class _Unwell(Exception):
-    def __init__(self, health: Health) -> None:
-        self.health = health
-
-
-def _definite(error: Exception) -> bool:
+def _is_definite(error: Exception) -> bool:
     """Whether trying again is of no use: MLflow says that the request is wrong, or we have a bug."""
     from mlflow.exceptions import MlflowException
 

@@ -41,8 +41,7 @@ def draw_search(study: optuna.Study) -> dict[str, Figure]:
 
 def draw_stored(store: Store, name: str) -> dict[str, Figure]:
     """Name -> figure of a study in a store's database; see `draw_search`."""
-    with contextlib.closing(storage.Database(store.storage_url)) as database, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning)  # few trials tell little of importances
+    with contextlib.closing(storage.Database(store.storage_url)) as database:
         return draw_search(optuna.load_study(study_name=name, storage=database.backend))
 
 
@@ -85,6 +84,7 @@ def history(trials: list[FrozenTrial]) -> Figure:
 
 def importances(study: optuna.Study) -> Figure:
     """How much of the variance of the values each setting explains (fANOVA); few trials make them equal."""
+    warnings.filterwarnings("ignore", "Target and region quantiles|Some regimes for", UserWarning)  # few trials
     first: Any = {"target": _value, "evaluator": optuna.importance.FanovaImportanceEvaluator(seed=0)}
     found = optuna.importance.get_param_importances(study, **(first if len(study.directions) > 1 else {}))
     figure, axes = _figure(6, 1.5 + 0.3 * len(found))

@@ -6,12 +6,11 @@ Everything is read and checked first; what is refused is refused before a byte i
 
 1. files: results and checkpoints, each whole or not at all. They are not read before the database names them.
 2. the Optuna database, a study after the other. From now on the trials are known here, with their files.
-3. the outbox: the events it does not have yet. The sender needs the files and, for Optuna's plots, the studies.
-4. what `erpe gc` removed, here or there: those trials are removed in both, and do not return.
+3. what `erpe gc` removed, here or there: those trials are removed in both, and do not return.
 
 Killed in between, the same call starts from the first step and finds what it did: a file of equal content, a study
-that is already the same, an event with the run, kind and time of one that is here. So each arrives once, also when
-the other store has gone on and is taken over again. What went on in both places is refused: neither may be lost.
+that is already the same. So each arrives once, also when the other store has gone on and is taken over again.
+What went on in both places is refused: neither may be lost. `erpe.tracking.tracker.sync` then brings MLflow up to date.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from erpe.study.lock import acquire
 from erpe.study.lookup import studies_of
 from erpe.study.naming import shown
 from erpe.study.records import EPOCH, REMOVED, mark_removed, read_about, read_studies
-from erpe.tracking.outbox import Event, Outbox
 from erpe.transfer.optuna_copy import continues, copy, facts
 from erpe.transfer.source import Foreign, Member
 
@@ -42,8 +40,6 @@ class Adopted(NamedTuple):
     study: str
     trials: int
     """New ones, and those that went on."""
-    events: int
-    """New in the outbox; `erpe.tracking.tracker.sync` sends them."""
 
 
 @backed_up
@@ -60,7 +56,6 @@ def adopt(folder: Path, store: Store) -> list[Adopted]:
         if foreign.root == store.root:
             raise StoreError(f"{folder}: is this store itself; --store names another")
         experiments = dict.fromkeys(member.record.experiment for member in foreign.members.values())
-        events = {experiment: foreign.events(experiment) for experiment in experiments}
         files = {
             name: [(trial, foreign.files(member, trial)) for trial in member.record.trials]
             for name, member in foreign.members.items()
@@ -82,7 +77,6 @@ def adopt(folder: Path, store: Store) -> list[Adopted]:
                 if new.rows:
                     copy(foreign.database, here, name, new.removed)
                 mark_removed(here, name, new.removed)
-            arrived = {experiment: _append(store, experiment, told) for experiment, told in events.items()}
             for name, new in news.items():
                 for number in new.removed & folders[name].keys():
                     remove_folder(folders[name][number])
@@ -90,9 +84,8 @@ def adopt(folder: Path, store: Store) -> list[Adopted]:
             Adopted(
                 experiment,
                 sum(news[name].trials for name, member in foreign.members.items() if member.experiment == experiment),
-                count,
             )
-            for experiment, count in arrived.items()
+            for experiment in experiments
         ]
 
 
@@ -169,21 +162,3 @@ def _copy(paths: dict[str, Path], folder: Path) -> None:
             (folder / STATE).unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"{error.filename or folder}: {error.strerror or error}; the same call goes on") from None
-
-
-def _append(store: Store, experiment: str, told: list[Event]) -> int:
-    """Write the events that are not here yet, in one go; how many."""
-    seen: set[tuple[str, str, int]] = set()
-    outbox = Outbox(store.outbox, experiment, lambda event: seen.add(_key(event)))
-    with outbox.exclusive():
-        new = [event for event in told if _key(event) not in seen]
-        outbox.adopt(new)
-    return len(new)
-
-
-def _key(event: Event) -> tuple[str, str, int]:
-    """Return the key of an event.
-
-    An epoch is told once; of the others, an outbox gives no two of a run the same time.
-    """
-    return event.uid, event.kind, event.step if event.kind == "epoch" else event.ts

@@ -17,16 +17,16 @@ import optuna
 from pydantic import StrictInt, TypeAdapter
 
 from erpe.errors import ErpeError, StoreError, StudyError
-from erpe.io import MIB, read_json
-from erpe.store import FILES, LAYOUT, Store, sqlite_url
+from erpe.io import MIB, parse_json, read_json
+from erpe.store import FILES, HISTORY, LAYOUT, Store, sqlite_url
 from erpe.study.naming import shown
 from erpe.study.plan import stored_plan
 from erpe.study.records import REMOVED, StudyRecord, TrialRecord, irreplaceable, read_study
 from erpe.study.spec import check_name
 from erpe.study.storage import Database, first_line
-from erpe.tracking.outbox import Event, Outbox
+from erpe.tracking.history import is_line
 
-_DATABASE, _OUTBOX = 1024 * MIB, 1024 * MIB
+_DATABASE = 1024 * MIB
 _RECORD, _NUMBERS = TypeAdapter(StudyRecord), TypeAdapter(list[StrictInt])
 
 
@@ -113,28 +113,6 @@ class Foreign:
             raise StoreError(f"{folder}: the trial is complete and its outcome.json is missing; copy the store whole")
         return found
 
-    def events(self, experiment: str) -> list[Event]:
-        """Return what the outbox of a study tells of the studies and trials in the database; other runs stay there.
-
-        Raises:
-            StoreError: it is damaged, or names a folder, a run or a model that is not the study's own.
-        """
-        path = self.root / "spool" / f"{experiment}.jsonl"
-        if not plain(self.root, path, _OUTBOX):
-            return []
-        members = [member for member in self.members.values() if member.record.experiment == experiment]
-        uids, folders, models = {""}, {""}, {""}
-        for own in (member.record for member in members):
-            uids |= {own.about.uid, *(trial.uid for trial in own.trials)}
-            folders |= {f"checkpoints/{own.name}/{trial.number:04d}-{trial.config.seed}" for trial in own.trials}
-            models.add(f"{own.part_of.study}.{own.part_of.arm}" if own.part_of else own.name)
-        found = [event for event in Outbox(path.parent, experiment).events() if event.uid in uids - {""}]
-        for event in found:
-            inside = {event.best or "", event.parent or ""} <= uids and event.model in models
-            if not inside or (event.folder or "") not in folders:
-                raise StoreError(f"{path}: event {event.seq} names a run, model or folder that is not of {experiment}")
-        return found
-
 
 @contextlib.contextmanager
 def _distrust(database: Path, copy: Path) -> Iterator[None]:
@@ -193,6 +171,9 @@ def _look_into(path: Path) -> None:
     try:
         if path.suffix == ".json":
             read_json(path)
+        elif path.name == HISTORY:
+            if not all(is_line(parse_json(line)) for line in path.read_bytes().splitlines() if line):
+                raise ValueError("a line of another program")
         elif path.suffix == ".npz":
             read_arrays(path)
         elif path.suffix == ".safetensors":

@@ -7,7 +7,7 @@ import os
 import signal
 import struct
 import subprocess
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from books import first_begin
@@ -15,12 +15,12 @@ from case import Result
 
 POINTS = {
     "between create_run and save": "mlflow.tracking.client:MlflowClient.create_run:after:2",
-    "between a batch and its acknowledgement": "erpe.tracking.outbox:Outbox.acknowledge:before:1",
+    "between a run and the cursor": "erpe.tracking.publisher:Cursor.write:before:2",
     "between ask and write": "optuna.study:Study.ask:after:3",
     "between write and the worker": "erpe.study.session:StudySession.ask:after:4",
-    "between an epoch in Optuna and in the spool": "erpe.study.session:StudySession.report:after:5",
-    "during a spool write": "erpe.tracking.outbox:Outbox._append:half:6",
-    "between a decision and its spooling": "erpe.study.session:StudySession.decide:after:2",
+    "between an epoch in Optuna and in its history": "erpe.study.session:StudySession.report:after:5",
+    "during a write of a history": "erpe.tracking.history:Journal._append:half:6",
+    "after a decision": "erpe.study.session:StudySession.decide:after:2",
     "before tell": "erpe.study.session:StudySession.tell:before:2",
     "after tell": "erpe.study.session:StudySession.tell:after:2",
     "during a checkpoint write": "erpe.training.checkpoint:write_atomic:half:3",
@@ -251,22 +251,21 @@ def wrong_clock(folder):
 
 
 def full_disk(case, rng, times):
-    """No room for the next checkpoint, or for the next line of the spool; then there is some again."""
-    result = result_of(case, "a full disk, at checkpoint and spool")
-    with ExitStack() as mounted:
-        places = [mounted.enter_context(small_disk(case.root / name)) for name in ("checkpoints", "spool")]
-        for turn in range(times):
+    """No room for the next checkpoint, or for the next line of a history; then there is some again."""
+    result = result_of(case, "a full disk, at checkpoint and history")
+    with small_disk(case.root / "checkpoints") as place:
+        for _ in range(times):
             process = case.start()
             if not process.until("epoch", 90):
                 break
-            fill(places[turn % 2])
+            fill(place)
             code = process.wait(60)
-            (places[turn % 2] / FILLER).unlink()
+            (place / FILLER).unlink()
             if code == 0:
                 break
             result.injected += 1
             if code != 1 or "No space left" not in process.said() or "Traceback" in process.said():
-                result.wrong.append(f"a full {places[turn % 2].name} ended with {code}: {process.said()[-500:]}")
+                result.wrong.append(f"a full {place.name} ended with {code}: {process.said()[-500:]}")
         return case.finish(result)
 
 

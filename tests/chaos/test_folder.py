@@ -14,10 +14,10 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a
 
 
 def test_a_kill_at_a_named_point_loses_and_doubles_nothing(hurt, tmp_path, monkeypatch):
-    """A point of each kind: around the database, the spool, MLflow and the checkpoint."""
+    """A point of each kind: around the database, a history, MLflow and the checkpoint."""
     few = (
-        "between create_run and save", "between ask and write", "during a spool write", "during a checkpoint write",
-        "before tell",
+        "between create_run and save", "between ask and write", "during a write of a history",
+        "during a checkpoint write", "before tell",
     )  # fmt: skip
     monkeypatch.setattr("faults.POINTS", {name: POINTS[name] for name in few})
     hurt("points", Embedded(tmp_path), "inline", len(few), trials=16, epochs=2, slow=0.3)

@@ -24,7 +24,7 @@ from erpe.study.search_space import NO_AXES
 from erpe.study.spec import check_name
 from erpe.tracking.artifacts import CHECKPOINT
 from erpe.tracking.connection import connect, examine, files_of, runs_of
-from erpe.tracking.deletion import REMOVED
+from erpe.tracking.image import REMOVED
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

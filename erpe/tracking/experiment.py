@@ -1,0 +1,171 @@
+"""A study's experiment in MLflow: what it shows, and the calls that change it. Each may be made again.
+
+Everything here may raise `mlflow.exceptions.MlflowException`: the server or the database does not let us.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from erpe.errors import TrackingError
+from erpe.store import Store
+from erpe.text import redact
+from erpe.tracking import artifacts, comparison, deletion
+from erpe.tracking.comparison import BEST, PARENT, REASON, STATE, STATUS, STUDY, TRIAL, Call
+from erpe.tracking.connection import connect
+from erpe.tracking.descriptions import NOTE, describe_experiment, log_data_set
+from erpe.tracking.image import RunImage
+from erpe.tracking.ui_views import CONFIRMED_VIEW, EXPERIMENT_TAGS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mlflow.entities import Experiment as Found
+
+
+class Experiment:
+    """One study's experiment, made if it is not there.
+
+    Raises:
+        TrackingError: someone deleted it, or another store's artifacts lie where its own would.
+    """
+
+    def __init__(self, store: Store, study: str) -> None:
+        self.store, self.study = store, study
+        self.client = connect(store.tracking_uri)
+        self._runs: dict[str, str] = {}
+        """uid -> MLflow's id."""
+        found = self.client.get_experiment_by_name(study)
+        if found:
+            self._check(found)
+        self.id = found.experiment_id if found else self._make()
+
+    def _make(self) -> str:
+        """Make it; where no server says otherwise, its artifacts lie in the store."""
+        location = None if deletion.is_server(self.store) else (self.store.artifacts / self.study).as_uri()
+        return str(self.client.create_experiment(self.study, location, EXPERIMENT_TAGS))
+
+    def _check(self, found: Found) -> None:
+        if found.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"experiment {self.study} was deleted in MLflow; "
+                f"use `MLFLOW_TRACKING_URI={shlex.quote(redact(self.store.tracking_uri))} "
+                f"mlflow experiments restore -x {found.experiment_id}` to bring it back"
+            )
+        self._check_place(found.artifact_location)
+
+    def _check_place(self, location: str) -> None:
+        """Nothing is written outside the store, unless a server or a bucket has the artifacts."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        from erpe.tracking.plugin import StoreArtifactRepository
+
+        if deletion.is_server(self.store) or not location.startswith("file:"):
+            return
+        files = get_artifact_repository(f"{location}/{'0' * 32}/artifacts", tracking_uri=self.store.tracking_uri)
+        if isinstance(files, StoreArtifactRepository):
+            place, advice = files.artifact_dir, "open that store, or use another MLFLOW_TRACKING_URI instead"
+        else:
+            place, advice = location, "MLflow does not find the plugin of erpe, use `pip install` again"
+        if not Path(place).is_relative_to(self.store.root):
+            raise TrackingError(f"experiment {self.study}: its artifacts lie outside of this store ({place}); {advice}")
+
+    # What is there
+
+    def observe(self, query: str = "") -> dict[str, RunImage]:
+        """Return what it shows, see `erpe.tracking.comparison.observed`."""
+        found = comparison.observed(self.client, self.id, query, self._runs)
+        self._runs.update((uid, image.run) for uid, image in found.items())
+        return found
+
+    def find(self, want: RunImage) -> RunImage | None:
+        """Return what it shows of one run; None: there is no such run."""
+        return self.observe(_query(want.uid, want.is_trial)).get(want.uid)
+
+    def run_of(self, uid: str, is_trial: bool = True) -> str:
+        """Return MLflow's id of a run; empty: there is none."""
+        if uid and uid not in self._runs:
+            self.observe(_query(uid, is_trial))
+        return self._runs.get(uid, "")
+
+    # What changes it: a method for each kind of `Call`
+
+    def create(self, call: Call) -> None:
+        """Make the run."""
+        want, key = call.image, TRIAL if call.image.is_trial else STUDY
+        made = self.client.create_run(self.id, want.started, {key: want.uid}, want.name)
+        self._runs[want.uid] = made.info.run_id
+
+    def merge(self, call: Call) -> None:
+        """Delete a twin of the run."""
+        self.client.delete_run(call.news)
+
+    def describe(self, call: Call) -> None:
+        """Log parameters, tags, data set and configuration."""
+        from mlflow.entities import Param
+
+        want, (tags, params) = call.image, call.news
+        run = self._runs[want.uid]
+        parent = self.run_of(want.parent, is_trial=False)
+        self.client.log_batch(run, params=[Param(*item) for item in params.items()])
+        self._tag(run, tags | ({PARENT: parent} if parent else {}))
+        if want.is_trial and "data_sha256" in want.tags:
+            log_data_set(self.client, run, want.tags["dataset"], want.tags["data_sha256"])
+        if not want.is_trial and "arm" in want.tags:
+            self.client.set_experiment_tag(self.id, NOTE, describe_experiment(want.tags))
+        if not want.is_trial and want.tags.get("phase") == "confirm":
+            self.client.set_experiment_tag(self.id, *CONFIRMED_VIEW)
+        name = "config.json" if want.is_trial else "study.json"
+        artifacts.log_text(self.client, run, json.dumps(want.config, indent=2), name)
+
+    def log(self, call: Call) -> None:
+        """Log points: measure -> step -> point."""
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(key, point.value, point.at, step) for key, own in call.news.items() for step, point in own.items()
+        ]
+        self.client.log_batch(self._runs[call.image.uid], metrics)
+
+    def file(self, call: Call) -> None:
+        """Send the files that a run has at its end, and register a study's champion."""
+        want, run = call.image, self._runs[call.image.uid]
+        if "\n" in want.reason.strip():
+            artifacts.log_text(self.client, run, want.reason, "traceback.txt")
+        if want.folder and want.is_trial:
+            artifacts.log_checkpoint(self.client, run, want.folder)
+        if want.folder:
+            notes = artifacts.log_results(self.client, run, want.folder)
+            self._tag(run, artifacts.facts(want.folder) | ({"erpe.note": "; ".join(notes)} if notes else {}))
+        if want.plots_of:
+            artifacts.log_plots(self.client, run, self.store.storage_url, want.plots_of)
+        champion = self.run_of(want.best) if want.best and want.model and want.folder else ""
+        if champion and want.folder:
+            artifacts.register(self.client, want.model, champion, want.best, want.folder)
+
+    def close(self, call: Call) -> None:
+        """Say how the run ended, or that it goes on."""
+        want, run = call.image, self._runs[call.image.uid]
+        said: Mapping[str, str] = {STATE: want.state, REASON: (want.reason.strip().splitlines() or [""])[-1]}
+        self._tag(run, {key: text for key, text in {**said, BEST: want.best}.items() if text})
+        if want.ended:
+            self.client.set_terminated(run, STATUS.get(want.state, "KILLED"), want.ended)
+        else:
+            self.client.update_run(run, status="RUNNING")
+
+    def remove(self, call: Call) -> None:
+        """Delete all runs of a trial that was given up, also those that were deleted, with their artifacts."""
+        for run in deletion.find_runs(self.client, self.id, _query(call.image.uid, is_trial=True)):
+            deletion.remove_run(self.client, self.store, self.study, run)
+
+    def _tag(self, run: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def _query(uid: str, is_trial: bool) -> str:
+    return f"tags.`{TRIAL if is_trial else STUDY}` = '{uid}'"
