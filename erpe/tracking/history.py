@@ -18,13 +18,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from erpe.config import is_measures
 from erpe.errors import StoreError
 from erpe.io import open_plain, parse_json, read_plain
 from erpe.store import FILES, HISTORY, STATE
 from erpe.study.records import TrialRecord
 from erpe.study.spec import StudySpec
-from erpe.training.outcome import read_outcome
+from erpe.training.outcome import is_measures, read_outcome
 
 
 class Epoch(NamedTuple):
