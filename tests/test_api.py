@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import doctest
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import erpe
+from erpe import plugins
 from erpe.errors import ErpeError
 
 
@@ -41,3 +44,27 @@ def test_a_search_is_drawn_and_gives_its_models_and_a_wrong_name_is_told(tmp_pat
     for words in ({"like": "digits-softmax/1", "variant": "relu"}, {"variant": "relu"}, {}):
         with pytest.raises(ErpeError, match="use a variant and a data set, or like"):
             erpe.train(store=tmp_path, **words)
+
+
+@pytest.mark.slow
+def test_the_program_of_readme_asks_its_question_of_own_images_and_encodings(tmp_path, monkeypatch):
+    """As it stands there, but for the path, less to train and no Ray."""
+    top = Path(__file__).parent.parent
+    _, text = (top / "studies" / "README.md").read_text().split("All of it in one program or notebook")
+    program = text.partition("```python\n")[2].partition("```")[0].replace("studies/plugins", f"{top}/studies/plugins")
+    draw = np.random.default_rng(0)
+    images, labels = draw.integers(0, 256, (60, 6, 4, 3), dtype=np.uint8), np.arange(60) % 3
+    np.savez(tmp_path / "flowers.npz", images=images, labels=labels)
+    small = ["search.trials=1", "search.epochs=1", "confirm.seeds=1", "settings.model.width=16"]
+    small += ["settings.model.depth=1", "settings.model.heads=2", "settings.model.patch=2"]
+    small += ['variants=["relu", "relu_alibi"]']
+    ask = partial(erpe.run_study, changes=small, executor="inline", offline=True, progress=False)
+    monkeypatch.setattr(erpe, "run_study", ask)
+    monkeypatch.setattr(plugins, "_REGISTERED", {})
+    monkeypatch.setattr(plugins, "_LOADED", {})
+    monkeypatch.chdir(tmp_path)
+    found = {"images": images[:5].transpose(0, 3, 1, 2)}
+    exec(program.replace("path/to/flowers", "flowers.npz"), found)
+    assert repr(found["study"]) == "<study mine: 2 of 2 arms finished, 2 trials, 2 confirmed runs>"
+    assert set(found["study"].comparison().fronts["objective"]) == {"accuracy", "flops"}
+    assert found["model"].predict(found["images"]).shape == (5, 3)

@@ -167,6 +167,18 @@ def test_a_study_file_names_plug_ins_relative_to_itself(tmp_path, monkeypatch):
     assert own.space.axes["model.options.slope"].values == (0.25, 4.0)
 
 
+def test_a_package_offers_a_plug_in_by_an_entry_point(tmp_path, monkeypatch):
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").touch()
+    (tmp_path / "my_package" / "encodings.py").write_text(ALIBI.read_text())
+    about = tmp_path / "my_package-0.1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 0.1\n")
+    (about / "entry_points.txt").write_text("[erpe.plugins]\nmine = my_package.encodings\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert plugins.load("mine").text == ALIBI.read_text() and "relu_alibi" in own_variants()
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
