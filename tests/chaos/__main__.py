@@ -2,6 +2,7 @@
 
 infra/chaos                         all of it
 infra/chaos worker served-ray       only what has these words
+infra/chaos sender 4                each so often at most
 infra/chaos --table                 nothing new, just the table
 """
 
@@ -145,11 +146,12 @@ def run_outage(rounds=60):
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
+    words = [word for word in sys.argv[1:] if not word.isdigit()]
+    most = min((int(word) for word in sys.argv[1:] if word.isdigit()), default=100)
     if words != ["--table"]:
         for fault, home, executor, times in PLAN:
             if all(word in (fault, home, executor, f"{home}-{executor}") for word in words):
-                run(fault, home, executor, times, seed=time.time_ns())
+                run(fault, home, executor, min(times, most), seed=time.time_ns())
         if words in ([], ["outage"]):
             run_outage()
             write_tables("outage")
