@@ -302,6 +302,7 @@ STREAMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["--help", "variants"])
 @pytest.mark.parametrize("stream", STREAMS)
 def test_output_that_cannot_be_written_is_one_line_at_most(command, stream):
