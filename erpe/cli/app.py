@@ -106,7 +106,7 @@ def status(
     elif study is None:
         overview_table(rows)
     elif rows[0]["arm"] and "/" not in study:
-        print_tables([arms.status_table(each) for each in arms.statuses(opened, study)], "")
+        print_tables(arms.status_tables(arms.statuses(opened, study)), "")
     else:
         status_table(rows)
 

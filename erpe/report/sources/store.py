@@ -64,6 +64,11 @@ def _read_study(rows: Rows, plan: Plan, members: list[StudyRecord], store: Store
             | {"openings": opened.total, "abandoned": opened.abandoned, "own_axes": ", ".join(axes) or NO_AXES}
             | Goals.of(plan.search).tags
         )  # fmt: skip
+        if search and search.trials and (model := search.trials[0].config.model).plugin:
+            from erpe.model.flops import is_counted  # brings torch
+
+            counted = ["; FLOPs of its attention are counted by torch, not in closed form"] * is_counted(model)
+            rows.notes.append(f"{plan.name}: {arm.name} is of a plug-in{''.join(counted)}")
         for trial in search.trials if search else []:
             rows.tables["trials"].append(who | trial_row(trial, Goals.of(plan.search)))
         rows.tables["epochs"] += (
