@@ -1,6 +1,7 @@
 """Plug-ins: own attentions and encodings are variants like the built-in ones, and nothing runs that nobody named."""
 
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -208,9 +209,10 @@ def test_another_process_loads_the_plug_ins_that_come_with_its_work(tmp_path):
 
 
 @pytest.fixture
-def recorded(tmp_path, monkeypatch):
+def recorded(tmp_path, monkeypatch, empty_database):
     """Where a store lies with a study `tuned` and one of a study file, `plug`, both of a plug-in that is not loaded."""
     store = Store.open(tmp_path / "runs")
+    shutil.copy(empty_database, store.root / "mlflow.db")
     plan = load_plan(
         {"name": "plug", "dataset": "digits", "variants": ["relu", "relu_alibi"], "plugins": [str(alibi(tmp_path))],
          "search": {"trials": 1, "epochs": 1}, "confirm": {"seeds": 1}}
