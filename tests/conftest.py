@@ -30,6 +30,8 @@ def has_room_in_memory(place="/dev/shm"):
 
 
 if "TMPDIR" not in os.environ and has_room_in_memory():  # a database on a disk waits for it at each write: 20 ms
+    kept = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"  # torch's own place, which outlives the tests
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", kept)
     os.environ["TMPDIR"], tempfile.tempdir = "/dev/shm", None
 
 # Ray reads its token once a process.
