@@ -7,7 +7,7 @@ study.best("favor_rope"), study.model("favor_rope")
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partialmethod
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from erpe.config import TrialConfig
 from erpe.errors import StudyError, nearest
+from erpe.plugins import load as load_plugin
 from erpe.report.outcomes import Outcomes
 from erpe.store import Store
 from erpe.text import last_line
@@ -284,18 +285,22 @@ def plot_search(name: str, store: Store, what: str) -> Figure:
     return _drawn(draw_stored(store, name).get(what), f"{name}: {what}")
 
 
-def load_study(name: str, store: str | Path = "runs", server: str | None = None) -> Study:
+def load_study(name: str, store: str | Path = "runs", server: str | None = None, plugins: Sequence[str] = ()) -> Study:
     """Return a study of `erpe study run`; or one of `erpe tune`, which has one arm, its variant, and no confirmed run.
 
     Args:
         name: as `erpe status` shows it.
         store: the folder it was run in.
         server: a tracking server to read instead, as http://HOST:5000; it knows those of `erpe study run` alone.
+        plugins: Python files, or names of installed ones, that its attentions and encodings are of.
     Raises:
+        ConfigError: it is of a plug-in that is not loaded.
         StudyError: there is none of this name.
         StoreError: there is no store, or it cannot be read.
         TrackingError: the server does not answer, refuses, or is not MLflow.
     """
+    for each in plugins:
+        load_plugin(each)
     if server:
         return _on_server(name, server)
     from erpe.report.sources.store import load, load_tuned

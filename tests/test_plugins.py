@@ -8,6 +8,7 @@ import pytest
 import torch
 from trials import TINY, objective
 
+import erpe
 from erpe import plugins
 from erpe.cli.app import main
 from erpe.config import NINE, VARIANTS, AttentionConfig, TrialConfig, defaults, own_variants
@@ -269,6 +270,7 @@ def test_every_command_names_the_plug_in_that_it_needs_or_needs_none(recorded, m
     assert "--plugin" in run("study status")[1], "the store's other studies are shown"
     assert not plugins.loaded()
     assert not run("study status plug --plugin alibi.py")[0]
+    assert list(erpe.load_study("plug", recorded, plugins=["alibi.py"]).arms["arm"]) == ["relu", "relu_alibi"]
 
 
 def test_a_model_of_a_plug_in_is_trained_and_keeps_its_source(tmp_path):
