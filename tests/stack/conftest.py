@@ -19,7 +19,7 @@ def shell():
     if not sys.platform.startswith("linux") or not shutil.which("initdb", path=os.pathsep.join(PROGRAMS)):
         pytest.skip("no Linux, or no PostgreSQL on this machine")
     # Not below pytest's own folder, which is closed to PostgreSQL's user; and short, for Ray's sockets.
-    with tempfile.TemporaryDirectory(prefix="erpe-stack-") as name:
+    with tempfile.TemporaryDirectory(prefix="erpe-") as name:
         folder = Path(name)
         folder.chmod(0o755)
         (folder / "state").mkdir()
