@@ -300,6 +300,12 @@ def test_the_twelve_variants_look_different_and_a_colour_is_an_attention():
     assert {mark.colour for mark in found.values()} == set(COLOURS.values())
 
 
+def test_encodings_of_plug_ins_have_markers_of_their_own():
+    arms = made_up(FEW[:3], images=50).arms
+    arms["encoding"], arms["arm"] = ["none", "alibi", "cayley"], ["relu", "relu_alibi", "relu_cayley"]
+    assert len({mark.marker for mark in marks(arms).values()}) == 3
+
+
 def test_arms_of_one_variant_look_different():
     arms = made_up(FEW, seeds=1, images=10).arms
     found = marks(pd.concat([arms.assign(arm=arms["arm"] + f"-{switch}") for switch in "abcdefgh"]))

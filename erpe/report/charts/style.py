@@ -27,6 +27,8 @@ COLOURS = {"softmax": "#0072b2", "favor": "#d55e00", "relu": "#009e73"}
 """Blue, vermilion and bluish green of Okabe and Ito."""
 OTHER_COLOUR = "#cc79a7"
 MARKERS = {"none": "o", "general": "s", "circulant": "^", "rope": "D"}
+OTHER_MARKERS = ("X", "P", "v", "*", "p", "h")
+"""Of the encodings of plug-ins, in the order of the arms."""
 DASHES: dict[str, Any] = {
     "none": "-",
     "general": (0, (5, 1.5)),
@@ -89,6 +91,8 @@ def marks(arms: pd.DataFrame) -> dict[str, Mark]:
         arms: with columns `arm`, `variant`, `attention`, `encoding`; an arm of several studies has one mark.
     """
     once = arms.drop_duplicates("arm")
+    own = [name for name in once["encoding"].unique() if name not in MARKERS]
+    shapes = MARKERS | {name: OTHER_MARKERS[i % len(OTHER_MARKERS)] for i, name in enumerate(own)}
 
     def place(row: Any) -> tuple[int, int]:
         return _index(ATTENTIONS, row.attention), _index(ENCODINGS, row.encoding)
@@ -102,7 +106,7 @@ def marks(arms: pd.DataFrame) -> dict[str, Mark]:
             row.attention,
             row.encoding,
             colour,
-            MARKERS.get(row.encoding, "X"),
+            shapes[row.encoding],
             DASHES.get(row.encoding, "-"),
             _fill(turn, FIRST_FILL.get(row.attention, 0)),
             INK if turn % len(FILLS + EDGED) >= len(FILLS) else colour,
