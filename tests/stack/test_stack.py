@@ -143,6 +143,7 @@ def ask(shell, user="", password="", host=None):
 
 
 def test_the_tracking_server_answers_who_signs_in_and_by_its_own_names(shell):
+    shell.stack.await_healthy("mlflow")
     password = (shell.project / "secrets/mlflow_admin_password").read_text()
     assert ask(shell, "erpe", password) == 200
     assert ask(shell, "erpe", password, "mlflow:5000") == 200
