@@ -26,6 +26,7 @@ from erpe.text import counted, first_line
 from erpe.training.checkpoint import load_model
 from erpe.training.data import normalise
 from erpe.training.devices import pick_device
+from erpe.training.download import UNPACKED
 from erpe.training.precision import explain_auto
 
 NINE = str(Path(__file__).parent.parent / "studies/digits_nine.toml")
@@ -214,9 +215,12 @@ def test_status_shows_the_trial_and_its_test(erpe, trained):
 
 
 def test_status_says_that_a_study_without_data_has_no_trial_yet(erpe, tmp_path):
-    store = str(tmp_path / "runs")
-    code, _, err = erpe("train", "-v", "relu", "-d", "mnist", "--data-dir", os.devnull, "--store", store)
-    assert code == 1 and os.devnull in err
+    store, data = str(tmp_path / "runs"), tmp_path / "data"
+    data.mkdir()
+    for name in UNPACKED:
+        (data / name).write_text("not of MNIST")
+    code, _, err = erpe("train", "-v", "relu", "-d", "mnist", "--data-dir", str(data), "--store", store)
+    assert code == 1 and "MD5" in err
     (name,) = (row["study"] for row in json.loads(erpe("status", "--store", store, "--json")[1]))
     code, out, _ = erpe("status", name, "--store", store)
     assert code == 0 and out.rstrip().endswith("no trial yet; the command that made it goes on")
