@@ -12,6 +12,7 @@ import pandas as pd
 
 from erpe.config import split_variant
 from erpe.report.comparison import Comparison
+from erpe.report.fronts import fronts
 from erpe.report.outcomes import Outcomes
 from erpe.report.pairing import PAIR, pairs
 from erpe.report.significance import verdicts
@@ -50,7 +51,7 @@ def read(path: Path) -> Comparison:
     gaps = _gaps(arms, differences)
     return Comparison(
         arms=arms, summary=summary.astype({"n": int}), differences=differences, gaps=gaps, ratios=none, ranks=none,
-        friedman=none, nemenyi=none, verdicts=verdicts(arms, differences, gaps), notes=(),
+        friedman=none, nemenyi=none, fronts=fronts(outcomes), verdicts=verdicts(arms, differences, gaps), notes=(),
     )  # fmt: skip
 
 

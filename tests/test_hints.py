@@ -168,4 +168,4 @@ def test_a_warning_names_commands_of_the_same_store(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     said = []
     _check_tracking(Store(tmp_path / "a store"), SimpleNamespace(on_warning=said.append))
-    assert f"`erpe sync --store '{tmp_path}/a store'` sends them" in said[0]
+    assert f"`erpe sync --store '{tmp_path}/a store'` sends it" in said[0]

@@ -98,7 +98,7 @@ def test_every_element_is_closed_and_every_id_is_one_element(seen, html):
 
 def test_figures_and_tables_can_be_read_without_eyes(seen):
     figures, tables = seen.all("svg"), seen.all("table")
-    assert len(figures) == 7 and len(tables) == len(seen.all("caption"))
+    assert len(figures) == 8 and len(tables) == len(seen.all("caption"))
     assert all(figure["role"] == "img" and len(figure["aria-label"]) > 60 for figure in figures)
     assert {attributes["scope"] for attributes in seen.all("th")} == {"col", "row"}
     assert len([th for th in seen.all("th") if th["scope"] == "row"]) >= 3 * len(tables) - 10
@@ -249,7 +249,7 @@ def test_the_search_tables_have_what_was_searched_a_column_an_arm():
     softmax, relu = search_tables(outcomes)
     assert softmax.columns == ["", "softmax"] and relu.columns == ["", "ReLU", "ReLU + general RPE"]
     assert relu.rows == [
-        ["trials", *["4 of 4 (3 complete, 1 pruned)"] * 2], ["best validation accuracy %", "82.00", "82.00"],
+        ["trials", *["4 of 4 (3 complete, 1 pruned)"] * 2], ["best validation accuracy (%)", "82.00", "82.00"],
         ["seeds", "2 of 2", "2 of 2"], ["train.lr", "0.003", "0.003"],
     ]  # fmt: skip
     assert relu.remarks == ["the same for all: model.width 64"]

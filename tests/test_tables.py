@@ -88,7 +88,7 @@ def test_a_comparison_begins_with_the_answer_then_the_grid_then_tables(whole):
         "the answer", "attention x encoding", "test accuracy, linear attention against softmax",
         "test accuracy, each encoding against none", "test accuracy, linear attention with an encoding against softmax",
         "gap closed", "quality on the test set", "fit", "size", "time and memory", "times as ratios to softmax",
-        "ranks by accuracy",
+        "ranks by accuracy", "Pareto fronts",
     ]  # fmt: skip
 
 
@@ -180,7 +180,9 @@ def test_data_sets_stand_in_blocks_of_their_own(several):
 def test_markdown_is_read_as_tables_with_every_cell(half):
     tokens = MarkdownIt("commonmark").enable("table").parse(render(half, "markdown"))
     kinds = [token.type for token in tokens]
-    assert kinds.count("table_open") == 1 + 3 + 1 + 4 + 1 + 1  # grid, differences, gaps, means, ratios, ranks
+    assert (
+        kinds.count("table_open") == 1 + 3 + 1 + 4 + 1 + 1 + 1
+    )  # grid, differences, gaps, means, ratios, ranks, fronts
     assert kinds.count("bullet_list_open") == 2  # the answer and notes
     columns = row = None
     for token in tokens:

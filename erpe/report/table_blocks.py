@@ -215,7 +215,7 @@ def _fronts(one: Slice) -> Block:
     goals, table = goals_of(one.arms), one.of("fronts")
     values = table.groupby(["arm", "number"], sort=False)[["objective", "value"]]
     trials = {key: dict(own.itertuples(index=False, name=None)) for key, own in values}
-    rows = [[arm, str(number), *(shown(name, own[name]) for name in goals.objectives)]
+    rows = [[one.name(arm), str(number), *(shown(name, own[name]) for name in goals.objectives)]
             for (arm, number), own in trials.items()]  # fmt: skip
     remark = "trials of the search, on the validation part, that no other one of their arm dominates"
     within = f"; at most {goals.limits}" if goals.limits else ""
