@@ -238,6 +238,8 @@ def test_predict_takes_a_study_a_trial_or_a_folder(erpe, trained, tmp_path):
     assert [code for code, _, _ in answers] == [0, 0, 0]
     assert sum(shares.values()) == pytest.approx(1, abs=1e-5) and len(shares) == 10
     assert answers[0][1] == answers[1][1] == answers[2][1]
+    told = erpe("predict", first["study"], str(picture), "--store", str(store))[1].splitlines()
+    assert told and not [line for line in told if line != line.rstrip()]
 
 
 def test_a_picture_file_is_seen_as_the_pixels_it_holds_and_dark_on_bright_too(trained, tmp_path):

@@ -195,7 +195,7 @@ def checks_table(found: dict[str, list[Any]]) -> None:
 def prediction_table(shares: dict[str, float]) -> None:
     """Print what the model sees, with bars."""
     for name, share in list(shares.items())[:5]:
-        print(f"{name:>10}  {100 * share:5.1f} %  {'█' * round(30 * share)}")
+        print(f"{name:>10}  {100 * share:5.1f} %  {'█' * round(30 * share)}".rstrip())
 
 
 def doctor_table(findings: list[Any]) -> None:

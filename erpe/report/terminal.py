@@ -62,7 +62,7 @@ def _shown(parts: Iterable[Block]) -> str:
         for line in block.remarks + [f"not shown in this width: {', '.join(gone)}"] * bool(gone):
             console.print(line, style="dim")
         console.print()
-    return out.getvalue()
+    return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
 
 
 def _gone(console: Terminal, block: Block) -> list[str]:
