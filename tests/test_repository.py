@@ -91,6 +91,24 @@ def test_the_readme_tells_the_accuracies_of_mnist_as_they_were_measured():
     assert f"all nine arms reach {means.min():.1f} to {means.max():.1f} % test accuracy" in READMES["."]
 
 
+def test_the_readme_tells_what_the_search_on_cifar10_found():
+    trials = pd.read_csv(ROOT / "studies/results/cifar10_positions/trials.csv")
+    assert (trials.groupby("arm").size() == 4).all()
+    assert (trials.groupby("number")[["train.lr", "train.weight_decay"]].nunique() == 1).all(axis=None)
+    means = 100 * trials.groupby("arm")["value"].mean()
+
+    def spread(pattern):
+        found = means[means.index.str.fullmatch(pattern)]
+        return f"{found.min():.1f} to {found.max():.1f} %"
+
+    without = {kind: spread(f"(favor|relu)_{kind}-position_none") for kind in ("general", "circulant", "rope")}
+    assert (
+        f"all nine models reach {spread('.*-learned')}. Without absolute positions it is "
+        f"{spread('(softmax|favor|relu)-position_none')} with no encoding, {without['general']} with the general one, "
+        f"{without['circulant']} with circulant-STRING and {without['rope']} with RoPE."
+    ) in READMES["."]
+
+
 def test_the_table_of_settings_is_that_of_the_configuration():
     config = defaults("relu_general", "mnist")
     rows = re.findall(r"^\| `((?:model|data|train)\.\w+)` \| (\S+) \| (.*) \|$", READMES["studies"], re.MULTILINE)
