@@ -67,7 +67,7 @@ def run(fault, home, executor, times, seed):
         left, turn = times, 0
         while left > 0 and turn < times:
             share = min(left, A_STUDY.get(fault, times))
-            size = {"trials": 34, "epochs": 2, "slow": 0.3} if fault == "points" else {"trials": 10}
+            size = {"trials": 60, "epochs": 2, "slow": 0.3} if fault == "points" else {"trials": 10}
             case = Case(ready, Path(folder) / f"{fault}-{turn}", executor, **size)
             began = time.monotonic()
             result = FAULTS[fault](case, random.Random(f"{seed} {fault} {home} {executor} {turn}"), share)

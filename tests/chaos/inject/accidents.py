@@ -53,6 +53,7 @@ def half_of(call):
 
     def killed(target, content):
         if isinstance(content, dict):  # a line of a trial's history
+            target.path.parent.mkdir(parents=True, exist_ok=True)  # as the write itself begins
             with target.path.open("ab") as file:
                 file.write(json.dumps(content).encode()[:20])
         else:
