@@ -149,7 +149,7 @@ def train(
     """
     how = How(data_dir=data_dir, device=device, executor="inline")
     if bool(like) == bool(variant) or not (like or dataset):
-        raise ConfigError("train: use a variant and a data set, or like, a recorded run; it has a variant")
+        raise ConfigError("train: use either a variant and a data set, or a recorded run (like), instead")
     for each in plugins:
         load_plugin(each)
     notes: list[str] = []

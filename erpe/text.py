@@ -109,6 +109,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
+def changes_wait(number: int) -> str:
+    """Return `1 change waits` or `2 changes wait`: what MLflow does not show yet."""
+    return f"{counted(number, 'change')} {'waits' if number == 1 else 'wait'}"
+
+
 def clock(seconds: float) -> str:
     """`45 s`, `12 min`, `3 h 20 min`."""
     if seconds < 90:

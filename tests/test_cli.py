@@ -22,7 +22,7 @@ from erpe.config import VARIANTS
 from erpe.errors import ConfigError
 from erpe.inference import predict
 from erpe.store import Store
-from erpe.text import counted, first_line
+from erpe.text import changes_wait, counted, first_line
 from erpe.training.checkpoint import load_model
 from erpe.training.data import normalise
 from erpe.training.devices import pick_device
@@ -354,4 +354,5 @@ def test_an_exception_without_words_is_told_by_its_kind(error, line):
 
 def test_a_number_agrees_with_its_noun():
     assert [counted(n, "study") for n in (0, 1, 2000)] == ["0 studies", "1 study", "2,000 studies"]
+    assert [changes_wait(n) for n in (1, 2)] == ["1 change waits", "2 changes wait"]
     assert [counted(n, "run") for n in (1, 2)] == ["1 run", "2 runs"]

@@ -203,7 +203,13 @@ def test_a_wrong_objective_is_told_in_one_line(given, said):
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [({"flop": 1}, "did you mean flops"), ({"flops": 0}, "above 0"), ({"flops": "x"}, "above 0"), (3, "use a table")],
+    [
+        ({"flop": 1}, "did you mean flops"),
+        ({"flops": 0}, "above 0"),
+        ({"flops": "x"}, "above 0"),
+        (3, "use a table"),
+        ("flops=fast", "a number for each cost"),
+    ],
 )
 def test_a_wrong_limit_is_told_in_one_line(given, said):
     with pytest.raises(ConfigError, match=said):

@@ -16,7 +16,7 @@ from erpe.datasets import DATASETS
 from erpe.errors import ErpeError, TrackingError
 from erpe.store import Store
 from erpe.surroundings import cores, require_loopback
-from erpe.text import counted, redact
+from erpe.text import changes_wait, counted, redact
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "scikit-learn", "sqlalchemy")
 NEEDED_MIB = 500
@@ -118,7 +118,7 @@ def storage(folder: Path) -> Iterator[Finding]:
         free = shutil.disk_usage(store.root).free / 2**20
         yield Finding("store", "well" if free > NEEDED_MIB else "wrong", f"{store.root}, {free / 1024:.1f} GiB free")
         waiting = sum(lags(store).values())
-        text = f"{waiting} changes wait; `erpe sync` sends them" if waiting else "has everything"
+        text = f"{changes_wait(waiting)}; `erpe sync` sends them" if waiting else "has everything"
         yield Finding("mlflow", "note" if waiting else "well", text)
     except ErpeError as error:
         yield Finding("store", "wrong", str(error))

@@ -11,7 +11,7 @@ from rich.table import Table
 from erpe.retention.gc import Sweep, Swept
 from erpe.store import Store, store_flag
 from erpe.study.naming import part_name
-from erpe.text import Terminal, counted, printable
+from erpe.text import Terminal, changes_wait, counted, printable
 
 
 def sweep_table(found: Sweep, store: Store, dry_run: bool) -> None:
@@ -70,7 +70,7 @@ def _end(found: Sweep, store: Store, dry_run: bool) -> list[str]:
         lines.append("rows of deleted runs stay in the tracking server's database until its own `mlflow gc`")
     if found.lag:
         why = f" ({found.problem})" if found.problem else ""
-        lines.append(f"{found.lag} changes wait for MLflow; erpe sync{store_flag(store.root)} sends them{why}")
+        lines.append(f"{changes_wait(found.lag)} for MLflow; erpe sync{store_flag(store.root)} sends them{why}")
     return lines
 
 

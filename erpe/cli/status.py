@@ -27,7 +27,7 @@ from erpe.study.objectives import Goals, shown
 from erpe.study.openings import Openings, openings
 from erpe.study.plan import Plan, stored_plan
 from erpe.study.records import StudyRecord, TrialRecord, read_studies
-from erpe.text import Terminal, clock, line, percent
+from erpe.text import Terminal, changes_wait, clock, line, percent
 from erpe.tracking.waiting import waiting
 
 
@@ -228,5 +228,5 @@ def result_lines(result: CampaignResult, store: Path) -> list[str]:
     lines.append(f"tables: erpe compare {result.study}{where}    look: {where_to_look(where)}")
     if result.lag:
         why = f" ({result.problem})" if result.problem else ""
-        lines.append(f"{result.lag} changes wait for MLflow; erpe sync{where} sends them{why}")
+        lines.append(f"{changes_wait(result.lag)} for MLflow; erpe sync{where} sends them{why}")
     return [line(each) for each in lines]

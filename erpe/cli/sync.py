@@ -8,6 +8,7 @@ from pathlib import Path
 
 from erpe.store import Store, sqlite_path
 from erpe.study.backup import damage_of
+from erpe.text import changes_wait
 from erpe.tracking.publisher import Repaired
 from erpe.tracking.tracker import sync
 
@@ -62,7 +63,7 @@ def _done(repaired: Repaired) -> list[str]:
 
 
 def _rest(left: int) -> str:
-    return "everything arrived" if not left else f"{_count(left, 'change waits', 'changes wait')}"
+    return "everything arrived" if not left else changes_wait(left)
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -19,7 +19,7 @@ from erpe.search.tune import TuneResult
 from erpe.study.objectives import MEASURES as OBJECTIVES
 from erpe.study.objectives import shown
 from erpe.study.spec import StudySpec
-from erpe.text import Terminal, counted, number, percent, printable, redact, repeatable
+from erpe.text import Terminal, changes_wait, counted, number, percent, printable, redact, repeatable
 
 MEASURES = {
     "test/accuracy": "test accuracy", "test/precision": "test precision (macro)", "test/recall": "test recall (macro)",
@@ -82,7 +82,7 @@ def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
     print(f"look: {where_to_look(where)}    status: erpe status{where}{use}")
     if result.lag:
         why = f" ({result.problem})" if result.problem else ""
-        print(f"{result.lag} changes wait for MLflow; erpe sync{where} sends them{why}")
+        print(f"{changes_wait(result.lag)} for MLflow; erpe sync{where} sends them{why}")
 
 
 def finished_words(study: str, ended: datetime, remedy: str) -> str:

@@ -17,7 +17,7 @@ from erpe.study.lookup import parts_of
 from erpe.study.naming import part_name
 from erpe.study.objectives import Goals, shown
 from erpe.study.records import StudyRecord, read_studies
-from erpe.text import Terminal, clock, last_line, percent
+from erpe.text import Terminal, changes_wait, clock, last_line, percent
 from erpe.tracking.waiting import Waiting, waiting
 
 
@@ -155,4 +155,4 @@ def lag_words(lag: int, seconds: float | None) -> str:
     """Return the end of a title: ` · 96 changes wait for MLflow, the oldest for 12 min`."""
     if not lag:
         return ""
-    return f" · {lag} change{'s wait' if lag > 1 else ' waits'} for MLflow, the oldest for {clock(seconds or 0)}"
+    return f" · {changes_wait(lag)} for MLflow, the oldest for {clock(seconds or 0)}"

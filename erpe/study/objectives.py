@@ -75,7 +75,10 @@ def read_limits(given: Any) -> Any:
         ConfigError: an unknown cost, or no positive number.
     """
     if isinstance(given, str) and "=" in given:
-        given = tomllib.loads(given.replace(",", "\n"))
+        try:
+            given = tomllib.loads(given.replace(",", "\n"))
+        except tomllib.TOMLDecodeError:
+            raise ConfigError(f"{given[:100]!r} given; use a number for each cost, as flops=20e6, instead") from None
     if not isinstance(given, dict):
         raise ConfigError(f"{str(given)[:100]!r} given; use a table instead, as {{flops = 20e6}}")
     for name, value in given.items():
