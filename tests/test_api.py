@@ -42,7 +42,7 @@ def test_a_search_is_drawn_and_gives_its_models_and_a_wrong_name_is_told(tmp_pat
     assert again.best == found.model(1).trial, "its seed, too"
     assert list(again.trials["value"]) == list(found.trials["value"][1:])
     for words in ({"like": "digits-softmax/1", "variant": "relu"}, {"variant": "relu"}, {}):
-        with pytest.raises(ErpeError, match="use a variant and a data set, or like"):
+        with pytest.raises(ErpeError, match="use either a variant and a data set, or a recorded run"):
             erpe.train(store=tmp_path, **words)
 
 
