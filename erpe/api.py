@@ -26,8 +26,8 @@ from erpe.store import Store, name_store
 from erpe.study.distributions import Space
 from erpe.study.entries import dotted
 from erpe.study.lookup import numbered
-from erpe.study.plan import load_plan
-from erpe.study.records import read_studies
+from erpe.study.plan_file import load_plan
+from erpe.study.reading import read_studies
 from erpe.study.search_space import load_space
 from erpe.study.spec import Pruner, Sampler, StudySpec, define
 from erpe.study.starting_points import Start, from_file, from_run, from_study
@@ -251,9 +251,11 @@ def _prepare(
     for each in plugins:
         load_plugin(each)
     opened = Store.open(store)
+    found: str | Dataset
     if isinstance(dataset, Dataset):
-        return opened, dataset
-    found = find_dataset(dataset, resize=read_grid(resize), cache=opened.datasets)
+        found = dataset
+    else:
+        found = find_dataset(dataset, resize=read_grid(resize), cache=opened.datasets)
     if how.get("data_dir") and isinstance(found, Dataset):
         raise ConfigError("--data-dir is the folder of published data sets; --dataset says where own images lie")
     return opened, found

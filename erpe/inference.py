@@ -21,7 +21,7 @@ def find_folder(run: str, store: Store) -> Path:
     """
     from erpe.study.lookup import find_trial, studies_of
     from erpe.study.naming import part_name
-    from erpe.study.records import read_studies
+    from erpe.study.reading import read_studies
 
     if os.path.exists(Path(run) / "model.safetensors"):  # Path.exists raises for a name that is too long
         return Path(run)

@@ -183,7 +183,7 @@ class Tuned:
 
     @cached_property
     def _record(self) -> StudyRecord:
-        from erpe.study.records import read_studies
+        from erpe.study.reading import read_studies
 
         return read_studies(self.store, self.result.study)[0]
 
@@ -305,7 +305,7 @@ def load_study(name: str, store: str | Path = "runs", server: str | None = None,
         return _on_server(name, server)
     from erpe.report.sources.store import load, load_tuned
     from erpe.study.lookup import parts_of
-    from erpe.study.records import read_studies
+    from erpe.study.reading import read_studies
 
     opened = Store.existing(store)
     members = parts_of(read_studies(opened), name)

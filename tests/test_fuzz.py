@@ -29,8 +29,9 @@ from erpe.model import build
 from erpe.report.charts.curves import _read as read_example
 from erpe.search.tune import tune
 from erpe.store import Store
-from erpe.study.plan import load_plan
-from erpe.study.records import TrialRecord, read_studies
+from erpe.study.plan_file import load_plan
+from erpe.study.reading import read_studies
+from erpe.study.records import TrialRecord
 from erpe.study.search_space import load_space
 from erpe.study.spec import define
 from erpe.tracking import artifacts

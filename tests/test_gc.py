@@ -29,7 +29,8 @@ from erpe.retention.gc import gc
 from erpe.retention.policy import Policy, decide
 from erpe.search.tune import tune
 from erpe.store import Store
-from erpe.study.records import REMOVED, mark_removed, read_studies
+from erpe.study.reading import mark_removed, read_studies
+from erpe.study.records import REMOVED
 from erpe.study.session import StudySession
 from erpe.study.spec import define
 from erpe.study.storage import Database

@@ -26,8 +26,8 @@ from erpe.errors import StoreError, TrialError
 from erpe.search.run_study import run
 from erpe.search.tune import tune
 from erpe.store import HISTORY, STATE, Store
-from erpe.study.plan import load_plan
-from erpe.study.records import mark_removed, read_studies
+from erpe.study.plan_file import load_plan
+from erpe.study.reading import mark_removed, read_studies
 from erpe.study.session import StudySession
 from erpe.study.spec import define
 from erpe.study.storage import Database

@@ -18,7 +18,7 @@ from erpe.store import Store
 from erpe.study import naming
 from erpe.study.lock import acquire
 from erpe.study.lookup import find_trial, parts_of
-from erpe.study.records import read_studies
+from erpe.study.reading import read_studies
 from erpe.study.spec import define
 from erpe.study.storage import parse
 from erpe.tracking.image import desired

@@ -12,7 +12,8 @@ from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study import samplers
 from erpe.study.objectives import Goals, check_limits, read_limits, read_objective
-from erpe.study.records import TrialOutcome, TrialRecord, irreplaceable, read_studies
+from erpe.study.reading import read_studies
+from erpe.study.records import TrialOutcome, TrialRecord, irreplaceable
 from erpe.study.session import StudySession
 from erpe.study.spec import StudySpec, define
 from erpe.tracking.comparison import diff

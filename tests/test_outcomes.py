@@ -25,7 +25,7 @@ from erpe.report.comparison import compare
 from erpe.report.outcomes import describe
 from erpe.report.sources.store import load
 from erpe.store import Store
-from erpe.study.records import read_studies
+from erpe.study.reading import read_studies
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from erpe.config import DataConfig, TrialConfig, defaults
 from erpe.datasets import DATASETS, Dataset, facts_of, kind_of, read_grid
 from erpe.errors import ConfigError, DataError
 from erpe.inference import predict
-from erpe.study.plan import Plan, load_plan
+from erpe.study.plan import Plan
+from erpe.study.plan_file import load_plan
 from erpe.study.search_space import default_space
 from erpe.study.spec import StudySpec, define, differences_from
 from erpe.training.augment import augmentation

@@ -23,7 +23,7 @@ from erpe.io import read_json
 from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study.distributions import Choices, Floats, Space
-from erpe.study.records import read_studies
+from erpe.study.reading import read_studies
 from erpe.study.session import MAX_ATTEMPTS
 from erpe.study.spec import define
 from erpe.tracking.tracker import Tracker

@@ -14,7 +14,7 @@ from erpe.errors import ConfigError
 from erpe.model.flops import train_step_flops
 from erpe.report.power import detectable_difference
 from erpe.study.entries import check_agreement
-from erpe.study.plan import load_plan, schema
+from erpe.study.plan_file import load_plan, schema
 
 STUDIES = Path(__file__).parent.parent / "studies"
 FILES = sorted(path for path in STUDIES.glob("*.toml") if path.name != "space.toml")

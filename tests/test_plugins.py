@@ -17,7 +17,7 @@ from erpe.execution.objective import vision
 from erpe.model import build, build_attention
 from erpe.model.flops import counted_cost, forward_flops, is_counted
 from erpe.store import Store
-from erpe.study.plan import load_plan
+from erpe.study.plan_file import load_plan
 from erpe.study.records import ExperimentRef
 from erpe.study.search_space import default_space
 from erpe.study.session import StudySession

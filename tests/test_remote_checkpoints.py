@@ -23,7 +23,7 @@ from erpe.execution.trial_loop import play
 from erpe.retention.gc import gc
 from erpe.retention.policy import Policy
 from erpe.store import OUTCOME, STATE
-from erpe.study.records import read_studies
+from erpe.study.reading import read_studies
 from erpe.training.trial import Trial
 
 WORK = vision("digits", None, "cpu")

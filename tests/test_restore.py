@@ -17,7 +17,7 @@ from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study.backup import backup_files, restore, survey
 from erpe.study.lock import acquire
-from erpe.study.records import read_studies
+from erpe.study.reading import read_studies
 from erpe.study.spec import define
 from erpe.study.storage import parse
 from erpe.tracking.connection import probe

@@ -18,7 +18,7 @@ from erpe.errors import ShapeError, StoreError, StudyError
 from erpe.report.sources.store import load
 from erpe.search.tune import tune
 from erpe.store import Store
-from erpe.study.records import read_studies
+from erpe.study.reading import read_studies
 from erpe.study.spec import define
 
 NAME = "digits-nine"

@@ -25,8 +25,8 @@ from erpe.execution.fair_share import Budget
 from erpe.report.sources.store import load
 from erpe.search.run_study import run
 from erpe.store import Store
-from erpe.study.plan import load_plan
-from erpe.study.records import read_studies
+from erpe.study.plan_file import load_plan
+from erpe.study.reading import read_studies
 from erpe.study.spec import StudySpec
 from erpe.tracking.image import desired
 

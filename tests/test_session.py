@@ -18,7 +18,7 @@ from erpe.errors import ConfigError, StoreError, StudyError, TrialError
 from erpe.store import Store
 from erpe.study import session as session_module
 from erpe.study import storage
-from erpe.study.records import read_studies
+from erpe.study.reading import read_studies
 from erpe.study.session import StudySession
 from erpe.study.spec import define
 

@@ -11,7 +11,7 @@ from erpe.errors import StoreError, StudyError
 from erpe.store import Store
 from erpe.study import storage
 from erpe.study.lookup import identified, numbered
-from erpe.study.records import read_studies
+from erpe.study.reading import read_studies
 from erpe.study.session import StudySession
 from erpe.study.spec import StudySpec, define
 

@@ -12,7 +12,7 @@ from erpe.errors import ConfigError, StudyError
 from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study.distributions import Choices, Floats, Space
-from erpe.study.records import read_studies
+from erpe.study.reading import read_studies
 from erpe.study.session import StudySession
 from erpe.study.spec import define
 from erpe.study.starting_points import START, Start, from_file, from_study

@@ -13,7 +13,7 @@ from erpe.config import defaults
 from erpe.execution.callbacks import ProgressNote, TrialProgress
 from erpe.live import SearchProgress, StudyProgress, epochs_told, state_told
 from erpe.store import let_go
-from erpe.study.plan import load_plan
+from erpe.study.plan_file import load_plan
 from erpe.text import Terminal
 
 

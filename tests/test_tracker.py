@@ -21,7 +21,7 @@ from erpe.errors import StoreError, StudyError, TrackingError
 from erpe.execution.controller import StudyController
 from erpe.execution.trial_loop import TrialEvent
 from erpe.store import HISTORY, Store
-from erpe.study.records import read_studies
+from erpe.study.reading import read_studies
 from erpe.study.session import StudySession
 from erpe.study.spec import define
 from erpe.text import redact

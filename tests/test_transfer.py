@@ -25,7 +25,8 @@ from erpe.cli import app
 from erpe.errors import ErpeError, StoreError, StudyError
 from erpe.report.sources.store import load
 from erpe.store import Store
-from erpe.study.records import EPOCH, read_studies
+from erpe.study.reading import read_studies
+from erpe.study.records import EPOCH
 from erpe.study.session import StudySession
 from erpe.study.storage import Database
 from erpe.tracking import artifacts

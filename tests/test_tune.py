@@ -15,7 +15,7 @@ from erpe.execution.executors import ResourceRequest, allocate
 from erpe.execution.objective import Objective
 from erpe.search.tune import tune
 from erpe.store import HISTORY, Store
-from erpe.study.records import read_studies
+from erpe.study.reading import read_studies
 from erpe.study.session import MAX_ATTEMPTS, StudySession
 from erpe.study.spec import define
 from erpe.tracking.history import Journal

@@ -20,7 +20,7 @@ from erpe.errors import StoreError, StudyError, TrialError
 from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study.distributions import Floats, Space
-from erpe.study.records import read_studies
+from erpe.study.reading import read_studies
 from erpe.study.session import MAX_ATTEMPTS
 from erpe.study.spec import define
 

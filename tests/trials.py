@@ -67,7 +67,7 @@ def small_study(root, *changes, arms=ARMS):
     """
     from erpe.search.run_study import run
     from erpe.store import Store
-    from erpe.study.plan import load_plan
+    from erpe.study.plan_file import load_plan
 
     small = ["search.trials=2", "search.epochs=2", "search.pruner=none", "confirm.seeds=2", "compare.margin=0.4"]
     small += [f"variants={json.dumps(arms)}", 'settings."data.train_limit"=300', 'settings."model.mlp_ratio"=2']

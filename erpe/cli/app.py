@@ -32,7 +32,8 @@ from erpe.cli.options import (
 from erpe.cli.output import close_output
 from erpe.cli.report import compare, report
 from erpe.cli.restore import restore
-from erpe.cli.search import study_app, train, tune
+from erpe.cli.search import train, tune
+from erpe.cli.study import study_app
 from erpe.cli.tools import diff, export, logs, plot
 from erpe.errors import UNREAD, UNSENT, ConfigError, ErpeError, OutputError
 

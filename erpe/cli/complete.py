@@ -41,7 +41,7 @@ def runs(context: typer.Context, incomplete: str) -> list[str]:
     """Names of studies, and what is in the one that is begun."""
     from erpe.store import Store
     from erpe.study.naming import trial_name
-    from erpe.study.records import read_studies
+    from erpe.study.reading import read_studies
 
     found: list[str] = []
     with contextlib.suppress(ErpeError):

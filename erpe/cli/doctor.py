@@ -163,7 +163,7 @@ def _loopback() -> str:
 
 def _studies(store: Store) -> str:
     from erpe.study.lookup import studies_of
-    from erpe.study.records import read_studies
+    from erpe.study.reading import read_studies
 
     return f"{len(studies_of(read_studies(store)))} in {redact(store.storage_url)}"
 

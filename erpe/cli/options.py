@@ -90,6 +90,14 @@ Notify = Annotated[
 ]  # fmt: skip
 Pack = Annotated[int, typer.Option(help="Trials of one shape that train as one program; on CPUs for small models.")]
 
+Concurrency = Annotated[int | None, typer.Option(help="Trials at a time; default: what the machine allows.")]
+CpusPerTrial = Annotated[int, typer.Option(help="CPUs, and threads, of a trial.")]
+GpusPerTrial = Annotated[
+    float | None, typer.Option(help="GPUs of a trial, or a part of one; default: all there are, shared evenly.")
+]
+RayAddress = Annotated[str | None, typer.Option(help="Of a Ray cluster; default: $ERPE_RAY_ADDRESS, or here.")]
+Executor = Annotated[str, typer.Option(help="ray, or inline: one trial after the other, without Ray.")]
+
 
 def parse_settings(given: list[str] | None) -> dict[str, Any]:
     """`["train.ema=0.99"]` -> `{"train.ema": 0.99}`; values as in TOML, a bare word is text.
@@ -119,13 +127,13 @@ def limits_of(given: list[str] | None) -> dict[str, Any]:
     return found
 
 
-def dataset_of(given: str, resize: str | None = None, store: Path | None = None, data_dir: Path | None = None) -> Any:
+def dataset_of(given: str, resize: str | None = None, store: Path | None = None) -> Any:
     """Return a published data set's name, or the description of own images, of which a line is told.
 
     Args:
         store: beside which what is found out of own images is kept.
     Raises:
-        ConfigError, DataError: see `erpe.training.own.find_dataset`; or the folder of published data sets is given too.
+        ConfigError, DataError: see `erpe.training.own.find_dataset`.
     """
     from erpe.datasets import DATASETS, Dataset, read_grid
     from erpe.store import Store
@@ -135,8 +143,6 @@ def dataset_of(given: str, resize: str | None = None, store: Path | None = None,
     from erpe.training.own import find_dataset, summary
 
     found = find_dataset(given, resize=read_grid(resize), cache=Store.open(store).datasets if store else None)
-    if data_dir and isinstance(found, Dataset):
-        raise ConfigError("--data-dir is the folder of published data sets; --dataset says where own images lie")
     if isinstance(found, Dataset):
         print(line(summary(found)), file=sys.stderr)
     return found

@@ -25,8 +25,10 @@ from erpe.search.run_study import CampaignResult
 from erpe.store import Store
 from erpe.study.objectives import Goals, shown
 from erpe.study.openings import Openings, openings
-from erpe.study.plan import Plan, stored_plan
-from erpe.study.records import StudyRecord, TrialRecord, read_studies
+from erpe.study.plan import Plan
+from erpe.study.plan_file import stored_plan
+from erpe.study.reading import read_studies
+from erpe.study.records import StudyRecord, TrialRecord
 from erpe.text import Terminal, changes_wait, clock, line, percent
 from erpe.tracking.waiting import waiting
 

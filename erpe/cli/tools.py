@@ -52,7 +52,7 @@ def logs(run: Run, store: StoreOption = STORE) -> None:
     """Print the log of a trial: when it began and ended, its epochs, and what it printed and warned of."""
     from erpe.execution.trial_log import read_log
     from erpe.study.lookup import find_trial
-    from erpe.study.records import read_studies
+    from erpe.study.reading import read_studies
 
     opened = existing(store)
     part, trial = find_trial(read_studies(opened), run, states=("COMPLETE", "PRUNED", "FAIL", "RUNNING"))
@@ -85,7 +85,7 @@ def plot(
     from erpe.report.charts import write
     from erpe.results import load_study, plot_search
     from erpe.study.lookup import parts_of
-    from erpe.study.records import read_studies
+    from erpe.study.reading import read_studies
     from erpe.text import printable
 
     opened, path = existing(store), output or Path(f"{study}-{what}.png")

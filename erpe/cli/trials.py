@@ -16,7 +16,8 @@ from erpe.store import Store
 from erpe.study.lookup import parts_of
 from erpe.study.naming import part_name
 from erpe.study.objectives import Goals, shown
-from erpe.study.records import StudyRecord, read_studies
+from erpe.study.reading import read_studies
+from erpe.study.records import StudyRecord
 from erpe.text import Terminal, changes_wait, clock, last_line, percent
 from erpe.tracking.waiting import Waiting, waiting
 

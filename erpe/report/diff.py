@@ -14,7 +14,8 @@ from erpe.errors import StudyError
 from erpe.settings import flatten
 from erpe.store import Store
 from erpe.study.lookup import find_trial, parts_of
-from erpe.study.records import StudyRecord, TrialRecord, arm_of, read_studies
+from erpe.study.reading import read_studies
+from erpe.study.records import StudyRecord, TrialRecord, arm_of
 
 
 class Difference(NamedTuple):

@@ -22,7 +22,7 @@ def publish(plan: Plan, store: Store, outcomes: Outcomes, comparison: Comparison
         StoreError: it cannot be written.
     """
     from erpe.report.page import write_report
-    from erpe.study.records import read_studies
+    from erpe.study.reading import read_studies
     from erpe.tracking.tracker import Tracker, is_running
 
     folder = store.root / "reports" / plan.name

@@ -31,7 +31,8 @@ from erpe.study import storage
 from erpe.study.backup import keeping
 from erpe.study.lock import acquire
 from erpe.study.lookup import parts_of, studies_of
-from erpe.study.records import StudyRecord, TrialRecord, mark_removed, read_studies, read_study
+from erpe.study.reading import mark_removed, read_studies, read_study
+from erpe.study.records import StudyRecord, TrialRecord
 from erpe.tracking.deletion import Logged, LoggedStudy, is_server
 from erpe.tracking.tracker import Tracker
 from erpe.tracking.waiting import is_here

@@ -20,7 +20,7 @@ from erpe.io import remove_folder, size_mib
 from erpe.store import FILES, HISTORY, Store
 from erpe.study import storage
 from erpe.study.lock import acquire
-from erpe.study.records import read_studies
+from erpe.study.reading import read_studies
 from erpe.tracking.deletion import Logged, stray_artifacts
 
 _TRIAL = re.compile(r"\d{4,}-\d+")

@@ -18,15 +18,15 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Unpack
 
-from erpe.checkpoints import RemoteCheckpoints, checked_out, find_remote
+from erpe.checkpoints import RemoteCheckpoints, checked_out
 from erpe.errors import StudyError
 from erpe.execution.callbacks import Progress
 from erpe.execution.controller import StudyController
-from erpe.execution.executors import How, ResourceRequest, Workers
+from erpe.execution.executors import How, Workers
 from erpe.execution.fair_share import Budget, FairShareController
-from erpe.execution.objective import Objective, vision
+from erpe.execution.objective import Objective
 from erpe.execution.signals import interruptible
-from erpe.execution.staging import staged
+from erpe.search.ready import prepare
 from erpe.store import Store
 from erpe.study.backup import backed_up
 from erpe.study.lookup import identified
@@ -34,7 +34,8 @@ from erpe.study.naming import search_name, seeds_stem
 from erpe.study.objectives import Goals, check_limits
 from erpe.study.openings import Openings, check_replacing, openings
 from erpe.study.plan import Arm, Plan
-from erpe.study.records import ExperimentRef, StudyRecord, TrialRecord, read_studies
+from erpe.study.reading import read_studies
+from erpe.study.records import ExperimentRef, StudyRecord, TrialRecord
 from erpe.study.session import StudySession
 from erpe.study.spec import StudySpec
 from erpe.text import last_line
@@ -90,31 +91,26 @@ def run(
         DataError, StoreError: the data or the store cannot be used; trials stay as they are.
         KeyboardInterrupt: the second Ctrl-C. Checkpoints of finished epochs are safe.
     """
-    from erpe.tracking.provenance import collect
     from erpe.tracking.tracker import Tracker
 
     began = time.monotonic()
-    asked = ResourceRequest(**how)
-    asked.check()
-    progress, remote, before = progress or Progress(), find_remote(), _members(store, plan)
+    where, work, remote, tags = prepare("erpe study run", plan.dataset, store, Goals.of(plan.search).timed, work, how)
+    progress, before = progress or Progress(), _members(store, plan)
     if replaced := check_replacing(plan, before, replace):
         progress.on_warning(replaced)
     for arm in plan.arms():
         check_limits(plan.search_spec(arm))
-    timed = Goals.of(plan.search).timed
-    work = work or vision(plan.dataset, asked.data_dir, asked.device, store.devices, timed)
-    work = staged(work, remote)
     with contextlib.ExitStack() as opened:
         tracker = Tracker(store, plan.name, send=not offline)
         opened.callback(tracker.close, 1)  # after an error, too
-        campaign = _Campaign(plan, store, tracker, progress, collect("erpe study run", asked.cpus_per_trial), remote)
+        campaign = _Campaign(plan, store, tracker, progress, tags, remote)
         searches = opened.enter_context(campaign.searches())
         opened.enter_context(interruptible(campaign.draining, progress))
         progress.on_phase("data")
         work.prepare()
         progress.on_phase("workers")
         most = len(plan.arms()) * max(plan.search.trials, plan.confirm.seeds)
-        with asked.workers(most, store, plan.name, remote) as workers:
+        with where.workers(most, store, plan.name, remote) as workers:
             campaign.tags["device"] = workers.device
             confirmed = campaign.play(searches, work, workers)
         if not offline:

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Unpack
 
-from erpe.checkpoints import checked_out, find_remote
+from erpe.checkpoints import checked_out
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError
 from erpe.execution.callbacks import Progress
 from erpe.execution.controller import StudyController
-from erpe.execution.executors import How, ResourceRequest, Workers
-from erpe.execution.objective import Objective, vision
+from erpe.execution.executors import How, Workers
+from erpe.execution.objective import Objective
 from erpe.execution.signals import interruptible
-from erpe.execution.staging import staged
+from erpe.search.ready import prepare
 from erpe.store import Store
 from erpe.study.backup import backed_up
 from erpe.study.objectives import check_limits
@@ -96,25 +97,20 @@ def tune(
         DataError, StoreError: the data or the store cannot be used; trials stay as they are.
         KeyboardInterrupt: the second Ctrl-C. Checkpoints of finished epochs are safe.
     """
-    from erpe.tracking.provenance import collect, made_with
+    from erpe.tracking.provenance import made_with
     from erpe.tracking.tracker import Tracker
 
     began = time.monotonic()
     if trials < (least := max(1, len(start.points))):
         raise ConfigError(f"trials: {trials} given; use {least} or more instead")
-    asked = ResourceRequest(**how)
-    asked.check()
+    where, work, remote, tags = prepare("erpe tune", spec.base.data.dataset, store, spec.goals.timed, work, how)
     check_limits(spec)
-    progress, remote, tags = progress or Progress(), find_remote(), collect("erpe tune", asked.cpus_per_trial)
-    work = work or vision(spec.base.data.dataset, asked.data_dir, asked.device, store.devices, spec.goals.timed)
-    work = staged(work, remote)
+    progress = progress or Progress()
     with contextlib.ExitStack() as opened:
         session = opened.enter_context(
             StudySession.open(store, spec, trials=trials, name=name, new=new, made_with=made_with(tags), start=start)
         )
-        if start.points and session.points != list(start.points):
-            progress.on_warning(f"study {session.name} had begun before: it keeps its own starting points")
-        for note in start.notes if not session.read().trials else ():
+        for note in _notes(session, start):
             progress.on_warning(note)
         tags |= study_tags(spec, session.name, None)
         tracker = Tracker(store, session.name)
@@ -128,10 +124,18 @@ def tune(
             session.record_tags(tags)
             tracker.tell(session.name)
             progress.on_phase("workers")
-            with asked.workers(trials, store, session.name, remote) as workers:
+            with where.workers(trials, store, session.name, remote) as workers:
                 tags["device"] = workers.device
                 _run(controller, work, workers)
         return _close(controller, began, finished)
+
+
+def _notes(session: StudySession, start: Start) -> Iterator[str]:
+    """Say what becomes of the starting points, and what a run that is repeated was made with."""
+    if start.points and session.points != list(start.points):
+        yield f"study {session.name} had begun before: it keeps its own starting points"
+    if not session.read().trials:
+        yield from start.notes
 
 
 def _left(session: StudySession, trials: int) -> bool:

@@ -7,27 +7,20 @@ for arm in plan.arms():
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
-from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, WithJsonSchema, field_validator, model_validator
 
 from erpe.config import NINE, VARIANTS, Variant, defaults
-from erpe.datasets import DATASETS, AnyDataset, Size, read_grid
-from erpe.errors import ConfigError, ErpeError
-from erpe.plugins import load as load_plugin
-from erpe.plugins import loaded
+from erpe.datasets import AnyDataset, Size, read_grid
+from erpe.errors import ConfigError
 from erpe.settings import Config
 from erpe.study.distributions import Axis, Choices, Scalar, typical
-from erpe.study.entries import by_dotted_names, contradictions, dotted, lay_over, read_change, tables_of
+from erpe.study.entries import dotted
 from erpe.study.objectives import Limits, Objective
 from erpe.study.plan_checks import mistakes_of
-from erpe.study.search_space import apply_overrides, read_toml, variant_params
+from erpe.study.search_space import apply_overrides, variant_params
 from erpe.study.spec import Pruner, Sampler, StudySpec, confirmation, confirmed_epochs, define
 
 Count = Annotated[int, Field(gt=0, lt=2**31)]
@@ -234,73 +227,3 @@ def _written(axis: Axis) -> Any:
     if isinstance(axis, Choices):
         return list(axis.values) if len(axis.values) > 1 else axis.values[0]
     return axis.model_dump(exclude_defaults=True)
-
-
-def load_plan(
-    given: str | os.PathLike[str] | dict[str, Any], changes: Sequence[str] = (), cache: Path | None = None
-) -> Plan:
-    """Return a study file, with some lines changed, in this order: `["search.trials=2", "space.model.patch=7"]`.
-
-    Args:
-        given: its path; or what is in one, whose paths are relative to the working directory.
-        cache: where what is found out of own images is kept; see `erpe.training.own.find_dataset`.
-    Raises:
-        ConfigError: one line naming the file, the key, and what is wrong with it.
-    """
-    path = Path("study" if isinstance(given, dict) else given)
-    try:
-        table = json.loads(json.dumps(given)) if isinstance(given, dict) else read_toml(path)
-    except ConfigError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    try:
-        table = by_dotted_names({"name": path.stem.replace("_", "-")} | table)
-        for line in changes:
-            lay_over(table, read_change(line))
-        if against := contradictions({f"[{name}]": found for name, found in tables_of(table).items()}):
-            raise ConfigError(*against)
-        for plugin in table.get("plugins", ()) if isinstance(table.get("plugins", ()), list) else ():
-            load_plugin(str(plugin), path.parent)
-        return Plan(**_with_dataset(table, path.parent, cache))
-    except ErpeError as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def stored_plan(stored: dict[str, Any]) -> Plan:
-    """Return the plan of a study in a store.
-
-    Raises:
-        ConfigError: it is of plug-ins that are not loaded, and are never loaded by themselves; the line names them.
-    """
-    try:
-        return Plan(**stored)
-    except ConfigError:
-        here = {source.name for source in loaded()}
-        lacks = [each for each in stored.get("plugins", ()) if Path(each).stem not in here]
-        if not lacks:
-            raise
-        words = " ".join(f"--plugin {shlex.quote(each)}" for each in lacks)
-        raise ConfigError(f"study {stored.get('name')}: of a plug-in that is not loaded; use {words}") from None
-
-
-def _with_dataset(table: dict[str, Any], base: Path, cache: Path | None) -> dict[str, Any]:
-    """Return the file's table; a path of own images, which is relative to the file, becomes their description."""
-    given = table.get("dataset")
-    if not isinstance(given, str) or (given in DATASETS and "resize" not in table):
-        return table
-    from erpe.training.own import find_dataset
-
-    return table | {"dataset": find_dataset(given, base=base, resize=read_grid(table.get("resize")), cache=cache)}
-
-
-def schema() -> str:
-    """Return the JSON Schema of a study file, for editors."""
-    found = Plan.model_json_schema()
-    for table in ("switches", "settings"):  # `train.lr = 1` is a table in a table
-        own = found["properties"][table]["additionalProperties"]
-        found["properties"][table]["additionalProperties"] = {
-            "anyOf": [own, {"type": "object", "additionalProperties": own}]
-        }
-    found["required"] = [name for name in found["required"] if name != "name"]
-    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema"} | found, indent=2) + "\n"

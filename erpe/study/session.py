@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 
 from erpe.errors import StudyError, TrialError
 from erpe.store import Store
-from erpe.study import lookup, records, samplers, storage
+from erpe.study import lookup, reading, records, samplers, storage
 from erpe.study.lock import Lease, acquire, fenced
 from erpe.study.naming import shown
 from erpe.study.records import CONFIG, ExperimentRef, StudyRecord, TrialOutcome, TrialRecord
@@ -52,7 +52,7 @@ class StudySession:
         """The same as this driver left them: to read one again takes milliseconds."""
         self._ended: dict[int, TrialRecord] = {}
         """To read all again of every trial that ever ended would make each trial slower than the one before."""
-        self.uid = records.read_about(study.study_name, study.user_attrs).uid
+        self.uid = reading.read_about(study.study_name, study.user_attrs).uid
         study.pruner = samplers.make_pruner(spec, trials)
         self._epoch = int(study.user_attrs.get(records.EPOCH, 0)) + 1
         study.set_user_attr(records.EPOCH, self._epoch)
@@ -133,7 +133,7 @@ class StudySession:
         return backend.get_trial_id_from_study_id_trial_number(backend.get_study_id_from_name(self.name), number)
 
     def _reread(self, number: int) -> TrialRecord:
-        return records.read_trial(self.uid, self._database.backend.get_trial(self._place(number)))
+        return reading.read_trial(self.uid, self._database.backend.get_trial(self._place(number)))
 
     def _trial(self, number: int) -> optuna.Trial:
         """Return a trial to write to."""
@@ -211,7 +211,7 @@ class StudySession:
     def _is_pruned(self, number: int) -> bool:
         if not self._spec.goals.several:
             return self._trial(number).should_prune()
-        others = records.read_study(self._study, self._ended).trials
+        others = reading.read_study(self._study, self._ended).trials
         return samplers.falls_behind(self._spec, self._trials, self._record(number), others)
 
     @fenced
@@ -302,4 +302,4 @@ class StudySession:
     @storage.retry_while_unavailable
     def read(self) -> StudyRecord:
         """Return the study as it stands."""
-        return records.read_study(self._study, self._ended)
+        return reading.read_study(self._study, self._ended)

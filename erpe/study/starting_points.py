@@ -20,7 +20,8 @@ from erpe.study.distributions import Axis, Choices, Floats, default_point, insid
 from erpe.study.entries import dotted, typed
 from erpe.study.lookup import find_trial, parts_of
 from erpe.study.naming import shown
-from erpe.study.records import STUDY, StudyInfo, StudyRecord, TrialRecord, read_about
+from erpe.study.reading import read_about
+from erpe.study.records import STUDY, StudyInfo, StudyRecord, TrialRecord
 from erpe.study.search_space import read_toml
 from erpe.study.spec import StudySpec, differences_from
 from erpe.study.storage import Database, retry_while_unavailable

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -128,13 +129,16 @@ def attention_maps(image: np.ndarray, maps: np.ndarray, grid: tuple[int, int]) -
     panels[1, 1].set_ylabel("rows from query", fontsize=8)
     for axes in panels[1, 1:]:
         axes.set_xlabel("columns from query", fontsize=8)
-    bar = figure.colorbar(drawn, ax=list(panels.flat), shrink=0.6, pad=0.02)
+    _bar_of_multiples(figure.colorbar(drawn, ax=list(panels.flat), shrink=0.6, pad=0.02), most)
+    return figure
+
+
+def _bar_of_multiples(bar: Colorbar, most: float) -> None:
     twos = [2.0**n for n in range(-5, 6) if 1 / most <= 2.0**n <= most]
     bar.set_ticks(twos, labels=[f"{two:g}" if two >= 1 else f"1/{1 / two:g}" for two in twos])
     bar.minorticks_off()
     bar.set_label("attention (1 = uniform)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    return figure
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -13,7 +13,8 @@ from erpe.errors import BusyError, ErpeError, StudyError, TrackingError, nearest
 from erpe.store import Store
 from erpe.study import storage
 from erpe.study.lock import acquire
-from erpe.study.records import StudyRecord, TrialRecord, read_studies, read_study
+from erpe.study.reading import read_studies, read_study
+from erpe.study.records import StudyRecord, TrialRecord
 from erpe.study.spec import check_name
 from erpe.tracking.connection import examine
 from erpe.tracking.history import Journal

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from erpe.store import Store
 from erpe.study.lookup import studies_of
-from erpe.study.records import StudyRecord, read_studies
+from erpe.study.reading import read_studies
+from erpe.study.records import StudyRecord
 from erpe.tracking.cursor import Cursor
 from erpe.tracking.history import milliseconds
 from erpe.tracking.marks import INTERRUPTED, RUNNING, Mark, study_mark, trial_mark

@@ -29,7 +29,8 @@ from erpe.study.backup import backed_up
 from erpe.study.lock import acquire
 from erpe.study.lookup import studies_of
 from erpe.study.naming import shown
-from erpe.study.records import EPOCH, REMOVED, mark_removed, read_about, read_studies
+from erpe.study.reading import mark_removed, read_about, read_studies
+from erpe.study.records import EPOCH, REMOVED
 from erpe.transfer.optuna_copy import continues, copy, facts
 from erpe.transfer.source import Foreign, Member
 

@@ -20,8 +20,9 @@ from erpe.errors import ErpeError, StoreError, StudyError
 from erpe.io import MIB, parse_json, read_json
 from erpe.store import FILES, HISTORY, LAYOUT, Store, sqlite_url
 from erpe.study.naming import shown
-from erpe.study.plan import stored_plan
-from erpe.study.records import REMOVED, StudyRecord, TrialRecord, irreplaceable, read_study
+from erpe.study.plan_file import stored_plan
+from erpe.study.reading import read_study
+from erpe.study.records import REMOVED, StudyRecord, TrialRecord, irreplaceable
 from erpe.study.spec import check_name
 from erpe.study.storage import Database, first_line
 from erpe.tracking.history import is_line

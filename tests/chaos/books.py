@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from safetensors import safe_open
 
 from erpe.store import HISTORY
-from erpe.study.records import read_studies
+from erpe.study.reading import read_studies
 from erpe.tracking.connection import connect
 
 MEASURE = "val/accuracy"

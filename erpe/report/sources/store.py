@@ -21,8 +21,10 @@ from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
 from erpe.store import Store
 from erpe.study.objectives import Goals
 from erpe.study.openings import openings, openings_of
-from erpe.study.plan import Plan, stored_plan
-from erpe.study.records import StudyRecord, TrialRecord, arm_of, grouped, read_studies
+from erpe.study.plan import Plan
+from erpe.study.plan_file import stored_plan
+from erpe.study.reading import read_studies
+from erpe.study.records import StudyRecord, TrialRecord, arm_of, grouped
 from erpe.study.search_space import NO_AXES, own_axes
 from erpe.study.spec import CONTRACT, StudySpec
 from erpe.study.toml_text import toml_lines
