@@ -13,13 +13,12 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, Val
 from erpe import plugins
 from erpe.datasets import AnyDataset, Dataset, Size, facts_of
 from erpe.errors import ConfigError
-from erpe.plugins import ATTENTIONS, ENCODINGS, NINE, VARIANTS, own_variants, split_variant  # noqa: F401  known here, too
 from erpe.settings import Config
 
 
 def _known_variant(variant: str, info: ValidationInfo) -> str:
     if not (info.data or {}).get("plugin"):  # a stored one is read without its plug-in; to build a model needs it
-        split_variant(variant)
+        plugins.split_variant(variant)
     return variant
 
 
@@ -294,9 +293,8 @@ def defaults(variant: str, dataset: str | Dataset, seed: int = 0) -> TrialConfig
     Raises:
         ConfigError: unknown variant or data set.
     """
-    split_variant(variant)
-    facts = facts_of(dataset)
-    usual = facts.usual
+    plugins.split_variant(variant)
+    facts, usual = facts_of(dataset), facts_of(dataset).usual
     model = ModelConfig(variant=variant, image=facts.image, classes=facts.classes, patch=usual["model.patch"])
     data = DataConfig(dataset=dataset, validation=usual.get("data.validation", 0.1))
     return TrialConfig(model=model, data=data, seed=seed).replace(usual)

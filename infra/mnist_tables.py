@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from erpe.config import split_variant
+from erpe.plugins import split_variant
 from erpe.report.comparison import Comparison
 from erpe.report.fronts import fronts
 from erpe.report.outcomes import Outcomes

@@ -5,8 +5,8 @@ import torch
 from scipy.linalg import block_diag, circulant, expm
 from torch import Tensor
 
-from erpe.config import split_variant
 from erpe.model import VARIANTS, Attention, build_attention
+from erpe.plugins import split_variant
 
 # All different: a swapped axis cannot pass. Rope asks 4 to divide D, and m where it rotates features.
 B, H, D, DV, M, GRID = 2, 3, 8, 5, 12, (3, 5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from erpe.config import VARIANTS, split_variant
+from erpe.plugins import VARIANTS, split_variant
 from erpe.report.outcomes import Outcomes
 
 ACCURACY = {"softmax": 0.95, "favor": 0.90, "relu": 0.91}

@@ -6,9 +6,9 @@ import pytest
 import torch
 from trials import curve, tiny
 
-from erpe.config import VARIANTS
 from erpe.errors import TrialError
 from erpe.model import build
+from erpe.plugins import VARIANTS
 from erpe.training import trial as objective
 from erpe.training.batched import Pack
 from erpe.training.trial import Trial

@@ -22,9 +22,9 @@ from erpe.bench.series import bench_series
 from erpe.bench.tables import device_table, models_table, overhead_table
 from erpe.bench.timing import compete
 from erpe.bench.train import bench_training
-from erpe.config import VARIANTS
 from erpe.errors import ConfigError, StoreError
 from erpe.model.kernels import cpu
+from erpe.plugins import VARIANTS
 from erpe.store import Store
 from erpe.training.precision import bfloat16_unit
 

@@ -7,7 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Annotation
 from outcomes import made_up
 
-from erpe.config import VARIANTS, defaults
+from erpe.config import defaults
+from erpe.plugins import VARIANTS
 from erpe.report.charts import CHARTS, NARROW, parts, save_all
 from erpe.report.charts.captions import CAPTIONS, told
 from erpe.report.charts.costs import COSTS, tradeoffs

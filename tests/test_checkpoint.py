@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from trials import tiny
 
-from erpe.config import VARIANTS
 from erpe.errors import StoreError
 from erpe.model import build
+from erpe.plugins import VARIANTS
 from erpe.store import OWNER, STATE
 from erpe.training.checkpoint import MODEL, load_model, load_tensors, save_model, save_tensors
 from erpe.training.confirmation import final_evaluation

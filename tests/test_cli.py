@@ -18,9 +18,9 @@ from sklearn.datasets import load_digits
 
 from erpe.cli import app
 from erpe.cli.options import parse_settings
-from erpe.config import VARIANTS
 from erpe.errors import ConfigError
 from erpe.inference import predict
+from erpe.plugins import VARIANTS
 from erpe.store import Store
 from erpe.text import changes_wait, counted, first_line
 from erpe.training.checkpoint import load_model

@@ -12,8 +12,9 @@ from test_training import EVERYTHING, train
 from torch._dynamo.utils import counters
 from trials import tiny
 
-from erpe.config import VARIANTS, ModelConfig, TrainConfig
+from erpe.config import ModelConfig, TrainConfig
 from erpe.model import build
+from erpe.plugins import VARIANTS
 from erpe.training import compilation
 from erpe.training.compilation import compiled
 from erpe.training.trial import Trial

@@ -8,17 +8,9 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from erpe.config import (
-    VARIANTS,
-    AttentionConfig,
-    DataConfig,
-    ModelConfig,
-    TrainConfig,
-    TrialConfig,
-    defaults,
-    split_variant,
-)
+from erpe.config import AttentionConfig, DataConfig, ModelConfig, TrainConfig, TrialConfig, defaults
 from erpe.errors import ConfigError, nearest
+from erpe.plugins import VARIANTS, split_variant
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
 each_dataset = pytest.mark.parametrize("dataset", ["digits", "mnist", "cifar10"])

@@ -6,10 +6,11 @@ from counters import count_with_fvcore, count_with_torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from erpe.config import VARIANTS, ModelConfig
+from erpe.config import ModelConfig
 from erpe.errors import ErpeError
 from erpe.model import build
 from erpe.model.flops import forward_flops, train_step_flops
+from erpe.plugins import VARIANTS
 
 # fvcore builds on torch.jit, which is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

@@ -10,8 +10,8 @@ import torch
 
 from erpe.bench import gpu_check, gpu_errors, gpu_parts
 from erpe.bench.gpu_check import FILE, check, failures, main, table
-from erpe.config import VARIANTS
 from erpe.model.kernels import gpu
+from erpe.plugins import VARIANTS
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]

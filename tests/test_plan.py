@@ -9,9 +9,10 @@ import pytest
 
 from erpe.bench.probe import probe
 from erpe.cli.plan import detectable, families, plan_notes, plan_rows, plan_table, time_notes
-from erpe.config import NINE, VARIANTS, defaults
+from erpe.config import defaults
 from erpe.errors import ConfigError
 from erpe.model.flops import train_step_flops
+from erpe.plugins import NINE, VARIANTS
 from erpe.report.power import detectable_difference
 from erpe.study.entries import check_agreement
 from erpe.study.plan_file import load_plan, schema

@@ -11,11 +11,12 @@ from trials import TINY, objective
 import erpe
 from erpe import plugins
 from erpe.cli.app import main
-from erpe.config import NINE, VARIANTS, AttentionConfig, TrialConfig, defaults, own_variants
+from erpe.config import AttentionConfig, TrialConfig, defaults
 from erpe.errors import ConfigError
 from erpe.execution.objective import vision
 from erpe.model import build, build_attention
 from erpe.model.flops import counted_cost, forward_flops, is_counted
+from erpe.plugins import NINE, VARIANTS, own_variants
 from erpe.store import Store
 from erpe.study.plan_file import load_plan
 from erpe.study.records import ExperimentRef

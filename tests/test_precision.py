@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from torch.nn.modules.module import register_module_forward_hook
 from trials import curve, tiny
 
-from erpe.config import VARIANTS, defaults
+from erpe.config import defaults
 from erpe.errors import StoreError
 from erpe.model import build
+from erpe.plugins import VARIANTS
 from erpe.store import STATE
 from erpe.training.checkpoint import MODEL, load_tensors, save_tensors
 from erpe.training.precision import LEAST, autocast, explain_auto, pick_precision

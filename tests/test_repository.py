@@ -16,7 +16,8 @@ import typer
 
 from erpe.cli.app import app
 from erpe.cli.doctor import PACKAGES
-from erpe.config import VARIANTS, defaults
+from erpe.config import defaults
+from erpe.plugins import VARIANTS
 from erpe.study.search_space import load_space
 
 ROOT = Path(__file__).parent.parent

@@ -3,7 +3,7 @@
 import pytest
 from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 
-from erpe.config import VARIANTS
+from erpe.plugins import VARIANTS
 from erpe.store import Store
 from erpe.study import samplers
 from erpe.study.plan import Plan

@@ -6,9 +6,10 @@ import sys
 import optuna
 import pytest
 
-from erpe.config import VARIANTS, defaults, split_variant
+from erpe.config import defaults
 from erpe.datasets import DATASETS
 from erpe.errors import ConfigError
+from erpe.plugins import VARIANTS, split_variant
 from erpe.study.distributions import Choices, Floats, Ints, Space, default_point, sample
 from erpe.study.search_space import check_together, default_space, load_space
 

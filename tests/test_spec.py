@@ -2,8 +2,9 @@
 
 import pytest
 
-from erpe.config import VARIANTS, TrainConfig, TrialConfig, defaults
+from erpe.config import TrainConfig, TrialConfig, defaults
 from erpe.errors import ConfigError
+from erpe.plugins import VARIANTS
 from erpe.study import samplers
 from erpe.study.distributions import Choices, Floats, Ints, Space
 from erpe.study.search_space import default_space

@@ -10,8 +10,8 @@ from outcomes import made_up
 from scipy import stats
 from statsmodels.discrete.discrete_model import Logit
 
-from erpe.config import VARIANTS, split_variant
 from erpe.errors import ConfigError, StudyError
+from erpe.plugins import VARIANTS, split_variant
 from erpe.report import ranks as order
 from erpe.report.comparison import compare
 from erpe.report.decisions import VERDICTS, holm

@@ -9,7 +9,8 @@ from test_training import assert_same, train, weights
 from torch.nn.functional import cross_entropy
 from trials import tiny
 
-from erpe.config import VARIANTS, TrainConfig
+from erpe.config import TrainConfig
+from erpe.plugins import VARIANTS
 from erpe.training import confirmation
 from erpe.training.data import load_training, normalise
 from erpe.training.loop import learning_rate

@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from trials import tiny
 
-from erpe.config import VARIANTS
 from erpe.model import build, build_attention
 from erpe.model.kernels.low_rank import _series
 from erpe.model.rotary import _fourier
+from erpe.plugins import VARIANTS
 from erpe.training import loop
 from erpe.training.data import Images, constants
 from erpe.training.loop import Trainer

@@ -20,8 +20,9 @@ from erpe.bench.models import bench_models
 from erpe.bench.packing import bench_packs
 from erpe.bench.timing import compete
 from erpe.bench.train import imagined
-from erpe.config import VARIANTS, TrialConfig, defaults
+from erpe.config import TrialConfig, defaults
 from erpe.model import build
+from erpe.plugins import VARIANTS
 from erpe.training.data import Images, load_training
 from erpe.training.graph import CudaGraphs
 from erpe.training.loop import Trainer

@@ -65,8 +65,7 @@ def check_plugin(
 ) -> None:
     """Check each variant that a plug-in adds: rows, dense twin, gradients, batch, positions, FLOPs, vmap."""
     from erpe.cli.tables import checks_table
-    from erpe.config import own_variants
-    from erpe.plugins import load
+    from erpe.plugins import load, own_variants
     from erpe.training.check import check_variant
 
     found = {variant: check_variant(variant) for variant in own_variants(load(file))}

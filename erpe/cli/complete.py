@@ -16,7 +16,7 @@ from erpe.errors import ErpeError
 
 def variants(incomplete: str) -> list[str]:
     """The twelve."""
-    from erpe.config import VARIANTS
+    from erpe.plugins import VARIANTS
 
     return [name for name in VARIANTS if name.startswith(incomplete)]
 

@@ -149,7 +149,7 @@ def families(plan: Plan) -> dict[str, int]:
     """Family of tests -> how many it has, for the largest of a kind: families are one a combination of switches."""
     import pandas as pd
 
-    from erpe.config import split_variant
+    from erpe.plugins import split_variant
     from erpe.report.pairing import pairs
 
     who = (plan.name, str(plan.dataset))

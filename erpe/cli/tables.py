@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from erpe.cli.fronts import front_table, refusals
-from erpe.config import VARIANTS, defaults, own_variants, split_variant
+from erpe.config import defaults
 from erpe.datasets import Dataset
+from erpe.plugins import VARIANTS, own_variants, split_variant
 from erpe.search.tune import TuneResult
 from erpe.study.objectives import MEASURES as OBJECTIVES
 from erpe.study.objectives import shown

@@ -4,8 +4,8 @@
     layer = build_attention("favor_general", grid=(7, 7), heads=4, head_dim=16)
 """
 
-from erpe.config import VARIANTS
 from erpe.model.attention import Attention, build_attention
 from erpe.model.vit import ViT, build
+from erpe.plugins import VARIANTS
 
 __all__ = ["VARIANTS", "Attention", "ViT", "build", "build_attention"]

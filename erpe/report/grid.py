@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from erpe.config import ATTENTIONS, ENCODINGS
+from erpe.plugins import ATTENTIONS, ENCODINGS
 from erpe.report.labels import ATTENTION, ENCODING, switched
 from erpe.report.pairing import switches
 from erpe.report.significance import digits_of, point_digits, signed

@@ -12,8 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from erpe import __version__
-from erpe.config import ENCODINGS
 from erpe.io import write_atomic
+from erpe.plugins import ENCODINGS
 from erpe.report.charts import CHARTS, parts
 from erpe.report.charts.captions import CAPTIONS, told
 from erpe.report.charts.data import DATA

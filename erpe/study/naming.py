@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 
-from erpe.config import VARIANTS
+from erpe.plugins import VARIANTS
 
 _PART = re.compile(rf"(.+)\.((?:{'|'.join(VARIANTS)})(?:-[^/]+?)?)(\.confirm-[0-9a-f]{{6}})?")
 SEED = "seed-"

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, WithJsonSchema, field_validator, model_validator
 
-from erpe.config import NINE, VARIANTS, Variant, defaults
+from erpe.config import Variant, defaults
 from erpe.datasets import AnyDataset, Size, read_grid
 from erpe.errors import ConfigError
+from erpe.plugins import NINE, VARIANTS
 from erpe.settings import Config
 from erpe.study.distributions import Axis, Choices, Scalar, typical
 from erpe.study.entries import dotted

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from erpe import plugins
-from erpe.config import TrialConfig, defaults, split_variant
+from erpe.config import TrialConfig, defaults
 from erpe.datasets import Dataset, facts_of
 from erpe.errors import ConfigError, ErpeError, nearest
+from erpe.plugins import split_variant
 from erpe.study.distributions import MOST_VALUES, Axis, Choices, Floats, Ints, Space
 from erpe.study.entries import KNOWN, contradictions, dotted, fits, typed
 

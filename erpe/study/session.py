@@ -35,6 +35,7 @@ MAX_ATTEMPTS = 3
 """Crashes of a trial without a finished epoch between them, after which it is FAIL."""
 
 _ATTEMPTS = "erpe.attempts"
+State = Literal["COMPLETE", "PRUNED", "FAIL"]
 
 
 class StudySession:
@@ -233,13 +234,7 @@ class StudySession:
         return False
 
     @fenced
-    def decide(
-        self,
-        number: int,
-        state: Literal["COMPLETE", "PRUNED", "FAIL"],
-        metrics: dict[str, float],
-        reason: str | None = None,
-    ) -> TrialOutcome:
+    def decide(self, number: int, state: State, metrics: dict[str, float], reason: str | None = None) -> TrialOutcome:
         """Write ahead how a trial ends, before anyone else is told; the first decision counts.
 
         A trial cannot be COMPLETE without its objectives, and measures that are limited: then it is FAIL.

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from erpe.config import ATTENTIONS, ENCODINGS
+from erpe.plugins import ATTENTIONS, ENCODINGS
 from erpe.report.labels import label
 
 COLOURS = {"softmax": "#0072b2", "favor": "#d55e00", "relu": "#009e73"}

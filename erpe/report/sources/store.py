@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from erpe import __version__
-from erpe.config import split_variant
 from erpe.datasets import Dataset
 from erpe.errors import ConfigError, StoreError
 from erpe.io import read_json
+from erpe.plugins import split_variant
 from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
 from erpe.store import Store
 from erpe.study.objectives import Goals
