@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -138,11 +139,9 @@ def test_a_store_that_moved_goes_on_in_itself(finished, tmp_path, name, copied):
 def champion(store):
     import mlflow
 
-    mlflow.set_tracking_uri(store.tracking_uri)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", store.tracking_uri)
         found = mlflow.pyfunc.load_model(f"models:/{STUDY}@champion").predict(np.zeros((2, 1, 8, 8), np.uint8))
-    finally:
-        mlflow.set_tracking_uri(None)
     assert found.shape == (2, 10)
 
 
@@ -170,11 +169,34 @@ def test_the_ui_shows_the_files_of_a_store_that_moved(finished, tmp_path):
 @slow
 def test_a_database_elsewhere_that_keeps_artifacts_of_another_store_is_refused(finished, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_url(Path(shutil.copy(finished.root / "mlflow.db", tmp_path))))
-    store = Store.existing(shutil.copytree(finished.root, tmp_path / "copy"))
+    store = Store.existing(shutil.copytree(finished.root, tmp_path / "another"))
+    shutil.rmtree(store.artifacts / STUDY)
     before = contents(finished.root)
     with pytest.raises(TrackingError, match=r"outside of this store .*; open that store, or use another MLFLOW_TRACK"):
         sync(store)
     assert contents(finished.root) == before
+
+
+@slow
+def test_a_store_with_its_databases_on_postgresql_goes_on_in_itself(postgres, tmp_path, monkeypatch):
+    monkeypatch.setenv("ERPE_STORAGE_URL", postgres.url)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", postgres.create(f"{uuid.uuid4()}"))
+    old, moved, copied = tmp_path / "old", tmp_path / "a?b=c", tmp_path / "copied%20"
+    search(Store.open(old), 1)
+    os.rename(old, moved)
+    search(store := Store.existing(moved), 2)
+    assert sync(store) == {STUDY: 0} and len(list((store.artifacts / STUDY).iterdir())) == 3, "and its parent"
+    champion(store)
+    before = contents(shutil.copytree(moved, copied))
+    search(store := Store.existing(copied), 3)
+    assert sync(store) == {STUDY: 0} and len(list((store.artifacts / STUDY).iterdir())) == 4
+    assert not command("gc", STUDY, "--keep-best", "1", "--store", str(copied))
+    assert contents(moved) == before, "the copy left the original alone"
+    assert sync(Store.existing(moved)) == {STUDY: 0}, "which goes on, too"
+    shutil.rmtree(moved)
+    assert sync(store) == {STUDY: 0}
+    champion(store)
+    assert {path.name for path in tmp_path.iterdir()} == {copied.name}
 
 
 BYTES = os.fsdecode(b"not\xffUTF-8 %20?")

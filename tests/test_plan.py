@@ -166,7 +166,7 @@ def test_a_confirmation_trains_the_best_configuration_on_everything_with_seeds_o
         (SMALL.replace("digits", "digit"), [], "and no such folder or .npz; did you mean digits"),
         (SMALL, ['variants="ten"'], "'ten'"),
         (SMALL, ["variants=[]"], "variants: none given"),
-        (SMALL, ['variants=["relu", "relu"]'], "variants: one is there twice"),
+        (SMALL, ['variants=["relu", "relu"]'], "variants: relu is there 2 times"),
         (SMALL, ['name="../x"'], "study name '../x'"),
         (SMALL + '[settings]\n"data.validation" = 0.2\n', [], "data.validation: the study sets it"),
         (SMALL + '[settings]\n"train.lrr" = 0.2\n', [], "train.lrr"),
@@ -209,6 +209,10 @@ def test_every_mistake_of_a_file_is_told_at_once_and_that_of_many_arms_once(plan
     with pytest.raises(ConfigError) as error:
         plan_of(SMALL + "[space]\ntrain.lrr = 1\nmodel.patch = 3\n")
     assert str(error.value).count("train.lrr") == str(error.value).count("patch 3 does not divide") == 1
+    with pytest.raises(ConfigError) as error:
+        plan_of(SMALL + '[search]\ntrials = "many"\n[settings]\nmodel.image = 5\n"a{b" = 1\n[space]\nmodel.patch = 3\n')
+    for said in ("search.trials: 'many' given", "model.image: the study sets it", "'a{b'", "patch 3 does not divide"):
+        assert said in str(error.value), "values, names and arms in one line"
 
 
 def test_one_setting_means_the_same_with_quotes_without_and_in_a_table(plan_of, tmp_path):

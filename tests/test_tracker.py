@@ -273,12 +273,15 @@ def test_what_is_wrong_with_an_address_is_said_in_one_line_at_once(uri, told):
     assert told in line and redact(uri) in line and "\n" not in line and "hunter22" not in line
 
 
-def test_to_sync_a_study_that_is_not_there_makes_none(store):
+def test_to_sync_a_study_that_is_not_there_makes_none(store, tmp_path, monkeypatch):
     with driver(store, send=False) as controller:
         controller.next_trial()
     with pytest.raises(StudyError, match=f"did you mean {STUDY}"):
         sync(store, "relu_general-digit")
     assert lags(store).keys() == {STUDY}
+    monkeypatch.setenv("ERPE_STORAGE_URL", store.storage_url)
+    with pytest.raises(StudyError, match=f"{STUDY}: none of its trials is in this store; use --store with the one"):
+        sync(Store.open(tmp_path / "another"), STUDY)
 
 
 def test_provenance_names_code_versions_and_machine_and_nobody():

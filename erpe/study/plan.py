@@ -20,7 +20,7 @@ from erpe.settings import Config
 from erpe.study.distributions import Axis, Choices, Scalar, typical
 from erpe.study.entries import dotted
 from erpe.study.objectives import Limits, Objective
-from erpe.study.plan_checks import mistakes_of
+from erpe.study.plan_checks import beside, mistakes_of
 from erpe.study.search_space import apply_overrides, variant_params
 from erpe.study.spec import Pruner, Sampler, StudySpec, confirmation, confirmed_epochs, define
 
@@ -123,6 +123,17 @@ class Plan(Config):
     """Settings of every trial; they are not searched."""
     space: dict[str, Any] = Field(default={})
     """Ranges laid over the default space, as in a space file."""
+
+    def __init__(self, **values: Any) -> None:
+        """Take what a file has; every mistake in it is told.
+
+        Raises:
+            ConfigError: its mistakes.
+        """
+        try:
+            super().__init__(**values)
+        except ConfigError as error:
+            raise ConfigError(*error.args, *beside(Plan, values, error.__context__)) from None
 
     @field_validator("switches", "settings", "space", mode="before")
     @classmethod

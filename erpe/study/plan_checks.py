@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from erpe.errors import ConfigError, nearest
 from erpe.study.entries import KNOWN, repeated
@@ -19,8 +22,36 @@ MOST_ARMS = 1000
 
 
 def mistakes_of(plan: Plan) -> list[str]:
-    """Return a line for each mistake; arms are looked at when nothing else is wrong."""
-    return [*_names(plan), *_switches(plan)] or _arms(plan)
+    """Return a line for each mistake; arms are looked at without the settings whose names are wrong."""
+    strange, kept = list[str](), dict[str, dict[str, Any]]()
+    for table, given in (("switches", plan.switches), ("settings", plan.settings)):
+        lines = {name: line for name in given if (line := _strange(table, name))}
+        strange += lines.values()
+        kept[table] = {name: value for name, value in given.items() if name not in lines}
+    others = [*_names(plan), *_switches(plan)] or _arms(plan.model_copy(update=kept))
+    return [*strange, *others]
+
+
+def beside(make: Callable[..., object], table: dict[str, Any], error: BaseException | None) -> tuple[str, ...]:
+    """Return what else is wrong with a file's table, seen when the values that pydantic names are not in it."""
+    if not isinstance(error, ValidationError):
+        return ()
+    kept = deepcopy(table)
+    for found in error.errors():
+        branch: Any = kept
+        for step in found["loc"]:
+            inner = branch.get(step)
+            if not isinstance(inner, dict) or step == found["loc"][-1]:
+                branch.pop(step, None)
+                break
+            branch = inner
+    if kept == table or not kept.keys() >= {"dataset", "variants"}:
+        return ()
+    try:
+        make(**kept)
+    except ConfigError as more:
+        return more.args
+    return ()
 
 
 def _names(plan: Plan) -> Iterator[str]:
@@ -30,14 +61,18 @@ def _names(plan: Plan) -> Iterator[str]:
         yield str(error)
     if not plan.variants:
         yield "variants: none given; use nine, twelve or a list instead"
-    if len(set(plan.variants)) < len(plan.variants):
-        yield "variants: one is there twice"
-    for table, names in (("switches", plan.switches), ("settings", plan.settings)):
-        for name in names:
-            if name in RESERVED or name == "data.validation":
-                yield f"{table}.{name}: the study sets it"
-            elif name not in KNOWN and not name.startswith("model.options."):
-                yield f"{table}: unknown setting {name[:100]!r}; {nearest(name, sorted(KNOWN))}"
+    for name, count in Counter(plan.variants).items():
+        if count > 1:
+            yield f"variants: {name} is there {count} times"
+
+
+def _strange(table: str, name: str) -> str | None:
+    """Return what is told of a setting that a file cannot set."""
+    if name in RESERVED or name == "data.validation":
+        return f"{table}.{name}: the study sets it"
+    if name not in KNOWN and not name.startswith("model.options."):
+        return f"{table}: unknown setting {name[:100]!r}; {nearest(name, sorted(KNOWN))}"
+    return None
 
 
 def _switches(plan: Plan) -> Iterator[str]:

@@ -18,6 +18,7 @@ from erpe.tracking.comparison import BEST, PARENT, REASON, STATE, STATUS, STUDY,
 from erpe.tracking.connection import connect
 from erpe.tracking.descriptions import NOTE, describe_experiment, log_data_set
 from erpe.tracking.image import RunImage
+from erpe.tracking.relocation import HOME, is_store
 from erpe.tracking.ui_views import CONFIRMED_VIEW, EXPERIMENT_TAGS
 
 if TYPE_CHECKING:
@@ -55,23 +56,42 @@ class Experiment:
                 f"use `MLFLOW_TRACKING_URI={shlex.quote(redact(self.store.tracking_uri))} "
                 f"mlflow experiments restore -x {found.experiment_id}` to bring it back"
             )
-        self._check_place(found.artifact_location)
+        self._check_place(found)
 
-    def _check_place(self, location: str) -> None:
+    def _check_place(self, found: Found) -> None:
         """Nothing is written outside the store, unless a server or a bucket has the artifacts."""
+        if deletion.is_server(self.store) or not found.artifact_location.startswith("file:"):
+            return
+        place = self._place(found)
+        if not place.is_relative_to(self.store.root) and self._came_here(found, place):
+            self.client.set_experiment_tag(found.experiment_id, HOME, str(self.store.root))
+            place = self._place(found)
+        if not place.is_relative_to(self.store.root):
+            raise TrackingError(
+                f"experiment {self.study}: its artifacts lie outside of this store ({place}); "
+                "open that store, or use another MLFLOW_TRACKING_URI instead"
+            )
+
+    def _place(self, found: Found) -> Path:
+        """Return where the artifacts of a run would be written."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         from erpe.tracking.plugin import StoreArtifactRepository
 
-        if deletion.is_server(self.store) or not location.startswith("file:"):
-            return
-        files = get_artifact_repository(f"{location}/{'0' * 32}/artifacts", tracking_uri=self.store.tracking_uri)
-        if isinstance(files, StoreArtifactRepository):
-            place, advice = files.artifact_dir, "open that store, or use another MLFLOW_TRACKING_URI instead"
-        else:
-            place, advice = location, "MLflow does not find the plugin of erpe, use `pip install` again"
-        if not Path(place).is_relative_to(self.store.root):
-            raise TrackingError(f"experiment {self.study}: its artifacts lie outside of this store ({place}); {advice}")
+        location = f"{found.artifact_location}/{'0' * 32}/artifacts"
+        files = get_artifact_repository(location, tracking_uri=self.store.tracking_uri)
+        if not isinstance(files, StoreArtifactRepository):
+            raise TrackingError("MLflow does not find the plugin of erpe, use `pip install` again")
+        return Path(files.artifact_dir)
+
+    def _came_here(self, found: Found, place: Path) -> bool:
+        """Whether this store was moved from there, or is a copy of the one that is there."""
+        if not place.match("artifacts/*/*/artifacts"):
+            return False
+        own = self.store.artifacts / self.study
+        here = {path.name for path in own.iterdir()} if own.is_dir() else set()
+        runs = deletion.find_runs(self.client, found.experiment_id)
+        return not is_store(place.parents[3]) or any(run.info.run_id in here for run in runs)
 
     # What is there
 

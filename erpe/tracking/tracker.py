@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 import optuna
 
-from erpe.errors import BusyError, ErpeError, StudyError, TrackingError, nearest
+from erpe.errors import BusyError, ErpeError, StudyError, TrackingError
 from erpe.store import Store
 from erpe.study import storage
 from erpe.study.lock import acquire
+from erpe.study.lookup import parts_of
 from erpe.study.reading import read_studies, read_study
 from erpe.study.records import StudyRecord, TrialRecord
 from erpe.study.spec import check_name
@@ -212,7 +213,9 @@ def sync(
     error: ErpeError | None = None
     known = own(store)
     if study and study not in known:
-        raise StudyError(f"study {study!r}: not in this store; {nearest(study, known) if known else 'it has none'}")
+        study = parts_of(read_studies(store), study)[0].experiment  # of an arm, or of another store
+    if study and study not in known:
+        raise StudyError(f"study {study}: none of its trials is in this store; use --store with the one that has them")
     health = examine(store.tracking_uri)
     if known and health.state != "well":
         raise TrackingError(f"{health.fact}; {health.advice if health.state == 'refuses' else _DOWN}".rstrip("; "))
