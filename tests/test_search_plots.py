@@ -45,7 +45,7 @@ def test_the_pictures_of_a_search_are_small(tmp_path):
     for name, figure in draw_search(searched(20)).items():
         save(figure, tmp_path / f"{name}.png")
     sizes = [path.stat().st_size for path in tmp_path.iterdir()]
-    assert len(sizes) == 3 and sum(sizes) < 500_000
+    assert len(sizes) == 3 and sum(sizes) < 100_000
 
 
 def test_a_search_of_two_objectives_has_its_front_too(tmp_path):
