@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import optuna
 import pytest
@@ -48,6 +49,18 @@ def run(session, trial, value=0.5):
 
 def states(session):
     return [trial.state for trial in session.read().trials]
+
+
+def test_commands_that_open_a_new_store_at_once_all_find_its_tables(store):
+    gate = threading.Barrier(4)
+
+    def look(_):
+        gate.wait()
+        with contextlib.closing(storage.Database(store.storage_url)) as database:
+            return database.names()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(look, range(4))) == [[]] * 4
 
 
 def test_a_budget_is_of_the_whole_study(home):

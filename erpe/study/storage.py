@@ -135,12 +135,18 @@ def retry_while_unavailable(call: Callable[P, R], seconds: float | None = None) 
     return repeated
 
 
+_MADE = re.compile("already exists|alembic_version|version_info")
+"""Of an error while another process, which opened the new database at the same time, makes its tables."""
+
+
 def _may_pass(error: BaseException | None) -> bool:
     """Tell whether waiting may help.
 
     A server that restarts, a lock that is held; not a full disk or a wrong password.
     """
     if isinstance(error, PendingRollbackError):  # the connection went away in the middle of a transaction
+        return True
+    if isinstance(error, DatabaseError) and _MADE.search(str(error.orig)):
         return True
     if not isinstance(error, OperationalError | InterfaceError):
         return False
