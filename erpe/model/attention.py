@@ -57,7 +57,7 @@ class Softmax(Attention):
     def scaled(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float]:
         """Rotated q and k (B, H, N, D), and the factor of their products."""
         rotation = self.encoding.rotation(q)
-        q, k = self.encoding.rotate(q, k) if rotation is None else rotation.align(q, k)
+        q, k = self.encoding.turn(q, k) if rotation is None else rotation.align(q, k)
         if self.config.normalize_qk:
             return normalize(q, dim=-1), normalize(k, dim=-1), 1.0
         return q, k, self.shape.head_dim**-0.5
@@ -121,7 +121,7 @@ class Linear(Attention):
         mask, rotation = self.encoding.mask(), self.encoding.rotation(q)
         if mask is None and self.encoding.log_weights() is not None:  # of a plug-in: any weight of each pair
             return self.dense_weights(*self.phi(full_precision(q), full_precision(k))) @ full_precision(v)
-        q, k = self.encoding.rotate(q, k) if rotation is None else (q, k)
+        q, k = self.encoding.turn(q, k) if rotation is None else (q, k)
         q, k, phi = self.features.prepare(q, k)
         if mask is not None:
             return masked_attention(q, k, v, phi, mask, self.config.method, self.config.rank)
@@ -135,7 +135,7 @@ class Linear(Attention):
     def phi(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Features of q and k, rotated before the map unless placed after: (B, H, N, m) each."""
         rotation = self.encoding.rotation(q)
-        q, k = self.encoding.rotate(q, k) if rotation is None else (q, k)
+        q, k = self.encoding.turn(q, k) if rotation is None else (q, k)
         q, k, phi = self.features.prepare(q, k)
         if rotation is not None and not self.rotates_features:
             (q, k), phi = rotation.align(q, k), phi.of(rotation.basis)

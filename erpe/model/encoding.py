@@ -52,6 +52,14 @@ class Encoding(nn.Module):
         """Each (B, H, N, D), turned by the rotation of its token's position."""
         return vectors
 
+    def turn(self, *vectors: Tensor) -> tuple[Tensor, ...]:
+        """`rotate` as one who wrote it expects: in float32 at least, without autocast, given back in its own dtype."""
+        if type(self).rotate is Encoding.rotate:
+            return vectors
+        with torch.autocast(vectors[0].device.type, enabled=False):
+            turned = self.rotate(*(full_precision(x) for x in vectors))
+        return tuple(x.to(before.dtype) for x, before in zip(turned, vectors, strict=True))
+
     def rotation(self, like: Tensor) -> Rotation | None:
         """Return what `rotate` does, in the precision and on the device of `like`; None: nothing."""
         return None

@@ -25,6 +25,9 @@ GRID, HEADS, HEAD_DIM, V_DIM = (3, 5), 2, 8, 5
 TOLERANCE = 1e-6
 """Of sums of float64, relative to the largest."""
 
+ROUNDED = 0.1
+"""The same in bfloat16, whose numbers have three digits."""
+
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
@@ -38,7 +41,7 @@ class Check(NamedTuple):
 
 
 def check_variant(variant: str) -> list[Check]:
-    """Check an attention layer in float64 on a (3, 5) grid, with random position parameters."""
+    """Check an attention layer on a (3, 5) grid, with random position parameters, mostly in float64."""
     try:
         _layer(variant)
     except ConfigError as error:
@@ -77,10 +80,10 @@ def _inputs(batch: int = 2, seed: int = 2) -> Inputs:
     return q, k, v
 
 
-def _close(found: Tensor, expected: Tensor) -> tuple[bool, str]:
+def _close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> tuple[bool, str]:
     found, expected = found.detach(), expected.detach()
     error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-    return error < TOLERANCE, f"relative error {error:.1e}"
+    return error < tolerance, f"relative error {error:.1e}"
 
 
 def _rows(variant: str) -> tuple[bool, str]:
@@ -107,6 +110,18 @@ def _batch(variant: str) -> tuple[bool, str]:
     layer, (q, k, v) = _layer(variant), _inputs()
     wild = [torch.cat([x[:1], 100 * x[1:]]) for x in (q, k, v)]
     return _close(layer(*wild)[:1], layer(q, k, v)[:1])
+
+
+def _half(variant: str) -> tuple[bool, str]:
+    """As it is trained in bfloat16 (`train.precision`), value and gradient against those of float32."""
+    layer, inputs = _layer(variant).float(), [x.bfloat16() for x in _inputs()]
+    found = []
+    for own in ([x.float().requires_grad_() for x in inputs], [x.requires_grad_() for x in inputs]):
+        with torch.autocast("cpu", torch.bfloat16, enabled=own[0].dtype == torch.bfloat16):
+            y = layer(*own)
+        y.float().square().sum().backward()
+        found.append(torch.cat([each.flatten().float() for each in (y, *(x.grad for x in own if x.grad is not None))]))
+    return _close(found[1], found[0], ROUNDED)
 
 
 def _relative(variant: str) -> tuple[None, str]:
@@ -152,6 +167,7 @@ _CHECKS: dict[str, Callable[[str], tuple[bool | None, str]]] = {
     "dense twin": _twin,
     "gradients": _gradients,
     "batch independence": _batch,
+    "bfloat16": _half,
     "positions": _relative,
     "FLOPs": _flops,
     "vmap": _vmap,

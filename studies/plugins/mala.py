@@ -28,7 +28,7 @@ class Mala(Attention):
         """phi_q, phi_k (B, H, N, D) and S (B, H, N, 1)."""
         self.check(q, k)
         rotation = self.encoding.rotation(q)
-        q, k = self.encoding.rotate(q, k) if rotation is None else rotation.align(q, k)
+        q, k = self.encoding.turn(q, k) if rotation is None else rotation.align(q, k)
         phi_q, phi_k = (elu(x * self.shape.head_dim**-0.25) + 1 for x in (q, k))
         return phi_q, phi_k, (phi_q * phi_k.sum(-2, keepdim=True)).sum(-1, keepdim=True)
 
