@@ -26,7 +26,7 @@ from erpe.store import Store, name_store
 from erpe.study.distributions import Space
 from erpe.study.entries import dotted
 from erpe.study.lookup import numbered
-from erpe.study.plan_file import load_plan
+from erpe.study.plan_file import find_plan
 from erpe.study.reading import read_studies
 from erpe.study.search_space import load_space
 from erpe.study.spec import Pruner, Sampler, StudySpec, define
@@ -189,6 +189,7 @@ def run_study(
     offline: bool = False,
     replaces: bool = False,
     progress: Shown = True,
+    plugins: Sequence[str] = (),
     notify: str | None = None,
     **how: Unpack[How],
 ) -> Study:
@@ -208,10 +209,12 @@ def run_study(
     >>> figure = study.plot_accuracy()
 
     Args:
-        file: a study file, or what is in one, as nested dictionaries.
+        file: a study file; or what is in one, as nested dictionaries; or the name of a study that was begun here,
+            which goes on as it was asked.
         changes: lines of the file that are changed, as `["search.trials=2"]`.
         offline: needs no MLflow; `erpe sync` sends it later.
         replaces: test results that a changed file makes old are replaced.
+        plugins: those of a study that is given by its name; a study file names its own.
     Returns:
         the study; its `result` says how it stands, `result.interrupted` whether Ctrl-C ended it.
     Raises:
@@ -220,8 +223,10 @@ def run_study(
     from erpe.search.run_study import run
 
     _check(how)
+    for each in plugins:
+        load_plugin(each)
     opened = Store.open(store)
-    plan = load_plan(file, changes, opened.datasets)
+    plan = find_plan(file, changes, opened)
     with _shown(progress, lambda: StudyProgress(plan), notify, plan.name) as shows:
         if not offline:
             _check_tracking(opened, shows)
@@ -245,7 +250,7 @@ def _prepare(
     Raises:
         ConfigError: plug-ins or arguments that make no sense.
     """
-    from erpe.training.own import find_dataset
+    from erpe.training.own import find_dataset, recall
 
     _check(how)
     for each in plugins:
@@ -254,6 +259,7 @@ def _prepare(
     found: str | Dataset
     if isinstance(dataset, Dataset):
         found = dataset
+        recall(dataset, opened.datasets)
     else:
         found = find_dataset(dataset, resize=read_grid(resize), cache=opened.datasets)
     if how.get("data_dir") and isinstance(found, Dataset):

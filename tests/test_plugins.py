@@ -246,6 +246,7 @@ DIGIT = EXAMPLES.parent / "digit.png"
 ASKED = [
     "status plug", "study status plug", "compare plug", "report plug", "plot plug accuracy", f"predict tuned {DIGIT}",
     f"predict plug/relu_alibi {DIGIT}", "export tuned --format torch", "sync plug",
+    "study run plug --executor inline", "study show plug",
 ]  # fmt: skip
 OPEN = [
     "status", "study status", "status plug/relu_alibi", "status tuned", "diff plug/relu/0 plug/relu_alibi/0",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
+from erpe.cli.complete import studies
 from erpe.cli.options import (
     STORE,
     AsJson,
@@ -35,7 +35,12 @@ from erpe.errors import UNSENT
 study_app = typer.Typer(
     help="Compare variants fairly: search each one, confirm the best with fresh seeds, test once.", no_args_is_help=True
 )
-StudyFile = Annotated[Path, typer.Argument(help="A study file, as studies/digits_nine.toml.")]
+StudyFile = Annotated[
+    str,
+    typer.Argument(
+        help="A study file, as studies/digits_nine.toml; or the name of a study in the store.", autocompletion=studies
+    ),
+]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="A line of the file, as search.trials=2; may be repeated.")
 ]
@@ -71,6 +76,7 @@ def study_run(
     objective: ObjectiveOption = None,
     at_most: AtMost = None,
     settings: Changes = None,
+    plugin: Plugins = None,
     data_dir: DataDir = None,
     store: StoreOption = STORE,
     concurrency: Concurrency = None,
@@ -87,7 +93,7 @@ def study_run(
     notify: Notify = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search, confirm and test every variant of a study file. The same command continues."""
+    """Search, confirm and test every variant of a study file. The same command, or `erpe study run NAME`, continues."""
     from erpe import api
     from erpe.cli.status import result_lines
     from erpe.report.terminal import ending
@@ -120,6 +126,8 @@ def study_show(
     objective: ObjectiveOption = None,
     at_most: AtMost = None,
     settings: Changes = None,
+    plugin: Plugins = None,
+    store: StoreOption = STORE,
     sd: Annotated[
         float, typer.Option("--sd", help="Of paired differences, in points, to say what can be found.")
     ] = 0.7,
@@ -136,9 +144,10 @@ def study_show(
     What it prints is a study file again; with --probe it tells how long the study takes here.
     """
     from erpe.cli.plan import counted_note, detectable, plan_notes, plan_rows, plan_table, time_notes
-    from erpe.study.plan_file import load_plan
+    from erpe.store import Store
+    from erpe.study.plan_file import find_plan
 
-    plan = load_plan(file, changes_of(settings, budget, objective, at_most))
+    plan = find_plan(file, changes_of(settings, budget, objective, at_most), Store(store))
     rows, probed = plan_rows(plan), None
     found = detectable(plan, sd)
     if probe:

@@ -13,8 +13,11 @@ from erpe.datasets import DATASETS, read_grid
 from erpe.errors import ConfigError, ErpeError
 from erpe.plugins import load as load_plugin
 from erpe.plugins import loaded
+from erpe.store import Store
 from erpe.study.entries import by_dotted_names, contradictions, lay_over, read_change, tables_of
 from erpe.study.plan import Plan
+from erpe.study.reading import read_studies
+from erpe.study.records import grouped
 from erpe.study.search_space import read_toml
 
 
@@ -37,11 +40,7 @@ def load_plan(
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     try:
-        table = by_dotted_names({"name": path.stem.replace("_", "-")} | table)
-        for line in changes:
-            lay_over(table, read_change(line))
-        if against := contradictions({f"[{name}]": found for name, found in tables_of(table).items()}):
-            raise ConfigError(*against)
+        table = _changed({"name": path.stem.replace("_", "-")} | table, changes)
         for plugin in table.get("plugins", ()) if isinstance(table.get("plugins", ()), list) else ():
             load_plugin(str(plugin), path.parent)
         return Plan(**_with_dataset(table, path.parent, cache))
@@ -49,14 +48,42 @@ def load_plan(
         raise ConfigError(f"{path}: {error}") from None
 
 
-def stored_plan(stored: dict[str, Any]) -> Plan:
-    """Return the plan of a study in a store.
+def find_plan(given: str | os.PathLike[str] | dict[str, Any], changes: Sequence[str], store: Store) -> Plan:
+    """Return the plan of a study file; or of a study of the store, as it was run last; see `load_plan`.
+
+    Args:
+        given: a study file, what is in one, or the name of a study that `erpe study run` or `erpe.run_study` began.
+    Raises:
+        ConfigError: it is neither, or of plug-ins that are not loaded; the line names them.
+        StoreError: the database cannot be read.
+    """
+    from erpe.training.own import recall
+
+    if not isinstance(given, dict) and not os.path.isfile(given):
+        for stored, _ in grouped([each for each in read_studies(store) if each.experiment == str(given)]):
+            plan = stored_plan(stored, changes, store.datasets)
+            recall(plan.dataset, store.datasets)
+            return plan
+    return load_plan(given, changes, store.datasets)
+
+
+def _changed(table: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    table = by_dotted_names(table)
+    for line in changes:
+        lay_over(table, read_change(line))
+    if against := contradictions({f"[{name}]": found for name, found in tables_of(table).items()}):
+        raise ConfigError(*against)
+    return table
+
+
+def stored_plan(stored: dict[str, Any], changes: Sequence[str] = (), cache: Path | None = None) -> Plan:
+    """Return the plan of a study in a store, with some lines changed; see `load_plan`.
 
     Raises:
         ConfigError: it is of plug-ins that are not loaded, and are never loaded by themselves; the line names them.
     """
     try:
-        return Plan(**stored)
+        return Plan(**(_with_dataset(_changed(stored, changes), Path(), cache) if changes else stored))
     except ConfigError:
         here = {source.name for source in loaded()}
         lacks = [each for each in stored.get("plugins", ()) if Path(each).stem not in here]

@@ -81,6 +81,20 @@ def location(dataset: Dataset, given: str | Path | None = None) -> Path:
     return Path(given or _LOCATED[dataset.fingerprint or ""])
 
 
+def recall(dataset: str | Dataset, cache: Path) -> None:
+    """Find the images of own data where they were when they were described beside a store, unless they are found.
+
+    Whether they are still the same is checked where they are read.
+    """
+    if not isinstance(dataset, Dataset) or dataset.fingerprint in _LOCATED:
+        return
+    content = dataset.fingerprint or ""
+    given = [Path(path) for known, path in described(cache) if known.fingerprint == content]
+    _GIVEN.update((content, path) for path in given if path.exists())
+    files = [path for path in (cache / f"{content[:16]}.npz", *given) if path.is_file()]
+    _LOCATED.update((content, path) for path in files[:1])
+
+
 def summary(dataset: Dataset) -> str:
     """Return what own data are, in a line."""
     channels, height, width = dataset.image
