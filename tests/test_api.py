@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import doctest
+import os
+import signal
+import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import Fork
 
 import erpe
 from erpe import plugins
+from erpe.cli.app import main
 from erpe.errors import ErpeError
+from erpe.store import Store
+from erpe.study.records import read_studies
 
 
 @pytest.mark.parametrize("name", ["tune", "train", "run_study"])
@@ -46,25 +54,49 @@ def test_a_search_is_drawn_and_gives_its_models_and_a_wrong_name_is_told(tmp_pat
             erpe.train(store=tmp_path, **words)
 
 
+SMALLER = """
+import erpe
+from functools import partial
+less = ["search.trials=1", "search.epochs=1", "confirm.seeds=1", 'variants=["relu_alibi", "relu_cayley"]']
+less += [f"settings.model.{name}" for name in ("width=16", "depth=1", "heads=2", "patch=2")]
+erpe.run_study = partial(erpe.run_study, changes=less, executor="inline", offline=True, progress=False)
+"""
+
+
 @pytest.mark.slow
-def test_the_program_of_readme_asks_its_question_of_own_images_and_encodings(tmp_path, monkeypatch):
-    """As it stands there, but for the path, less to train and no Ray."""
+def test_readme_s_program_over_own_images_and_encodings_is_killed_and_goes_on_by_command(tmp_path, monkeypatch, capsys):
+    """As it stands there, but for the path, less to train, no Ray and no MLflow."""
     top = Path(__file__).parent.parent
     _, text = (top / "studies" / "README.md").read_text().split("All of it in one program or notebook")
     program = text.partition("```python\n")[2].partition("```")[0].replace("studies/plugins", f"{top}/studies/plugins")
+    program = SMALLER + program.replace("path/to/flowers", "flowers.npz")
     draw = np.random.default_rng(0)
     images, labels = draw.integers(0, 256, (60, 6, 4, 3), dtype=np.uint8), np.arange(60) % 3
     np.savez(tmp_path / "flowers.npz", images=images, labels=labels)
-    small = ["search.trials=1", "search.epochs=1", "confirm.seeds=1", "settings.model.width=16"]
-    small += ["settings.model.depth=1", "settings.model.heads=2", "settings.model.patch=2"]
-    small += ['variants=["relu", "relu_alibi"]']
-    ask = partial(erpe.run_study, changes=small, executor="inline", offline=True, progress=False)
-    monkeypatch.setattr(erpe, "run_study", ask)
+    store = Store.open(tmp_path / "runs")
+    notebook = Fork(exec, (program, {}), {**os.environ, "PYTHONUNBUFFERED": "1"}, tmp_path / "log", tmp_path)
+    while not sum(study.counts["COMPLETE"] for study in read_studies(store)) and notebook.poll() is None:
+        time.sleep(0.05)
+    notebook.end()
+    assert notebook.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+
+    def run(words):
+        monkeypatch.setattr("sys.argv", ["erpe", *words.split(), "--store", str(store.root)])
+        with suppress(SystemExit):
+            main()
+        return capsys.readouterr()
+
     monkeypatch.setattr(plugins, "_REGISTERED", {})
     monkeypatch.setattr(plugins, "_LOADED", {})
+    own = " ".join(f"--plugin {top}/studies/plugins/{name}.py" for name in ("alibi", "cayley_string"))
+    assert own in run("study run mine --executor inline --offline").err
+    assert "relu_cayley" in run(f"study run mine --executor inline --offline {own}").out, "whose file nobody wrote"
+
     monkeypatch.chdir(tmp_path)
     found = {"images": images[:5].transpose(0, 3, 1, 2)}
-    exec(program.replace("path/to/flowers", "flowers.npz"), found)
+    monkeypatch.setattr(erpe, "run_study", erpe.run_study)  # put back after the test
+    exec(program, found)
     assert repr(found["study"]) == "<study mine: 2 of 2 arms finished, 2 trials, 2 confirmed runs>"
+    assert found["study"].result.finished, "the command did all"
     assert set(found["study"].comparison().fronts["objective"]) == {"accuracy", "flops"}
     assert found["model"].predict(found["images"]).shape == (5, 3)
