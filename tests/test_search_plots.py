@@ -55,3 +55,6 @@ def test_a_search_of_two_objectives_has_its_front_too(tmp_path):
     best = sorted((trial.values[1], trial.values[0]) for trial in study.best_trials)
     assert sorted(found) == ["front", "history", "importances", "parallel_coordinates"] and 1 < len(best) < 6
     assert [tuple(point) for point in found["front"].axes[0].lines[1].get_xydata()] == best
+    found["front"].draw_without_rendering()
+    ticks = [label.get_text() for label in found["front"].axes[0].get_xticklabels()]
+    assert all(float(text) < 1 for text in ticks), "no 200 m"

@@ -53,13 +53,14 @@ def _value(trial: FrozenTrial) -> float:
 def front(study: optuna.Study, complete: list[FrozenTrial]) -> Figure:
     """Draw the first objective of each complete trial against the second, and those that no other one dominates."""
     figure, axes = _figure(6, 3.5)
-    quality, cost = _labels(study)
+    (quality, cost), large = _labels(study), max(trial.values[1] for trial in complete) >= 1000
     best = sorted(trial.values[1::-1] for trial in study.best_trials)
     axes.plot(*zip(*(trial.values[1::-1] for trial in complete), strict=True), "o", color=MARK, label="trial")
     if best:
         axes.plot(*zip(*best, strict=True), "o", drawstyle="steps-post", linestyle="-", color="tab:red", label="front")
     axes.set(xlabel=cost, ylabel=quality, title="Pareto front")
-    axes.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
+    if large:
+        axes.xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
     axes.legend()
     return figure
 
