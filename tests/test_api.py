@@ -19,7 +19,7 @@ from erpe import plugins
 from erpe.cli.app import main
 from erpe.errors import ErpeError
 from erpe.store import Store
-from erpe.study.records import read_studies
+from erpe.study.reading import read_studies
 
 
 @pytest.mark.parametrize("name", ["tune", "train", "run_study"])
