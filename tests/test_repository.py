@@ -21,6 +21,7 @@ from erpe.plugins import VARIANTS
 from erpe.study.search_space import load_space
 
 ROOT = Path(__file__).parent.parent
+CIFAR10 = ROOT / "studies/results/cifar10_positions"
 READMES = {
     name: (ROOT / name / "README.md").read_text() for name in (".", "studies", "infra", "erpe", "erpe/bench", "tests")
     if (ROOT / name / "README.md").exists()
@@ -93,7 +94,7 @@ def test_the_readme_tells_the_accuracies_of_mnist_as_they_were_measured():
 
 
 def test_the_readme_tells_what_the_search_on_cifar10_found():
-    trials = pd.read_csv(ROOT / "studies/results/cifar10_positions/trials.csv")
+    trials = pd.read_csv(CIFAR10 / "compare_trials.csv")
     assert (trials.groupby("arm").size() == 4).all()
     assert (trials.groupby("number")[["train.lr", "train.weight_decay"]].nunique() == 1).all(axis=None)
     means = 100 * trials.groupby("arm")["value"].mean()
@@ -108,6 +109,24 @@ def test_the_readme_tells_what_the_search_on_cifar10_found():
         f"{spread('(softmax|favor|relu)-position_none')} with no encoding, {without['general']} with the general one, "
         f"{without['circulant']} with circulant-STRING and {without['rope']} with RoPE."
     ) in READMES["."]
+
+
+def test_the_readme_tells_what_confirmed_runs_on_cifar10_found():
+    runs = pd.read_csv(CIFAR10 / "compare_runs.csv")
+    seeds = runs.groupby("arm").size()
+    mean = (100 * runs.groupby("arm")["test/accuracy"].mean()).map("{:.1f}".format)
+    assert seeds.max() == 1, "more than one seed has intervals to tell of"
+    assert (
+        f"Of its 144 confirmed runs {len(runs)} are done, one seed of each arm at most: on the test set softmax reaches "
+        f"{mean['softmax-learned']} % with learned positions and {mean['softmax-position_none']} % without, FAVOR+ "
+        f"{mean['favor-learned']} and {mean['favor-position_none']} %, and with RoPE in their place "
+        f"{mean['favor_rope-position_none']} %."
+    ) in READMES["."]
+
+
+def test_the_tables_of_a_study_are_those_of_the_files_beside_them():
+    rewritten = runpy.run_path(str(ROOT / "infra/results.py"))["rewritten"]
+    assert rewritten(CIFAR10) == (CIFAR10 / "README.md").read_text()
 
 
 def test_the_table_of_settings_is_that_of_the_configuration():
