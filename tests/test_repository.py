@@ -118,8 +118,8 @@ def test_the_readme_tells_what_confirmed_runs_on_cifar10_found():
     assert seeds.max() == 1, "more than one seed has intervals to tell of"
     assert (
         f"Of its 144 confirmed runs {len(runs)} are done, one seed of each arm at most: on the test set "
-        f"softmax reaches {mean['softmax-learned']} % with learned positions and {mean['softmax-position_none']} % without, FAVOR+ "
-        f"{mean['favor-learned']} and {mean['favor-position_none']} %, and with RoPE in their place "
+        f"softmax reaches {mean['softmax-learned']} % with learned positions and {mean['softmax-position_none']} % "
+        f"without, FAVOR+ {mean['favor-learned']} and {mean['favor-position_none']} %, and with RoPE in their place "
         f"{mean['favor_rope-position_none']} %."
     ) in READMES["."]
 
