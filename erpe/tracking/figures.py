@@ -148,7 +148,7 @@ def save(figure: Figure, path: Path) -> None:
     drawn = BytesIO()
     figure.savefig(drawn, dpi=150, pil_kwargs={"compress_level": 1})
     with Image.open(drawn) as picture:
-        picture.convert("RGB").quantize(256).save(path, optimize=True)
+        picture.convert("RGB").quantize(256).save(path)
 
 
 def _figure(width: float, height: float, left: float, bottom: float, top: float, between: float = 0.0) -> Figure:
