@@ -67,6 +67,7 @@ def test_status_is_a_line_a_study_and_shows_the_arms_of_one_and_the_trials_of_an
     _, said = erpe("status", "--store", store.root)
     lines = [line for line in said.splitlines() if "digits-" in line]
     assert [line.split()[0] for line in lines] == ["digits-nine", "digits-relu"]
+    assert all(re.search(r" 20\d\d-\d\d-\d\d \d\d:\d\d[+-]\d\d:\d\d *$", line) for line in lines)
     _, said = erpe("status", "digits-nine", "--store", store.root)
     assert all(f"  {arm} " in said for arm in ARMS) and "2/2" in said
     _, said = erpe("status", "digits-nine/relu", "--store", store.root)
@@ -125,7 +126,9 @@ def test_a_study_that_had_ended_says_when_and_that_nothing_was_trained(store, mo
     result = play(store)
     assert result.finished == max(part.ended for part in parts_of(read_studies(store), "digits-nine"))
     said = " ".join(result_lines(result, store.root))
-    assert re.search(r"digits-nine: finished on 20\d\d-\d\d-\d\d \d\d:\d\d, nothing was trained; --set name=", said)
+    assert re.search(
+        r"digits-nine: finished on 20\d\d-\d\d-\d\d \d\d:\d\d[+-]\d{4}, nothing was trained; --set name=", said
+    )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://")
     spec = define("relu", "digits", epochs=2, pruner="none")
     result_table(tune(spec, store, trials=2, executor="inline", work=work()), spec, store.root)

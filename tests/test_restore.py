@@ -149,7 +149,8 @@ def test_a_word_that_is_no_backup_and_a_damaged_backup_are_one_line(store, comma
     with pytest.raises(StoreError, match=r"not a database.*use the other backup instead"):
         restore(store, "newest")
     assert (store.root / "optuna.db").read_bytes() == before
-    assert "damaged (file is not a database)" in command("restore")[1]
+    said = command("restore")[1]
+    assert "damaged (file is not a database)" in said and f"erpe restore older --store {store.root};" in said
 
 
 def test_a_database_elsewhere_is_not_ours_to_back_up(tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def devices() -> Iterator[Finding]:
     from erpe.training.precision import explain_auto
     from erpe.training.vision import torchvision
 
-    yield Finding("cpu", "well", f"{cores()} cores, torch uses {torch.get_num_threads()} threads")
+    yield Finding("cpu", "well", f"{counted(cores(), 'core')}, torch uses {counted(torch.get_num_threads(), 'thread')}")
     if LIBRARY:
         yield Finding("kernels", "well", "compiled: linear attention of CPUs in C")
     else:

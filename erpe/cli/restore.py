@@ -27,7 +27,7 @@ def restore(
     opened = existing(store)
     kept = bring_back(opened, backup) if backup else None
     found = _rows(opened, *survey(opened)) | {"kept": str(kept) if kept else None}
-    print(json.dumps(found)) if as_json else _print(found)
+    print(json.dumps(found)) if as_json else _print(found, opened)
 
 
 def _rows(store: Store, now: Copy, backups: dict[str, Copy]) -> dict[str, Any]:
@@ -45,7 +45,8 @@ def _row(found: Copy) -> dict[str, Any]:
     return {"time": time, "studies": found.studies, "trials": found.trials, "damage": found.damage or None}
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(found: dict[str, Any], store: Store) -> None:
+    from erpe.store import store_flag
     from erpe.text import counted, printable
 
     for name, row in {"database": found["database"], **found["backups"]}.items():
@@ -56,7 +57,8 @@ def _print(found: dict[str, Any]) -> None:
     print(f"besides: {checkpoints}{', and MLflow' if found['mlflow'] else ''}")
     if found["kept"]:
         print(printable(f"restored; the former database is {found['kept']}. Trials that it had in addition run again"))
-    elif found["backups"]:
-        print(f"bring one back: erpe restore {next(iter(found['backups']))}; nothing that is there is overwritten")
+    elif whole := [word for word, row in found["backups"].items() if not row["damage"]]:
+        told = f"bring one back: erpe restore {whole[0]}{store_flag(store.root)}; nothing that is there is overwritten"
+        print(printable(told))
     else:
-        print("no backup: commands that write make one as they begin and end")
+        print("no whole backup: commands that write make one as they begin and end")

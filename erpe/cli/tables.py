@@ -88,7 +88,7 @@ def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
 
 def finished_words(study: str, ended: datetime, remedy: str) -> str:
     """Return the line about a study that had nothing left to do."""
-    return printable(f"{study}: finished on {ended.astimezone():%Y-%m-%d %H:%M}, nothing was trained; {remedy}")
+    return printable(f"{study}: finished on {ended.astimezone():%Y-%m-%d %H:%M%z}, nothing was trained; {remedy}")
 
 
 def where_to_look(where: str) -> str:

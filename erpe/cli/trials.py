@@ -61,7 +61,7 @@ def _overview(parts: list[dict[str, Any]]) -> list[str]:
         _done(seeds) if seeds else "",
         shown(sought, best),
         str(waits or ""),
-        started[:16].replace("T", " "),
+        (started[:16] + started[19:]).replace("T", " "),  # to the minute, with its zone
     ]
 
 
