@@ -59,12 +59,6 @@ class Swept(NamedTuple):
     """Numbers of trials that went before."""
 
 
-class _Plan(NamedTuple):
-    study: StudyRecord
-    going: list[TrialRecord]
-    swept: Swept
-
-
 class Sweep(NamedTuple):
     """What `gc` removed, or would remove."""
 
@@ -110,16 +104,19 @@ def gc(
     lag, problem = 0, None
     for experiment, names in experiments.items():
         try:
-            with (
-                contextlib.nullcontext() if dry_run else keeping(store),
-                _LeasedExperiment.lease(store, logged, experiment, names) as held,
-            ):
-                plans = [held.plan(name, policy) for name in names]  # all is known before anything is written
-                swept += [plan.swept for plan in plans]
-                for plan in [] if dry_run else plans:
-                    held.remove(plan)
-                unsent, said = (0, None) if dry_run else held.send()
-                lag, problem = lag + unsent, problem or said
+            with contextlib.nullcontext() if dry_run else keeping(store), _leased(store, names) as database:
+                known = logged.study(experiment)
+                records = [_read(database, name) for name in names]
+                plans = [_plan(store, record, policy, known) for record in records]  # all, before anything is written
+                swept += plans
+                if dry_run:
+                    continue
+                for record, plan in zip(records, plans, strict=True):
+                    _remove(store, database, record, plan.going)
+                if known.exists:
+                    tracker = Tracker(store, experiment)
+                    lag += tracker.close(SECONDS)
+                    problem = problem or tracker.problem
         except BusyError:
             if study is not None:
                 raise
@@ -142,72 +139,52 @@ def _choose(store: Store, study: str | None) -> dict[str, list[str]]:
     return {name: [part.name for part in parts] for name, parts in own.items()}
 
 
-class _LeasedExperiment(NamedTuple):
-    """Studies that share an experiment, leased."""
+@contextlib.contextmanager
+def _leased(store: Store, names: list[str]) -> Iterator[storage.Database]:
+    """Hold the studies of an experiment until the block ends.
 
-    store: Store
-    database: storage.Database
-    experiment: str
-    logged: LoggedStudy
-
-    @classmethod
-    @contextlib.contextmanager
-    def lease(cls, store: Store, logged: Logged, experiment: str, names: list[str]) -> Iterator[_LeasedExperiment]:
-        """Hold them until the block ends.
-
-        Raises:
-            BusyError: someone runs one of them.
-        """
-        with (
-            contextlib.closing(storage.Database(store.storage_url)) as database,
-            contextlib.ExitStack() as leases,
-        ):
-            for name in names:
-                leases.callback(acquire(database.url, name).release)
-            yield cls(store, database, experiment, logged.study(experiment))
-
-    def plan(self, name: str, policy: Policy) -> _Plan:
-        """Remove what is planned of a study; what a killed call has marked and not removed goes, too."""
-        study = read_leased(self.database, name)
-        registered = {trial.uid for trial in study.trials if self.logged.is_registered(trial.uid)}
-        fate = decide(study, policy, registered, datetime.now())
-        before = [trial for trial in study.trials if trial.removed]
-        half = [trial for trial in before if self._folder(study, trial).exists()]
-        going = sorted([*half, *fate.going], key=lambda trial: trial.number)
-        folders = [self._folder(study, trial) for trial in going]
-        swept = Swept(
-            study=study.experiment,
-            arm=study.arm,
-            phase=study.phase,
-            going=[trial.number for trial in going],
-            checkpoints_mib=sum(size_mib(folder) for folder in folders),
-            artifacts_mib=sum(self.logged.size_mib(trial.uid) for trial in going),
-            staying=fate.staying,
-            removed=[trial.number for trial in before if trial not in half],
-        )
-        return _Plan(study, going, swept)
-
-    def _folder(self, study: StudyRecord, trial: TrialRecord) -> Path:
-        return self.store.trial_folder(study.name, trial.number, trial.config.seed)
-
-    def remove(self, plan: _Plan) -> None:
-        """All but what is in MLflow."""
-        mark_removed(self.database, plan.study.name, {trial.number for trial in plan.going})
-        remote = find_remote()
-        for trial in plan.going:
-            remove_folder(self._folder(plan.study, trial))
-            if remote:
-                remote.remove(name_of(self._folder(plan.study, trial)))
-
-    def send(self) -> tuple[int, str | None]:
-        """Bring MLflow up to date, if it has the study: how many changes are left, and what keeps it from them."""
-        if not self.logged.exists:
-            return 0, None
-        tracker = Tracker(self.store, self.experiment)
-        return tracker.close(SECONDS), tracker.problem
+    Raises:
+        BusyError: someone runs one of them.
+    """
+    with contextlib.closing(storage.Database(store.storage_url)) as database, contextlib.ExitStack() as leases:
+        for name in names:
+            leases.callback(acquire(database.url, name).release)
+        yield database
 
 
 @storage.retry_while_unavailable
-def read_leased(database: storage.Database, name: str) -> StudyRecord:
-    """Read a study while no other process writes to it."""
+def _read(database: storage.Database, name: str) -> StudyRecord:
     return read_study(optuna.load_study(study_name=name, storage=database.backend))
+
+
+def _plan(store: Store, study: StudyRecord, policy: Policy, logged: LoggedStudy) -> Swept:
+    """Return what goes of a study; what a killed call has marked and not removed goes, too."""
+    registered = {trial.uid for trial in study.trials if logged.is_registered(trial.uid)}
+    fate = decide(study, policy, registered, datetime.now())
+    half = [trial for trial in study.trials if trial.removed and _folder(store, study, trial).exists()]
+    going = sorted([*half, *fate.going], key=lambda trial: trial.number)
+    folders = [_folder(store, study, trial) for trial in going]
+    return Swept(
+        study=study.experiment,
+        arm=study.arm,
+        phase=study.phase,
+        going=[trial.number for trial in going],
+        checkpoints_mib=sum(size_mib(folder) for folder in folders if folder.exists()),
+        artifacts_mib=sum(logged.size_mib(trial.uid) for trial in going),
+        staying=fate.staying,
+        removed=[trial.number for trial in study.trials if trial.removed and trial not in half],
+    )
+
+
+def _remove(store: Store, database: storage.Database, study: StudyRecord, going: list[int]) -> None:
+    """Remove all but what is in MLflow."""
+    mark_removed(database, study.name, set(going))
+    remote = find_remote()
+    for folder in [_folder(store, study, trial) for trial in study.trials if trial.number in going]:
+        remove_folder(folder)
+        if remote:
+            remote.remove(name_of(folder))
+
+
+def _folder(store: Store, study: StudyRecord, trial: TrialRecord) -> Path:
+    return store.trial_folder(study.name, trial.number, trial.config.seed)
