@@ -1,11 +1,13 @@
 """A pack: several trials as one program, each as it would be alone."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from trials import curve, tiny
 
+from erpe import plugins
 from erpe.errors import TrialError
 from erpe.model import build
 from erpe.plugins import VARIANTS
@@ -59,6 +61,16 @@ def assert_alike(first, second, tolerance=5e-6):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_trials_in_a_pack_are_what_they_are_alone(tmp_path, double, variant):
+    alone = train(made(tmp_path / "alone", variant), 2, packed=False)
+    assert_alike(train(made(tmp_path / "packed", variant), 2, packed=True), alone)
+
+
+@pytest.mark.parametrize("variant", ["softmax_alibi", "relu_alibi", "favor_cayley", "mala_rope"])
+def test_so_are_trials_of_plug_ins(tmp_path, double, monkeypatch, variant):
+    monkeypatch.setattr(plugins, "_REGISTERED", {})
+    monkeypatch.setattr(plugins, "_LOADED", {})
+    for file in (Path(__file__).parent.parent / "studies" / "plugins").glob("*.py"):
+        plugins.load(file)
     alone = train(made(tmp_path / "alone", variant), 2, packed=False)
     assert_alike(train(made(tmp_path / "packed", variant), 2, packed=True), alone)
 
