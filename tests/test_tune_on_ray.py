@@ -9,13 +9,18 @@ import subprocess
 import sys
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 from test_tune import EPOCHS, SPEC, _full_disk, check_books, inline, logs
 from toys import number_of, once, toy, work
 
+import erpe
+from erpe import plugins
 from erpe.errors import StoreError, StudyError, TrialError
 from erpe.search.tune import tune
 from erpe.store import Store
@@ -157,10 +162,20 @@ def test_on_ray_a_broken_machine_stops_the_search(store, without_mlflow, ray):
 
 
 @pytest.mark.slow
-def test_on_ray_real_training_agrees_in_session_and_checkpoint(store, without_mlflow, ray):
-    spec = define("favor_rope", "digits", epochs=3, settings={"model.width": 32, "model.depth": 1, "model.patch": 4})
-    result = tune(spec, store, trials=3)
-    assert sum(result.counts.values()) == 3
+def test_on_ray_real_training_agrees_in_session_and_checkpoint(store, without_mlflow, ray, tmp_path, monkeypatch):
+    """Of own images, with an encoding of a plug-in, for two objectives, asked for by another thread."""
+    monkeypatch.setattr(plugins, "_REGISTERED", {})
+    monkeypatch.setattr(plugins, "_LOADED", {})
+    images, labels = load_digits(return_X_y=True)
+    np.savez(tmp_path / "own.npz", images=(images * 15).astype(np.uint8).reshape(-1, 8, 8), labels=labels)
+    ask = partial(
+        erpe.tune, "favor_alibi", tmp_path / "own.npz", trials=3, epochs=3, store=store.root, progress=False,
+        settings={"model.width": 32, "model.depth": 1, "model.patch": 4}, objective="accuracy,flops",
+        plugins=[str(Path(__file__).parents[1] / "studies/plugins/alibi.py")],
+    )  # fmt: skip
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(ask).result().result
+    assert sum(result.counts.values()) == 3 and result.front
     assert 0.5 < result.test["test/accuracy"] <= 1
     (study,) = read_studies(store)
     for trial in study.trials:
