@@ -153,7 +153,8 @@ def _news(want: Points, seen: Points) -> Points:
         lacking = {step: point for step, point in steps.items() if step not in there}
         last, point = max(steps.items())
         if there and last >= max(there) and not _shows(there, point):
-            lacking[last] = point
+            # Of one step and time MLflow shows the largest value, not the newest.
+            lacking[last] = point._replace(at=max(point.at, there[last].at + 1)) if last in there else point
         if lacking:
             news[key] = lacking
     return news
