@@ -18,11 +18,14 @@ from erpe.model import build, build_attention
 from erpe.model.flops import counted_cost, forward_flops, is_counted
 from erpe.plugins import NINE, VARIANTS, own_variants
 from erpe.store import Store
+from erpe.study.naming import shown
 from erpe.study.plan_file import load_plan
+from erpe.study.reading import read_studies
 from erpe.study.records import ExperimentRef
 from erpe.study.search_space import default_space
 from erpe.study.session import StudySession
 from erpe.study.spec import define, differences_from
+from erpe.tracking.image import desired
 from erpe.training.check import check_variant
 from erpe.training.checkpoint import load_model
 
@@ -273,6 +276,10 @@ def test_every_command_names_the_plug_in_that_it_needs_or_needs_none(recorded, m
     assert not plugins.loaded()
     assert not run("study status plug --plugin alibi.py")[0]
     assert list(erpe.load_study("plug", recorded, plugins=["alibi.py"]).arms["arm"]) == ["relu", "relu_alibi"]
+    assert shown("plug.relu_alibi.confirm-0ae200") == "plug/relu_alibi/seeds"
+    parts = [each for each in read_studies(Store(recorded)) if each.part_of]
+    runs = {each.name for each in desired(parts, Store(recorded), running=False) if not each.is_trial}
+    assert runs == {"relu", "relu/seeds", "relu_alibi", "relu_alibi/seeds"}
 
 
 def test_a_model_of_a_plug_in_is_trained_and_keeps_its_source(tmp_path):

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import re
 
-from erpe.plugins import VARIANTS
+from erpe.plugins import VARIANTS, own_variants
 
-_PART = re.compile(rf"(.+)\.((?:{'|'.join(VARIANTS)})(?:-[^/]+?)?)(\.confirm-[0-9a-f]{{6}})?")
 SEED = "seed-"
 """Before the number of a confirmed run, in its name."""
 
@@ -37,8 +36,12 @@ def model_name(study: str, arm: str) -> str:
 
 
 def shown(name: str) -> str:
-    """Return a study of the database as a user knows it: STUDY, STUDY/ARM or STUDY/ARM/seeds."""
-    found = _PART.fullmatch(name)
+    """Return a study of the database as a user knows it: STUDY, STUDY/ARM or STUDY/ARM/seeds.
+
+    A record knows better what it is part of: an arm of a plug-in that is not loaded is not known by its name.
+    """
+    variants = "|".join((*VARIANTS, *own_variants()))
+    found = re.fullmatch(rf"(.+)\.((?:{variants})(?:-[^/]+?)?)(\.confirm-[0-9a-f]{{6}})?", name)
     if not found:
         return name
     study, arm, confirmed = found.groups()

@@ -18,7 +18,7 @@ from erpe.errors import ConfigError, StoreError
 from erpe.io import read_plain
 from erpe.settings import flatten
 from erpe.store import Store
-from erpe.study.naming import model_name, shown, trial_name
+from erpe.study.naming import model_name, trial_name
 from erpe.study.records import StudyRecord, TrialRecord
 from erpe.study.spec import StudySpec
 from erpe.tracking.descriptions import NOTE, describe_part, describe_trial
@@ -181,7 +181,7 @@ def _study(member: StudyRecord, tags: dict[str, str], store: Store, mark: Mark) 
         exact=bool(member.tags),
         tags={NOTE: describe_part(tags)} | tags | ({REMOVED: str(removed)} if removed else {})
         | ({"front": json.dumps(front)} if front else {}),
-        name=shown(member.name).removeprefix(f"{member.experiment}/"),
+        name=member.shown.removeprefix(f"{member.experiment}/"),
         started=min(map(milliseconds, times), default=0), config=member.about.spec,
         folder=store.trial_folder(member.name, best.number, best.config.seed) if best and over else None,
         plots_of=member.name if ended else "", best=best.uid if best and ended else "", model=model,
