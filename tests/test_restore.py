@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_tracker import metrics, send
+from told import metrics, send
 from toys import work
 
 from erpe.cli import app

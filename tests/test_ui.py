@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from browsing import table, tidy, visit, wait
 from mlflow_server import newest_study, rows
-from test_tracker import driver, epoch, results
+from told import driver, epoch, results
 
 from erpe.execution.trial_loop import TrialEvent
 from erpe.store import Store
