@@ -129,12 +129,13 @@ def _by_range(image: Image.Image) -> np.ndarray:
 
 
 def _background(grey: np.ndarray, alpha: np.ndarray) -> float:
-    """Brightness to lay a partly transparent picture on: where little is opaque, that is ink, and wants contrast."""
+    """Brightness to lay a partly transparent picture on: what is little, or all of one grey, wants contrast."""
     if not alpha.any():
         return 0.0
-    if alpha.mean() < 0.5:
+    solid = grey[alpha > 0.5]
+    if alpha.mean() < 0.5 or np.ptp(solid) < LEAST_CONTRAST:
         return float(np.average(grey, weights=alpha) < 0.5)
-    return float(np.median(grey[alpha > 0.5])) if (alpha > 0.5).any() else 0.0
+    return float(np.median(solid))
 
 
 def _white_on_black(grey: np.ndarray) -> np.ndarray:

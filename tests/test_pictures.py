@@ -50,6 +50,7 @@ ENCODINGS = {
     "JPEG, CMYK": lambda ink: (Image.fromarray(255 - ink).convert("CMYK"), "jpg", {"quality": 98}),
     "LA, white ink": lambda ink: (Image.fromarray(layers(ink, 255), "LA"), "png", {}),
     "LA, black ink": lambda ink: (Image.fromarray(layers(ink, 0), "LA"), "png", {}),
+    "LA, a hole in white": lambda ink: (Image.fromarray(layers(255 - ink, 255), "LA"), "png", {}),
     "RGBA, black ink": lambda ink: (Image.fromarray(layers(ink, 0), "LA").convert("RGBA"), "png", {}),
     "RGBA, opaque": lambda ink: (Image.fromarray(ink).convert("RGBA"), "png", {}),
     "16 bit": lambda ink: (Image.fromarray(ink.astype(np.uint16) * 257), "png", {}),
