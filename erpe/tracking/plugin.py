@@ -6,6 +6,7 @@ MLflow finds the class by the entry point `file` of the group `mlflow.artifact_r
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import tempfile
 from pathlib import Path
@@ -27,9 +28,11 @@ class StoreArtifactRepository(LocalArtifactRepository):
         super().__init__(place, tracking_uri, registry_uri)
 
     def download_artifacts(self, artifact_path: str, dst_path: str | None = None) -> str:
-        """See `ArtifactRepository`. MLflow unquotes a path that it gets back: if that changes it, it gets a copy."""
+        """See `ArtifactRepository`. MLflow unquotes a path that it gets back: if that changes it, it gets a copy,
+        which this process removes when it ends."""
         if dst_path is None and unquote(self.artifact_dir) != self.artifact_dir:
             dst_path = tempfile.mkdtemp(prefix="erpe-")
+            atexit.register(shutil.rmtree, dst_path, ignore_errors=True)
         return str(super().download_artifacts(artifact_path, dst_path))  # type: ignore[no-untyped-call]  # MLflow's
 
     def delete_artifacts(self, artifact_path: str | None = None) -> None:
