@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from erpe.errors import ConfigError, StoreError
+from erpe.text import first_line
 from erpe.training.data import normalise
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def export(model: TrainedViT, path: Path, kind: str) -> float:
     Returns:
         the largest difference of a probability.
     Raises:
-        ConfigError: what writes or runs ONNX is not installed.
+        ConfigError: what writes or runs ONNX is not installed, or the model computes what such a file cannot.
         StoreError: the file says something else than the model, so that it was removed.
     """
     if kind == "onnx" and not all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
@@ -58,6 +59,17 @@ def export(model: TrainedViT, path: Path, kind: str) -> float:
     portable, batch = Portable(model).eval(), {0: torch.export.Dim("batch", min=1)}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporters, about themselves
+        _write(portable, images, batch, path, kind)
+        run = _onnx(path) if kind == "onnx" else torch.export.load(path).module()
+        worst = max(float((run(images[:n]) - wanted[:n]).abs().max()) for n in (CHECKED, 1))
+    if not worst <= TOLERANCE:
+        path.unlink()
+        raise StoreError(f"{path}: differs by {worst:.2g} from the model; nothing was kept")
+    return worst
+
+
+def _write(portable: Portable, images: Tensor, batch: dict[int, object], path: Path, kind: str) -> None:
+    try:
         if kind == "onnx":
             torch.onnx.export(
                 portable, (images,), str(path), dynamo=True, dynamic_shapes=(batch,), verbose=False,
@@ -65,12 +77,12 @@ def export(model: TrainedViT, path: Path, kind: str) -> float:
             )  # fmt: skip
         else:
             torch.export.save(torch.export.export(portable, (images,), dynamic_shapes=(batch,)), path)
-        run = _onnx(path) if kind == "onnx" else torch.export.load(path).module()
-        worst = max(float((run(images[:n]) - wanted[:n]).abs().max()) for n in (CHECKED, 1))
-    if not worst <= TOLERANCE:
-        path.unlink()
-        raise StoreError(f"{path}: differs by {worst:.2g} from the model; nothing was kept")
-    return worst
+    except RuntimeError as error:  # of layers that someone else wrote
+        cause: BaseException = error
+        while cause.__cause__:
+            cause = cause.__cause__
+        other = "; use --format torch instead" if kind == "onnx" else ""
+        raise ConfigError(f"export: torch cannot write this model ({first_line(cause)[:200]}){other}") from error
 
 
 def _onnx(path: Path) -> nn.Module:

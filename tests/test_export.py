@@ -7,7 +7,7 @@ import torch
 
 from erpe.config import defaults
 from erpe.errors import ConfigError, StoreError
-from erpe.export import export
+from erpe.export import Portable, export
 from erpe.training.checkpoint import TrainedViT
 
 
@@ -44,3 +44,20 @@ def test_without_onnx_a_line_says_what_to_install(tmp_path, monkeypatch):
 def test_onnx_says_what_the_model_says(tmp_path):
     assert export(small("relu_rope"), tmp_path / "model.onnx", "onnx") < 1e-4
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"], "one file"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_a_model_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, kind):
+    """As those of plug-ins may be: of ONNX no solving of equations, of both no number that is read from a tensor."""
+    forward = Portable.forward
+
+    def wrong(self, images):
+        said = forward(self, images)
+        return said + torch.linalg.solve(torch.eye(10), said.T).T if kind == "onnx" else said * float(said.max())
+
+    monkeypatch.setattr(Portable, "forward", wrong)
+    with pytest.raises(ConfigError, match="torch cannot write this model") as error:
+        export(small("relu"), tmp_path / f"model.{kind}", kind)
+    assert "\n" not in str(error.value) and ("use --format torch" in str(error.value)) == (kind == "onnx")
+    assert not list(tmp_path.iterdir())
