@@ -56,10 +56,9 @@ def export(model: TrainedViT, path: Path, kind: str) -> float:
     images = torch.randint(0, 256, (CHECKED, *model.trial.model.image), dtype=torch.uint8, device="cpu")
     images[0], images[1] = 0, 255
     wanted = torch.from_numpy(model.predict(images))  # first: a tracer would fill caches of constants with its own kind
-    portable, batch = Portable(model).eval(), {0: torch.export.Dim("batch", min=1)}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporters, about themselves
-        _write(portable, images, batch, path, kind)
+        _write(Portable(model).eval(), images, path, kind)
         run = _onnx(path) if kind == "onnx" else torch.export.load(path).module()
         worst = max(float((run(images[:n]) - wanted[:n]).abs().max()) for n in (CHECKED, 1))
     if not worst <= TOLERANCE:
@@ -68,7 +67,8 @@ def export(model: TrainedViT, path: Path, kind: str) -> float:
     return worst
 
 
-def _write(portable: Portable, images: Tensor, batch: dict[int, object], path: Path, kind: str) -> None:
+def _write(portable: Portable, images: Tensor, path: Path, kind: str) -> None:
+    batch = {0: torch.export.Dim("batch", min=1)}
     try:
         if kind == "onnx":
             torch.onnx.export(
