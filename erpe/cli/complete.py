@@ -25,11 +25,19 @@ def datasets(incomplete: str) -> list[str]:
     """Published data sets, or what lies in a folder."""
     from erpe.datasets import DATASETS
 
+    return [name for name in DATASETS if name.startswith(incomplete)] + (_files(incomplete) if incomplete else [])
+
+
+def _files(incomplete: str) -> list[str]:
     place, _, begun = incomplete.rpartition("/")
-    found: list[str] = []
     with contextlib.suppress(OSError):
-        found = [os.path.join(place, each.name) for each in Path(place or ".").iterdir() if each.name.startswith(begun)]
-    return [name for name in DATASETS if name.startswith(incomplete)] + (found if incomplete else [])
+        return [os.path.join(place, each.name) for each in Path(place or ".").iterdir() if each.name.startswith(begun)]
+    return []
+
+
+def plans(context: typer.Context, incomplete: str) -> list[str]:
+    """Study files, and names of studies."""
+    return studies(context, incomplete) + _files(incomplete)
 
 
 def studies(context: typer.Context, incomplete: str) -> list[str]:
@@ -57,5 +65,5 @@ def figures(incomplete: str) -> list[str]:
     """Figures of the page, and of a search."""
     from erpe.report.charts import CHARTS
 
-    known = [*CHARTS, "history", "importances", "parallel_coordinates"]
+    known = [*CHARTS, "history", "importances", "parallel_coordinates", "front"]
     return [name for name in known if name.startswith(incomplete)]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from erpe.cli.complete import studies
+from erpe.cli.complete import plans
 from erpe.cli.options import (
     STORE,
     AsJson,
@@ -38,7 +38,7 @@ study_app = typer.Typer(
 StudyFile = Annotated[
     str,
     typer.Argument(
-        help="A study file, as studies/digits_nine.toml; or the name of a study in the store.", autocompletion=studies
+        help="A study file, as studies/digits_nine.toml; or the name of a study in the store.", autocompletion=plans
     ),
 ]
 Changes = Annotated[
