@@ -124,6 +124,9 @@ def test_one_figure_is_drawn_of_a_study_and_of_a_search(store, tmp_path):
         ("erpe tune --dataset cif", ["cifar10", "cifar100"]),
         ("erpe plot --store STORE digits-", ["digits-nine", "digits-relu"]),
         ("erpe plot --store STORE digits-nine gap", ["gap_closed"]),
+        ("erpe plot --store STORE digits-relu fr", ["front"]),
+        ("erpe study run --store STORE digits-n", ["digits-nine"]),
+        ("erpe study run STORE/optuna.d", ["STORE/optuna.db"]),
         ("erpe logs --store STORE digits-relu/", ["digits-relu/0", "digits-relu/1", "digits-relu/2"]),
         ("erpe diff --store nowhere digits-relu/0 d", []),
     ],
@@ -132,4 +135,4 @@ def test_the_shell_completes_values(store, line, offered):
     line = line.replace("STORE", str(store.root))
     words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
     done = CliRunner().invoke(app, prog_name="erpe", env=words | {"_ERPE_COMPLETE": "complete_bash"})
-    assert sorted(done.output.split()) == sorted(offered)
+    assert sorted(done.output.split()) == sorted(each.replace("STORE", str(store.root)) for each in offered)
