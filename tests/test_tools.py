@@ -124,7 +124,7 @@ def test_one_figure_is_drawn_of_a_study_and_of_a_search(store, tmp_path):
         ("erpe tune --dataset cif", ["cifar10", "cifar100"]),
         ("erpe plot --store STORE digits-", ["digits-nine", "digits-relu"]),
         ("erpe plot --store STORE digits-nine gap", ["gap_closed"]),
-        ("erpe plot --store STORE digits-relu fr", ["front"]),
+        ("erpe plot --store STORE digits-relu fr", ["front", "fronts"]),
         ("erpe study run --store STORE digits-n", ["digits-nine"]),
         ("erpe study run STORE/optuna.d", ["STORE/optuna.db"]),
         ("erpe logs --store STORE digits-relu/", ["digits-relu/0", "digits-relu/1", "digits-relu/2"]),
