@@ -34,6 +34,8 @@ def find_folder(run: str, store: Store) -> Path:
         raise StudyError(f"{run}: no finished trial; {lists} them")
     if trial.removed:
         raise StudyError(f"{run}: `erpe gc` removed its model; {lists} those that stayed")
+    if not (store.checkpoints / part.name).is_dir():
+        raise StudyError(f"{run}: none of its trials is in this store; use --store with the one that has them")
     return store.trial_folder(part.name, trial.number, trial.config.seed)
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from erpe.cli.app import app
 from erpe.cli.status import result_lines
 from erpe.cli.tables import result_table
-from erpe.errors import ErpeError
+from erpe.errors import ErpeError, StudyError
 from erpe.inference import find_folder
 from erpe.search.tune import tune
 from erpe.store import Store
@@ -93,6 +93,12 @@ def test_every_trial_and_seed_is_found_by_its_name_and_a_study_by_its_best_arm(s
     assert find_trial(records, "digits-relu")[1] == records[-1].best
     for name in ("digits-nine", "digits-nine/relu", "digits-nine/relu/1", "digits-nine/relu/seed-1", "digits-relu"):
         assert find_folder(name, store).is_dir()
+
+
+def test_a_model_of_another_store_is_not_sought_in_this_one(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("ERPE_STORAGE_URL", store.storage_url)
+    with pytest.raises(StudyError, match="digits-relu: none of its trials is in this store; use --store with the one"):
+        find_folder("digits-relu", Store.open(tmp_path / "another"))
 
 
 def test_an_arm_that_is_not_confirmed_yet_is_its_best_trial(tmp_path):

@@ -13,6 +13,7 @@ from forks import Fork
 from mlflow_server import free_port, rows
 from told import EXPECTED, NAMES, SPEC, STUDY, driver, environment, epoch, metrics, play, results, send
 
+from erpe.cli.sync import repair
 from erpe.errors import StoreError, StudyError, TrackingError
 from erpe.execution.trial_loop import TrialEvent
 from erpe.store import HISTORY, Store
@@ -175,6 +176,8 @@ def test_to_sync_a_study_that_is_not_there_makes_none(store, tmp_path, monkeypat
     monkeypatch.setenv("ERPE_STORAGE_URL", store.storage_url)
     with pytest.raises(StudyError, match=f"{STUDY}: none of its trials is in this store; use --store with the one"):
         sync(Store.open(tmp_path / "another"), STUDY)
+    repair(Store.open(tmp_path / "another"), None, (said := []).append, pytest.fail)
+    assert said == ["nothing to send: no study has trials in this store"]
 
 
 def test_provenance_names_code_versions_and_machine_and_nobody():

@@ -31,7 +31,10 @@ def repair(store: Store, study: str | None, say: Callable[[str], object], warn: 
 
     if aside := set_aside(store):
         warn(f"MLflow's database was damaged and is now {aside}; a new one is filled")
-    return sum(sync(store, study, tell=tell).values())
+    left = sync(store, study, tell=tell)
+    if not left:
+        say("nothing to send: no study has trials in this store")
+    return sum(left.values())
 
 
 def set_aside(store: Store) -> Path | None:
