@@ -73,7 +73,7 @@ class Search(Config):
 class Confirm(Config):
     """How the best configuration of every arm is trained again, on the full training set."""
 
-    seeds: Count = 5
+    seeds: Count = 8
     """Fresh seeds; seed k is the same for all arms, so that they can be compared in pairs."""
     epochs: Size | None = None
     """Epochs; default: those of the search."""
