@@ -275,6 +275,8 @@ def test_every_command_names_the_plug_in_that_it_needs_or_needs_none(recorded, m
     assert "--plugin" in run("study status")[1], "the store's other studies are shown"
     assert not plugins.loaded()
     assert not run("study status plug --plugin alibi.py")[0]
+    assert "did you mean plug" in run("study run plugg")[1]
+    assert not run("study show plug --plugin alibi.py")[0]
     assert list(erpe.load_study("plug", recorded, plugins=["alibi.py"]).arms["arm"]) == ["relu", "relu_alibi"]
     assert shown("plug.relu_alibi.confirm-0ae200") == "plug/relu_alibi/seeds"
     parts = [each for each in read_studies(Store(recorded)) if each.part_of]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from erpe.datasets import DATASETS, read_grid
-from erpe.errors import ConfigError, ErpeError
+from erpe.errors import ConfigError, ErpeError, nearest
 from erpe.plugins import load as load_plugin
 from erpe.plugins import loaded
 from erpe.store import Store
@@ -59,11 +59,15 @@ def find_plan(given: str | os.PathLike[str] | dict[str, Any], changes: Sequence[
     """
     from erpe.training.own import recall
 
-    if not isinstance(given, dict) and not os.path.isfile(given):
-        for stored, _ in grouped([each for each in read_studies(store) if each.experiment == str(given)]):
-            plan = stored_plan(stored, changes, store.datasets)
-            recall(plan.dataset, store.datasets)
-            return plan
+    if isinstance(given, dict) or os.path.isfile(given):
+        return load_plan(given, changes, store.datasets)
+    plans = {plan["name"]: plan for plan, _ in grouped(read_studies(store))}
+    if str(given) in plans:
+        plan = stored_plan(plans[str(given)], changes, store.datasets)
+        recall(plan.dataset, store.datasets)
+        return plan
+    if plans and not Path(given).suffix:
+        raise ConfigError(f"{given}: no such file, and no such study in the store; {nearest(str(given), plans)}")
     return load_plan(given, changes, store.datasets)
 
 
