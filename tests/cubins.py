@@ -14,21 +14,25 @@ from pathlib import Path
 
 HALF = ("q", "k", "v", "y", "d_y", "d_q", "d_k", "d_v")
 POINTERS = {*HALF, *"sums z values top d_sums d_z bias num den phi_q phi_k d_num d_den d_log_c".split()}
+POINTERS |= {"table", "places", "basis", "d_planes"}
 NUMBERS = ("eps", "q_eps", "k_eps", "norm")
 
 
-def sizes(exp: bool, projected: bool, d: int, m: int) -> dict:
-    return {"EXP": exp, "PROJECTED": projected, "D": d, "DV": d, "M": m, "BLOCK": 16, "num_warps": 4}
+def sizes(exp: bool, d: int, m: int, turn: bool = False, basis: bool = False) -> dict:
+    found = {"EXP": exp, "PROJECTED": exp, "TURN": turn, "BASIS": basis, "LEARNS": turn, "D": d, "DV": d, "M": m}
+    return found | {"BLOCK": 16, "num_warps": 8 if max(d, m) > 64 else 4}
 
 
-RELU, FAVOR, LARGEST = sizes(False, False, 32, 32), sizes(True, True, 32, 64), sizes(True, True, 64, 64)
-MASKED = {"M": 64, "DV": 32, "BLOCK": 32, "num_warps": 4}
+MASKED, LARGEST = ({"M": n, "DV": n, "BLOCK": block, "num_warps": 4} for n, block in ((64, 32), (128, 16)))
 CASES = [
-    ("linear.backward", "relu", RELU, 90),
-    *[("linear.backward", "favor", FAVOR, capability) for capability in (80, 90, 100)],
-    ("linear.backward", "favor, D = 64", LARGEST, 80),
+    ("linear.backward", "relu", sizes(False, 32, 32), 90),
+    *[("linear.backward", "favor_circulant", sizes(True, 32, 64, True, True), each) for each in (80, 90, 100)],
+    ("linear.backward", "favor_rope, D = 64", sizes(True, 64, 64, True), 80),
+    ("linear.backward", "relu, D = 128", sizes(False, 128, 128), 80),
+    ("linear.backward", "favor_rope, D = 64, m = 128", sizes(True, 64, 128, True), 90),
     ("masked.key_slopes", "general", MASKED, 80),
-    ("masked.pair_slopes", "general", MASKED | {"BLOCK": 16}, 90),
+    ("masked.key_slopes", "general, m = 128", LARGEST, 80),
+    ("masked.pair_slopes", "general, m = 128", LARGEST | {"num_warps": 8}, 80),
 ]
 
 

@@ -82,11 +82,11 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 
 def correctness(device: torch.device, small: bool, data: Path | None) -> Units:
     """Every layer's output and gradients on the device, against the same in float64 by torch's operators on the CPU."""
-    grids = [(3, 4)] if small else [(8, 8), (16, 16), (32, 33)]
-    for grid, dtype, variant in product(grids, LIMITS, VARIANTS):
+    usual = [((8, 8), 32), ((16, 16), 32), ((32, 33), 32), ((8, 8), 64), ((32, 33), 128)]
+    for (grid, d), dtype, variant in product([((3, 4), 32)] if small else usual, LIMITS, VARIANTS):
         for way in ways_of_layer(variant):
-            name = f"{variant}, N = {grid[0] * grid[1]}, {str(dtype).removeprefix('torch.')}, {way}"
-            yield name, partial(layer_errors, variant, grid, dtype, device, way)
+            name = f"{variant}, N = {grid[0] * grid[1]}, D = {d}, {str(dtype).removeprefix('torch.')}, {way}"
+            yield name, partial(layer_errors, variant, grid, dtype, device, way, d)
 
 
 def epoch(device: torch.device, small: bool, data: Path | None) -> Units:

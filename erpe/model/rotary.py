@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from erpe.config import AttentionConfig
 from erpe.model.encoding import Encoding, Shape, zeros
-from erpe.model.features import full_precision
+from erpe.model.features import full_precision, wide
 from erpe.model.rotation import Rotation
 
 
@@ -38,9 +38,8 @@ class Rotary(Encoding):
 
     def rotation(self, like: Tensor) -> Rotation:
         """See `Encoding`."""
-        wide = full_precision(like)
-        planes, y, x = (each.to(wide.dtype) for each in (self.planes(), self.rows, self.columns))
-        return Rotation(planes, y, x, int(self.shape.cls), self.basis(wide), self.folds)
+        planes, y, x = (each.to(wide(like.dtype)) for each in (self.planes(), self.rows, self.columns))
+        return Rotation(planes, y, x, int(self.shape.cls), self.basis(planes), self.folds)
 
     def rotate(self, *vectors: Tensor) -> tuple[Tensor, ...]:
         """Each (B, H, N, D) turned, computed in float32 at least and given back in its own dtype."""

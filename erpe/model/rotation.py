@@ -59,6 +59,17 @@ class Rotation(NamedTuple):
         angle = torch.cat([each * f for each, f in zip(steps, self.planes[:, :, None], strict=True)], dim=1)
         return torch.polar(torch.ones_like(angle), angle)
 
+    def places(self) -> Tensor:
+        """(2, N), row and column of each token; zero outside the grid."""
+        h, w = len(self.y), len(self.x)
+        grid = torch.stack([self.y[:, None].expand(h, w), self.x.expand(h, w)]).flatten(1)
+        return pad(grid, (self.outside, 0))
+
+    def table(self) -> Tensor:
+        """(2, H, N, P) cosines and sines of the angles; no slopes go through it."""
+        angle = self._replace(planes=self.planes.detach())._angle()
+        return torch.stack([angle.cos(), angle.sin()])
+
     def _phase(self) -> Tensor:
         """(H, N, P) complex e^(i angle)."""
         # e^(i (y fy + x fx)) is a product: few cosines for many tokens
@@ -68,9 +79,13 @@ class Rotation(NamedTuple):
 
     def _angle(self) -> Tensor:
         """(H, N, P) in rad."""
-        fy, fx = self.planes[:, :, None, None]                    # (H, 1, 1, P) each
-        angle = (self.y[:, None, None] * fy + self.x[:, None] * fx).flatten(1, 2)
-        return pad(angle, (0, 0, self.outside, 0))
+        return angles(self.planes, self.places())
+
+
+def angles(planes: Tensor, places: Tensor) -> Tensor:
+    """(H, N, P) in rad: of planes (2, H, P) at places (2, N)."""
+    (fy, fx), (y, x) = planes[:, :, None], places[:, None, :, None]                 # (H, 1, P) and (1, N, 1) each
+    return y * fy + x * fx
 
 
 def turn_complex(x: Tensor, phase: Tensor) -> Tensor:

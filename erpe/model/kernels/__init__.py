@@ -7,10 +7,10 @@ Who computes what, all of it exact but for the series of `rank`:
 
     | function         | float32 on a CPU, C compiler     | CUDA with Triton   | everything else           |
     |------------------|----------------------------------|--------------------|---------------------------|
-    | linear_attention | `kernels/linear.c` (linear.py);  | gpu/linear.py, up  | torch's operators         |
-    |                  | `after` the map: torch           | to D = m = 64      | (linear.py)               |
+    | linear_attention | `kernels/linear.c` (linear.py);  | gpu/linear.py, of  | torch's operators         |
+    |                  | `after` the map: torch           | the sizes there    | (linear.py)               |
     | masked_attention | `kernels/masked.c` (masked.py)   | gpu/masked.py, up  | torch's operators, in     |
-    |                  |                                  | to Dv = m = 64     | tiles (masked.py, tiles.py)|
+    |                  |                                  | to Dv = m = 128    | tiles (masked.py, tiles.py)|
     | ... method=fft   | FFTs of each feature and value (fft.py), for very long grids                    |
     | ... rank=R       | a truncated Fourier series of C, of linear cost (low_rank.py)                   |
 
@@ -55,7 +55,8 @@ def linear_attention(
     Returns:
         (B, H, N, Dv), in float32 or the precision of the inputs; features and both sums are never in less.
     """
-    if gpu.serves(q, k, v, phi.size(q)) and not after:
+    projected = phi.w is not None or (rotation is not None and rotation.basis is not None)
+    if gpu.serves(q, k, v, phi.size(q), projected) and not after:
         return gpu.ops.linear_product(q, k, v, phi, rotation)
     q, k, v = (full_precision(x) for x in (q, k, v))
     if cpu.serves(q, k, v) and not after:

@@ -38,14 +38,14 @@ def forward(
     pair, i = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     at, head = pair.to(tl.int64) * n, pair % heads
     bias += head * (2 * h - 1) * (2 * w - 1)
-    q, own_top = load(phi_q + at * m, i, n, m, m, M), tl.load(top + head * n + i, mask=i < n, other=0.0)
+    q, own_top = load((phi_q + at * m, m), i, n, m, M), tl.load(top + head * n + i, mask=i < n, other=0.0)
     sums, total = tl.zeros((BLOCK, DV), tl.float32), tl.zeros((BLOCK,), tl.float32)
     for begin in range(0, n, BLOCK):
         j = begin + tl.arange(0, BLOCK)
-        a = product(q, tl.trans(load(phi_k + at * m, j, n, m, m, M))) * weights(bias, own_top, i, j, n, h, w)
-        sums += product(a, load(v + at * dv, j, n, dv, dv, DV))
+        a = product(q, tl.trans(load((phi_k + at * m, m), j, n, m, M))) * weights(bias, own_top, i, j, n, h, w)
+        sums += product(a, load((v + at * dv, dv), j, n, dv, DV))
         total += tl.sum(a, axis=1)
-    store(num + at * dv, sums, i, n, dv, dv, DV)
+    store((num + at * dv, dv), sums, i, n, dv, DV)
     tl.store(den + at + i, total, mask=i < n)
 
 
@@ -59,13 +59,13 @@ def query_slopes(
     at, head = pair.to(tl.int64) * n, pair % heads
     bias += head * (2 * h - 1) * (2 * w - 1)
     own_top = tl.load(top + head * n + i, mask=i < n, other=0.0)
-    d_n, d_d = load(d_num + at * dv, i, n, dv, dv, DV), tl.load(d_den + at + i, mask=i < n, other=0.0)
+    d_n, d_d = load((d_num + at * dv, dv), i, n, dv, DV), tl.load(d_den + at + i, mask=i < n, other=0.0)
     sums = tl.zeros((BLOCK, M), tl.float32)
     for begin in range(0, n, BLOCK):
         j = begin + tl.arange(0, BLOCK)
-        d_a = product(d_n, tl.trans(load(v + at * dv, j, n, dv, dv, DV))) + d_d[:, None]
-        sums += product(d_a * weights(bias, own_top, i, j, n, h, w), load(phi_k + at * m, j, n, m, m, M))
-    store(d_q + at * m, sums, i, n, m, m, M)
+        d_a = product(d_n, tl.trans(load((v + at * dv, dv), j, n, dv, DV))) + d_d[:, None]
+        sums += product(d_a * weights(bias, own_top, i, j, n, h, w), load((phi_k + at * m, m), j, n, m, M))
+    store((d_q + at * m, m), sums, i, n, m, M)
 
 
 @triton.jit
@@ -77,17 +77,17 @@ def key_slopes(
     pair, j = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     at, head = pair.to(tl.int64) * n, pair % heads
     bias += head * (2 * h - 1) * (2 * w - 1)
-    k, own_v = load(phi_k + at * m, j, n, m, m, M), load(v + at * dv, j, n, dv, dv, DV)
+    k, own_v = load((phi_k + at * m, m), j, n, m, M), load((v + at * dv, dv), j, n, dv, DV)
     k_sums, v_sums = tl.zeros((BLOCK, M), tl.float32), tl.zeros((BLOCK, DV), tl.float32)
     for begin in range(0, n, BLOCK):
         i = begin + tl.arange(0, BLOCK)
         c = weights(bias, tl.load(top + head * n + i, mask=i < n, other=0.0), i, j, n, h, w)
-        q, d_n = load(phi_q + at * m, i, n, m, m, M), load(d_num + at * dv, i, n, dv, dv, DV)
+        q, d_n = load((phi_q + at * m, m), i, n, m, M), load((d_num + at * dv, dv), i, n, dv, DV)
         v_sums += product(tl.trans(product(q, tl.trans(k)) * c), d_n)
         d_a = product(d_n, tl.trans(own_v)) + tl.load(d_den + at + i, mask=i < n, other=0.0)[:, None]
         k_sums += product(tl.trans(d_a * c), q)
-    store(d_k + at * m, k_sums, j, n, m, m, M)
-    store(d_v + at * dv, v_sums, j, n, dv, dv, DV)
+    store((d_k + at * m, m), k_sums, j, n, m, M)
+    store((d_v + at * dv, dv), v_sums, j, n, dv, DV)
 
 
 @triton.jit
@@ -104,9 +104,9 @@ def pair_slopes(
     sums = tl.zeros((BLOCK, BLOCK), tl.float32)
     for image in range(chunk * part, tl.minimum(chunk * part + part, images)):
         at = (image * heads + head).to(tl.int64) * n
-        a = product(load(phi_q + at * m, i, n, m, m, M), tl.trans(load(phi_k + at * m, j, n, m, m, M)))
-        d_n, d_d = load(d_num + at * dv, i, n, dv, dv, DV), tl.load(d_den + at + i, mask=i < n, other=0.0)
-        sums += a * (product(d_n, tl.trans(load(v + at * dv, j, n, dv, dv, DV))) + d_d[:, None])
+        a = product(load((phi_q + at * m, m), i, n, m, M), tl.trans(load((phi_k + at * m, m), j, n, m, M)))
+        d_n, d_d = load((d_num + at * dv, dv), i, n, dv, DV), tl.load(d_den + at + i, mask=i < n, other=0.0)
+        sums += a * (product(d_n, tl.trans(load((v + at * dv, dv), j, n, dv, DV))) + d_d[:, None])
     own_top = tl.load(top + head * n + i, mask=i < n, other=0.0)
     c = weights(bias + head * (2 * h - 1) * (2 * w - 1), own_top, i, j, n, h, w)
     there = (row < rows)[:, None] & (j < n)[None, :]

@@ -10,9 +10,9 @@ from torch.nn.functional import pad
 
 from erpe.model.kernels.gpu import masked, wide
 
-BLOCK, PAIRS, WARPS = 32, 16, 4
-"""Queries, and keys, of a tile, of one where slopes of pairs are added over images, and the warps that a program has:
-no register is spilled. Never timed."""
+BLOCK, SMALL, WARPS = 32, 16, 4
+"""Queries, and keys, of a tile, of one where slopes of pairs are added over images, or where Dv or m is above 64, and
+the warps that a program has, twice as many where both is so: no register is spilled. Never timed."""
 
 ENTRIES = 2**28
 """So many pairs at most have slopes of their log-weights in memory at once."""
@@ -26,7 +26,7 @@ def forward(phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor) 
     given = [x.contiguous() for x in (phi_q, phi_k, v, bias, top)]
     num = torch.empty(v.shape, dtype=torch.float32, device=v.device)
     den, shape = num.new_empty(v.shape[:3]), sizes(phi_q, v, bias)
-    masked.forward[blocks(phi_q)](*given, num, den, *shape, **constants(phi_q, v))
+    masked.forward[blocks(phi_q, v)](*given, num, den, *shape, **constants(phi_q, v))
     return num, den
 
 
@@ -39,8 +39,8 @@ def backward(
     ]
     d_q, d_k, d_v = torch.empty_like(phi_q), torch.empty_like(phi_k), torch.empty_like(v)
     shape, fixed = sizes(phi_q, v, bias), constants(phi_q, v)
-    masked.query_slopes[blocks(phi_q)](*given[1:], d_q, *shape, **fixed)
-    masked.key_slopes[blocks(phi_q)](*given, d_k, d_v, *shape, **fixed)
+    masked.query_slopes[blocks(phi_q, v)](*given[1:], d_q, *shape, **fixed)
+    masked.key_slopes[blocks(phi_q, v)](*given, d_k, d_v, *shape, **fixed)
     return d_q, d_k, d_v, bias_slopes(given, shape, fixed)
 
 
@@ -48,17 +48,17 @@ def bias_slopes(given: list[Tensor], shape: tuple[int, ...], fixed: dict[str, An
     """Those of the log-weights (H, 2h-1, 2w-1): over images in the kernel, over pairs of one offset here."""
     images, (heads, n, h, w, *_) = len(given[0]), shape
     total = torch.zeros_like(given[3])
-    tiles = -(-n // PAIRS)
+    tiles = -(-n // SMALL)
     rows = min(h, max(1, ENTRIES // (heads * n * w)))             # of the grid, at once
     for first in range(0, h, rows):
         some = min(rows, h - first)
-        grid = -(-some * w // PAIRS) * tiles
+        grid = -(-some * w // SMALL) * tiles
         part = -(-images // min(images, -(-PROGRAMS // (grid * heads))))
         parts = -(-images // part)
         d_log_c = total.new_empty(parts, heads, some * w, n)
         masked.pair_slopes[(grid, heads, parts)](
             *given, d_log_c, images, heads, part, first * w, some * w, *shape[1:],
-            **fixed | {"BLOCK": PAIRS},
+            **fixed | {"BLOCK": SMALL, "num_warps": WARPS * (1 + (max(fixed["M"], fixed["DV"]) > 64))},
         )  # fmt: skip
         d_offsets = by_offset(d_log_c.sum(0), w)                  # (H, some + h - 1, 2w-1)
         start = h - first - some
@@ -86,12 +86,16 @@ def sizes(phi_q: Tensor, v: Tensor, bias: Tensor) -> tuple[int, ...]:
     return phi_q.shape[1], phi_q.shape[2], h, w, phi_q.shape[3], v.shape[3]
 
 
-def blocks(phi_q: Tensor) -> tuple[int, int]:
+def block_of(phi_q: Tensor, v: Tensor) -> int:
+    """Tokens of a tile."""
+    return min(wide(phi_q.shape[2]), BLOCK if max(phi_q.shape[3], v.shape[3]) <= 64 else SMALL)
+
+
+def blocks(phi_q: Tensor, v: Tensor) -> tuple[int, int]:
     """A program for each block of tokens of each image's head."""
-    return phi_q.shape[0] * phi_q.shape[1], -(-phi_q.shape[2] // min(wide(phi_q.shape[2]), BLOCK))
+    return phi_q.shape[0] * phi_q.shape[1], -(-phi_q.shape[2] // block_of(phi_q, v))
 
 
 def constants(phi_q: Tensor, v: Tensor) -> dict[str, Any]:
     """What the kernels are compiled for."""
-    block = min(wide(phi_q.shape[2]), BLOCK)
-    return {"M": wide(phi_q.shape[3]), "DV": wide(v.shape[3]), "BLOCK": block, "num_warps": WARPS}
+    return {"M": wide(phi_q.shape[3]), "DV": wide(v.shape[3]), "BLOCK": block_of(phi_q, v), "num_warps": WARPS}

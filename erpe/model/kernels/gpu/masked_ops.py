@@ -18,7 +18,9 @@ def masked_forward(phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: T
     """Numerators (B, H, N, Dv) and denominators (B, H, N); arguments as for `tiles.tiled_product`."""
     given = phi_q, phi_k, v, bias, top
     with torch.cuda.device_of(v):
-        found: tuple[Tensor, Tensor] = or_torch(lambda: masked_launch.forward(*given), lambda: _dense(*given))
+        found: tuple[Tensor, Tensor] = or_torch(
+            lambda: masked_launch.forward(*given), lambda: _dense(*given), "masked", phi_q.shape[-1], v.shape[-1]
+        )
     return found
 
 
@@ -34,7 +36,7 @@ def masked_backward(
 
     with torch.cuda.device_of(v):
         found: tuple[Tensor, Tensor, Tensor, Tensor] = or_torch(
-            lambda: masked_launch.backward(*given, d_num, d_den), torchs
+            lambda: masked_launch.backward(*given, d_num, d_den), torchs, "masked", phi_q.shape[-1], v.shape[-1]
         )
     return found
 
