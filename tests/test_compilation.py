@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from torch._dynamo.utils import counters
 from trials import tiny
 
 from erpe.config import ModelConfig, TrainConfig
-from erpe.model import build
+from erpe.model import ViT, build
 from erpe.plugins import VARIANTS
 from erpe.training import compilation
 from erpe.training.compilation import compiled
+from erpe.training.confirmation import Confirmation
+from erpe.training.timing import time_runs
 from erpe.training.trial import Trial
 
 CPU = torch.device("cpu")
@@ -125,6 +128,46 @@ def test_a_model_that_cannot_be_compiled_runs_as_it_is(monkeypatch, tmp_path):
     assert found[0] == expected
     assert calls == [64, 216], "the model and its average are tried once, then never again"
     assert told[0] == "torch.compile: no compiler; the model runs without it, slower"
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """How often models ran, and how often through what torch.compile gave: itself, which fails on small batches if
+    `small` is set."""
+    seen, run = SimpleNamespace(all=0, compiled=0, small=0), ViT.forward
+
+    def compiling(plain, **_):
+        def fast(images):
+            if len(images) < seen.small:
+                raise RuntimeError("no compiler")
+            seen.compiled += 1
+            return plain(images)
+
+        return fast
+
+    def counted(model, images):
+        seen.all += 1
+        return run(model, images)
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    monkeypatch.setattr(ViT, "forward", counted)
+    return seen
+
+
+def test_final_evaluations_and_times_are_of_the_compiled_model_or_all_of_the_model_as_it_is(passes, tmp_path):
+    for wanted in ("on", "off"):
+        trial = Confirmation(tiny(settings={"train.compile": wanted, "train.epochs": 1}), tmp_path / wanted)
+        trial.epoch()
+        trial.finish()
+        assert (passes.all > 0, passes.compiled) == (True, passes.all if wanted == "on" else 0)
+        passes.all = passes.compiled = 0
+    (row,) = time_runs([tmp_path / "on"])
+    assert row["time/compiled"] == 1 and passes.compiled == passes.all > 0
+    assert [row["time/compiled"] for row in time_runs([tmp_path / "on", tmp_path / "off"])] == [0, 0]
+    passes.small, passes.compiled = 2, 0
+    with pytest.warns(UserWarning, match="no compiler; the model runs without it, slower; so all runs are timed"):
+        (row,) = time_runs([tmp_path / "on"])
+    assert row["time/compiled"] == 0 and row["time/inference_ms_batch1"] > 0
 
 
 def test_a_mistake_of_ours_is_not_taken_for_a_missing_compiler(monkeypatch):

@@ -189,6 +189,19 @@ def test_times_are_the_median_and_the_95th_percentile_after_warm_up(model, monke
     assert found["time/inference_ms_batch1"] == pytest.approx(150.5)
 
 
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", [256, 256, 88]), ("meta", [600])])
+def test_other_devices_than_cpus_get_larger_batches(model, device, sizes):
+    seen = []
+
+    def forward(batch):
+        seen.append(len(batch))
+        return torch.zeros(len(batch), 10)
+
+    pixels = torch.zeros(600, 1, 8, 8, dtype=torch.uint8, device=device)
+    logits_of(model, Images(pixels, torch.zeros(600, dtype=torch.int64)), "digits", forward)
+    assert seen == sizes
+
+
 def test_real_times_are_positive_and_ordered(model):
     found = inference_time(model, digits(), "digits", repeats=5)
     for name in ("time/inference_ms_per_image", "time/inference_ms_batch1"):
@@ -211,7 +224,7 @@ def test_evaluation_is_not_in_the_seconds_of_an_epoch(monkeypatch, tmp_path):
         return measure(*given)
 
     monkeypatch.setattr("erpe.training.loop.time", SimpleNamespace(perf_counter=lambda: now[0]))
-    monkeypatch.setattr(confirmation, "logits_of", slow)
+    monkeypatch.setattr("erpe.training.trial.logits_of", slow)
 
     def tick(done, steps):
         now[0] += 1

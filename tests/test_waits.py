@@ -22,7 +22,8 @@ from erpe.model import build, build_attention
 from erpe.model.kernels.low_rank import _series
 from erpe.model.rotary import _fourier
 from erpe.plugins import VARIANTS
-from erpe.training import loop
+from erpe.training import batched, loop
+from erpe.training.batched import Pack
 from erpe.training.data import Images, constants
 from erpe.training.loop import Trainer
 
@@ -137,7 +138,7 @@ def absent(monkeypatch):
         for each in (FakeTensorMode(allow_non_fake_inputs=True), Indexing(), torch.no_grad()):
             modes.enter_context(each)
         for trainer in made:
-            trainer.device, trainer.vary = torch.device(device), Dice(device)
+            trainer.device, trainer.vary = torch.device(device, 0), Dice(device)
             elsewhere(trainer.model, device)
             if trainer.averaged is not None:
                 elsewhere(trainer.averaged.module, device)
@@ -163,6 +164,23 @@ def test_an_epoch_copies_nothing_and_waits_for_its_losses_alone(variant, more, a
         trainer.epoch(1)
     assert watch.seen == []
     assert looks == [4, 5] and trainer.steps == 3
+
+
+def test_an_epoch_of_a_pack_copies_nothing_and_waits_for_its_losses_alone(absent, monkeypatch):
+    make, looks = absent
+    trainers = make("favor", "cuda", POLICY | {"train.epochs": 2}, count=2)
+    models = lambda images, weights, others: weights.new_empty(*images.shape[:2], 10)  # noqa: E731
+    trainers[0].packed = models  # which copy nothing: see above
+    monkeypatch.setattr(batched, "together", lambda model, layout: models)
+    monkeypatch.setattr(batched, "CHECK_EVERY", 2)
+    monkeypatch.setattr(batched, "look", lambda losses, dim: looks.append(len(losses)) or [[0.0] * len(losses)] * 2)
+    monkeypatch.setattr(torch.autograd, "grad", lambda loss, weights: (torch.empty_like(weights),))
+    Pack(trainers).epoch([0, 0])  # tables are made
+    looks.clear()
+    with Watch() as watch:
+        Pack(trainers).epoch([1, 1])
+    assert watch.seen == []
+    assert looks == [2, 1]
 
 
 class Operators(TorchDispatchMode):

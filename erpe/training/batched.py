@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ from erpe.model.features import Features
 from erpe.model.vit import Drop, ViT
 from erpe.training.compilation import Compiled, is_wanted
 from erpe.training.graph import Graphed
-from erpe.training.loop import CHECK_EVERY, OnStep, Trainer, check_finite
+from erpe.training.loop import CHECK_EVERY, OnStep, Trainer, check_finite, look
 from erpe.training.precision import autocast
 from erpe.training.vmap_attention import Fold
 
@@ -67,31 +68,37 @@ class Layout:
 
 
 class Plan:
-    """The numbers of an epoch's steps, of each trial."""
+    """Settings of an epoch's steps, of each trial."""
 
     def __init__(self, trainers: list[Trainer], firsts: list[int]) -> None:
-        first, train = trainers[0], [trainer.config.train for trainer in trainers]
+        count, known = trainers[0].steps, [planned(trainer) for trainer in trainers]
+        own = [steps[first : first + count] for (steps, _), first in zip(known, firsts, strict=True)]
+        self.steps = torch.stack(own, dim=2)[..., None]
+        """(steps, 4, K, 1), see `planned`."""
+        self.clip, smoothing = torch.stack([settings for _, settings in known], dim=1)[..., None]  # (K, 1) each
+        self.smoothing = smoothing[:, None]  # (K, 1, 1)
 
-        def on_device(values: Tensor) -> Tensor:
-            return values.to(precision(first)).to(first.device).unsqueeze(-1)  # some devices have no float64
 
-        def vector(name: str) -> Tensor:
-            return torch.tensor([getattr(each, name) for each in train], dtype=torch.float64, device="cpu")
+def planned(trainer: Trainer) -> tuple[Tensor, Tensor]:
+    """What the steps of a trial are made of, on its device: copied there once, for a copy waits.
 
-        steps = torch.arange(1, first.steps + 1, dtype=torch.float64, device="cpu")[:, None]  # (steps, 1)
-        steps = steps + torch.tensor(firsts, dtype=torch.float64, device="cpu")  # (steps, K)
-        rates = [
-            [t.rate(begin + step) for t, begin in zip(trainers, firsts, strict=True)] for step in range(len(steps))
-        ]
-        rate = torch.tensor(rates, dtype=torch.float64, device="cpu")
-        take = torch.where(steps == 1, 1.0, 1 - vector("ema"))
-        shrink, length = 1 - rate * vector("weight_decay"), rate / (1 - BETA1**steps)
-        self.steps = on_device(torch.stack([shrink, length, (1 - BETA2**steps).sqrt(), take], dim=1))
-        """(steps, 4, K, 1): by what decaying weights shrink, how far a step goes, the root of what the mean square
-        lacks, and how much of the weights the averaged ones take; the first average is the weights."""
-        clip = vector("clip_norm")
-        self.clip = on_device(torch.where(clip == 0, torch.inf, clip))  # (K, 1)
-        self.smoothing = on_device(vector("label_smoothing"))[:, None]  # (K, 1, 1)
+    Returns:
+        (all steps, 4): by what decaying weights shrink, how far a step goes, the root of what the mean square lacks,
+        and how much of the weights the averaged ones take (the first average is the weights); and (2): the norm to clip
+        at, label smoothing.
+    """
+    if trainer.planned is None:
+        train, exact = trainer.config.train, dict[str, Any](dtype=torch.float64, device="cpu")
+        count = train.epochs * trainer.steps
+        step = torch.arange(1, count + 1, **exact)
+        rate = torch.tensor([trainer.rate(each) for each in range(count)], **exact)
+        take = torch.where(step == 1, 1.0, 1 - train.ema)
+        shrink, length = 1 - rate * train.weight_decay, rate / (1 - BETA1**step)
+        steps = torch.stack([shrink, length, (1 - BETA2**step).sqrt(), take], dim=1)
+        settings = torch.tensor([train.clip_norm or torch.inf, train.label_smoothing], **exact)
+        steps, settings = (x.to(precision(trainer)) for x in (steps, settings))  # some devices have no float64
+        trainer.planned = steps.to(trainer.device), settings.to(trainer.device)
+    return trainer.planned
 
 
 class Pack:
@@ -149,7 +156,7 @@ class Pack:
                 trainer.ran_as_graph |= step is self.graphed
             losses.append(step(torch.stack(rows), self.plan.steps[done]) * len(rows[0]))
             if (done + 1) % CHECK_EVERY == 0 or done + 1 == steps:
-                found = torch.stack(losses, dim=1).tolist()  # waits for the device
+                found = look(losses, dim=1)
                 errors = self._check(found, [first + done for first in firsts]) | errors
                 total = [before + math.fsum(own) for before, own in zip(total, found, strict=True)]
                 losses.clear()
@@ -206,7 +213,7 @@ class Pack:
         norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)  # (K, 1)
         shrink, length, root, take = numbers  # (K, 1) each
         gradient *= (self.plan.clip / (norm + 1e-6)).clamp(max=1)
-        self.weights[:, : self.layout.decaying] *= shrink
+        self.weights.narrow(1, 0, self.layout.decaying).mul_(shrink)
         self.exp_avg.lerp_(gradient, 1 - BETA1)
         self.exp_avg_sq.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
         slope = self.exp_avg_sq.sqrt().div_(root).add_(EPS)
@@ -234,7 +241,7 @@ class Pack:
             weights, *found = (self.layout.parts(rows[k]) for rows in (self.weights, self.exp_avg, self.exp_avg_sq))
             for name, parameter in trainer.model.named_parameters():
                 parameter.copy_(weights[name])
-                step = torch.tensor(float(steps[k]), dtype=torch.float32, device=self.device)
+                step = torch.full((), float(steps[k]), dtype=torch.float32, device=self.device)
                 kept = {key: parts[name].clone() for key, parts in zip(MOMENTS, found, strict=True)}
                 trainer.optimiser.state[parameter] = {"step": step} | kept
             if trainer.averaged is not None and self.averaged is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from erpe.io import read_json, write_atomic
 from erpe.model import ViT
 from erpe.store import tidy
 from erpe.training.checkpoint import load_model, writing
+from erpe.training.compilation import Warn, compiled
 from erpe.training.data import load_test, load_training
 from erpe.training.devices import pick_device
 from erpe.training.evaluate import (
@@ -40,18 +43,25 @@ class Confirmation(Trial):
 
     def measure(self, model: ViT) -> dict[str, float]:
         """All measures but times of inference, which other trials at work would spoil."""
-        return final_evaluation(self.folder, data_dir=self._data_dir, device=str(self.device), timed=False)
+        return final_evaluation(
+            self.folder, data_dir=self._data_dir, device=str(self.device), timed=False, warn=self._warn
+        )
 
 
 def final_evaluation(
-    folder: Path, *, data_dir: str | Path | None = None, device: str = "auto", timed: bool = True
+    folder: Path,
+    *,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    timed: bool = True,
+    warn: Warn = warnings.warn,
 ) -> dict[str, float]:
-    """All measures of a trained model. The test split is opened once: what was measured then is given again.
-
-    Nothing is compiled: that takes longer than the two passes over the data.
+    """All measures of a trained model, compiled where a trial's is. The test split is opened once: what was measured
+    then is given again.
 
     Args:
         timed: whether inference is timed, too.
+        warn: see `Compiled`.
     Returns:
         `test/*`, `train/log_likelihood`, `aic`, `bic`, `params`, `flops/*`, `time/inference_*`.
     Raises:
@@ -67,16 +77,17 @@ def final_evaluation(
     model, config = load_model(folder)
     where, dataset = pick_device(device), config.data.dataset
     model = model.to(where)
-    train = load_training(config.data, data_dir).train.to(where)
-    likelihood = scores(logits_of(model, train, dataset), train.labels, "train")["train/log_likelihood"]
+    fastest = partial(compiled, train=config.train, device=where, warn=warn)
+    train, forward = load_training(config.data, data_dir).train.to(where), fastest(model)
+    likelihood = scores(logits_of(model, train, dataset, forward), train.labels, "train")["train/log_likelihood"]
     if not math.isfinite(likelihood):
         raise TrialError("the loss after the last step is not finite; use a smaller train.lr")
     test = load_test(dataset, data_dir).to(where)
-    logits = logits_of(model, test, dataset)
+    logits = logits_of(model, test, dataset, forward)
     k = sum(p.numel() for p in model.parameters())
     found = scores(logits, test.labels, "test") | {"train/log_likelihood": likelihood, "params": float(k)}
     found |= information_criteria(likelihood, k, len(train.labels)) | cost(config)
-    found |= inference_time(model, test, dataset) if timed else {}
+    found |= inference_time(model, test, dataset, fastest=fastest) if timed else {}
     results = {
         "confusion_test.json": confusion(logits, test.labels, dataset, "test"),
         "per_class.json": per_class(logits, test.labels, dataset),

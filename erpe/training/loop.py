@@ -7,6 +7,8 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,11 +80,15 @@ class Trainer:
         self.augment, self.mix = augmentation(config.data), mixing(config.data)
         self.vary = torch.Generator(device)
         """Decides how the images of a step are varied; on the device, as all that is drawn for a step."""
-        self.forward = compiled(model, train, device, warn)
-        self.evaluated = self.forward if self.final is model else compiled(self.final, train, device, warn)
+        self.fastest = partial(compiled, train=train, device=device, warn=warn)
+        """Of a model what runs it fastest: itself, or compiled."""
+        self.forward = self.fastest(model)
+        self.evaluated = self.forward if self.final is model else self.fastest(self.final)
         """`final`, perhaps compiled."""
         self.packed: Callable[..., Tensor] | None = None
         """Several models of this shape as one, made by the first pack that this trainer leads."""
+        self.planned: tuple[Tensor, Tensor] | None = None
+        """See `batched.planned`."""
         self.warn = warn
 
     def _graphs(self, variants: tuple[str, ...]) -> Graphs | None:
@@ -265,16 +271,21 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def finite(losses: list[Tensor], last_step: int) -> list[float]:
-    """Return the losses, waiting for the device.
+    """Return the losses, see `look`.
 
     Args:
         last_step: that of the last one.
     Raises:
         TrialError: names the first step whose loss is not finite.
     """
-    found: list[float] = torch.stack(losses).tolist()
+    found: list[float] = look(losses)
     check_finite(found, last_step)
     return found
+
+
+def look(losses: list[Tensor], dim: int = 0) -> Any:
+    """What is in the stacked losses, waiting for the device: the only look that an epoch takes."""
+    return torch.stack(losses, dim).tolist()
 
 
 def check_finite(losses: list[float], last_step: int) -> None:

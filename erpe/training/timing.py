@@ -2,13 +2,15 @@
 
     time_runs([study/softmax/seed-0, study/relu/seed-0, ..., study/softmax/seed-1, ...])
 
-The order interleaves the arms of a study, so that a machine that slows down slows them all.
+The order interleaves the arms of a study, so that a machine that slows down slows them all. Like is compared with like:
+all are timed compiled where trials are, and if one of them cannot be, all as they are.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import torch
 
 from erpe.io import read_json
 from erpe.training.checkpoint import load_model
+from erpe.training.compilation import is_wanted
 from erpe.training.data import load_training
 from erpe.training.devices import pick_device
 from erpe.training.evaluate import inference_time, wait_for
@@ -39,27 +42,41 @@ def time_runs(
         folders: a run each.
         on_run: called with the runs done and all of them.
     Returns:
-        for each run: `time/inference_*` (see `inference_time`) and `time/train_seconds_per_epoch`: the median of
-        some training steps, compiled where a trial's are, times the steps of an epoch.
+        for each run: `time/inference_*` (see `inference_time`), `time/train_seconds_per_epoch`: the median of some
+        training steps, times the steps of an epoch; and `time/compiled`: 1, or 0 where all ran as they are.
     Raises:
         StoreError: a run's model or outcome is missing or damaged.
     """
-    found = []
-    for done, folder in enumerate(folders, 1):
-        found.append(_time_run(folder, data_dir, pick_device(device)))
-        on_run(done, len(folders))
+    where = pick_device(device)
+    for compiled in (True, False):
+        found = list[dict[str, float]]()
+        for done, folder in enumerate(folders, 1):
+            found.append(_time_run(folder, data_dir, where, compiled))
+            if compiled and not found[-1]["time/compiled"]:
+                break
+            on_run(done, len(folders))
+        else:
+            break
     return found
 
 
-def _time_run(folder: Path, data_dir: str | Path | None, device: torch.device) -> dict[str, float]:
+def _time_run(folder: Path, data_dir: str | Path | None, device: torch.device, compiled: bool) -> dict[str, float]:
+    """As `time_runs`; alone `time/compiled` 0 if the run is not to be compiled, or cannot be."""
     model, config = load_model(folder)
-    model = model.to(device)
+    not_compiled, failed = {"time/compiled": 0.0}, list[str]()
+    if compiled and not is_wanted(config.train, device):
+        return not_compiled
     images = load_training(config.data, data_dir).train.to(device)
-    found = inference_time(model, images, config.data.dataset)
-    trainer = Trainer(config, model, images, device)
+    config = config if compiled else config.replace({"train.compile": "off"})
+    trainer = Trainer(config, model.to(device), images, device, warn=failed.append)
     path = folder / "outcome.json"
     trainer.compute_in(recorded_precision(read_json(path), path, trainer.precision))
-    return found | {"time/train_seconds_per_epoch": seconds_per_step(trainer) * trainer.steps}
+    found = inference_time(trainer.model, images, config.data.dataset, fastest=trainer.fastest)
+    found |= {"time/train_seconds_per_epoch": seconds_per_step(trainer) * trainer.steps}
+    if failed:
+        warnings.warn(f"{failed[0]}; so all runs are timed without it", stacklevel=2)
+        return not_compiled
+    return found | {"time/compiled": float(compiled)}
 
 
 def seconds_per_step(trainer: Trainer) -> float:

@@ -226,11 +226,11 @@ class Trial:
         if not len(self.validation.labels):
             return {}
         dataset = self.config.data.dataset
-        logits = logits_of(model, self.validation, dataset)
+        logits = logits_of(model, self.validation, dataset, self.trainer.evaluated)
         self.files.write("confusion.json", confusion(logits, self.validation.labels, dataset, "validation"))
         with writing(self.folder):
             save_attention_example(self.folder / "attention.npz", model, self.validation, dataset)
-        times = inference_time(model, self.images, dataset) if self.timed else {}
+        times = inference_time(model, self.images, dataset, fastest=self.trainer.fastest) if self.timed else {}
         return scores(logits, self.validation.labels, "val") | times
 
     def _facts(self) -> dict[str, str]:
