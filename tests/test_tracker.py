@@ -1,5 +1,6 @@
 import getpass
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from erpe.study.reading import read_studies
 from erpe.text import redact
 from erpe.tracking.artifacts import draw
 from erpe.tracking.connection import probe
+from erpe.tracking.experiment import Experiment
 from erpe.tracking.history import Journal, read_history
 from erpe.tracking.provenance import collect
 from erpe.tracking.publisher import Publisher
@@ -53,6 +55,16 @@ def test_a_study_that_has_only_started_leaves_the_machine_to_the_workers(embedde
         assert not steps.wait(0.2)
         epoch(controller, trial, 1)
         assert steps.wait(60)
+
+
+def test_that_an_experiment_was_deleted_is_told_with_the_command_that_restores_it_there(embedded):
+    experiment = Experiment(embedded, STUDY)
+    experiment.client.delete_experiment(experiment.id)
+    with pytest.raises(TrackingError, match="was deleted in MLflow") as told:
+        Experiment(embedded, STUDY)
+    hint = str(told.value).split("`")[1]
+    assert hint.split("mlflow")[-1].split() == ["experiments", "restore", "-x", experiment.id]
+    assert shlex.split(hint)[0] == f"MLFLOW_TRACKING_URI={embedded.tracking_uri}"
 
 
 def tags(database, name):
