@@ -16,9 +16,11 @@ from erpe.openmp import wait_asleep  # noqa: E402
 
 if TYPE_CHECKING:
     from erpe.api import run_study, train, tune
-    from erpe.results import Study, Tuned, load_study
+    from erpe.results import Study, load_study
+    from erpe.tuned import Tuned
 
 __all__ = ["Study", "Tuned", "__version__", "load_study", "run_study", "train", "tune"]
+_MODULES = {"Study": "results", "load_study": "results", "Tuned": "tuned"}
 __version__ = "0.1.0"
 wait_asleep()  # here, for whatever imports torch afterwards
 
@@ -28,8 +30,7 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         from importlib import import_module
 
-        found = import_module("erpe.results" if name in ("Study", "Tuned", "load_study") else "erpe.api")
-        return getattr(found, name)
+        return getattr(import_module(f"erpe.{_MODULES.get(name, 'api')}"), name)
     raise AttributeError(f"module 'erpe' has no attribute {name!r}")
 
 

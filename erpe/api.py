@@ -21,7 +21,7 @@ from erpe.execution.executors import How
 from erpe.live import SearchProgress, StudyProgress
 from erpe.notify import notified
 from erpe.plugins import load as load_plugin
-from erpe.results import Study, Tuned, load_study
+from erpe.results import Study, load_study
 from erpe.store import Store, name_store
 from erpe.study.distributions import Space
 from erpe.study.entries import dotted
@@ -31,6 +31,7 @@ from erpe.study.reading import read_studies
 from erpe.study.search_space import load_space
 from erpe.study.spec import Pruner, Sampler, StudySpec, define
 from erpe.study.starting_points import Start, from_file, from_run, from_study
+from erpe.tuned import Tuned
 
 Place = str | Path
 
@@ -155,11 +156,13 @@ def train(
     notes: list[str] = []
     own_seed = 0
     if like:
+        from erpe.tracking.provenance import differences
+
         past, kept, made = from_run(read_studies(Store.existing(store)), like)
         variant, dataset, own_seed = past.model.variant, dataset or past.data.dataset, 0 if seed else past.seed
         if epochs:
             kept.pop("train.epochs", None)
-        settings, notes = kept | dotted(settings or {}), [*_changed(like, made)]
+        settings, notes = kept | dotted(settings or {}), differences(like, made)
     opened, data = _prepare(store, dataset, resize, plugins, how)
     spec = define(
         variant, data, space=Space(axes={}), settings=settings, epochs=epochs, sampler="random", pruner="none",
@@ -168,17 +171,6 @@ def train(
     spec = spec.model_copy(update={"base": spec.base.replace({"seed": own_seed})})
     name = numbered(opened, f"train-{spec.name}", spec, new)
     return _search(spec, opened, progress, notify, trials=1, name=name, start=Start(notes=tuple(notes)), **how)
-
-
-def _changed(run: str, made: dict[str, str]) -> Iterator[str]:
-    """Say what a run was made with that is another here, where results may differ for that."""
-    from erpe.tracking.provenance import collect, made_with
-
-    here = made_with(collect("erpe train"))
-    for name in ("git_sha", "version.erpe", "version.torch"):
-        if made.get(name, here[name]) != here[name]:
-            what = {"git_sha": "commit"}.get(name, name.removeprefix("version."))
-            yield f"{run} was made with {what} {made[name][:12]}, this is {here[name][:12]}: results may differ"
 
 
 def run_study(

@@ -42,7 +42,7 @@ from erpe.cli.options import (
 from erpe.errors import INTERRUPTED, UNSENT
 
 if TYPE_CHECKING:
-    from erpe.results import Tuned
+    from erpe.tuned import Tuned
 
 
 def tune(

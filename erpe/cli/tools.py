@@ -83,10 +83,11 @@ def plot(
     """Draw one figure of a study."""
     from erpe.cli.report import written
     from erpe.report.charts import write
-    from erpe.results import load_study, plot_search
+    from erpe.results import load_study
     from erpe.study.lookup import parts_of
     from erpe.study.reading import read_studies
     from erpe.text import printable
+    from erpe.tuned import plot_search
 
     opened, path = existing(store), output or Path(f"{study}-{what}.png")
     if path.suffix not in (".pdf", ".svg", ".png"):

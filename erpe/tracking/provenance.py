@@ -59,6 +59,20 @@ def _repeated(command: str) -> str:
     return redact(shlex.join(["erpe", *repeatable(sys.argv[1:])]))
 
 
+def differences(run: str, made: dict[str, str]) -> list[str]:
+    """Say what a run was made with that is another here, where results may differ for that; a line each.
+
+    Args:
+        made: of `made_with`.
+    """
+    here, lines = made_with(collect("erpe train")), []
+    for name in ("git_sha", "version.erpe", "version.torch"):
+        if made.get(name, here[name]) != here[name]:
+            what = {"git_sha": "commit"}.get(name, name.removeprefix("version."))
+            lines.append(f"{run} was made with {what} {made[name][:12]}, this is {here[name][:12]}: results may differ")
+    return lines
+
+
 def _version(name: str) -> str:
     try:
         return version(name)
