@@ -35,6 +35,7 @@ ORDER = """
     search
     transfer retention bench
     live notify inference export
+    tuned
     results
     api
     cli
