@@ -140,8 +140,12 @@ def champion(store):
     import mlflow
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", store.tracking_uri)
-        found = mlflow.pyfunc.load_model(f"models:/{STUDY}@champion").predict(np.zeros((2, 1, 8, 8), np.uint8))
+        patch.setenv("MLFLOW_TRACKING_URI", store.tracking_uri)  # MLflow changes it, too
+        mlflow.set_tracking_uri(store.tracking_uri)
+        try:
+            found = mlflow.pyfunc.load_model(f"models:/{STUDY}@champion").predict(np.zeros((2, 1, 8, 8), np.uint8))
+        finally:
+            mlflow.set_tracking_uri(None)
     assert found.shape == (2, 10)
 
 
