@@ -135,8 +135,9 @@ def retry_while_unavailable(call: Callable[P, R], seconds: float | None = None) 
     return repeated
 
 
-_MADE = re.compile("already exists|alembic_version|version_info")
-"""Of an error while another process, which opened the new database at the same time, makes its tables."""
+_MADE = re.compile(r"(?:table|relation) \W?(?!ix_)\w+\W? already exists|pg_type|alembic_version|version_info")
+"""Of an error while another process, which opened the new database at the same time, makes its tables; an index that is
+there without its table is of a damaged one."""
 
 
 def _may_pass(error: BaseException | None) -> bool:
