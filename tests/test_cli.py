@@ -176,6 +176,21 @@ def test_every_command_explains_itself(erpe, command):
     assert code == 0 and "Usage: erpe" in out
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("tun", "erpe: No such command 'tun'. Did you mean 'tune'? (see `erpe --help`)"),
+        ("tune", "erpe tune: Missing option '--variant' / '-v' (see `erpe tune --help`)"),
+        ("tune --variants relu", "erpe tune: No such option: --variants"),
+        ("tune -v relu -d digits --trials many", "erpe tune: Invalid value for '--trials': "),
+        ("study run", "erpe study run: Missing argument"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_one_line(erpe, words, said):
+    code, out, told = erpe(*words.split())
+    assert code == 2 and not out and told.startswith(said) and told.count("\n") == 1
+
+
 def test_variants_lists_the_twelve_with_size_and_cost(erpe):
     code, out, _ = erpe("variants", "--dataset", "digits", "--json")
     rows = json.loads(out)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
 from erpe import __version__
 from erpe.cli.bench import bench_app
@@ -258,15 +259,26 @@ EXTRAS = {
 """Module -> the extra of pyproject.toml that installs it."""
 
 
+def _usage(error: TyperException) -> str:
+    """Return a line on a command line that makes no sense; or the help, where a command was given nothing."""
+    text = error.format_message()
+    command = getattr(getattr(error, "ctx", None), "command_path", "erpe")
+    return text if "\n" in text else f"{command}: {text.rstrip('.')} (see `{command} --help`)"
+
+
 def main() -> None:
     """Run the command line; a mistake of the user's is one line on stderr."""
     from erpe.text import first_line, line, out_of_memory
 
     try:
         try:
-            app(prog_name="erpe")
+            code = app(prog_name="erpe", standalone_mode=False)
         finally:
             sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except TyperException as error:
+        print(_usage(error), file=sys.stderr)
+        sys.exit(error.exit_code)
     except ErpeError as error:
         if isinstance(error, OutputError):
             close_output()
