@@ -10,11 +10,15 @@ from trials import curve, tiny
 from erpe import plugins
 from erpe.errors import TrialError
 from erpe.model import build
+from erpe.model.kernels.gpu import flex
 from erpe.plugins import VARIANTS
 from erpe.training import trial as objective
 from erpe.training.batched import Pack
+from erpe.training.choices import FLEX, size
+from erpe.training.devices import device_name
 from erpe.training.trial import Trial
 
+CPU = torch.device("cpu")
 OWN = (
     {"model.drop_path": 0.2, "train.redraw": 3},
     {
@@ -143,6 +147,18 @@ def test_without_room_for_a_pack_its_trials_train_alone(tmp_path, double, monkey
     train(packed, 1, packed=True)
     assert_alike(packed, alone)
     assert "3 trials do not fit together" in packed[0].warning
+
+
+def test_a_pack_has_no_flexattention_which_cannot_be_mapped(tmp_path, monkeypatch):
+    monkeypatch.setattr(flex, "serves", lambda q: flex.WANTED[0])  # on CPUs, too
+    own = {"backends": {size(tiny("softmax_general").model, "float32"): FLEX}}
+    trials = [
+        Trial(tiny("softmax_general", SMALL, seed=k), tmp_path / str(k), devices={device_name(CPU): own})
+        for k in range(2)
+    ]
+    assert trials[0].choices.backend(trials[0].config, "float32") == FLEX
+    Trial.ahead(trials)
+    assert [trial.trainer.sdpa for trial in trials] == [{"torch's choice"}] * 2
 
 
 def test_the_time_of_an_epoch_is_shared_and_steps_are_told_once(tmp_path):

@@ -1,5 +1,6 @@
 """torch.compile: one graph for each of the twelve, however many models a process had before."""
 
+import json
 import logging
 import os
 import shutil
@@ -168,6 +169,29 @@ def test_final_evaluations_and_times_are_of_the_compiled_model_or_all_of_the_mod
     with pytest.warns(UserWarning, match="no compiler; the model runs without it, slower; so all runs are timed"):
         (row,) = time_runs([tmp_path / "on"])
     assert row["time/compiled"] == 0 and row["time/inference_ms_batch1"] > 0
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_each_trial_of_a_pack_records_how_the_pack_ran(monkeypatch, tmp_path, works):
+    def compiling(plain, **_):
+        def fast(images, *more):
+            if more and not works:
+                raise RuntimeError("no compiler")
+            return plain(images, *more)
+
+        return fast
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    own = {"train.compile": "on", "train.epochs": 1, "data.train_limit": 150}
+    trials = [Trial(tiny("softmax", own | {"train.ema": ema}), tmp_path / str(ema)) for ema in (0.9, 0.0)]
+    Trial.ahead(trials)
+    for trial in trials:
+        trial.epoch()
+        trial.finish()
+        outcome = json.loads((trial.folder / "outcome.json").read_text())
+        assert outcome["compiled"] == ("yes" if works else "no")
+        assert outcome["sdpa"] == ("math" if works else "torch's choice")
+        assert bool(trial.warning) != works
 
 
 def test_a_mistake_of_ours_is_not_taken_for_a_missing_compiler(monkeypatch):

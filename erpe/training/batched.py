@@ -123,7 +123,7 @@ class Pack:
         if first.packed is None:  # kept: a pack is of one epoch
             plain = together(first.model, layout)
             wanted = is_wanted(first.config.train, first.device)
-            first.packed = Compiled(plain, first.model, first.warn) if wanted else plain
+            first.packed = Compiled(plain, first.model, lambda _: None) if wanted else plain  # all are told, see `note`
         self.models = first.packed
         graphs = first.pack_graphs
         self.graphed = graphs and Graphed(
@@ -162,6 +162,7 @@ class Pack:
                 losses.clear()
             if on_step:
                 on_step(done + 1, steps)
+        self._note()
         means = [each / len(trainers[0].images.labels) for each in total]
         self._give_back(errors, [first + steps for first in firsts])
         seconds = (time.perf_counter() - started) / len(trainers)
@@ -182,13 +183,19 @@ class Pack:
         first = self.trainers[0]
         full = images.shape[1] == first.config.train.batch
         models = self.models if full else together(first.model, self.layout)
-        with autocast(first.precision, self.device), first.choices.sdpa(first.config, first.precision):
+        with autocast(first.precision, self.device), first.choices.sdpa(first.config, first.precision, packed=True):
             logits = models(images, self.weights, self.buffers | noise)
             each = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(0, 1), reduction="none")
         loss = each.view(targets.shape[:2]).mean(1)  # (K,)
         (gradient,) = torch.autograd.grad(loss.sum(), self.weights)
         self._descend(gradient, numbers)
         return loss.detach()
+
+    def _note(self) -> None:
+        compiled, first = isinstance(self.models, Compiled) and self.models, self.trainers[0]
+        chosen = first.choices.backend(first.config, first.precision, packed=True)
+        for trainer in self.trainers:
+            trainer.note("math" if compiled and not compiled.failed else chosen, compiled.failed if compiled else "")
 
     def _written(self) -> list[Tensor]:
         """All that a step writes."""

@@ -37,13 +37,14 @@ class Choices(NamedTuple):
     backends: Mapping[str, str] = {}
     """Fastest backend of softmax attention for each `size`."""
 
-    def backend(self, config: TrialConfig, precision: str) -> str | None:
-        """Return the chosen backend for a model's attention, if one was."""
-        return self.backends.get(size(config.model, precision))
+    def backend(self, config: TrialConfig, precision: str, packed: bool = False) -> str | None:
+        """Return the chosen backend for a model's attention, if one was; vmap, and so a pack, cannot map `FLEX`."""
+        chosen = self.backends.get(size(config.model, precision))
+        return None if packed and chosen == FLEX else chosen
 
-    def sdpa(self, config: TrialConfig, precision: str) -> AbstractContextManager[None]:
+    def sdpa(self, config: TrialConfig, precision: str, packed: bool = False) -> AbstractContextManager[None]:
         """Return a context in which torch takes that backend, or the next that serves where it cannot."""
-        chosen = self.backend(config, precision)
+        chosen = self.backend(config, precision, packed)
         if chosen not in BACKENDS:
             return flex.wanted() if chosen == FLEX else nullcontext()
         order = [BACKENDS[chosen], *(each for each in BACKENDS.values() if each != BACKENDS[chosen])]

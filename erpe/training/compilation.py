@@ -46,6 +46,8 @@ class Compiled:
     def __init__(self, plain: Callable[..., Tensor], module: nn.Module, warn: Warn = warnings.warn) -> None:
         self.plain, self.module, self.warn = plain, module, warn
         self.fast: Callable[..., Tensor] | None = _whole(plain)
+        self.failed = ""
+        """What was told."""
         self.sizes: dict[bool, int] = {}
         _at_work.add(self)
 
@@ -57,7 +59,8 @@ class Compiled:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # torch names none of a compiler's; the model's own comes again below
-                self.warn(f"torch.compile: {first_line(error)}; the model runs without it, slower")
+                self.failed = f"torch.compile: {first_line(error)}; the model runs without it, slower"
+                self.warn(self.failed)
                 self.fast = None
         return self.plain(images, *more)
 

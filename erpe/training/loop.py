@@ -77,6 +77,10 @@ class Trainer:
         self.graphed: Graphed | None = None
         self.ran_as_graph = False
         """Whether a step was one graph, this trial's or that of its pack."""
+        self.sdpa = set[str]()
+        """Backends of torch's fused attention that steps asked for, here or in a pack."""
+        self.pack_failed = ""
+        """Why a pack that it was in was not compiled."""
         self.augment, self.mix = augmentation(config.data), mixing(config.data)
         self.vary = torch.Generator(device)
         """Decides how the images of a step are varied; on the device, as all that is drawn for a step."""
@@ -101,8 +105,16 @@ class Trainer:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether the model runs as one graph: asked for, and nothing was in the way."""
-        return isinstance(self.forward, Compiled) and self.forward.fast is not None
+        """Whether all of it runs compiled, but for the short last batch of a pack: asked for, and none failed."""
+        ways = self.forward, self.evaluated
+        return not self.pack_failed and all(isinstance(each, Compiled) and not each.failed for each in ways)
+
+    def note(self, sdpa: str | None, pack_failed: str = "") -> None:
+        """Keep how an epoch's steps ran; a failure of its pack is told once."""
+        self.sdpa.add(sdpa or "torch's choice")
+        if pack_failed and not self.pack_failed:
+            self.warn(pack_failed)
+            self.pack_failed = pack_failed
 
     @property
     def final(self) -> ViT:
@@ -127,10 +139,13 @@ class Trainer:
             rate = self.rate(step)
             losses.append(self.step(rows, rate) * len(rows))
             if (done + 1) % CHECK_EVERY == 0 or done + 1 == self.steps:
-                total += math.fsum(finite(losses, step))
+                found = look(losses)
+                check_finite(found, step)
+                total += math.fsum(found)
                 losses.clear()
             if on_step:
                 on_step(done + 1, self.steps)
+        self.note(self.choices.backend(self.config, self.precision))
         mean = total / len(self.images.labels)
         return {"train/loss": mean, "lr": rate, "time/epoch_seconds": time.perf_counter() - started}
 
@@ -270,26 +285,13 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}."): x for name, x in tensors.items() if name.startswith(f"{prefix}.")}
 
 
-def finite(losses: list[Tensor], last_step: int) -> list[float]:
-    """Return the losses, see `look`.
-
-    Args:
-        last_step: that of the last one.
-    Raises:
-        TrialError: names the first step whose loss is not finite.
-    """
-    found: list[float] = look(losses)
-    check_finite(found, last_step)
-    return found
-
-
 def look(losses: list[Tensor], dim: int = 0) -> Any:
     """What is in the stacked losses, waiting for the device: the only look that an epoch takes."""
     return torch.stack(losses, dim).tolist()
 
 
 def check_finite(losses: list[float], last_step: int) -> None:
-    """As `finite`, of losses that are known."""
+    """Raise TrialError if one is not finite, with the first such step; `last_step` is that of the last one."""
     for place, loss in enumerate(losses):
         if not math.isfinite(loss):
             step = last_step - len(losses) + 1 + place

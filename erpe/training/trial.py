@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from erpe.config import TrialConfig
 from erpe.errors import StoreError, TrialError
@@ -140,9 +141,7 @@ class Trial:
             trained = self._train()
         found = {"epoch": float(len(self.history) + 1)} | trained
         if len(self.validation.labels):
-            trainer = self.trainer
-            logits = logits_of(trainer.final, self.validation, self.config.data.dataset, trainer.evaluated)
-            measured = fit(logits, self._validation_labels)
+            measured = fit(self._logits(), self._validation_labels)
             found |= {f"val/{name}": measured[name] for name in ("loss", "accuracy")}
             if not math.isfinite(found["val/loss"]):
                 last = int(found["epoch"]) * self.trainer.steps - 1
@@ -226,12 +225,18 @@ class Trial:
         if not len(self.validation.labels):
             return {}
         dataset = self.config.data.dataset
-        logits = logits_of(model, self.validation, dataset, self.trainer.evaluated)
+        logits = self._logits()
         self.files.write("confusion.json", confusion(logits, self.validation.labels, dataset, "validation"))
         with writing(self.folder):
             save_attention_example(self.folder / "attention.npz", model, self.validation, dataset)
         times = inference_time(model, self.images, dataset, fastest=self.trainer.fastest) if self.timed else {}
         return scores(logits, self.validation.labels, "val") | times
+
+    def _logits(self) -> Tensor:
+        """Of the validation part, in float32."""
+        trainer = self.trainer
+        with self.choices.sdpa(self.config, "float32"):
+            return logits_of(trainer.final, self.validation, self.config.data.dataset, trainer.evaluated)
 
     def _facts(self) -> dict[str, str]:
         return {
@@ -243,7 +248,7 @@ class Trial:
             "precision": self.trainer.precision,
             "compiled": "yes" if self.trainer.is_compiled else "no",
             "graph": "yes" if self.trainer.ran_as_graph else "no",
-            "sdpa": self.choices.backend(self.config, self.trainer.precision) or "torch's choice",
+            "sdpa": ", ".join(sorted(self.trainer.sdpa)),
         }
 
     def _resume(self) -> None:
@@ -259,6 +264,7 @@ class Trial:
             self.trainer.compute_in(precision)  # as it began, whatever this machine would choose
             self.trainer.load_state(tensors)
             self.history = facts["history"]
+            self.trainer.sdpa.update(filter(None, facts.get("sdpa", "").split(", ")))
         except (StoreError, RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
             said = " ".join(str(error).split())
             self.warning = f"{said}; set aside as {path.with_suffix('.damaged').name}, the trial begins again"
