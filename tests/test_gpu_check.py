@@ -86,6 +86,7 @@ def test_it_needs_neither_ray_nor_mlflow():
             f"{module}.{name}" for module, names in found for name in names.split(", ")
         ]
         heavy = {"ray", "mlflow", "optuna", "sklearn", "scipy", "pandas", "torchvision", "matplotlib", "safetensors"}
+        heavy |= {"PIL"}
         assert not heavy & {module.partition(".")[0] for module, _ in found}, name
     assert "erpe.training.loop" in known
 

@@ -1,7 +1,7 @@
 """Check and measure erpe on a machine's GPU in ten minutes: `infra/gpu-check FOLDER`.
 
-It needs torch, pydantic and rich, no network, and no data: images are noise where no data folder is given. What is
-most important comes first; each part has its end on the clock; numbers are written as soon as they are known.
+It needs torch, numpy, pydantic and rich, no network, and no data: images are noise where no data folder is given. What
+is most important comes first; each part has its end on the clock; numbers are written as soon as they are known.
 """
 
 from __future__ import annotations

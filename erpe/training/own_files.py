@@ -13,7 +13,6 @@ import numpy as np
 
 from erpe.errors import DataError
 from erpe.io import write_atomic
-from erpe.pictures import fitted, read_image
 from erpe.training.published import stratified
 
 Grid = tuple[int, int]
@@ -113,6 +112,8 @@ def _files(path: Path) -> list[Path]:
 
 def _decoded(files: list[Path], resize: Grid | None) -> np.ndarray:
     """(n, 1 or 3, height, width): grey if all are."""
+    from erpe.pictures import fitted, read_image  # Pillow, which other data do without
+
     images: list[np.ndarray] = []
     for file in files:
         shown = read_image(file)  # (h, w, 3) in [0, 1]
@@ -170,6 +171,8 @@ def _part_of(path: Path, arrays: dict[str, np.ndarray], prefix: str, resize: Gri
         given = arrays[f"{prefix}images"].shape
         raise DataError(f"{path}: {prefix}images are {given}; use (n, height, width), or 1 or 3 channels last")
     if resize and images.shape[2:] != resize:
+        from erpe.pictures import fitted
+
         planes = (fitted(image.transpose(1, 2, 0) / 255, *resize) for image in images)
         images = np.stack([np.rint(each.clip(0, 1) * 255).astype(np.uint8).transpose(2, 0, 1) for each in planes])
     where = [f"{path}: {prefix}images[{place}]" for place in range(len(images))]

@@ -10,7 +10,9 @@ Who computes what, all of it exact but for the series of `rank`:
     | linear_attention | `kernels/linear.c` (linear.py);  | gpu/linear.py, of  | torch's operators         |
     |                  | `after` the map: torch           | the sizes there    | (linear.py)               |
     | masked_attention | `kernels/masked.c` (masked.py)   | gpu/masked.py, up  | torch's operators, in     |
-    |                  |                                  | to Dv = m = 128    | tiles (masked.py, tiles.py)|
+    |                  |                                  | to Dv = m = 128;   | tiles (masked.py, tiles.py)|
+    |                  |                                  | not in compiled    |                           |
+    |                  |                                  | models, N <= 1024  |                           |
     | ... method=fft   | FFTs of each feature and value (fft.py), for very long grids                    |
     | ... rank=R       | a truncated Fourier series of C, of linear cost (low_rank.py)                   |
 
@@ -22,6 +24,10 @@ N = 256, D = 32, numbers of q and k up to 3 times N(0, 1). `tests/test_triton.py
     all others of a model              5e-4      no TF32: bfloat16 trains, and what is evaluated is published
 
 `torch.backends.cuda.matmul.fp32_precision` stays as torch has it, "none": no TF32.
+
+The masked kernels for GPUs read float32, whatever a model trains in. In a compiled model of up to 1024 tokens N x N
+weights take their place (`tiles.dense_product`). Softmax attention with log-weights may be torch's FlexAttention
+(gpu/flex.py), which adds their slopes by atomics: `torch.use_deterministic_algorithms` keeps it away.
 
 "Everything else" is other devices and types, machines without a C compiler, and whatever looks at torch's operators:
 `torch.compile`, counters of FLOPs, tracing.
