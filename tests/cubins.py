@@ -23,6 +23,7 @@ def sizes(exp: bool, d: int, m: int, turn: bool = False, basis: bool = False) ->
     return found | {"BLOCK": 16, "num_warps": 8 if max(d, m) > 64 else 4}
 
 
+LINEAR = ("forward", "forward_sums", "forward_averages", "backward_queries", "backward_keys")
 MASKED, LARGEST = ({"M": n, "DV": n, "BLOCK": block, "num_warps": 4} for n, block in ((64, 32), (128, 16)))
 CASES = [
     ("linear.backward", "relu", sizes(False, 32, 32), 90),
@@ -33,11 +34,14 @@ CASES = [
     ("masked.key_slopes", "general", MASKED, 80),
     ("masked.key_slopes", "general, m = 128", LARGEST, 80),
     ("masked.pair_slopes", "general, m = 128", LARGEST | {"num_warps": 8}, 80),
+    *[(f"linear.{name}", "favor_circulant", sizes(True, 32, 64, True, True), 90) for name in LINEAR],
+    *[(f"masked.{name}", "general", MASKED, 90) for name in ("forward", "query_slopes")],
 ]
+"""Each kernel, and those that need the most registers at more sizes and for more GPUs."""
 
 
-def compiled(kernel, constants: dict, capability: int):
-    """A kernel for pointers to bfloat16 where `HALF` names them, else float32; strides are multiples of 16, as torch's
+def compiled(kernel, constants: dict, capability: int, half: tuple[str, ...]):
+    """A kernel for pointers to bfloat16 where `half` names them, else float32; strides are multiples of 16, as torch's
     are at usual head sizes."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -48,7 +52,7 @@ def compiled(kernel, constants: dict, capability: int):
         if name in constants:
             signature[name] = "constexpr"
         elif name in pointers:
-            signature[name] = "*bf16" if name in HALF else "*fp32"
+            signature[name] = "*bf16" if name in half else "*fp32"
         else:
             signature[name] = "fp32" if name in NUMBERS else "i32"
         if name in pointers or re.search(r"_(image|head|row)$", name):
@@ -80,7 +84,8 @@ def report(case: tuple) -> list:
 
     name, what, constants, capability = case
     module, _, function = name.partition(".")
-    kernel = compiled(getattr({"linear": linear, "masked": masked}[module], function), constants, capability)
+    kernels, half = {"linear": (linear, HALF), "masked": (masked, ())}[module]  # masked_attention makes all float32
+    kernel = compiled(getattr(kernels, function), constants, capability, half)
     return [name, what, capability, *resources(kernel.asm["ptx"], capability), kernel.metadata.shared]
 
 

@@ -339,8 +339,15 @@ REGISTERS = {
     ("linear.backward", "relu, D = 128", 80): 226,
     ("linear.backward", "favor_rope, D = 64, m = 128", 90): 242,
     ("masked.key_slopes", "general", 80): 255,
-    ("masked.key_slopes", "general, m = 128", 80): 254,
-    ("masked.pair_slopes", "general, m = 128", 80): 255,
+    ("masked.key_slopes", "general, m = 128", 80): 255,
+    ("masked.pair_slopes", "general, m = 128", 80): 182,
+    ("linear.forward", "favor_circulant", 90): 162,
+    ("linear.forward_sums", "favor_circulant", 90): 128,
+    ("linear.forward_averages", "favor_circulant", 90): 123,
+    ("linear.backward_queries", "favor_circulant", 90): 204,
+    ("linear.backward_keys", "favor_circulant", 90): 136,
+    ("masked.forward", "general", 90): 192,
+    ("masked.query_slopes", "general", 90): 194,
 }
 """Of a thread; 255 are all that there are. Beyond them a program keeps numbers in memory."""
 
