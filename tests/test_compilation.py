@@ -16,6 +16,7 @@ from trials import tiny
 
 from erpe.config import ModelConfig, TrainConfig
 from erpe.model import ViT, build
+from erpe.model.kernels import gpu
 from erpe.plugins import VARIANTS
 from erpe.training import compilation
 from erpe.training.compilation import compiled
@@ -182,6 +183,7 @@ def test_each_trial_of_a_pack_records_how_the_pack_ran(monkeypatch, tmp_path, wo
         return fast
 
     monkeypatch.setattr(torch, "compile", compiling)
+    monkeypatch.setattr(gpu, "REFUSED", {("masked", 64, 32)})
     own = {"train.compile": "on", "train.epochs": 1, "data.train_limit": 150}
     trials = [Trial(tiny("softmax", own | {"train.ema": ema}), tmp_path / str(ema)) for ema in (0.9, 0.0)]
     Trial.ahead(trials)
@@ -191,6 +193,7 @@ def test_each_trial_of_a_pack_records_how_the_pack_ran(monkeypatch, tmp_path, wo
         outcome = json.loads((trial.folder / "outcome.json").read_text())
         assert outcome["compiled"] == ("yes" if works else "no")
         assert outcome["sdpa"] == ("math" if works else "torch's choice")
+        assert outcome["refused_kernels"] == "masked 64 32"
         assert bool(trial.warning) != works
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from erpe.config import TrialConfig
 from erpe.errors import StoreError, TrialError
 from erpe.model import ViT, build
+from erpe.model.kernels import gpu
 from erpe.store import STATE, let_go
 from erpe.training.batched import Pack
 from erpe.training.checkpoint import load_tensors, save_model, writing
@@ -249,6 +250,7 @@ class Trial:
             "compiled": "yes" if self.trainer.is_compiled else "no",
             "graph": "yes" if self.trainer.ran_as_graph else "no",
             "sdpa": ", ".join(sorted(self.trainer.sdpa)),
+            "refused_kernels": ", ".join(sorted(" ".join(map(str, size)) for size in gpu.REFUSED)),
         }
 
     def _resume(self) -> None:
