@@ -19,9 +19,10 @@ STORE = DEFAULT
 VariantOption = Annotated[
     str,
     typer.Option(
-        "--variant", "-v", help="One of the twelve; `erpe variants` lists them.", autocompletion=complete.variants
+        "--variant", "-v", autocompletion=complete.variants,
+        help="One of the twelve, or of a plug-in; `erpe variants` lists them.",
     ),
-]
+]  # fmt: skip
 DatasetOption = Annotated[
     str,
     typer.Option(

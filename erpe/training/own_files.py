@@ -139,12 +139,15 @@ def read_npz(path: Path, resize: Grid | None = None) -> Read:
         DataError: see the module.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if isinstance(file, np.ndarray):
-                raise ValueError("one array; an .npz has several")
+        opened = np.load(path, allow_pickle=False)
+        if isinstance(opened, np.ndarray):
+            raise ValueError("it is one array, and an .npz has several")
+        with opened as file:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # of zipfile, zlib and numpy, about bytes that may be anyone's
-        said = "no zip archive" if "pickle" in str(error) else str(error)[:200]
+        said = str(error)[:200]
+        if "pickle" in said:
+            said = "an array of Python objects" if "Object arrays" in said else "no zip archive"
         raise DataError(f"{path}: cannot be read as an .npz ({said})") from None
     train = _part_of(path, arrays, "", resize)
     test = _part_of(path, arrays, "test_", resize) if {"test_images", "test_labels"} & arrays.keys() else None
@@ -191,8 +194,9 @@ def _checked(path: Path, names: tuple[str, ...], train: _Part, test: _Part | Non
     counts = np.bincount(train.labels, minlength=len(names))
     few = int(counts.argmin())
     if counts[few] < 2:
-        what = "one image" if counts[few] else "no image"
-        raise DataError(f"{path}: class {names[few]} has {what} to train with; a class needs 2 or more")
+        what, last = "one image" if counts[few] else "no image", int(train.labels.argmax())
+        why = "" if counts[few] else f", and {train.where[last]} has label {train.labels[last]}"
+        raise DataError(f"{path}: class {names[few]} has {what} to train with{why}; a class needs 2 or more")
     if test:
         for place, twin in _twins(train, test):
             raise DataError(f"{test.where[place]}: also in the training set, as {train.where[twin]}; take one out")
