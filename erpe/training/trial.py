@@ -262,12 +262,13 @@ class Trial:
                 raise StoreError(f"{path}: belongs to another configuration")
             if not is_history(facts["history"], self.config):
                 raise StoreError(f"{path}: its history is not that of a trial")
+            asked = facts.get("sdpa", "").split(", ")
             precision = recorded_precision(facts, path, self.trainer.precision)
             self.trainer.compute_in(precision)  # as it began, whatever this machine would choose
             self.trainer.load_state(tensors)
             self.history = facts["history"]
-            self.trainer.sdpa.update(filter(None, facts.get("sdpa", "").split(", ")))
-        except (StoreError, RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
+            self.trainer.sdpa.update(filter(None, asked))
+        except (StoreError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             said = " ".join(str(error).split())
             self.warning = f"{said}; set aside as {path.with_suffix('.damaged').name}, the trial begins again"
             with contextlib.suppress(FileNotFoundError):
