@@ -22,6 +22,7 @@ def find_folder(run: str, store: Store) -> Path:
     from erpe.study.lookup import find_trial, studies_of
     from erpe.study.naming import part_name
     from erpe.study.reading import read_studies
+    from erpe.tracking.waiting import is_here
 
     if os.path.exists(Path(run) / "model.safetensors"):  # Path.exists raises for a name that is too long
         return Path(run)
@@ -34,7 +35,7 @@ def find_folder(run: str, store: Store) -> Path:
         raise StudyError(f"{run}: no finished trial; {lists} them")
     if trial.removed:
         raise StudyError(f"{run}: `erpe gc` removed its model; {lists} those that stayed")
-    if not (store.checkpoints / part.name).is_dir():
+    if not is_here(store, part.name):
         raise StudyError(f"{run}: none of its trials is in this store; use --store with the one that has them")
     return store.trial_folder(part.name, trial.number, trial.config.seed)
 
