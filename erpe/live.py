@@ -23,7 +23,7 @@ PHASES = {
     "data": "checking the data",
     "workers": "starting the workers",
     "search": "searching",
-    "test": "testing the best model, once; a worker starts for it",
+    "test": "testing the best model, once",
     "confirm": "confirming the best of each arm with fresh seeds; each run is tested once",
     "time": "timing all confirmed runs, interleaved",
     "stopping": "finishing the running epochs; Ctrl-C again stops now",

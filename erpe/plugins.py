@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 import re
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,6 +67,9 @@ class Registered(NamedTuple):
 
 _REGISTERED: dict[tuple[Kind, str], Registered] = {}
 _LOADED: dict[str, Source] = {}
+_GIVEN: dict[str, str] = {}
+"""Name of a plug-in -> how a command names it that is given in the current folder."""
+
 _loading: list[Source] = []
 """What is being run; its decorators belong to the last one."""
 
@@ -99,14 +104,22 @@ def _register(
     kind: Kind, name: str, options: type[BaseModel] | None, space: Mapping[str, Sequence[Any]] | None
 ) -> Callable[[Class], Class]:
     if not re.fullmatch(r"[a-z][a-z0-9]*", name):
-        raise ConfigError(f"plug-in: {kind} {name!r}; use lower-case letters and digits instead")
+        raise ConfigError(f"{kind} {name!r} given; use lower-case letters and digits instead")
     known = _REGISTERED.get((kind, name))
-    if name in (*ATTENTIONS, *ENCODINGS) or (known and _loading and known.source.name != _loading[-1].name):
-        raise ConfigError(f"plug-in: {kind} {name!r} is there already; use another name")
+    if name in (*ATTENTIONS, *ENCODINGS) or (known and _loading):
+        where = f" in plug-in {known.source.name}.py" if known else ""
+        raise ConfigError(f"{kind} {name!r} is there already{where}; use another name")
+    fields = options.model_fields if options else {}
+    if bare := [option for option, field in fields.items() if field.is_required()]:
+        raise ConfigError(f"{kind} {name!r}: option {bare[0]!r} has no default; give it one")
+    if stray := (space or {}).keys() - fields:
+        raise ConfigError(f"{kind} {name!r}: space of {min(stray)!r}, which is no option of it")
 
     def register(cls: Class) -> Class:
         if not _loading:
-            raise ConfigError(f"plug-in: {kind} {name!r} is registered by an import; use --plugin FILE instead")
+            raise ConfigError(f"{kind} {name!r} is registered by an import; use --plugin FILE instead")
+        if f"erpe.model.{kind}.{kind.title()}" not in (f"{base.__module__}.{base.__name__}" for base in cls.__mro__):
+            raise ConfigError(f"{kind} {name!r} is no erpe.model.{kind}.{kind.title()}; use it as the base")
         _REGISTERED[kind, name] = Registered(kind, name, cls, options, space or {}, _loading[-1])
         return cls
 
@@ -123,17 +136,24 @@ def load(given: str | Path, base: Path | None = None) -> Source:
         ConfigError: there is none, or it raises; the line says where.
     """
     path = (base or Path()) / Path(given).expanduser()
+    name, words = path.stem, str(path)
     points = {point.name: point for point in entry_points(group=GROUP)}
-    if str(given) in points:
-        spec = find_spec(points[str(given)].module)
-        path = Path(spec.origin) if spec and spec.origin else path
     try:
+        if point := points.get(str(given)):
+            name = words = str(given)
+            spec = find_spec(point.module)
+            path = Path(spec.origin) if spec and spec.origin else path
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except Exception as error:  # of the system, or of the package that an installed one lies in
         raise ConfigError(
             f"plug-in {given}: cannot be read ({reason(error)}); use a Python file or an installed one"
         ) from None
-    return load_source(Source(path.stem, text), str(path))
+    there = _GIVEN.get(name, words)
+    if os.path.abspath(there) != os.path.abspath(words) and _LOADED.get(name, Source(name, text)).text != text:
+        raise ConfigError(f"plug-in {words}: another one, {there}, has its name; rename one of them")
+    source = load_source(Source(name, text), str(path))
+    _GIVEN[name] = words
+    return source
 
 
 def load_source(source: Source, path: str = "") -> Source:
@@ -147,20 +167,24 @@ def load_source(source: Source, path: str = "") -> Source:
     module = ModuleType(f"erpe_plugin_{source.name}")
     module.__file__ = path or f"{source.name}.py"
     sys.modules[module.__name__] = module  # pydantic looks up annotations there
-    for key in [key for key, found in _REGISTERED.items() if found.source.name == source.name]:
+    before = dict(_REGISTERED)
+    for key in [key for key, found in before.items() if found.source.name == source.name]:
         del _REGISTERED[key]
     _loading.append(source)
     try:
         exec(compile(source.text, module.__file__, "exec"), module.__dict__)
-    except Exception as error:
+        if not any(found.source == source for found in _REGISTERED.values()):
+            raise ConfigError("registers nothing; use @register_encoding(NAME) on a class")
+    except (Exception, SystemExit) as error:
+        _REGISTERED.clear()
+        _REGISTERED.update(before)
         frame = error.__traceback__
         lines = [line for line in _lines(frame) if line[0] == module.__file__]
         place = f"line {lines[-1][1]}: " if lines else ""
-        raise ConfigError(f"plug-in {module.__file__}: {place}{type(error).__name__}: {error}") from error
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        raise ConfigError(f"plug-in {module.__file__}: {place}{kind}{error}") from error
     finally:
         _loading.pop()
-    if not any(found.source == source for found in _REGISTERED.values()):
-        raise ConfigError(f"plug-in {module.__file__}: registers nothing; use @register_encoding(NAME) on a class")
     _LOADED[source.name] = source
     return source
 
@@ -174,6 +198,17 @@ def _lines(trace: Any) -> Iterator[tuple[str, int]]:
 def loaded() -> tuple[Source, ...]:
     """What was loaded in this process."""
     return tuple(_LOADED.values())
+
+
+def given_names(variants: Iterable[str]) -> tuple[str, ...]:
+    """Return how a command in the current folder names the plug-ins of some variants that were loaded here."""
+    wanted = set(variants)
+    return tuple(_GIVEN[s.name] for s in loaded() if s.name in _GIVEN and wanted & set(own_variants(s)))
+
+
+def plugin_flags() -> str:
+    """Return what a command needs to load the plug-ins of this process, with a blank before each."""
+    return "".join(f" --plugin {shlex.quote(_GIVEN[s.name])}" for s in loaded() if s.name in _GIVEN)
 
 
 def names(kind: Kind, source: Source | None = None) -> list[str]:

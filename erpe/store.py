@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote
 from erpe.credentials import read_secret_files
 from erpe.errors import StoreError
 from erpe.io import MIB, parse_json, read_json, read_plain, write_atomic
+from erpe.plugins import plugin_flags
 from erpe.text import redact
 
 DEFAULT = Path("runs")
@@ -171,12 +172,17 @@ def store_flag(folder: Path) -> str:
 
 
 def name_store(text: str, folder: Path) -> str:
-    """Add --store to the commands that a line names in backticks: they mean the store that the line is about."""
-    flag = store_flag(folder)
-    return _HINT.sub(lambda found: f"`{found[1]}{flag}`" if "--store" not in found[1] else found[0], text)
+    """Add --store and --plugin to the commands that a line names in backticks: they mean what the line is about."""
+
+    def whole(found: re.Match[str]) -> str:
+        store = "" if "--store" in found[1] else store_flag(folder)
+        return f"`{found[1]}{store}{plugin_flags() if found[2] else ''}`"
+
+    return _HINT.sub(whole, text)
 
 
-_HINT = re.compile(r"`(erpe (?:tune|study|status|sync|predict|compare|report|gc|restore|ui|diff|logs|plot)\b[^`]*)`")
+_WITH_MODELS = "tune|study|status|sync|predict|compare|report|plot"
+_HINT = re.compile(rf"`(erpe (?:({_WITH_MODELS})|gc|restore|ui|diff|logs)\b[^`]*)`")
 
 
 def utf8(text: str) -> bool:

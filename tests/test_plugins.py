@@ -17,7 +17,7 @@ from erpe.execution.objective import vision
 from erpe.model import build, build_attention
 from erpe.model.flops import counted_cost, forward_flops, is_counted
 from erpe.plugins import NINE, VARIANTS, own_variants
-from erpe.store import Store
+from erpe.store import Store, name_store
 from erpe.study.naming import shown
 from erpe.study.plan_file import load_plan
 from erpe.study.reading import read_studies
@@ -53,6 +53,7 @@ def nothing_loaded(monkeypatch):
     """Each test begins without plug-ins, and leaves none behind."""
     monkeypatch.setattr(plugins, "_REGISTERED", {})
     monkeypatch.setattr(plugins, "_LOADED", {})
+    monkeypatch.setattr(plugins, "_GIVEN", {})
 
 
 def refusal(make, *args, **more):
@@ -171,6 +172,14 @@ def test_a_study_file_names_plug_ins_relative_to_itself(tmp_path, monkeypatch):
     plain, own = (load_plan(tmp_path / "x.toml").search_spec(arm) for arm in load_plan(tmp_path / "x.toml").arms())
     assert own.base.model.options == {"slope": 1.0, "learned": False} and not plain.base.model.options
     assert own.space.axes["model.options.slope"].values == (0.25, 4.0)
+    monkeypatch.chdir(tmp_path.parent)
+    assert load_plan(f"{tmp_path.name}/x.toml").plugins == (f"{tmp_path.name}/alibi.py",), (
+        "as the next command needs it"
+    )
+    assert plugins.plugin_flags() == f" --plugin {tmp_path.name}/alibi.py"
+    without = load_plan({"dataset": "digits", "variants": ["relu_alibi"]})
+    assert without.plugins == (f"{tmp_path.name}/alibi.py",), "those of --plugin, too"
+    assert not load_plan({"dataset": "digits", "variants": ["relu"]}).plugins
 
 
 def test_a_package_offers_a_plug_in_by_an_entry_point(tmp_path, monkeypatch):
@@ -193,6 +202,14 @@ def test_a_package_offers_a_plug_in_by_an_entry_point(tmp_path, monkeypatch):
         ("x = 1", "registers nothing"),
         ("from erpe.plugins import register_encoding\nregister_encoding('rope')", "there already"),
         ("from erpe.plugins import register_encoding\nregister_encoding('a_b')", "lower-case letters"),
+        ("raise SystemExit(0)", "line 1: SystemExit"),
+        (f"{ALIBI.read_text()}\nregister_encoding('alibi')(Alibi)", "'alibi' is there already in plug-in own.py"),
+        (
+            "from erpe.plugins import register_encoding\nregister_encoding('mine')(int)",
+            "is no erpe.model.encoding.Encoding",
+        ),
+        (ALIBI.read_text().replace("PositiveFloat = 1.0", "PositiveFloat"), "option 'slope' has no default"),
+        (ALIBI.read_text().replace('{"slope":', '{"slop":'), "space of 'slop', which is no option"),
     ],
 )
 def test_a_plug_in_that_cannot_be_used_is_one_line_with_its_name(tmp_path, text, told):
@@ -200,6 +217,16 @@ def test_a_plug_in_that_cannot_be_used_is_one_line_with_its_name(tmp_path, text,
     said = refusal(plugins.load, tmp_path / "own.py")
     assert told in said and "own.py" in said
     assert "nowhere.py: cannot be read" in refusal(plugins.load, tmp_path / "nowhere.py")
+    assert not own_variants() and not plugins.loaded()
+
+
+def test_a_mistake_in_a_changed_file_leaves_what_was_loaded_and_two_files_of_a_name_are_told_apart(tmp_path):
+    plugins.load(alibi(tmp_path))
+    refusal(plugins.load, alibi(tmp_path, ("class Alibi", "1 + class")))
+    assert plugins.load(alibi(tmp_path)) and "relu_alibi" in own_variants()
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "alibi.py").write_text(ALIBI.read_text().replace('"alibi"', '"other"'))
+    assert f"{tmp_path}/alibi.py, has its name" in refusal(plugins.load, tmp_path / "beside" / "alibi.py")
 
 
 def test_another_process_loads_the_plug_ins_that_come_with_its_work(tmp_path):
@@ -277,6 +304,8 @@ def test_every_command_names_the_plug_in_that_it_needs_or_needs_none(recorded, m
     assert not run("study status plug --plugin alibi.py")[0]
     assert "did you mean plug" in run("study run plugg")[1]
     assert not run("study show plug --plugin alibi.py")[0]
+    hint = name_store("`erpe compare plug` and `erpe ui plug`", recorded)
+    assert hint == f"`erpe compare plug --store {recorded} --plugin alibi.py` and `erpe ui plug --store {recorded}`"
     assert list(erpe.load_study("plug", recorded, plugins=["alibi.py"]).arms["arm"]) == ["relu", "relu_alibi"]
     assert shown("plug.relu_alibi.confirm-0ae200") == "plug/relu_alibi/seeds"
     parts = [each for each in read_studies(Store(recorded)) if each.part_of]

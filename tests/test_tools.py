@@ -87,20 +87,24 @@ def test_what_two_threads_print_is_kept_apart(capsys):
 def test_two_trials_differ_in_what_was_drawn_and_measured_and_a_trial_from_itself_in_nothing(store):
     rows = json.loads(erpe("diff", "digits-relu/0", "digits-relu/2", "--store", store.root, "--json"))
     names = {row["name"]: row for row in rows}
-    assert {"seed", "train.lr", "value"} <= names.keys() and "train.epochs" not in names
-    assert names["train.lr"]["part"] == "settings" and names["value"]["part"] == "measures"
+    assert {"seed", "train.lr", "val/accuracy"} <= names.keys() and "train.epochs" not in names
+    assert names["train.lr"]["part"] == "settings" and names["val/accuracy"]["part"] == "measures"
     assert not [row for row in rows if row["part"] == "versions"], "one erpe made both"
     assert erpe("diff", "digits-relu/0", "digits-relu/0", "--store", store.root) == "no difference\n"
     assert "out of luck" not in erpe("diff", "digits-relu/0", "digits-relu/1", "--store", store.root)
     seeds = erpe("diff", "digits-nine/relu/seed-0", "digits-nine/relu/seed-1", "--store", store.root)
     assert "seed" in seeds and "train.lr" not in seeds
+    rows = json.loads(erpe("diff", "digits-nine/relu/0", "digits-nine/relu/seed-0", "--store", store.root, "--json"))
+    kinds = {row["name"]: row for row in rows}
+    assert kinds["train/loss"]["first"] is None and kinds["val/accuracy"]["second"] is None, "of other images"
 
 
 def test_a_study_is_no_trial(store):
     with pytest.raises(ErpeError, match="digits-nine is a study, digits-relu/0 a trial; use two trials"):
         erpe("diff", "digits-nine", "digits-relu/0", "--store", store.root)
     rows = json.loads(erpe("diff", "digits-nine", "digits-relu", "--store", store.root, "--json"))
-    assert {"trials complete"} <= {row["name"] for row in rows}
+    counts = {row["name"]: (row["first"], row["second"]) for row in rows if row["name"].endswith("complete")}
+    assert counts == {"trials complete": (6, 2), "seeds complete": (6, None)}, "a confirmed run is no trial"
 
 
 def test_one_figure_is_drawn_of_a_study_and_of_a_search(store, tmp_path):

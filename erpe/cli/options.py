@@ -161,7 +161,7 @@ def one_of(what: str, given: str, allowed: tuple[str, ...]) -> Any:
 
 
 def with_store(text: str, words: list[str] | None = None) -> str:
-    """Add the --store of a command to the commands that a line names in backticks: they mean the same store.
+    """Add the --store and --plugin of a command to those that a line names in backticks: they mean the same store.
 
     Args:
         words: of the command that says it; default: of this process.
@@ -169,9 +169,7 @@ def with_store(text: str, words: list[str] | None = None) -> str:
     words = sys.argv[1:] if words is None else words
     given = [word.removeprefix("--store=") for word in words if word.startswith("--store=")]
     given += [after for word, after in pairwise(words) if word == "--store"]
-    if not given:
-        return text
-    return name_store(text, Path(given[-1]))
+    return name_store(text, Path(given[-1] if given else DEFAULT))
 
 
 def warn(text: str) -> None:

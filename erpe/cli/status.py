@@ -5,7 +5,6 @@ Both `erpe study run` and `erpe study status` read the database, so that they sh
 
 from __future__ import annotations
 
-import shlex
 import statistics
 import time
 from datetime import UTC, datetime
@@ -21,8 +20,9 @@ from erpe.cli.options import warn
 from erpe.cli.tables import finished_words, where_to_look
 from erpe.cli.trials import lag_of, lag_words
 from erpe.errors import ConfigError
+from erpe.plugins import plugin_flags
 from erpe.search.run_study import CampaignResult
-from erpe.store import Store
+from erpe.store import Store, store_flag
 from erpe.study.objectives import Goals, shown
 from erpe.study.openings import Openings, openings
 from erpe.study.plan import Plan
@@ -218,7 +218,8 @@ def watch(store: Store, study: str | None) -> None:
 
 def result_lines(result: CampaignResult, store: Path) -> list[str]:
     """Return what `erpe study run` tells before the answer: how long it took, and what to look at."""
-    where = "" if store == Path("runs") else f" --store {shlex.quote(str(store))}"
+    place = store_flag(store)
+    where = place + plugin_flags()
     lines = [f"{arm}: no trial to confirm; {why}" for arm, why in result.failed.items()]
     if result.finished:
         remedy = "--set name=ANOTHER trains afresh beside it"
@@ -227,7 +228,7 @@ def result_lines(result: CampaignResult, store: Path) -> list[str]:
         lines.append(f"{result.study}: done in {clock(result.seconds)}; {result.openings.told()}")
     later = f"for MLflow: erpe sync{where}    page: erpe report {result.study}{where}"
     lines.append(f"page: {result.page}" if result.page else later)
-    lines.append(f"tables: erpe compare {result.study}{where}    look: {where_to_look(where)}")
+    lines.append(f"tables: erpe compare {result.study}{where}    look: {where_to_look(place)}")
     if result.lag:
         why = f" ({result.problem})" if result.problem else ""
         lines.append(f"{changes_wait(result.lag)} for MLflow; erpe sync{where} sends them{why}")

@@ -13,10 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from erpe.cli.fronts import front_table, refusals
+from erpe.cli.options import with_store
 from erpe.config import defaults
 from erpe.datasets import Dataset
-from erpe.plugins import VARIANTS, own_variants, split_variant
+from erpe.plugins import VARIANTS, own_variants, plugin_flags, split_variant
 from erpe.search.tune import TuneResult
+from erpe.store import store_flag
 from erpe.study.objectives import MEASURES as OBJECTIVES
 from erpe.study.objectives import shown
 from erpe.study.spec import StudySpec
@@ -78,9 +80,10 @@ def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
     if spec.goals.several:
         console.print_table(front_table(spec.goals, {result.study: result.front}))
     console.print(f"{tally(result.counts)}{refusals(result.refused, spec.goals)}, {result.seconds:.0f} s")
-    where = "" if store == Path("runs") else f" --store {shlex.quote(str(store))}"
+    place = store_flag(store)
+    where = place + plugin_flags()
     use = f"    use: erpe predict {result.study} IMAGE{where}" if result.best is not None else ""
-    print(f"look: {where_to_look(where)}    status: erpe status{where}{use}")
+    print(f"look: {where_to_look(place)}    status: erpe status{where}{use}")
     if result.lag:
         why = f" ({result.problem})" if result.problem else ""
         print(f"{changes_wait(result.lag)} for MLflow; erpe sync{where} sends them{why}")
@@ -214,4 +217,4 @@ def print_tables(tables: list[Table], otherwise: str) -> None:
     for table in tables:
         console.print_table(table)
     if not tables:
-        print(otherwise)
+        print(with_store(otherwise))

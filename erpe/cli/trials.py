@@ -10,6 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from erpe.cli.fronts import refusals
+from erpe.cli.options import with_store
 from erpe.cli.tables import state_word, tally
 from erpe.live import STYLES
 from erpe.store import Store
@@ -32,7 +33,7 @@ def overview_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         studies.setdefault(row["study"], []).append(row)
     if not studies:
-        print("no studies yet; `erpe tune` makes one")
+        print(with_store("no studies yet; `erpe tune` makes one"))
         return
     table = Table(box=SIMPLE)
     table.add_column("study", overflow="fold")
@@ -41,7 +42,7 @@ def overview_table(rows: list[dict[str, Any]]) -> None:
     for study, parts in studies.items():
         table.add_row(study, *_overview(parts))
     Terminal().print_table(table)
-    print("erpe status STUDY shows its trials or its arms, erpe status STUDY/ARM the trials of an arm")
+    print(with_store("`erpe status STUDY` shows its trials or its arms, `erpe status STUDY/ARM` the trials of an arm"))
     if lag := sum(row["lag"] for row in rows):
         print(lag_words(lag, max(row["lag_seconds"] or 0 for row in rows)).removeprefix(" · "))
 

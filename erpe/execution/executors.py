@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 from erpe.checkpoints import RemoteCheckpoints
 from erpe.errors import ConfigError, StudyError
+from erpe.execution.callbacks import Progress
 from erpe.execution.fair_share import TrialController
 from erpe.execution.inline import run_inline
 from erpe.execution.ray_tune.cluster import check_reachable, start, watch_head
@@ -63,7 +64,9 @@ class ResourceRequest:
         return self.ray_address or os.environ.get("ERPE_RAY_ADDRESS")
 
     @contextmanager
-    def workers(self, trials: int, store: Store, study: str, remote: RemoteCheckpoints | None) -> Iterator[Workers]:
+    def workers(
+        self, trials: int, store: Store, study: str, remote: RemoteCheckpoints | None, progress: Progress
+    ) -> Iterator[Workers]:
         """Yield what runs trials of a study; see `on_ray`.
 
         Args:
@@ -72,6 +75,7 @@ class ResourceRequest:
         if self.executor == "inline":
             yield InProcess(self)
         else:
+            progress.on_phase("workers")
             place = remote or RemoteCheckpoints(str(store.checkpoints))
             with on_ray(self, trials, store.root / "ray" / study, place) as workers:
                 yield workers

@@ -67,12 +67,21 @@ def _facts(records: list[StudyRecord], given: str) -> tuple[str, dict[str, dict[
         settings, best = flatten(parts[0].about.spec), parts[0].best
         measures = {f"best: {name}": value for name, value in (_measures(parts[0], best) if best else {}).items()}
     settings = {name.removeprefix("base.").replace("space.axes.", "space."): each for name, each in settings.items()}
-    counts = {f"trials {state.lower()}": n for state, n in sum((part.counts for part in parts), Counter()).items()}
+    counts = sum((Counter(_counted(part)) for part in parts), Counter())
     return "study", {"settings": settings, "versions": dict(parts[0].made_with), "measures": counts | measures}
 
 
+def _counted(part: StudyRecord) -> dict[str, int]:
+    """Trials of a search by state, or seeds of a confirmation."""
+    what = "seeds" if part.phase == "confirm" else "trials"
+    return {f"{what} {state.lower()}": count for state, count in part.counts.items()}
+
+
 def _measures(part: StudyRecord, trial: TrialRecord) -> dict[str, Any]:
-    shown = {"state": trial.state.lower(), "epochs": len(trial.epochs), "value": trial.value}
+    """Measures of a trial; its last epoch's has the name of what it is, which another phase may not have."""
+    sign, key = part.goals.reported(part.phase)
+    shown: dict[str, Any] = {"state": trial.state.lower(), "epochs": len(trial.epochs)}
+    shown |= {} if trial.value is None else {key: sign * trial.value}
     return shown | (trial.verdict.metrics if trial.verdict else {}) | part.finals.get(trial.number, {})
 
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from erpe import __version__
 from erpe.io import write_atomic
-from erpe.plugins import ENCODINGS
+from erpe.plugins import ENCODINGS, plugin_flags
 from erpe.report.charts import CHARTS, parts
 from erpe.report.charts.captions import CAPTIONS, told
 from erpe.report.charts.data import DATA
@@ -143,7 +143,7 @@ def _study(place: int, outcomes: Outcomes, comparison: Comparison) -> Study:
 def _facts(outcomes: Outcomes, study: str) -> list[str]:
     """Return when the study ended; its file and the commands that repeat it."""
     ended = [f"Last run: {outcomes.dates[study]}"] if study in outcomes.dates else []
-    return [*ended, f"To repeat it: erpe study run {study}.toml; erpe report {study}"]
+    return [*ended, f"To repeat it: erpe study run {study}.toml; erpe report {study}{plugin_flags()}"]
 
 
 def _sections(prefix: str, tables: dict[str, Block], outcomes: Outcomes, comparison: Comparison) -> Iterator[Section]:

@@ -108,9 +108,8 @@ def run(
         opened.enter_context(interruptible(campaign.draining, progress))
         progress.on_phase("data")
         work.prepare()
-        progress.on_phase("workers")
         most = len(plan.arms()) * max(plan.search.trials, plan.confirm.seeds)
-        with where.workers(most, store, plan.name, remote) as workers:
+        with where.workers(most, store, plan.name, remote, progress) as workers:
             campaign.tags["device"] = workers.device
             confirmed = campaign.play(searches, work, workers)
         if not offline:

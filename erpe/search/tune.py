@@ -123,8 +123,7 @@ def tune(
             work.prepare()
             session.record_tags(tags)
             tracker.tell(session.name)
-            progress.on_phase("workers")
-            with where.workers(trials, store, session.name, remote) as workers:
+            with where.workers(trials, store, session.name, remote, progress) as workers:
                 tags["device"] = workers.device
                 _run(controller, work, workers)
         return _close(controller, began, finished)

@@ -11,8 +11,8 @@ from typing import Any
 
 from erpe.datasets import DATASETS, read_grid
 from erpe.errors import ConfigError, ErpeError, nearest
+from erpe.plugins import given_names, loaded
 from erpe.plugins import load as load_plugin
-from erpe.plugins import loaded
 from erpe.store import Store
 from erpe.study.entries import by_dotted_names, contradictions, lay_over, read_change, tables_of
 from erpe.study.plan import Plan
@@ -43,7 +43,7 @@ def load_plan(
         table = _changed({"name": path.stem.replace("_", "-")} | table, changes)
         for plugin in table.get("plugins", ()) if isinstance(table.get("plugins", ()), list) else ():
             load_plugin(str(plugin), path.parent)
-        return Plan(**_with_dataset(table, path.parent, cache))
+        return _with_plugins(Plan(**_with_dataset(table, path.parent, cache)))
     except ErpeError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -63,12 +63,17 @@ def find_plan(given: str | os.PathLike[str] | dict[str, Any], changes: Sequence[
         return load_plan(given, changes, store.datasets)
     plans = {plan["name"]: plan for plan, _ in grouped(read_studies(store))}
     if str(given) in plans:
-        plan = stored_plan(plans[str(given)], changes, store.datasets)
+        plan = _with_plugins(stored_plan(plans[str(given)], changes, store.datasets))
         recall(plan.dataset, store.datasets)
         return plan
     if plans and not Path(given).suffix:
         raise ConfigError(f"{given}: no such file, and no such study in the store; {nearest(str(given), plans)}")
     return load_plan(given, changes, store.datasets)
+
+
+def _with_plugins(plan: Plan) -> Plan:
+    """Return the plan with its plug-ins as the next command in the current folder names them, also of `--plugin`."""
+    return plan.model_copy(update={"plugins": given_names(plan.variants) or plan.plugins})
 
 
 def _changed(table: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:

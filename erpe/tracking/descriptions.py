@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from erpe.plugins import VARIANTS
 from erpe.study.naming import part_name, trial_name
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def describe_trial(tags: Mapping[str, str], number: int) -> str:
     place = part_name(tags.get("study", ""), tags["arm"] if "seeds_planned" in tags else "", "search")
     name = trial_name(place, tags.get("phase", "search"), number)
     what = f"{tags.get('variant', '')} on {tags.get('dataset', '')}, seed {tags.get('seed', '')}"
-    return _told(f"{name}: {what}.", f"Use it: `erpe predict {name} PICTURE`.", tags)
+    own = "" if tags.get("variant", "softmax") in VARIANTS else " --plugin FILE"
+    return _told(f"{name}: {what}.", f"Use it: `erpe predict {name} PICTURE{own}`.", tags)
 
 
 def _told(what: str, more: str, tags: Mapping[str, str]) -> str:
