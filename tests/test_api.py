@@ -90,7 +90,9 @@ def test_readme_s_program_over_own_images_and_encodings_is_killed_and_goes_on_by
     monkeypatch.setattr(plugins, "_LOADED", {})
     own = " ".join(f"--plugin {top}/studies/plugins/{name}.py" for name in ("alibi", "cayley_string"))
     assert own in run("study run mine --executor inline --offline").err
-    assert "relu_cayley" in run(f"study run mine --executor inline --offline {own}").out, "whose file nobody wrote"
+    told = run(f"study run mine --executor inline --offline {own}")
+    assert "relu_cayley" in told.out and "starting the workers" not in told.err
+    assert f"erpe report mine --store {store.root} {own}" in told.out, "what is said may be copied"
 
     monkeypatch.chdir(tmp_path)
     found = {"images": images[:5].transpose(0, 3, 1, 2)}
