@@ -219,7 +219,7 @@ def run_study(
         load_plugin(each)
     opened = Store.open(store)
     plan = find_plan(file, changes, opened)
-    with _shown(progress, lambda: StudyProgress(plan), notify, plan.name) as shows:
+    with _shown(progress, lambda: StudyProgress(plan), notify, plan.name, plan.dataset) as shows:
         if not offline:
             _check_tracking(opened, shows)
         result = run(plan, opened, offline=offline, replace=replaces, progress=shows, **how)
@@ -268,17 +268,23 @@ def _check(how: How) -> None:
 def _search(spec: StudySpec, store: Store, progress: Shown, notify: str | None, **how: Any) -> Tuned:
     from erpe.search.tune import tune as search
 
-    with _shown(progress, lambda: SearchProgress(spec), notify, how["name"] or spec.name) as shows:
+    data = spec.base.data.dataset
+    with _shown(progress, lambda: SearchProgress(spec), notify, how["name"] or spec.name, data) as shows:
         _check_tracking(store, shows)
         result = search(spec, store, progress=shows, **how)
     return Tuned(result, spec, store)
 
 
 @contextlib.contextmanager
-def _shown(given: Shown, make: Any, notify: str | None, study: str) -> Iterator[Progress]:
+def _shown(given: Shown, make: Any, notify: str | None, study: str, dataset: str | Dataset) -> Iterator[Progress]:
+    """Show a study while it runs; first what may be wrong with own images."""
+    from erpe.training.own import doubt_of
+
     shown = (make() if given else contextlib.nullcontext(Progress())) if isinstance(given, bool) else None
     target = notify or os.environ.get("ERPE_NOTIFY")
     with shown or contextlib.nullcontext(given) as progress, notified(target, study, progress) as told:
+        if doubt := doubt_of(dataset):
+            told.on_warning(doubt)
         yield told
 
 

@@ -34,7 +34,13 @@ ATTENTIONS = ("softmax", "favor", "relu")
 ENCODINGS = ("none", "general", "circulant", "rope")
 """What is built in."""
 
-VARIANTS = tuple(a if e == "none" else f"{a}_{e}" for a in ATTENTIONS for e in ENCODINGS)
+
+def product(attentions: Iterable[str], encodings: Sequence[str]) -> tuple[str, ...]:
+    """`("relu",), ("none", "rope")` -> `("relu", "relu_rope")`."""
+    return tuple(a if e == "none" else f"{a}_{e}" for a in attentions for e in encodings)
+
+
+VARIANTS = product(ATTENTIONS, ENCODINGS)
 NINE = ("softmax", *VARIANTS[4:])
 """The models of the question; the other three tell what an encoding does for softmax."""
 

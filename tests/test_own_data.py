@@ -20,7 +20,7 @@ from erpe.study.spec import StudySpec, define, differences_from
 from erpe.training.augment import augmentation
 from erpe.training.confirmation import Confirmation
 from erpe.training.data import load_test, load_training
-from erpe.training.own import described, find_dataset, location, summary
+from erpe.training.own import described, doubt_of, find_dataset, location, summary
 
 FORM = (8, 12)
 """(height, width): no square."""
@@ -207,6 +207,7 @@ def test_a_bad_folder_is_refused_with_the_file_s_name(flowers, tmp_path, spoil):
         ({"images": arrays()["images"] / 255}, "use uint8 from 0 to 255"),
         ({"labels": None}, "no array 'labels'"),
         ({"test_images": arrays()["images"][:2], "test_labels": np.array([0, 1])}, "test_images[0]: also in the train"),
+        ({"test_images": np.ones((2, 9, 12, 3), np.uint8), "test_labels": np.arange(2)}, "--resize 8x12 makes all"),
         ({"names": np.array(["ant", {}], dtype=object)}, "cannot be read as an .npz"),
     ],
 )  # fmt: skip
@@ -214,6 +215,17 @@ def test_a_bad_npz_is_refused_with_its_name(tmp_path, changed, told):
     path = npz(tmp_path / "x.npz", **changed)
     text = refusal(find_dataset, path)
     assert told in text and str(path) in text
+
+
+def test_one_picture_in_two_classes_is_a_warning_with_both_names_every_time(flowers, tmp_path):
+    assert not doubt_of(find_dataset(flowers, cache=tmp_path / "cache"))
+    shutil.copy(flowers / "train" / "ant" / "3.png", flowers / "train" / "bee" / "copy.png")
+    shutil.copy(flowers / "train" / "ant" / "3.png", flowers / "train" / "ant" / "twice.png")
+    for _ in range(2):  # read, and then known
+        told = doubt_of(find_dataset(flowers, cache=tmp_path / "cache"))
+        for place, name in ("train/bee/copy.png", "bee"), ("train/ant/3.png", "ant"):
+            assert f"{flowers / place} (class {name})" in told
+        assert "more such" not in told, "twins of one class are none"
 
 
 def test_what_is_neither_a_name_nor_a_path_is_refused(tmp_path):

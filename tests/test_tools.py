@@ -6,6 +6,7 @@ import json
 import sys
 import warnings
 from functools import partial
+from pathlib import Path
 
 import pytest
 from test_run_study import play
@@ -125,6 +126,9 @@ def test_one_figure_is_drawn_of_a_study_and_of_a_search(store, tmp_path):
     ("line", "offered"),
     [
         ("erpe tune --variant softmax_", ["softmax_general", "softmax_circulant", "softmax_rope"]),
+        ("erpe tune --plugin studies/plugins/alibi.py --variant relu_a", ["relu_alibi"]),
+        ("erpe tune --plugin studies/plugins/mala.py --plugin nowhere --variant mala_ro", ["mala_rope"]),
+        ("erpe tune --plugin studies/plugins/mal", ["studies/plugins/mala.py"]),
         ("erpe tune --dataset cif", ["cifar10", "cifar100"]),
         ("erpe plot --store STORE digits-", ["digits-nine", "digits-relu"]),
         ("erpe plot --store STORE digits-nine gap", ["gap_closed"]),
@@ -135,8 +139,9 @@ def test_one_figure_is_drawn_of_a_study_and_of_a_search(store, tmp_path):
         ("erpe diff --store nowhere digits-relu/0 d", []),
     ],
 )
-def test_the_shell_completes_values(store, line, offered):
+def test_the_shell_completes_values(store, line, offered, monkeypatch):
     line = line.replace("STORE", str(store.root))
+    monkeypatch.chdir(Path(__file__).parent.parent)
     words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
     done = CliRunner().invoke(app, prog_name="erpe", env=words | {"_ERPE_COMPLETE": "complete_bash"})
     assert sorted(done.output.split()) == sorted(each.replace("STORE", str(store.root)) for each in offered)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 import typer
@@ -14,11 +15,28 @@ import typer
 from erpe.errors import ErpeError
 
 
-def variants(incomplete: str) -> list[str]:
-    """The twelve."""
-    from erpe.plugins import VARIANTS
+def variants(context: typer.Context, incomplete: str) -> list[str]:
+    """The twelve, and those of the plug-ins on the line, which are read and not run."""
+    from erpe.plugins import ATTENTIONS, ENCODINGS, product
 
-    return [name for name in VARIANTS if name.startswith(incomplete)]
+    found: dict[str, list[str]] = {"attention": [*ATTENTIONS], "encoding": [*ENCODINGS]}
+    for file in context.params.get("plugin") or ():
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            for kind, name in _REGISTERS.findall(Path(file).read_text(encoding="utf-8")):
+                found[kind].append(name)
+    return [name for name in product(found["attention"], found["encoding"]) if name.startswith(incomplete)]
+
+
+_REGISTERS = re.compile(r"""@register_(attention|encoding)\(\s*["']([a-z][a-z0-9]*)["']""")
+
+
+def plugins(incomplete: str) -> list[str]:
+    """Installed plug-ins, and files."""
+    from importlib.metadata import entry_points
+
+    from erpe.plugins import GROUP
+
+    return [each.name for each in entry_points(group=GROUP) if each.name.startswith(incomplete)] + _files(incomplete)
 
 
 def datasets(incomplete: str) -> list[str]:

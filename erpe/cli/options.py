@@ -37,11 +37,11 @@ DataDir = Annotated[
 ]
 
 
-def _load_plugins(given: list[str] | None) -> list[str] | None:
-    """Run the plug-ins as the command line is read: other options may name what they register."""
+def _load_plugins(context: typer.Context, given: list[str] | None) -> list[str] | None:
+    """Run the plug-ins as the command line is read, not as it is completed: other options may name their variants."""
     from erpe.plugins import load
 
-    for each in given or []:
+    for each in (given or []) if not context.resilient_parsing else []:
         load(each)
     return given
 
@@ -56,7 +56,7 @@ def _folder(given: str | Path) -> Path:
 Plugins = Annotated[
     list[str] | None,
     typer.Option(
-        "--plugin", callback=_load_plugins, is_eager=True,
+        "--plugin", callback=_load_plugins, is_eager=True, autocompletion=complete.plugins,
         help="A Python file with own attentions or encodings, or the name of an installed one; may be repeated.",
     ),
 ]  # fmt: skip

@@ -33,6 +33,9 @@ _LOCATED: dict[str, Path] = {}
 _GIVEN: dict[str, Path] = {}
 """Fingerprint -> the path that the user gave."""
 
+_DOUBTS: dict[str, str] = {}
+"""Fingerprint -> what may be wrong with the images, a line; or nothing."""
+
 
 def find_dataset(
     given: str | os.PathLike[str], *, base: Path | None = None, resize: Grid | None = None, cache: Path | None = None
@@ -105,6 +108,11 @@ def summary(dataset: Dataset) -> str:
     )
 
 
+def doubt_of(dataset: str | Dataset) -> str:
+    """Return what may be wrong with own images that were found in this process, a line; or nothing."""
+    return _DOUBTS.get(dataset.fingerprint or "", "") if isinstance(dataset, Dataset) else ""
+
+
 def given_path(dataset: Dataset) -> Path | None:
     """Where a user said that own images lie, in this process."""
     return _GIVEN.get(dataset.fingerprint or "")
@@ -132,7 +140,7 @@ def _described(path: Path, resize: Grid | None, cache: Path | None) -> Dataset:
     if known and cache and note:
         pack = pack or cache / f"{(known.fingerprint or '')[:16]}.npz"
         if pack.exists():
-            _note(note, known, path)
+            _note(note, known, path, str(read_json(note).get("doubt", "")))
             return _locate(known, pack)
     found = read_folder(path, resize) if path.is_dir() else read_npz(path, resize)
     dataset = _describe(found, _name_of(found.fingerprint, path, cache))
@@ -141,7 +149,8 @@ def _described(path: Path, resize: Grid | None, cache: Path | None) -> Dataset:
         if pack is None:
             pack = cache / f"{found.fingerprint[:16]}.npz"
             found.save(pack)
-        _note(note, dataset, path)
+        _note(note, dataset, path, found.doubt)
+    _DOUBTS[found.fingerprint] = found.doubt
     return _locate(dataset, pack) if pack else dataset
 
 
@@ -168,8 +177,9 @@ def described(cache: Path) -> Iterable[tuple[Dataset, str]]:
     return seen.values()
 
 
-def _note(note: Path, dataset: Dataset, path: Path) -> None:
-    write_atomic(note, json.dumps({"dataset": dataset.model_dump(mode="json"), "path": str(path)}))
+def _note(note: Path, dataset: Dataset, path: Path, doubt: str) -> None:
+    _DOUBTS[dataset.fingerprint or ""] = doubt
+    write_atomic(note, json.dumps({"dataset": dataset.model_dump(mode="json"), "path": str(path), "doubt": doubt}))
 
 
 def _noted(note: Path) -> Dataset | None:

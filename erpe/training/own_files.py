@@ -34,6 +34,8 @@ class Read(NamedTuple):
     test_labels: np.ndarray
     part: bool
     """Whether the test set is a fixed stratified part of what was given."""
+    doubt: str
+    """What may be wrong with it, a line; or nothing."""
 
     @property
     def sha256(self) -> str:
@@ -188,7 +190,9 @@ def _checked(path: Path, names: tuple[str, ...], train: _Part, test: _Part | Non
         if len(wrong):
             raise DataError(f"{part.where[wrong[0]]}: label {part.labels[wrong[0]]}; use 0 to {len(names) - 1} instead")
     if test and test.pixels.shape[1:] != train.pixels.shape[1:]:
-        raise DataError(f"{path}: test images are {test.pixels.shape[1:]}, training images {train.pixels.shape[1:]}")
+        (c, h, w), own = train.pixels.shape[1:], test.pixels.shape[1:]
+        remedy = f"--resize {h}x{w} makes all alike" if c == own[0] else "use as many channels in both"
+        raise DataError(f"{path}: test images are {own}, training images {(c, h, w)}; {remedy}")
     if not 2 <= len(names) <= MOST_CLASSES:
         raise DataError(f"{path}: {len(names)} classes; use 2 to {MOST_CLASSES} instead")
     counts = np.bincount(train.labels, minlength=len(names))
@@ -200,7 +204,8 @@ def _checked(path: Path, names: tuple[str, ...], train: _Part, test: _Part | Non
     if test:
         for place, twin in _twins(train, test):
             raise DataError(f"{test.where[place]}: also in the training set, as {train.where[twin]}; take one out")
-        return Read(path, names, train.pixels, train.labels, test.pixels, test.labels, part=False)
+        doubt = _contradiction(names, train) or _contradiction(names, test)
+        return Read(path, names, train.pixels, train.labels, test.pixels, test.labels, part=False, doubt=doubt)
     if counts.min() < 4:
         where = f"class {names[few]} has {counts[few]} images, too few to set a fifth apart to test with"
         raise DataError(f"{path}: {where}; give 4 or more a class, or a test set")
@@ -211,13 +216,29 @@ def _checked(path: Path, names: tuple[str, ...], train: _Part, test: _Part | Non
     rows = np.array([place for place in range(len(held.labels)) if place not in twins], dtype=np.int64)
     if not len(rows):
         raise DataError(f"{path}: each image is there twice; nothing is left to test with")
-    return Read(path, names, kept.pixels, kept.labels, held.pixels[rows], held.labels[rows], part=True)
+    held, doubt = _Part(held.pixels[rows], held.labels[rows], []), _contradiction(names, train)
+    return Read(path, names, kept.pixels, kept.labels, held.pixels, held.labels, part=True, doubt=doubt)
+
+
+def _contradiction(names: tuple[str, ...], part: _Part) -> str:
+    """Return a line on pictures that are there twice, byte for byte, in two classes; or nothing."""
+    first: dict[bytes, int] = {}
+    twins = [(place, first.setdefault(digest, place)) for place, digest in enumerate(_digests(part))]
+    pairs = [(place, twin) for place, twin in twins if part.labels[place] != part.labels[twin]]
+    if not pairs:
+        return ""
+    one, other = (f"{part.where[place]} (class {names[part.labels[place]]})" for place in pairs[0])
+    more = f"; {len(pairs) - 1:,} more such pairs" if len(pairs) > 1 else ""
+    return f"{one} is the same picture as {other}{more}"
+
+
+def _digests(part: _Part) -> Iterator[bytes]:
+    return (hashlib.sha256(image.tobytes()).digest() for image in part.pixels)
 
 
 def _twins(train: _Part, test: _Part) -> Iterator[tuple[int, int]]:
     """Places of test images that are training images, byte for byte, and the places of those."""
-    known = {hashlib.sha256(image.tobytes()).digest(): place for place, image in enumerate(train.pixels)}
-    for place, image in enumerate(test.pixels):
-        twin = known.get(hashlib.sha256(image.tobytes()).digest())
-        if twin is not None:
-            yield place, twin
+    known = {digest: place for place, digest in enumerate(_digests(train))}
+    for place, digest in enumerate(_digests(test)):
+        if digest in known:
+            yield place, known[digest]
