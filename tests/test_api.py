@@ -67,7 +67,7 @@ erpe.run_study = partial(erpe.run_study, changes=less, executor="inline", offlin
 def test_readme_s_program_over_own_images_and_encodings_is_killed_and_goes_on_by_command(tmp_path, monkeypatch, capsys):
     """As it stands there, but for the path, less to train, no Ray and no MLflow."""
     top = Path(__file__).parent.parent
-    _, text = (top / "studies" / "README.md").read_text().split("All of it in one program or notebook")
+    _, text = (top / "README.md").read_text().split("## Your own data, encoding and goal")
     program = text.partition("```python\n")[2].partition("```")[0].replace("studies/plugins", f"{top}/studies/plugins")
     program = SMALLER + program.replace("path/to/flowers", "flowers.npz")
     draw = np.random.default_rng(0)
@@ -101,4 +101,4 @@ def test_readme_s_program_over_own_images_and_encodings_is_killed_and_goes_on_by
     assert repr(found["study"]) == "<study mine: 2 of 2 arms finished, 2 trials, 2 confirmed runs>"
     assert found["study"].result.finished, "the command did all"
     assert set(found["study"].comparison().fronts["objective"]) == {"accuracy", "flops"}
-    assert found["model"].predict(found["images"]).shape == (5, 3)
+    assert found["study"].model("relu_alibi").predict(found["images"]).shape == (5, 3)

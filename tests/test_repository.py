@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import typer
 
 from erpe.cli.app import app
@@ -52,6 +53,13 @@ def test_the_files_that_the_architecture_names_are_there():
     assert len(named) > 20 and not [
         name for name in named if not ((ROOT / "erpe" / name).exists() or (ROOT / name).exists())
     ]
+
+
+def test_the_program_of_the_layers_alone_is_as_it_says():
+    program = READMES["erpe"].partition("## The layers alone")[2].partition("```python\n")[2].partition("```")[0]
+    found = dict(zip("qkv", torch.randn(3, 2, 4, 49, 16), strict=True))
+    exec(program, found)
+    torch.testing.assert_close(found["y"], found["A"] @ found["v"])
 
 
 def test_a_newcomer_reads_200_lines_at_most():
