@@ -243,7 +243,7 @@ def test_every_figure_is_as_wide_as_both_columns_of_a_paper(nine):
 
 def test_an_unfinished_arm_says_how_many_seeds_it_has(twelve):
     names = [text.get_text() for text in accuracy(*twelve).axes[0].get_yticklabels()]
-    assert [name for name in names if "seeds" in name] == ["ReLU + RoPE, no positions, patch2 (2 of 5 seeds)"]
+    assert [name for name in names if "seeds" in name] == ["ReLU + RoPE (no positions, patch2) (2 of 5 seeds)"]
 
 
 def test_an_endless_interval_leaves_the_figure_with_an_arrow(nine):
@@ -290,7 +290,7 @@ def test_every_mark_is_named_or_in_a_legend():
 
 def test_where_a_name_has_no_room_there_is_a_legend(twelve):
     (legend,) = tradeoffs(*twelve).legends
-    assert {text.get_text().strip() for text in legend.get_texts()} >= {"ReLU + RoPE, no positions, patch2"}
+    assert {text.get_text().strip() for text in legend.get_texts()} >= {"ReLU + RoPE (no positions, patch2)"}
 
 
 def test_the_twelve_variants_look_different_and_a_colour_is_an_attention():

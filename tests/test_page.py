@@ -124,7 +124,7 @@ def test_a_caption_counts_the_seeds_that_its_figure_is_over():
 def test_the_page_has_every_number_of_the_tables_and_every_verdict(outcomes, seen):
     comparison = compare(outcomes)
     text = set(seen.text)
-    for block in blocks(comparison):
+    for block in blocks(comparison, labels=True):
         if block.title.endswith("attention x encoding"):  # the first screen has it in a shape of its own
             continue
         for row in block.rows:
@@ -179,17 +179,29 @@ def test_equal_outcomes_give_the_same_page_written_whole(outcomes, html, tmp_pat
 
 def test_the_answer_finds_what_is_true():
     outcomes = made_up(images=20_000, noise=0.001)
-    said = sentences(compare(outcomes))
-    assert said[0].startswith("favor is ") and " points below softmax (95 % " in said[0]
-    assert [sentence.split()[0] for sentence in said[:8]] == [
-        "favor", "favor_general", "favor_circulant", "favor_rope",
-        "relu", "relu_general", "relu_circulant", "relu_rope",
-    ]  # fmt: skip
-    found = re.match(r"relu_general removes (\d+) % of it \(95 % (\d+) to (\d+), 5 seeds\)", said[5])  # 0.03 of 0.04
+    favor, relu, softmax, cheap = sentences(compare(outcomes))
+    assert favor.startswith("FAVOR+ is ") and " points below softmax (95 % " in favor
+    assert "Part of the gap is removed by general RPE (" in favor and relu.startswith("ReLU is ")
+    found = re.search(
+        r"general RPE \((\d+) % of it, 95 % (\d+) to (\d+); 1.05 points below softmax, ", relu
+    )  # 0.03 of 0.04
     share, low, high = map(int, found.groups())
     assert low < 75 < high and abs(share - 75) < 12
-    assert all("better" in sentence and "worse" in sentence for sentence in said[1:4])
-    assert said[-1].endswith("more accurate than softmax or softmax_general.")
+    assert softmax.startswith("Better than softmax alone: general RPE (+")
+    assert cheap.endswith("more accurate than softmax or softmax + general RPE.")
+
+
+def test_what_an_encoding_does_to_a_gap_is_said_by_its_verdicts():
+    outcomes = made_up(("softmax", "relu", "relu_general", "relu_circulant", "relu_rope"), seeds=8, images=50)
+    means = {"softmax": 0.90, "relu": 0.85, "relu_general": 0.92, "relu_circulant": 0.85, "relu_rope": 0.80}
+    noise = np.random.default_rng(0).normal(0, 0.001, len(outcomes.runs))
+    runs = outcomes.runs.assign(**{"test/accuracy": outcomes.runs["arm"].map(means) + noise})
+    said, *_ = sentences(compare(dataclasses.replace(outcomes, runs=runs, predictions={})))
+    assert said == (
+        "ReLU is 5.12 points below softmax (95 % 5.06 to 5.19, 8 seeds). All of the gap is removed by general RPE "
+        "(1.98 points above softmax, 95 % 1.88 to 2.09). Within 0.5 points the gap is the same with circulant-STRING "
+        "(+0.06 points, 95 % -0.04 to 0.17). The gap is larger with RoPE (-4.88 points, 95 % -4.97 to -4.79)."
+    )
 
 
 def test_nothing_is_concluded_of_times_that_intervals_do_not_tell_apart():
@@ -214,18 +226,20 @@ def test_switches_are_told_by_their_two_values():
     copies["runs"]["test/accuracy"] = 0.9 + copies["runs"]["gain"] + noise
     first, second, *_ = sentences(compare(dataclasses.replace(outcomes, predictions={}, **copies)))
     assert first == (
-        "With position_none instead of learned, worse: relu_rope-axial-position_none and relu_rope-mixed-position_none."
+        "With no positions instead of learned positions, worse: ReLU + RoPE (axial) and ReLU + RoPE (mixed)."
     )
-    assert second == ("With mixed instead of axial, better: relu_rope-mixed-learned and relu_rope-mixed-position_none.")
+    assert second == (
+        "With mixed instead of axial, better: ReLU + RoPE (learned positions) and ReLU + RoPE (no positions)."
+    )
 
 
 def test_what_an_unfinished_arm_says_is_told_to_be_preliminary():
     outcomes = made_up(FEW, seeds=4, images=400)
     arms = outcomes.arms.assign(finished=[True, True, False], seeds=[4, 4, 3], seeds_planned=4)
     said = sentences(compare(dataclasses.replace(outcomes, arms=arms, runs=outcomes.runs.iloc[:-1])))
-    (about,) = [sentence for sentence in said if sentence.startswith("relu_general")]
-    assert about.count("so far") == about.count("preliminary") == 2
-    assert not any("preliminary" in sentence for sentence in said if sentence.startswith("relu is"))
+    (about,) = [sentence for sentence in said if sentence.startswith("ReLU is")]
+    assert about.count("So far ") == 1 and "So far not shown to remove any of the gap: general RPE" in about
+    assert "preliminary" not in about
 
 
 def test_one_arm_has_no_answer_yet():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from erpe.report.labels import label
-from erpe.report.pairing import KEY, KINDS, arm_keys
+from erpe.report.labels import label, names
+from erpe.report.pairing import KEY, KINDS
 from erpe.report.statistics import ACCURACY
 
 COLUMNS = {
@@ -22,17 +22,20 @@ def forest(arms: pd.DataFrame, differences: pd.DataFrame) -> pd.DataFrame:
         arms: of `Outcomes`.
         differences: of `statistics.differences`.
     Returns:
-        A row a pair: `study`, `dataset`, `arm`, `against_study`, `against`, `kind`, `family`, `label` (`ReLU + RoPE`),
-        `against_label`, `points` (arm minus against), `low`, `high` (simultaneous 95 % interval for new seeds),
+        A row a pair: `study`, `dataset`, `arm`, `against_study`, `against`, `kind`, `family`, `label` (`ReLU + RoPE (no
+        positions)`), `against_label`, `name` (`ReLU + RoPE`, where the family is told), `shared` (`no positions`, the
+        switches of both), `points` (arm minus against), `low`, `high` (simultaneous 95 % interval for new seeds),
         `images_low`, `images_high` (for new images too), `margin` (points), `verdict`, `preliminary`, `n`.
     """
-    variants = dict(zip(arm_keys(arms), arms["variant"], strict=True))
-    by_name = dict(zip(arms["arm"], arms["variant"], strict=True))
+    variants = dict(zip(arms["arm"], arms["variant"], strict=True))
     table = differences[differences["measure"] == ACCURACY]
     order = {kind: place for place, kind in enumerate(KINDS)}
     table = table.iloc[table["kind"].map(order).argsort(kind="stable")]
-    names = [label(key[2], variants[key]) for key in arm_keys(table)]
-    others = [label(name, by_name.get(name, name.partition("-")[0])) for name in table["against"]]
-    found = table.assign(label=names, against_label=others, **{new: 100 * table[old] for old, new in COLUMNS.items()})
-    wanted = [*KEY, "against_study", "against", "kind", "family", "label", "against_label", *COLUMNS.values()]
-    return found[[*wanted, "verdict", "preliminary", "n"]].reset_index(drop=True)
+    called = [names(pair, variants) for pair in table.to_dict("records")]
+    labels = {arm: label(arm, variant) for arm, variant in variants.items()}
+    found = table.assign(
+        label=table["arm"].map(labels), against_label=table["against"].map(labels), name=[pair.arm for pair in called],
+        shared=[pair.shared for pair in called], **{new: 100 * table[old] for old, new in COLUMNS.items()},
+    )  # fmt: skip
+    wanted = [*KEY, "against_study", "against", "kind", "family", "label", "against_label", "name", "shared"]
+    return found[[*wanted, *COLUMNS.values(), "verdict", "preliminary", "n"]].reset_index(drop=True)

@@ -62,7 +62,7 @@ def grid(arms: pd.DataFrame, summary: pd.DataFrame, differences: pd.DataFrame) -
         rows.setdefault(place, {})[str(arm.encoding)] = cell
     attentions = list(dict.fromkeys([*ATTENTIONS, *(attention for attention, _ in rows)]))
     ordered = sorted(rows, key=lambda place: (sorted(place[1]), attentions.index(place[0])))
-    return [Row(place[0], ", ".join([ATTENTION[place[0]], *switched(place[1])]), rows[place]) for place in ordered]
+    return [Row(place[0], ATTENTION[place[0]] + switched(place[1], ", {}"), rows[place]) for place in ordered]
 
 
 def _coarsest(digits: Iterable[int]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from erpe.report.pairing import LEARNED_POSITIONS, NO_POSITIONS, switches
 
 
@@ -17,13 +19,48 @@ ENCODING = Words(none="none", general="general RPE", circulant="circulant-STRING
 SWITCH = dict.fromkeys(NO_POSITIONS, "no positions") | dict.fromkeys(LEARNED_POSITIONS, "learned positions")
 
 
-def label(arm: str, variant: str) -> str:
-    """`ReLU + RoPE, no positions` of `relu_rope-position_none`."""
+def label(arm: str, variant: str, without: frozenset[str] = frozenset()) -> str:
+    """`ReLU + RoPE (no positions)` of `relu_rope-position_none`.
+
+    Args:
+        without: switches that are told elsewhere.
+    """
     attention, _, encoding = variant.partition("_")
     words = ATTENTION[attention] + (f" + {ENCODING[encoding]}" if encoding else "")
-    return ", ".join([words, *switched(switches(arm, variant))])
+    return words + switched(switches(arm, variant) - without, " ({})")
 
 
-def switched(names: frozenset[str]) -> list[str]:
-    """Switches in words, sorted."""
-    return sorted(SWITCH.get(name, name) for name in names)
+def switched(names: frozenset[str], form: str = "{}") -> str:
+    """`no positions, patch2`: switches in words, put into `form`; nothing where there are none."""
+    return form.format(", ".join(sorted(SWITCH.get(name, name) for name in names))) if names else ""
+
+
+class Names(NamedTuple):
+    """What the two arms of a pair are called where its family is told, as in a heading."""
+
+    arm: str
+    """`FAVOR+ + RoPE`."""
+    against: str
+    encoding: str
+    """`RoPE`."""
+    shared: str
+    """Switches that are told for both: `no positions`; nothing where the two differ in one."""
+
+
+def names(pair: dict[Any, Any], variants: dict[str, str]) -> Names:
+    """Return the names of a row of `statistics.differences`.
+
+    Args:
+        variants: arm -> variant.
+    """
+    variant, other = variants[pair["arm"]], variants.get(pair["against"], pair["against"].partition("-")[0])
+    own, others = switches(pair["arm"], variant), switches(pair["against"], other)
+    apart = pair["kind"] in ("switch", "replacement", "study")
+    before = own - others if apart else own & others
+    more = switched(own - before, " ({})")
+    return Names(
+        label(pair["arm"], variant, before),
+        label(pair["against"], other, before),
+        ENCODING[variant.partition("_")[2]] + more,
+        "" if apart else switched(before),
+    )

@@ -120,7 +120,9 @@ def page(outcomes: Outcomes, comparison: Comparison) -> str:
 def _study(place: int, outcomes: Outcomes, comparison: Comparison) -> Study:
     study, dataset = map(str, outcomes.arms[["study", "dataset"]].iloc[0])
     title, prefix = f"{study} on {dataset}", f"f{place}"
-    tables = {block.title.removeprefix(f"{title}: "): block for block in blocks(comparison) if block.columns}
+    tables = {
+        block.title.removeprefix(f"{title}: "): block for block in blocks(comparison, labels=True) if block.columns
+    }
     tables.pop("attention x encoding", None)  # the first screen has it
     words, said = comparison.verdicts, answer(comparison)
     cells = [name for row in said.grid for name in row.cells]

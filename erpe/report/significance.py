@@ -11,6 +11,7 @@ from erpe.report.decisions import ALPHA, VERDICTS
 from erpe.report.gaps import NOT_SHOWN
 from erpe.report.pairing import KEY
 from erpe.report.statistics import ACCURACY
+from erpe.text import counted
 
 MEASURE = ACCURACY
 """What verdicts are about."""
@@ -73,7 +74,7 @@ def distance(pair: dict[Any, Any]) -> str:
 
 def facts(pair: dict[Any, Any]) -> str:
     """`95 % 2.1 to 3.7, 8 seeds`: without signs where the interval is on one side of 0, as the words have the side."""
-    seeds = f"{int(pair['n'])} seed{'s' * (pair['n'] != 1)}"
+    seeds = counted(int(pair["n"]), "seed")
     interval = ends(pair)
     return f"95 % {interval}, {seeds}" if interval else seeds
 
@@ -91,7 +92,7 @@ def ends(pair: dict[Any, Any]) -> str:
 
 def judged(pair: dict[Any, Any]) -> str:
     """Return the verdict in words."""
-    margin, verdict = f"{100 * pair['margin']:g} point{'s' * (pair['margin'] != 0.01)}", pair["verdict"]
+    margin, verdict = margin_of(pair), pair["verdict"]
     if np.isnan(pair["all_low"]):
         why = "one seed tells nothing" if pair["n"] == 1 else "the difference is the same on every seed"
         return f"{UNDECIDED}, {why}"
@@ -102,6 +103,11 @@ def judged(pair: dict[Any, Any]) -> str:
     else:
         words = verdict + (f", by less than {margin}" if pair["p_equivalent"] < ALPHA else "")
     return f"so far {words}; preliminary, an arm is unfinished" if pair["preliminary"] else words
+
+
+def margin_of(pair: dict[Any, Any]) -> str:
+    """`0.5 points`."""
+    return f"{100 * pair['margin']:g} point{'s' * (pair['margin'] != 0.01)}"
 
 
 def not_excluded(pair: dict[Any, Any]) -> str:
@@ -128,8 +134,13 @@ def share(gap: dict[Any, Any]) -> str:
 
 
 def share_facts(gap: dict[Any, Any]) -> str:
-    """`95 % 36 to 110, 8 seeds`: Fieller's interval."""
-    return f"95 % {signed(100 * gap['low'], 0)} to {signed(100 * gap['high'], 0)}, {int(gap['n'])} seeds"
+    """`95 % 36 to 110, 8 seeds`."""
+    return f"{share_interval(gap)}, {counted(int(gap['n']), 'seed')}"
+
+
+def share_interval(gap: dict[Any, Any]) -> str:
+    """`95 % 36 to 110`: Fieller's interval."""
+    return f"95 % {signed(100 * gap['low'], 0)} to {signed(100 * gap['high'], 0)}"
 
 
 def signed_distance(pair: dict[Any, Any]) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from erpe.report.comparison import Comparison
+from erpe.report.decisions import ALPHA
 from erpe.report.forest import forest
 from erpe.report.gaps import NOT_SHOWN
 from erpe.report.grid import Row, grid
+from erpe.report.labels import label, names, switched
 from erpe.report.outcomes import TIMED
 from erpe.report.pairing import KEY
 from erpe.report.ranks import pareto, surely_unbeaten
@@ -18,19 +21,23 @@ from erpe.report.significance import (
     BETTER,
     EQUIVALENT,
     MEASURE,
+    UNDECIDED,
     VERDICTS,
     WORSE,
+    digits_of,
+    distance,
+    ends,
     judged,
-    not_excluded,
+    margin_of,
     share,
-    share_facts,
-    signed_distance,
+    share_interval,
+    signed,
     told,
 )  # fmt: skip
+from erpe.text import counted
 
 MOST_NAMED = 12
 """Of more arms than this an answer tells the number only; the tables have them all."""
-Pair = dict[Any, Any]
 
 
 class Answer(NamedTuple):
@@ -50,95 +57,125 @@ def answer(comparison: Comparison) -> Answer:
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """Return what the seeds show of one study: each gap, each encoding, then positions, switches and costs."""
+    """Return what the seeds show of one study: each attention with its encodings, then positions, switches, costs."""
+    variants = dict(zip(comparison.arms["arm"], comparison.arms["variant"], strict=True))
     table = comparison.differences[comparison.differences["measure"] == MEASURE]
-    pairs = {(pair["kind"], pair["arm"]): pair for pair in table.to_dict("records") if pair["kind"] != "switch"}
-    found = [*_gaps(pairs, comparison.gaps), *_others(pairs)]
-    found += [*_replaced(pairs), *_switched(table[table["kind"] == "switch"])]
-    found += [sentence for kind, arm in pairs if kind == "study" for sentence in [f"{_full(pairs[kind, arm])}."]]
-    return [*found, *_cheap(comparison)] or ["There are no two arms to compare yet."]
+    pairs = [Pair(row, variants) for row in table.to_dict("records")]
+    found = [*_attentions(pairs, comparison.gaps), *_switched(pairs)]
+    found += [f"{pair.full()}." for pair in pairs if pair["kind"] == "study"]
+    return [*found, *_cheap(comparison, variants)] or ["There are no two arms to compare yet."]
 
 
-def _gaps(pairs: dict[tuple[str, str], Pair], gaps: pd.DataFrame) -> Iterator[str]:
-    """Yield a sentence for each gap, and one for every encoding that could close it."""
-    closed = gaps.to_dict("records")
-    for (kind, baseline), gap in pairs.items():
-        if kind != "gap":
-            continue
-        shown = gap["verdict"] == WORSE
-        yield f"{_full(gap)}." if shown else f"{_full(gap)}; {NOT_SHOWN}."
-        for row in closed:
-            if row["baseline"] == baseline:
-                gain, left = pairs.get(("encoding", row["arm"])), pairs.get(("softmax", row["arm"]))
-                if gain and left:
-                    yield _encoding(row, gain, left)
+class Pair(dict[Any, Any]):
+    """A row of `statistics.differences`, and its arms in words."""
+
+    def __init__(self, row: dict[Any, Any], variants: dict[str, str]) -> None:
+        super().__init__(row)
+        self.names = names(row, variants)
+
+    def full(self) -> str:
+        """`with no positions, FAVOR+ is 1.9 points below softmax (95 % 0.7 to 3.1, 8 seeds)`, and the verdict where it
+        is more than worse or better."""
+        said = self.within() + told(self | {"arm": self.names.arm, "against": self.names.against})
+        plain = not self["n"] or (self["verdict"] in (BETTER, WORSE) and judged(self) == self["verdict"])
+        return said if plain else f"{said}: {judged(self)}"
+
+    def within(self) -> str:
+        """Return the switches that both arms have, as the beginning of a sentence."""
+        return f"with {self.names.shared}, " if self.names.shared else ""
+
+    def points(self) -> str:
+        """`-1.18 points, 95 % -2.01 to -0.35`: the arm minus the other."""
+        if not self["n"]:
+            return "no common seed"
+        digits = digits_of(self)
+        size, low, high = (signed(100 * self[name], digits) for name in ("difference", "all_low", "all_high"))
+        interval = counted(self["n"], "seed") if np.isnan(self["all_low"]) else f"95 % {low} to {high}"
+        small = self["verdict"] in (BETTER, WORSE) and self["p_equivalent"] < ALPHA
+        less = f", by less than {margin_of(self)}" if small else ""
+        return f"{'+' if self['difference'] > 0 else ''}{size} points, {interval}{less}"
 
 
-def _full(pair: Pair) -> str:
-    """`favor is 1.9 points below softmax (95 % 0.7 to 3.1, 8 seeds)`, and what else than worse or better it is."""
-    if not pair["n"]:
-        return told(pair)
-    plain = pair["verdict"] in (BETTER, WORSE) and judged(pair) == pair["verdict"]
-    return told(pair) if plain else f"{told(pair)}: {judged(pair)}"
+def _attentions(pairs: Sequence[Pair], gaps: pd.DataFrame) -> Iterator[str]:
+    """Yield for each attention its gap to softmax, and what every encoding makes of it."""
+    of = {(pair["kind"], pair["arm"]): pair for pair in pairs}
+    rows = {row["arm"]: row for row in gaps.to_dict("records") if row["shown"]}
+    encoded: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        if pair["kind"] in ("gap", "encoding"):
+            encoded.setdefault(pair["arm" if pair["kind"] == "gap" else "against"], []).append(pair)
+    for baseline, own in sorted(encoded.items(), key=lambda item: ("gap", item[0]) not in of):
+        gap = of.get(("gap", baseline))
+        effects: dict[str, list[str]] = {}
+        for pair in own:
+            if pair["kind"] == "encoding":
+                row = rows.get(pair["arm"])
+                words, facts = _closed(pair, of["softmax", pair["arm"]], row) if row else (_gain(pair), pair.points())
+                words = f"so far {words}" if pair["preliminary"] else words
+                effects.setdefault(words, []).append(f"{pair.names.encoding} ({facts})")
+        said = [] if gap is None else [gap.full() if gap["verdict"] == WORSE else f"{gap.full()}; {NOT_SHOWN}"]
+        said += [("" if gap else own[0].within()) + f"{words} {_list(named)}" for words, named in effects.items()]
+        yield " ".join(f"{_begun(words)}." for words in said)
+    yield from (f"{_begun(pair.full())}." for pair in pairs
+                if pair["kind"] == "softmax" and ("encoding", pair["arm"]) not in of)  # fmt: skip
 
 
-def _encoding(row: Pair, gain: Pair, left: Pair) -> str:
-    """Return what an encoding does to a gap; without one, only how it stands to both its ends."""
-    arm, away = row["arm"], f"{_stands(left)}"
-    if not row["shown"]:
-        return f"{arm} is {_stands(gain)}; it is {away}."
+def _closed(gain: Pair, left: Pair, row: dict[Any, Any]) -> tuple[str, str]:
+    """Return what an encoding does to a gap, and the numbers."""
+    away = f"{distance(left)} {left.names.against}" + (f", 95 % {ends(left)}" if ends(left) else "")
     if gain["verdict"] == BETTER and left["verdict"] in (BETTER, EQUIVALENT):
-        return f"{arm} removes all of it: {away}."
+        return "all of the gap is removed by", away
     if gain["verdict"] == BETTER:
-        return f"{arm} removes {share(row)} of it ({share_facts(row)}): {_stands(gain)}; {away}."
-    if gain["verdict"] == WORSE:
-        return f"{arm} makes it larger: {_stands(gain)}; {away}."
-    verb = "does not remove it" if gain["verdict"] == EQUIVALENT else "is not shown to remove any of it"
-    return f"{arm} {verb}: {_stands(gain)}; {away}."
+        return "part of the gap is removed by", f"{share(row)} of it, {share_interval(row)}; {away}"
+    words = {
+        WORSE: "the gap is larger with",
+        EQUIVALENT: f"within {margin_of(gain)} the gap is the same with",
+        UNDECIDED: "not shown to remove any of the gap:",
+    }
+    return words[gain["verdict"]], gain.points()
 
 
-def _stands(pair: Pair) -> str:
-    """`0.2 points above softmax (95 % -0.6 to 1.0), equivalent within 1 point`."""
-    if not pair["n"]:
-        return f"not compared with {pair['against']} (no common seed)"
-    close, _, distance = signed_distance(pair).partition(" (")
-    interval = f" ({distance}" if distance else ""
-    return f"{close} {pair['against']}{interval}, {judged(pair).replace(f', {not_excluded(pair)}', '')}"
+def _gain(pair: Pair) -> str:
+    """Return how encodings stand to the attention alone."""
+    words = {
+        BETTER: "better than {}:",
+        WORSE: "worse than {}:",
+        EQUIVALENT: f"equivalent to {{}} within {margin_of(pair)}:",
+        UNDECIDED: "undecided against {}:",
+    }
+    return words[pair["verdict"]].format(f"{pair.names.against} alone")
 
 
-def _others(pairs: dict[tuple[str, str], Pair]) -> Iterator[str]:
-    """Yield sentences on encodings of softmax, and those without a gap to close."""
-    for (kind, arm), pair in pairs.items():
-        if kind == "encoding" and ("softmax", arm) not in pairs:
-            yield f"{_full(pair)}."
-        if kind == "softmax" and ("encoding", arm) not in pairs:
-            yield f"{_full(pair)}."
-
-
-def _replaced(pairs: dict[tuple[str, str], Pair]) -> Iterator[str]:
-    """Whether an encoding does without absolute positions what learned ones do without it."""
-    ends = {BETTER: "so it replaces them", EQUIVALENT: "so it replaces them", WORSE: "so it does not replace them"}
-    for (kind, _), pair in pairs.items():
-        if kind == "replacement" and pair["n"]:
-            after = ends.get(pair["verdict"], "so whether it replaces them is open")
-            yield f"Instead of learned positions: {told(pair)}, {judged(pair)}, {after}."
-
-
-def _switched(pairs: pd.DataFrame) -> Iterator[str]:
-    """Yield a sentence for each two values of a switch: neither of them needs be the absence of the other."""
-    for family, rows in pairs.groupby("family", sort=False):
-        new, _, old = str(family).removeprefix("switch ").partition(" for ")
-        unfinished = int(rows["preliminary"].sum())
+def _switched(pairs: Sequence[Pair]) -> Iterator[str]:
+    """Yield a sentence for each two values of a switch, those first of which an encoding may take the place of one."""
+    families: dict[str, list[Pair]] = {}
+    for pair in sorted(pairs, key=lambda pair: pair["kind"] == "switch"):
+        if pair["kind"] in ("replacement", "switch"):
+            families.setdefault(pair["family"], []).append(pair)
+    for family, own in families.items():
+        replaces = own[0]["kind"] == "replacement"
+        new, _, old = family.removeprefix("switch ").partition(" for ")
+        start = "an encoding instead of learned positions" if replaces else f"{_value(new)} instead of {_value(old)}"
         parts = [
             f"{verdict}: {_list(found) if len(found) <= MOST_NAMED else f'{len(found)} arms'}"
             for verdict in VERDICTS
-            if (found := list(rows.loc[rows["verdict"] == verdict, "arm"]))
-        ]
-        so_far = f" So far: {unfinished} of these {len(rows)} pairs have an unfinished arm." if unfinished else ""
-        yield f"With {new} instead of {old}, {'; '.join(parts)}.{so_far}"
+            if (found := [f"{pair.names.arm} ({pair.points()})" if replaces else pair.names.arm
+                          for pair in own if pair["verdict"] == verdict])
+        ]  # fmt: skip
+        good = any(pair["verdict"] in (BETTER, EQUIVALENT) for pair in own)
+        said = "What is better or equivalent replaces them" if good else "None is shown to replace them"
+        end = f". {said}." if replaces else "."
+        unfinished = sum(pair["preliminary"] for pair in own)
+        so_far = f" So far: {unfinished} of these {len(own)} pairs have an unfinished arm." if unfinished else ""
+        yield f"With {start}, {'; '.join(parts)}{end}{so_far}"
 
 
-def _cheap(comparison: Comparison) -> Iterator[str]:
+def _value(names: str) -> str:
+    """`no positions` of `position_none`."""
+    return switched(frozenset(names.split(", ")))
+
+
+def _cheap(comparison: Comparison, variants: dict[str, str]) -> Iterator[str]:
     """Which arms none beats in both time and accuracy: only what the intervals of both bear out is concluded."""
     table = pareto(comparison.summary, TIMED)
     if len(table) < 2:
@@ -146,7 +183,7 @@ def _cheap(comparison: Comparison) -> Iterator[str]:
     ends = comparison.summary.pivot(index=KEY[-1], columns="measure", values=["low", "high"]).loc[table["arm"]]
     cost, quality = (ends.xs(name, axis=1, level="measure").to_numpy() for name in (TIMED, MEASURE))
     table = table.assign(sure=surely_unbeaten(cost, quality)).sort_values("cost")
-    front, sure = list(table.loc[table["front"], "arm"]), list(table.loc[table["sure"], "arm"])
+    front, sure = ([label(arm, variants[arm]) for arm in table.loc[table[name], "arm"]] for name in ("front", "sure"))
     rest = [arm for arm in front if arm not in sure]
     if not sure:
         means = f"By the means, no arm is both faster at inference and more accurate than {_list(front, 'or')}"
@@ -155,6 +192,11 @@ def _cheap(comparison: Comparison) -> Iterator[str]:
     found = f"No arm is both faster at inference and more accurate than {_list(sure, 'or')}"
     open_still = f"; of {_list(rest)} the means say so, too, but the 95 % intervals leave it open" if rest else ""
     yield f"{found}{open_still}."
+
+
+def _begun(words: str) -> str:
+    """Begin a sentence with a capital letter, unless it is a name's that has none."""
+    return words if words.startswith("softmax") else words[:1].upper() + words[1:]
 
 
 def _list(names: Sequence[str], word: str = "and") -> str:

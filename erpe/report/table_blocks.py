@@ -11,6 +11,7 @@ import pandas as pd
 from erpe.report.comparison import Comparison
 from erpe.report.gaps import NOT_SHOWN
 from erpe.report.grid import as_lines
+from erpe.report.labels import label
 from erpe.report.measures import MAIN, PERCENT, WIDE, Column
 from erpe.report.outcomes import goals_of
 from erpe.report.pairing import KINDS
@@ -45,11 +46,15 @@ REMARK = (
 )
 
 
-def blocks(comparison: Comparison) -> list[Block]:
-    """All blocks, a study and data set after another, the notes last."""
+def blocks(comparison: Comparison, labels: bool = False) -> list[Block]:
+    """All blocks, a study and data set after another, the notes last.
+
+    Args:
+        labels: call arms as a paper does, `ReLU + RoPE (no positions)`, not as commands do.
+    """
     found = []
     for study, dataset in comparison.arms[["study", "dataset"]].drop_duplicates().itertuples(index=False, name=None):
-        one = Slice(comparison, study, dataset)
+        one = Slice(comparison, study, dataset, labels)
         made = [*_answer(one), *_differences(one), _gaps(one), *_main(one), _ratios(one), _ranks(one), _fronts(one)]
         starred = [block for block in made if any(row[0].endswith(" *") for row in block.rows)]
         for block in starred[:1]:
@@ -63,10 +68,12 @@ def blocks(comparison: Comparison) -> list[Block]:
 class Slice:
     """One study and data set of a comparison."""
 
-    def __init__(self, comparison: Comparison, study: str, dataset: str) -> None:
+    def __init__(self, comparison: Comparison, study: str, dataset: str, labels: bool) -> None:
         self.comparison = comparison.only(study, dataset)
         self.title = f"{study} on {dataset}"
         self.arms = self.of("arms")
+        variants = zip(self.arms["arm"], self.arms["variant"], strict=True)
+        self.labels = {arm: label(arm, variant) for arm, variant in variants if labels}
         self.marks = {arm: mark for arm, mark in zip(self.arms["arm"], self.arms["mark"], strict=True) if mark}
 
     def of(self, table: str) -> pd.DataFrame:
@@ -75,8 +82,12 @@ class Slice:
         return found
 
     def name(self, arm: str) -> str:
-        """Return the arm, with a star where something is amiss with it."""
-        return f"{arm} *" if arm in self.marks else arm
+        """Return the arm's name, with a star where something is amiss with it."""
+        return f"{self.plain(arm)} *" if arm in self.marks else self.plain(arm)
+
+    def plain(self, arm: str) -> str:
+        """Return the arm's name."""
+        return self.labels.get(arm, arm)
 
     def block(self, what: str, columns: Sequence[str], rows: list[list[str]], left: int, *remarks: str) -> Block:
         """Return a table whose first `left` columns are words."""
@@ -86,7 +97,7 @@ class Slice:
 
     def stars(self) -> str:
         """Return what the stars mean."""
-        return "* " + "; ".join(f"{arm}: {mark}" for arm, mark in self.marks.items())
+        return "* " + "; ".join(f"{self.plain(arm)}: {mark}" for arm, mark in self.marks.items())
 
 
 def _main(one: Slice) -> list[Block]:
@@ -147,7 +158,7 @@ def _differences(one: Slice) -> list[Block]:
     for kind, what in FAMILIES.items():
         rows = []
         for pair in table[(table["measure"] == MEASURE) & (table["kind"] == kind)].to_dict("records"):
-            against = pair["against"] if kind != "study" else f"{pair['against_study']}"
+            against = one.plain(pair["against"]) if kind != "study" else f"{pair['against_study']}"
             digits = digits_of(pair)
             numbers = [
                 _points(pair["difference"], digits), _range(pair["all_low"], pair["all_high"], digits),
@@ -170,7 +181,7 @@ def _gaps(one: Slice) -> Block:
         shares = [_points(row["closed"], 0), _range(row["low"], row["high"], 0)]
         shown = shares if row["shown"] else [NOT_SHOWN, "-"]
         gap = [_points(row["gap"], digits), _range(row["gap_low"], row["gap_high"], digits)]
-        rows.append([one.name(row["arm"]), row["baseline"], *gap, *shown, str(row["n"])])
+        rows.append([one.name(row["arm"]), one.plain(row["baseline"]), *gap, *shown, str(row["n"])])
     remark = (
         "gap: softmax - attention without encoding, in points; closed: the part of it that the encoding adds, with "
         "Fieller's interval of a ratio of two means"
@@ -181,7 +192,7 @@ def _gaps(one: Slice) -> Block:
 def _ratios(one: Slice) -> Block:
     table, rows = one.of("ratios"), []
     for arm, own in table.groupby("arm", sort=False):
-        row = [one.name(str(arm)), str(own["against"].iloc[0])]
+        row = [one.name(str(arm)), one.plain(str(own["against"].iloc[0]))]
         for measure in TIMES:
             for found in own[own["measure"] == measure].to_dict("records") or [NO_RATIO]:
                 row += [_ratio(found["ratio"]), "-" if np.isnan(found["low"]) else " to ".join(

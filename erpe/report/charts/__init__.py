@@ -22,12 +22,13 @@ from erpe.report.outcomes import Outcomes
 from erpe.report.ranks import nemenyi_matrix
 from erpe.report.statistics import ALPHA
 
+MOST_RANKED = 12
 Chart = Callable[[Outcomes, Comparison], Figure | None]
 
 
 def critical_difference(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
     """Mean rank over seeds of each arm by test accuracy (1: the best); a bar joins arms that Nemenyi's test cannot tell
-    apart. A block is a seed. None for fewer than three arms or five common seeds.
+    apart. A block is a seed. None for fewer than three arms or five common seeds, or more arms than names have room.
 
     Source: Demšar 2006 (JMLR 7); scikit-posthocs.
     """
@@ -38,7 +39,7 @@ def critical_difference(outcomes: Outcomes, comparison: Comparison) -> Figure | 
     study, dataset = outcomes.arms[["study", "dataset"]].iloc[0]
     p = nemenyi_matrix(comparison.nemenyi, study, dataset, "test/accuracy")
     table = comparison.ranks[comparison.ranks["measure"] == "test/accuracy"].set_index("arm")["rank"]
-    if p.empty:
+    if p.empty or len(p) > MOST_RANKED:
         return None
     ranks, shown = table.loc[p.index], marks(outcomes.arms)
     figure = blank(FULL, 1.2 + 0.3 * math.ceil(len(ranks) / 2))

@@ -66,7 +66,7 @@ CAPTIONS = {
         "Critical differences",
         "Mean rank by test accuracy (1 is the best), {n}, those that all ranked arms have. A block is a seed. A black "
         "bar joins arms that Nemenyi's test, after Friedman's, does not tell apart at 5 %.",
-        "it needs three arms with five seeds in common, as a block is a seed",
+        "it needs three to twelve arms with five seeds in common, as a block is a seed",
     ),
     "learning_curves": Caption(
         "Learning curves",

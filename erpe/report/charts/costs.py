@@ -137,9 +137,9 @@ def _panel(
 
 
 def _short(mark: Mark) -> str:
-    """Return a label without the attention, which the panel names: `RoPE, no positions`."""
-    own = ATTENTION.get(mark.attention, mark.attention)
-    return mark.label.removeprefix(own).removeprefix(" + ").removeprefix(", ") or "no encoding"
+    """Return a label without the attention, which the panel names: `RoPE (no positions)`, or `no positions`."""
+    words = mark.label.removeprefix(ATTENTION[mark.attention]).removeprefix(" + ")
+    return (words[2:-1] if words.startswith(" (") else words) or "no encoding"
 
 
 def _reach(table: pd.DataFrame, which: str) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from erpe.report.forest import forest
 from erpe.report.labels import switched
 from erpe.report.outcomes import Outcomes
 from erpe.report.pairing import KINDS
+from erpe.text import counted
 
 VERDICT: dict[str, dict[str, Any]] = {
     "better": {"marker": ">", "color": "#0072b2"},
@@ -69,25 +70,19 @@ def differences(outcomes: Outcomes, comparison: Comparison, width: float = FULL)
 
 
 def _name(pair: dict[Any, Any]) -> str:
-    """`ReLU + RoPE - ReLU`; switches that both have stand in the heading."""
-    name, against = pair["label"], pair["against_label"]
-    if " of " in pair["family"] and pair["kind"] != "switch":
-        name, against = (words.partition(",")[0] for words in (name, against))
-    if pair["against_study"] != pair["study"]:
-        against = f"{against} of {pair['against_study']}"
-    return f"{name} \N{MINUS SIGN} {against}"
+    """`ReLU + RoPE`: the heading tells what it is compared with."""
+    of = f" \N{MINUS SIGN} that of {pair['against_study']}" if pair["against_study"] != pair["study"] else ""
+    return f"{pair['name']}{of}"
 
 
 def _words(family: str, rows: pd.DataFrame) -> str:
     kind, _, which = family.partition(" ")
-    words = f"{which.replace(' for ', ' instead of ')}" if kind == "switch" else KINDS[kind]
-    of = (
-        switched(frozenset(which.removeprefix("of ").split(", ")))
-        if which and kind not in ("switch", "replacement")
-        else []
-    )
-    words += f" ({', '.join(of)})" if of else ""
-    return f"{words[:1].upper()}{words[1:]}, n = {_seeds(rows['n'])} seeds"
+    words, shared = KINDS[kind], rows["shared"].iloc[0]
+    if kind == "switch":
+        new, old = (switched(frozenset(value.split(", "))) for value in which.split(" for "))
+        words = f"{new} instead of {old}"
+    words += f" ({shared})" if shared else ""
+    return f"{words[:1].upper()}{words[1:]}, {_seeds(rows['n'])}"
 
 
 def _inches(heading: list[str]) -> float:
@@ -104,7 +99,7 @@ def _heading(axes: Axes, height: float, lines: list[str]) -> None:
 
 
 def _seeds(n: pd.Series) -> str:
-    return f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
+    return counted(int(n.min()), "seed") if n.min() == n.max() else f"{n.min()} to {counted(int(n.max()), 'seed')}"
 
 
 def _draw(axes: Axes, height: float, pair: dict[Any, Any], limits: tuple[float, float]) -> None:
