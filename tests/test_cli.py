@@ -106,7 +106,7 @@ MISTAKES = {
         "'word' given; use terminal, markdown, csv, parquet, json or latex instead",
     ),
     "precision": (("bench", "layer", "--precision", "half"), "use float32, bfloat16 or float64 instead"),
-    "method": (("bench", "layer", "--method", "slow"), "use auto, dense or fft instead"),
+    "method": (("bench", "layer", "--method", "slow"), "use auto, torch, dense or fft instead"),
     "server": (("compare", "--server", "http://127.0.0.1:1"), "no answer"),
     "bench variant": (("bench", "layer", "-v", "relux"), "did you mean relu?"),
 }

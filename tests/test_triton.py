@@ -250,6 +250,21 @@ def test_a_layer_takes_the_kernels_behind_its_two_functions(variant, everywhere)
     assert worst([y], [exact]) < 1e-3
 
 
+@pytest.mark.parametrize("variant", ["favor_rope", "relu_general"])
+@pytest.mark.parametrize("method", ["torch", "dense"])
+def test_kernels_are_taken_by_auto_alone_and_none_at_all_where_torchs_operators_are_asked_for(
+    variant, method, monkeypatch
+):
+    monkeypatch.setattr(gpu, "serves", lambda *given: True)
+    for way in ("forward", "backward"):
+        monkeypatch.setattr(launch, way, pytest.fail)
+        monkeypatch.setattr(masked_launch, way, pytest.fail)
+    if method == "torch":
+        monkeypatch.setattr(cpu, "_call", pytest.fail)
+    layer = build_attention(variant, grid=(2, 3), heads=2, head_dim=8, features=8, method=method)
+    layer(*(noise(1, 2, 6, 8, seed=seed).requires_grad_() for seed in range(3))).sum().backward()
+
+
 def test_operators_fit_torchs_rules_for_operators():
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     q, k, v, w, maps = linear_problem("favor", 1, 1, 6, 4, 3, 6)

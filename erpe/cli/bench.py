@@ -27,7 +27,7 @@ def bench_layer(
     heads: Annotated[int, typer.Option(min=1, help="H.")] = 4,
     head_dim: Annotated[int, typer.Option(min=1, help="D.")] = 32,
     features: Annotated[int | None, typer.Option(min=1, help="Random features m of favor.")] = 32,
-    method: Annotated[str, typer.Option(help="Of the general encoding: auto, dense or fft.")] = "auto",
+    method: Annotated[str, typer.Option(help="Of linear attention: auto, torch, dense or fft.")] = "auto",
     rounds: Rounds = 9,
     threads: Threads = 1,
     device: Device = "auto",
@@ -36,7 +36,7 @@ def bench_layer(
     as_json: AsJson = False,
 ) -> None:
     """Time attention layers against torch's scaled_dot_product_attention, forward and as a training step."""
-    one_of("method", method, ("auto", "dense", "fft"))
+    one_of("method", method, ("auto", "torch", "dense", "fft"))
     one_of("precision", precision, ("float32", "bfloat16", "float64"))
     if figure:
         one_of("kind of figure", figure.suffix, (".svg", ".png", ".pdf"))

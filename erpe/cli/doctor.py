@@ -50,6 +50,7 @@ def devices() -> Iterator[Finding]:
     """Processors, what torch can use, and the network within this machine."""
     import torch
 
+    from erpe.model.kernels import gpu
     from erpe.model.kernels.cpu import LIBRARY
     from erpe.training.devices import pick_device
     from erpe.training.precision import explain_auto
@@ -69,6 +70,9 @@ def devices() -> Iterator[Finding]:
         for number in range(torch.cuda.device_count()):
             facts = torch.cuda.get_device_properties(number)
             yield Finding(f"cuda:{number}", "well", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB")
+        taken = "Triton's serve linear attention with model.method auto"
+        text = taken if gpu.AVAILABLE else "Triton is not installed: torch's operators, slower"
+        yield Finding("gpu kernels", "well" if gpu.AVAILABLE else "note", text)
     elif torch.backends.mps.is_available():
         yield Finding("mps", "well", "Apple GPU")
     else:

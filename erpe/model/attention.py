@@ -125,7 +125,7 @@ class Linear(Attention):
         q, k, phi = self.features.prepare(q, k)
         if mask is not None:
             return masked_attention(q, k, v, phi, mask, self.config.method, self.config.rank)
-        return linear_attention(q, k, v, phi, rotation, after=self.rotates_features)
+        return linear_attention(q, k, v, phi, rotation, self.rotates_features, self.config.method)
 
     @property
     def rotates_features(self) -> bool:

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from erpe.config import ModelConfig
 from erpe.model.attention import class_of
 from erpe.model.encoding import Shape
-from erpe.model.kernels import faster_method
+from erpe.model.kernels import exact_method
 from erpe.model.kernels.low_rank import terms_used
 from erpe.model.kernels.tiles import product_flops
 
@@ -136,7 +136,7 @@ def _counted(text: str) -> Cost:
 
 def general_cost(config: ModelConfig, n: int, m: int, d: int) -> Cost:
     """Return the cost of the masked product of linear attention, by the method that the layer takes."""
-    method = config.method if config.method != "auto" else faster_method(n, m, d)
+    method = exact_method(config.method, n, m, d)
     h, w = config.grid
     if config.rank or method == "dense":
         patches = Cost(*product_flops(h * w, m, d))

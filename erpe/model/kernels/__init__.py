@@ -3,17 +3,17 @@
     y = linear_attention(q, k, v, phi, rotation)        y_i = phi_q_i S / (phi_q_i . z),   S = sum_j phi_k_j v_j^T
     y = masked_attention(q, k, v, phi, mask)            y_i = sum_j A_ij v_j / sum_j A_ij, A = (phi_q phi_k^T) * C
 
-Who computes what, all of it exact but for the series of `rank`:
+Who computes what, all of it exact but for the series of `rank`; `serving` chooses among the columns:
 
-    | function         | float32 on a CPU, C compiler     | CUDA with Triton   | everything else           |
-    |------------------|----------------------------------|--------------------|---------------------------|
-    | linear_attention | `kernels/linear.c` (linear.py);  | gpu/linear.py, of  | torch's operators         |
-    |                  | `after` the map: torch           | the sizes there    | (linear.py)               |
-    | masked_attention | `kernels/masked.c` (masked.py)   | gpu/masked.py, up  | torch's operators, in     |
-    |                  |                                  | to Dv = m = 128;   | tiles (masked.py, tiles.py)|
-    |                  |                                  | not in compiled    |                           |
-    |                  |                                  | models, N <= 1024  |                           |
-    | ... method=fft   | FFTs of each feature and value (fft.py), for very long grids                    |
+    | function         | `c`: float32 on a CPU,  | `triton`: CUDA, sizes of  | `torch`: everything else  |
+    |                  | compiler, method not    | gpu/__init__, method=auto |                           |
+    |                  | `torch`                 |                           |                           |
+    |------------------|-------------------------|---------------------------|---------------------------|
+    | linear_attention | `linear.c` (linear.py); | gpu/linear.py;            | linear.py                 |
+    |                  | `after` the map: torch  | `after` the map: torch    |                           |
+    | masked_attention | `masked.c` (masked.py)  | gpu/masked.py             | tiles.py; N x N in        |
+    |                  |                         |                           | compiled models, N <= 1024|
+    | ... method=fft   | FFTs of each feature and value (fft.py); `auto` takes it for very long grids    |
     | ... rank=R       | a truncated Fourier series of C, of linear cost (low_rank.py)                   |
 
 Products of float32 on CUDA, and why; errors of a whole layer against float64 where operands are rounded to TF32,
@@ -25,8 +25,7 @@ N = 256, D = 32, numbers of q and k up to 3 times N(0, 1). `tests/test_triton.py
 
 `torch.backends.cuda.matmul.fp32_precision` stays as torch has it, "none": no TF32.
 
-The masked kernels for GPUs read float32, whatever a model trains in. In a compiled model of up to 1024 tokens N x N
-weights take their place (`tiles.dense_product`). Softmax attention with log-weights may be torch's FlexAttention
+The masked kernels for GPUs read float32 features. Softmax attention with log-weights may be torch's FlexAttention
 (gpu/flex.py), which adds their slopes by atomics: `torch.use_deterministic_algorithms` keeps it away.
 
 "Everything else" is other devices and types, machines without a C compiler, and whatever looks at torch's operators:
@@ -40,16 +39,24 @@ from torch import Tensor
 from erpe.model.features import FeatureMap, full_precision
 from erpe.model.kernels import cpu, gpu, linear, masked
 from erpe.model.kernels.fft import fft_attention
-from erpe.model.kernels.masked import faster_method
+from erpe.model.kernels.masked import exact_method
 from erpe.model.rotation import Rotation
 from erpe.model.toeplitz import Mask
 
-__all__ = ["faster_method", "linear_attention", "masked_attention"]
+__all__ = ["exact_method", "linear_attention", "masked_attention"]
+
+
+def serving(method: str, m: int, q: Tensor, k: Tensor, v: Tensor, *tables: Tensor, projected: bool = False) -> str:
+    """Return who serves these inputs, perhaps tables, and m features: `c`, `triton` or `torch`, as the table says."""
+    if method == "auto" and gpu.serves(q, k, v, m, projected):
+        return "triton"
+    return "c" if method != "torch" and cpu.serves(*map(full_precision, (q, k, v)), *tables) else "torch"
 
 
 def linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, phi: FeatureMap, rotation: Rotation | None = None, after: bool = False
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, phi: FeatureMap, rotation: Rotation | None = None, after: bool = False,
+    method: str = "auto",
+) -> Tensor:  # fmt: skip
     """Linear attention without weights of pairs: rotate, make features, average the values.
 
     Args:
@@ -58,14 +65,16 @@ def linear_attention(
         phi: makes features (B, H, N, m) of them.
         rotation: of q and k, by their places; None: they stay.
         after: rotate the features instead, and in the numerator alone (RoFormer equation 19).
+        method: see `AttentionConfig.method`.
     Returns:
         (B, H, N, Dv), in float32 or the precision of the inputs; features and both sums are never in less.
     """
     projected = phi.w is not None or (rotation is not None and rotation.basis is not None)
-    if gpu.serves(q, k, v, phi.size(q), projected) and not after:
+    way = "torch" if after else serving(method, phi.size(q), q, k, v, projected=projected)
+    if way == "triton":
         return gpu.ops.linear_product(q, k, v, phi, rotation)
     q, k, v = (full_precision(x) for x in (q, k, v))
-    if cpu.serves(q, k, v) and not after:
+    if way == "c":
         return linear.compiled(q, k, v, phi, rotation)
     return linear.by_torch(q, k, v, phi, rotation, after)
 
@@ -80,16 +89,15 @@ def masked_attention(
         v: (B, H, N, Dv).
         phi: makes features (B, H, N, m) of them.
         mask: the logarithm of C.
-        method: `dense` or `fft`, both exact; `auto`: the faster one.
+        method: see `AttentionConfig.method`.
         rank: number of terms to take of the Fourier series of C, which is then not exact; None: all of C.
     Returns:
         (B, H, N, Dv), in float32 at least.
     """
     q, k, v = (full_precision(x) for x in (q, k, v))
-    if method == "auto":
-        method = faster_method(q.shape[2], phi.size(q), v.shape[-1])
-    if method == "fft" and not rank:
+    if not rank and exact_method(method, q.shape[2], phi.size(q), v.shape[-1]) == "fft":
         return fft_attention(*phi(q, k), v, mask)
+    way = serving(method, phi.size(q), q, k, v, mask.bias)
     if mask.cls is None and not rank:
-        return masked.masked_product(q, k, v, mask.bias, None, phi)[0]
-    return masked.with_class_token(*phi(q, k), v, mask, rank)
+        return masked.masked_product(q, k, v, mask.bias, None, phi, way)[0]
+    return masked.with_class_token(*phi(q, k), v, mask, rank, way)

@@ -2,7 +2,7 @@
 
     y_i = sum_j A_ij v_j / den_i,    den_i = sum_j A_ij,    A_ij = (phi_q_i . phi_k_j) exp(bias - top)_ij
 
-On CPUs `masked.c` does it, in tiles that stay in cache; elsewhere torch's operators, tiles.py.
+On CPUs `masked.c` does it, in tiles that stay in cache.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from erpe.model.features import AS_THEY_ARE, FeatureMap, Maps
-from erpe.model.kernels import cpu
+from erpe.model.kernels import cpu, gpu
 from erpe.model.kernels.functions import (
     again,
     bound,
@@ -31,8 +31,8 @@ SPAN = 40.0
 """In C the weights of all queries have one factor in common: it may take so much from the log-weight of any of them."""
 
 
-def faster_method(tokens: int, features: int, v_dim: int) -> str:
-    """`dense` or `fft`: the faster exact path of the general encoding on linear attention, from the sizes.
+def exact_method(method: str, tokens: int, features: int, v_dim: int) -> str:
+    """`dense` or `fft`, of the general encoding on linear attention: the one that is asked for, else the faster one.
 
     Measured on two threads of an AMD EPYC (torch 2.13, float32, B = 1, H = 2, the dense path compiled; one interleaved
     run of 1 to 3 rounds), fft time over dense time, forward / training step:
@@ -45,20 +45,22 @@ def faster_method(tokens: int, features: int, v_dim: int) -> str:
     From N = 4096 on that is 40 to 120 times m (Dv + 1) / N: one path transforms m (Dv + 1) channels of N entries, the
     other computes N x N. Without kernels the dense path takes about three times as long; GPUs were not measured.
     """
+    if method in ("dense", "fft"):
+        return method
     return "fft" if 60 * features * (v_dim + 1) < tokens else "dense"
 
 
-def with_class_token(phi_q: Tensor, phi_k: Tensor, v: Tensor, mask: Mask, rank: int | None) -> Tensor:
+def with_class_token(phi_q: Tensor, phi_k: Tensor, v: Tensor, mask: Mask, rank: int | None, way: str) -> Tensor:
     """Averages of the values (B, H, N, Dv) where token 0 may lie outside the grid, or C is a series of `rank` terms."""
     highest = mask.bias.flatten(1).amax(1, keepdim=True)          # (H, 1)
     top = (highest.expand(-1, mask.grid[0] * mask.grid[1]) if rank else window_top(mask.bias)).detach()
     if mask.cls is None:
-        num, den = _sums(phi_q, phi_k, v, mask, top, rank)
+        num, den = _sums(phi_q, phi_k, v, mask, top, rank, way)
         return num / den[..., None]
     to_cls, from_cls, own = mask.cls[:, :, None]                  # (H, 1) each
     top = torch.maximum(top, to_cls.detach())                     # (H, hw)
     patches = phi_q[:, :, 1:]
-    num, den = _sums(patches, phi_k[:, :, 1:], v[:, :, 1:], mask, top, rank)
+    num, den = _sums(patches, phi_k[:, :, 1:], v[:, :, 1:], mask, top, rank, way)
     a = (patches @ phi_k[:, :, :1].mT) * (to_cls - top).exp()[..., None]         # (B, H, hw, 1)  to the class token
     num, den = num + a * v[:, :, :1], den + a[..., 0]
     c = torch.cat([own, from_cls.expand(-1, top.shape[1])], dim=1)                  # (H, N)  from the class token
@@ -67,14 +69,14 @@ def with_class_token(phi_q: Tensor, phi_k: Tensor, v: Tensor, mask: Mask, rank: 
 
 
 def _sums(
-    phi_q: Tensor, phi_k: Tensor, v: Tensor, mask: Mask, top: Tensor, rank: int | None
+    phi_q: Tensor, phi_k: Tensor, v: Tensor, mask: Mask, top: Tensor, rank: int | None, way: str
 ) -> tuple[Tensor, Tensor]:
     """Return sums of weighed values, and of weights, over the patches alone.
 
     Log-weights lose a query's `top` (H, hw).
     """
     if not rank:
-        y, den = masked_product(phi_q, phi_k, v, mask.bias, top)
+        y, den = masked_product(phi_q, phi_k, v, mask.bias, top, way=way)
         return y * den[..., None], den
     known = series(mask.grid, rank, mask.bias.dtype, mask.bias.device)
     return fourier_product(phi_q, phi_k, v, (mask.bias - top[:, :1, None]).exp(), known)
@@ -87,6 +89,7 @@ def masked_product(
     bias: Tensor,
     top: Tensor | None = None,
     phi: FeatureMap = AS_THEY_ARE,
+    way: str = "torch",
 ) -> tuple[Tensor, Tensor]:
     """Averages and their denominators over a grid of (h, w) tokens, row-major.
 
@@ -96,21 +99,17 @@ def masked_product(
         bias: (H, 2h-1, 2w-1), log-weight of each offset of key minus query, zero offset in the centre.
         top: (H, N), taken from the log-weights of each query: a factor of its own, which cancels in the averages; None:
             whichever is good for rounding.
+        way: who computes it, as `erpe.model.kernels.serving` says.
     Returns:
         y (B, H, N, Dv), den (B, H, N).
     """
-    if cpu.serves(q, k, v, bias):
+    if way == "c":
         y, den, _ = _Compiled.apply(q, k, v, bias, top, phi.w, phi.maps)
         return y, den
-    return _by_torch(q, k, v, bias, top, phi)
-
-
-def _by_torch(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, top: Tensor | None, phi: FeatureMap
-) -> tuple[Tensor, Tensor]:
     top = window_top(bias).detach() if top is None else top
     small = q.shape[2] <= WHOLE and torch.compiler.is_compiling()  # which knows itself what is worth keeping
-    num, den = (dense_product if small else tiled_product)(*phi(q, k), v, bias, top)
+    torchs = dense_product if small else tiled_product
+    num, den = (gpu.masked_ops.masked_forward if way == "triton" else torchs)(*phi(q, k), v, bias, top)
     return num / den[..., None], den
 
 
@@ -140,7 +139,7 @@ class _Compiled(torch.autograd.Function):
         q: Tensor, k: Tensor, v: Tensor, bias: Tensor, top: Tensor | None, w: Tensor | None, maps: Maps
     ) -> Any:
         if not _one_factor_serves(bias, top):
-            return *_by_torch(q, k, v, bias, top, FeatureMap(maps, w)), bias.new_empty(0)
+            return *masked_product(q, k, v, bias, top, FeatureMap(maps, w)), bias.new_empty(0)
         c = (bias - bias.amax((1, 2), keepdim=True)).exp()
         return *cpu.masked_forward(q, k, v, c, _factor(bias, top), w, maps), c
 
@@ -179,7 +178,7 @@ class _CompiledSlopes(torch.autograd.Function):
         with torch.enable_grad():
             learn = [x.detach().requires_grad_() for x in (q, k, v, bias)]
             d_den = torch.zeros_like(den) if d_den is None else d_den
-            y_den = _by_torch(learn[0], learn[1], learn[2], learn[3], top, FeatureMap(maps, w))
+            y_den = masked_product(learn[0], learn[1], learn[2], learn[3], top, FeatureMap(maps, w))
             return torch.autograd.grad(y_den, learn, (d_y, d_den))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The masked product by torch's operators: for GPUs, float64, tools that count FLOPs, and machines without a compiler.
+"""The masked product by torch's operators: for float64, tools that count FLOPs, and machines without kernels.
 
 Up to `WHOLE` tokens the weights A are kept for the backward pass: all it needs of C and the products, since the
 gradient of the log-weights is A times that of A. Beyond, the work goes in tiles and A is computed again: memory grows
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erpe.model.kernels import gpu
 from erpe.model.kernels.functions import again, bound, folded_mask, more_heads, repeated, slopes, unfolded_mask
 from erpe.model.toeplitz import offset_sums, toeplitz_dense
 
@@ -30,9 +29,6 @@ ENTRIES = {"cpu": 2**22, "cuda": 2**27}
 
 def tiled_product(phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
     """Numerators (B, H, N, Dv) and denominators (B, H, N), as `masked_product` takes its arguments."""
-    if gpu.serves(phi_q, phi_k, v, phi_q.shape[-1]):
-        found: tuple[Tensor, Tensor] = gpu.masked_ops.masked_forward(phi_q, phi_k, v, bias, top)
-        return found
     call = _forward if torch.jit.is_tracing() else _MaskedProduct.apply
     num, den, _ = call(phi_q, phi_k, v, bias, top)
     return num, den

@@ -12,7 +12,7 @@ from matplotlib.ticker import NullFormatter
 from erpe.config import ModelConfig, defaults
 from erpe.datasets import DATASETS
 from erpe.model.flops import attention_cost
-from erpe.model.kernels import faster_method
+from erpe.model.kernels import exact_method
 from erpe.report.charts.style import COLOURS, FULL, INK, SMALL, Mark, blank, dress, marks
 from erpe.report.comparison import Comparison
 from erpe.report.labels import ATTENTION, ENCODING
@@ -70,8 +70,7 @@ def method_told(variant: str, dataset: str) -> str:
     if config.attention == "softmax" or config.encoding != "general":
         return ""
     m, d = config.feature_count(config.head_dim), config.head_dim
-    methods = {side * side: faster_method(side * side, m, d) if config.method == "auto" else config.method
-               for side in SIDES}  # fmt: skip
+    methods = {side * side: exact_method(config.method, side * side, m, d) for side in SIDES}
     first, *others = dict.fromkeys(methods.values())
     starts = [f", {other} from {min(n for n in methods if methods[n] == other)}" for other in others]
     return f" ({first}{''.join(starts)})"

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from erpe.model.kernels.functions import again, folded_mask, more_heads, unfolded_mask
 from erpe.model.kernels.gpu import masked_launch, or_torch
+from erpe.model.kernels.tiles import dense_product
 
 
 @torch.library.custom_op("erpe::masked_forward", mutates_args=())
@@ -19,7 +20,7 @@ def masked_forward(phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: T
     given = phi_q, phi_k, v, bias, top
     with torch.cuda.device_of(v):
         found: tuple[Tensor, Tensor] = or_torch(
-            lambda: masked_launch.forward(*given), lambda: _dense(*given), "masked", phi_q.shape[-1], v.shape[-1]
+            lambda: masked_launch.forward(*given), lambda: dense_product(*given), "masked", phi_q.shape[-1], v.shape[-1]
         )
     return found
 
@@ -32,19 +33,13 @@ def masked_backward(
     given = phi_q, phi_k, v, bias, top
 
     def torchs() -> tuple[Tensor, ...]:
-        return torch.func.vjp(partial(_dense, top=top), *given[:4])[1]((d_num, d_den))
+        return torch.func.vjp(partial(dense_product, top=top), *given[:4])[1]((d_num, d_den))
 
     with torch.cuda.device_of(v):
         found: tuple[Tensor, Tensor, Tensor, Tensor] = or_torch(
             lambda: masked_launch.backward(*given, d_num, d_den), torchs, "masked", phi_q.shape[-1], v.shape[-1]
         )
     return found
-
-
-def _dense(phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
-    from erpe.model.kernels.tiles import dense_product  # which asks us first
-
-    return dense_product(phi_q, phi_k, v, bias, top)
 
 
 @masked_forward.register_fake
@@ -67,7 +62,7 @@ def _slopes(ctx: Any, d_num: Tensor, d_den: Tensor) -> tuple[Tensor | None, ...]
 
 def _slopes_of_slopes(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
     *learn, top, d_num, d_den = ctx.saved_tensors
-    *found, d_d_num, d_d_den = again(partial(_dense, top=top), learn, (d_num, d_den), slopes)
+    *found, d_d_num, d_d_den = again(partial(dense_product, top=top), learn, (d_num, d_den), slopes)
     return *found, None, d_d_num, d_d_den
 
 
