@@ -437,6 +437,8 @@ def test_the_command_says_what_it_mended(tracked, monkeypatch, capsys):
     ]
     code, said = erpe(monkeypatch, capsys, "sync", SOLO, "--store", tracked.root)
     assert code == 0 and said == f"{SOLO}: everything arrived\n"
+    code, said = erpe(monkeypatch, capsys, "sync", f"{GROUP}/relu", "--store", tracked.root)
+    assert code == 0 and said == f"{GROUP}: everything arrived\n"
 
 
 @slow

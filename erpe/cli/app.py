@@ -123,7 +123,7 @@ def sync(
     """Bring MLflow up to date: what waits, and what it has lost. A store filled elsewhere is taken over first."""
     from erpe.cli.sync import repair
 
-    if source and "/" in source and not os.path.isdir(source):
+    if source and "/" in source and not os.path.isdir(source) and not is_study(source.partition("/")[0], store):
         raise ConfigError(f"{source}: no such folder; use one that `erpe study run --store` filled instead")
     if source and is_foreign(source, store):
         opened, studies = take_over(Path(source), store)
@@ -135,10 +135,12 @@ def sync(
 
 def is_foreign(source: str, store: Path) -> bool:
     """Whether it is a folder, and not one that happens to be named as a study."""
-    return os.path.isdir(source) and (
-        Path(source, "erpe.json").exists()
-        or not any(f"{path.name}.".startswith(f"{source}.") for path in (store / "checkpoints").glob("*"))
-    )
+    return os.path.isdir(source) and (Path(source, "erpe.json").exists() or not is_study(source, store))
+
+
+def is_study(name: str, store: Path) -> bool:
+    """Whether the store has trials of a study of this name."""
+    return any(f"{path.name}.".startswith(f"{name}.") for path in (store / "checkpoints").glob("*"))
 
 
 def take_over(folder: Path, store: Path) -> tuple[Any, list[str | None]]:
