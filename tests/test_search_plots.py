@@ -48,6 +48,13 @@ def test_the_pictures_of_a_search_are_small(tmp_path):
     assert len(sizes) == 3 and sum(sizes) < 100_000
 
 
+def test_where_all_trials_of_two_objectives_have_one_value_no_setting_matters():
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(0))
+    study.optimize(lambda trial: (0.5 + 0 * trial.suggest_float("lr", 0, 1), 3), n_trials=2)
+    (bar,) = draw_search(study)["importances"].axes[0].patches
+    assert bar.get_width() == 0
+
+
 def test_a_search_of_two_objectives_has_its_front_too(tmp_path):
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(0))
     study.optimize(lambda trial: (lr := trial.suggest_float("lr", 0, 1), (lr - 0.6) ** 2), n_trials=6)

@@ -87,7 +87,10 @@ def importances(study: optuna.Study) -> Figure:
     """How much of the variance of the values each setting explains (fANOVA); few trials make them equal."""
     warnings.filterwarnings("ignore", "Target and region quantiles|Some regimes for", UserWarning)  # few trials
     first: Any = {"target": _value, "evaluator": optuna.importance.FanovaImportanceEvaluator(seed=0)}
-    found = optuna.importance.get_param_importances(study, **(first if len(study.directions) > 1 else {}))
+    try:
+        found = optuna.importance.get_param_importances(study, **(first if len(study.directions) > 1 else {}))
+    except RuntimeError:  # of fANOVA, where no setting tells trials apart: their values or their settings are alike
+        found = dict.fromkeys(sorted({name for trial in study.trials for name in trial.params}), 0.0)
     figure, axes = _figure(6, 1.5 + 0.3 * len(found))
     axes.barh(list(found)[::-1], list(found.values())[::-1], color=MARK)
     axes.set(xlabel="importance", title="importances")
