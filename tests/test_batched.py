@@ -149,6 +149,23 @@ def test_without_room_for_a_pack_its_trials_train_alone(tmp_path, double, monkey
     assert "3 trials do not fit together" in packed[0].warning
 
 
+def test_trials_of_a_plug_in_that_cannot_be_mapped_train_alone_and_say_so_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(plugins, "_REGISTERED", {})
+    monkeypatch.setattr(plugins, "_LOADED", {})
+    example = Path(__file__).parent.parent / "studies" / "plugins" / "alibi.py"
+    own = tmp_path / "alibi.py"
+    own.write_text(
+        example.read_text().replace(
+            "        return -", "        float(self.log_rates.detach().sum())\n        return -"
+        )
+    )
+    plugins.load(own)
+    alone = train(made(tmp_path / "alone", "relu_alibi"), 2, packed=False)
+    packed = train(made(tmp_path / "packed", "relu_alibi"), 2, packed=True)
+    assert_alike(packed, alone, tolerance=0)
+    assert "relu_alibi: torch.vmap cannot map its plug-in" in packed[0].warning and "\n" not in packed[0].warning
+
+
 def test_a_pack_has_no_flexattention_which_cannot_be_mapped(tmp_path, monkeypatch):
     monkeypatch.setattr(flex, "serves", lambda q: flex.WANTED[0])  # on CPUs, too
     own = {"backends": {size(tiny("softmax_general").model, "float32"): FLEX}}

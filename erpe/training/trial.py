@@ -17,6 +17,7 @@ from erpe.errors import StoreError, TrialError
 from erpe.model import ViT, build
 from erpe.model.kernels import gpu
 from erpe.store import STATE, let_go
+from erpe.text import first_line
 from erpe.training.batched import Pack
 from erpe.training.checkpoint import load_tensors, save_model, writing
 from erpe.training.choices import choices_of
@@ -100,7 +101,7 @@ class Trial:
         """Train the next epoch of several trials of one shape as one program; `epoch` of each then goes on from there.
 
         Where the device has no memory for that, or some began elsewhere in another precision, or all are in float16,
-        whose slopes each have a scale of their own, nothing is done ahead.
+        whose slopes each have a scale of their own, or torch.vmap cannot map a plug-in, nothing is done ahead.
         See `erpe.training.batched`.
         """
         precisions = {trial.trainer.precision for trial in trials}
@@ -112,15 +113,21 @@ class Trial:
                 if trial.on_step:
                     trial.on_step(done, steps)
 
+        model = trials[0].config.model
         try:
             pack = Pack([trial.trainer for trial in trials])
-            found = pack.epoch([len(trial.history) for trial in trials], on_step)
+            found, failed = pack.epoch([len(trial.history) for trial in trials], on_step), ""
         except torch.OutOfMemoryError:
-            found = None
-        for trial, trained in zip(trials, found or [], strict=False):
+            found, failed = [], f"out of memory on {trials[0].device}: {len(trials)} trials do not fit together"
+        except Exception as error:
+            if not model.plugin:
+                raise
+            found, failed = [], f"{model.variant}: torch.vmap cannot map its plug-in; trials train alone, slower: "
+            failed += first_line(error)
+        for trial, trained in zip(trials, found, strict=False):
             trial._trained = trained
-        if found is None:
-            trials[0].warning = f"out of memory on {trials[0].device}: {len(trials)} trials do not fit together"
+        if failed:
+            trials[0].warning = failed
             for trial in trials:
                 trial._rewind()
                 trial._fits = False

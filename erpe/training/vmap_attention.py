@@ -15,16 +15,21 @@ class Fold(TorchFunctionMode):
 
     def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Every call of a torch function in the block comes here."""
-        if call is scaled_dot_product_attention:
-            return _Folded.apply(*args, *(kwargs or {}).values())
-        return call(*args, **(kwargs or {}))
+        return (_folded if call is scaled_dot_product_attention else call)(*args, **(kwargs or {}))
+
+
+def _folded(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, scale: float | None = None
+) -> Any:
+    """What we ask of `scaled_dot_product_attention`, by its names."""
+    return _Folded.apply(query, key, value, attn_mask, scale)
 
 
 class _Folded(torch.autograd.Function):
     """A Function for its rule under vmap alone: what the rule calls has gradients of its own."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
         raise NotImplementedError
 
     @staticmethod
@@ -33,7 +38,7 @@ class _Folded(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+        info: Any, in_dims: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float | None
     ) -> tuple[Tensor, int]:
         """(K, B, H, N, D) three times, perhaps (K, 1, H, N, N) -> (K, B, H, N, D), 0."""
         q, k, v = (x.movedim(dim, 0) for x, dim in zip((q, k, v), in_dims, strict=False))
