@@ -22,6 +22,7 @@ from erpe.store import Store
 from erpe.study.reading import read_studies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tune", "train", "run_study"])
 def test_the_examples_of_the_functions_say_what_happens(name, tmp_path, monkeypatch, without_mlflow):
     monkeypatch.chdir(tmp_path)
@@ -29,6 +30,7 @@ def test_the_examples_of_the_functions_say_what_happens(name, tmp_path, monkeypa
     assert doctest.DocTestRunner().run(example) == (0, len(example.examples))
 
 
+@pytest.mark.slow
 def test_a_search_is_drawn_and_gives_its_models_and_a_wrong_name_is_told(tmp_path, without_mlflow):
     small = {"model.width": 16, "model.depth": 1, "model.heads": 2, "data.train_limit": 200}
     ask = partial(erpe.tune, "softmax", "digits", trials=2, epochs=1, store=tmp_path, executor="inline", progress=False)

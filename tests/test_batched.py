@@ -63,12 +63,14 @@ def assert_alike(first, second, tolerance=5e-6):
             torch.testing.assert_close(tensor, right[name], atol=tolerance, rtol=tolerance, msg=lambda m, n=name: n + m)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_trials_in_a_pack_are_what_they_are_alone(tmp_path, double, variant):
     alone = train(made(tmp_path / "alone", variant), 2, packed=False)
     assert_alike(train(made(tmp_path / "packed", variant), 2, packed=True), alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["softmax_alibi", "relu_alibi", "favor_cayley", "mala_rope"])
 def test_so_are_trials_of_plug_ins(tmp_path, double, monkeypatch, variant):
     monkeypatch.setattr(plugins, "_REGISTERED", {})
@@ -85,6 +87,7 @@ VARIED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["softmax_general", "favor_general", "relu_circulant", "relu_rope"])
 def test_whatever_is_drawn_is_drawn_as_alone(tmp_path, double, variant):
     settings = SMALL | VARIED | ({"model.rotary_placement": "pre"} if "softmax" in variant else {})
@@ -94,6 +97,7 @@ def test_whatever_is_drawn_is_drawn_as_alone(tmp_path, double, variant):
     assert_alike(train(made(tmp_path / "packed", variant, settings), 2, packed=True), alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["favor_rope", "relu_rope", "relu_circulant"])
 def test_in_half_the_digits_a_pack_differs_by_its_rounding(tmp_path, variant):
     """In float32, where the kernels are used: encodings that learn do so in a pack, too."""

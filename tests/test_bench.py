@@ -104,6 +104,7 @@ SIZES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", SIZES)
 def test_the_table_has_every_name(what, monkeypatch, capsys, tmp_path):
     from erpe.cli import app
@@ -249,6 +250,7 @@ def row(name, tokens, what, ms, mib):
             "ratio": 1.0, "n": 3, "peak_mib": mib}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_figure_names_where_a_layer_overtakes(tmp_path):
     rows = []
     for n in (64, 256, 1024):

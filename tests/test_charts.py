@@ -84,6 +84,7 @@ def test_every_chart_has_a_caption_that_says_how_many():
     assert without == {"attention_maps", "cost_against_tokens", "search_effort", "fronts"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arms", "chart"),
     [*(("twelve", chart) for chart in CHARTS), *(("nine", chart) for chart in ("tradeoffs", "critical_difference"))],
@@ -237,6 +238,7 @@ def test_a_forest_shows_that_an_interval_goes_on_and_has_room_for_those_of_new_i
     assert [text.get_text() for text in axes.texts].count("") == 1 and axes.get_xlim()[0] > -50
 
 
+@pytest.mark.slow
 def test_every_figure_is_as_wide_as_both_columns_of_a_paper(nine):
     assert {chart(*nine).get_figwidth() for chart in CHARTS.values()} == {FULL}
 
@@ -254,6 +256,7 @@ def test_an_endless_interval_leaves_the_figure_with_an_arrow(nine):
     assert [line.get_marker() for line in axes.lines].count(">") == 1
 
 
+@pytest.mark.slow
 def test_names_beside_points_cover_nothing_and_stay_inside():
     outcomes = changed(made_up(images=100), lambda arm: arm + LONG)
     runs = outcomes.runs.copy()
@@ -288,6 +291,7 @@ def test_every_mark_is_named_or_in_a_legend():
     assert figure.axes[0].get_xscale() == "log" and figure.axes[0].get_xlim()[0] > 0
 
 
+@pytest.mark.slow
 def test_where_a_name_has_no_room_there_is_a_legend(twelve):
     (legend,) = tradeoffs(*twelve).legends
     assert {text.get_text().strip() for text in legend.get_texts()} >= {"ReLU + RoPE (no positions, patch2)"}
@@ -402,6 +406,7 @@ def test_equal_outcomes_give_equal_files(tmp_path, monkeypatch):
         assert one.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NARROW)
 def test_a_figure_of_one_column_lies_within_it(name):
     outcomes = made_up(seeds=8)

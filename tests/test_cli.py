@@ -112,6 +112,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_and_exit_code_1(erpe, mistake, monkeypatch):
     monkeypatch.delenv("ERPE_DATA", raising=False)
@@ -210,6 +211,7 @@ def test_settings_are_read_as_toml_and_bare_words_as_text():
         parse_settings(["train.ema"])
 
 
+@pytest.mark.slow
 def test_train_reports_every_measure_and_continues_where_it_was(erpe, trained):
     store, first = trained
     assert {"test/accuracy", "test/f1", "test/log_likelihood", "aic", "bic"} <= first["test"].keys()

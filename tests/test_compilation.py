@@ -156,6 +156,7 @@ def passes(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_final_evaluations_and_times_are_of_the_compiled_model_or_all_of_the_model_as_it_is(passes, tmp_path):
     for wanted in ("on", "off"):
         trial = Confirmation(tiny(settings={"train.compile": wanted, "train.epochs": 1}), tmp_path / wanted)

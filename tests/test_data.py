@@ -125,6 +125,7 @@ CLASSES = {
 }
 
 
+@pytest.mark.slow
 def test_pictures_are_what_the_facts_say(dataset):
     facts = DATASETS[dataset]
     train, test = load_training(DataConfig(dataset=dataset, validation=0)).train, load_test(dataset)
@@ -472,6 +473,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(offline, tmp_path):
     assert "no download ([Errno" in refusal(load_training, DataConfig(dataset="mnist"), tmp_path / "file/data")
 
 
+@pytest.mark.slow
 def test_a_worker_has_its_images_without_torchvision():
     datasets = ["digits", "mnist", "cifar10"] if REAL else ["digits"]
     script = f"""

@@ -34,6 +34,7 @@ def above(share, studies=STUDIES):
     return share + 3 * np.sqrt(share * (1 - share) / studies)
 
 
+@pytest.mark.slow
 def test_holm_is_that_of_statsmodels():
     p = np.random.default_rng(0).random((2, 6)) ** 3
     assert holm(p) == pytest.approx(np.stack([multipletests(row, method="holm")[1] for row in p]))

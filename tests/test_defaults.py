@@ -89,6 +89,7 @@ def test_layers_know_no_defaults_when_they_are_made_nor_when_they_run(variant, o
     assert all_equal(learnt(inside, "cls" in options), expected)
 
 
+@pytest.mark.slow
 @each_default
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_model_knows_no_defaults(variant, dtype, device, request):

@@ -57,6 +57,7 @@ def images(batch=1):
     return torch.randn(batch, 2, 8, 12)
 
 
+@pytest.mark.slow
 @each_case
 def test_closed_form_torch_and_fvcore_agree_exactly(variant, settings):
     given = config(variant, **settings)
@@ -64,6 +65,7 @@ def test_closed_form_torch_and_fvcore_agree_exactly(variant, settings):
     assert forward_flops(given) == count_with_torch(model, images()) == count_with_fvcore(model, images())
 
 
+@pytest.mark.slow
 @each_case
 def test_a_training_step_costs_what_torch_counts(variant, settings):
     given = config(variant, **settings, dropout=0.1, drop_path=0.1)

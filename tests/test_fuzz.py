@@ -182,6 +182,7 @@ def cursor_of(folder):
     return Cursor(store, "s").runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 @given(changes=edits())
 @few
@@ -191,6 +192,7 @@ def test_a_spoiled_file_is_read_or_is_one_line(original, folder, name, changes):
         READERS[name](folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["confusion.json", "outcome.json", "attention.npz"])
 @given(changes=edits(), place=st.floats(0, 1), value=JSON)
 @settings(few, max_examples=8)
@@ -207,6 +209,7 @@ def test_a_figure_of_nonsense_is_drawn_or_left_out(original, tmp_path, name, cha
 ATTRIBUTES = ["study/erpe.study", "study/erpe.final.0", "trial/erpe.config", "trial/erpe.end"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attribute", ATTRIBUTES)
 @given(place=st.floats(0, 1), value=JSON)
 @settings(few, max_examples=15)
@@ -307,12 +310,14 @@ def call(words):
     return 0
 
 
+@pytest.mark.slow
 @given(line=st.builds("{} = {}".format, PLANS, VALUES))
 @few
 def test_any_line_of_a_study_file_is_taken_or_refused(home, line):
     assert call(["study", "show", str(STUDIES / "digits_nine.toml"), "--set", line]) in (0, 1, 2)
 
 
+@pytest.mark.slow
 @given(command=COMMANDS, words=st.lists(WORDS, max_size=4))
 @settings(few, max_examples=150)
 def test_any_command_line_is_done_or_refused(home, command, words):

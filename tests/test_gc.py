@@ -151,6 +151,7 @@ def check_nothing_dangles(store, experiment=NAME):
 # What goes and what stays
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_goes_and_changes_nothing(store):
     before = everything(store)
     said = gc(store, Policy(keep_best=2), dry_run=True)
@@ -203,6 +204,7 @@ def test_unfinished_and_registered_trials_stay_whatever_is_asked(empty):
     assert search(store).counts == {"COMPLETE": 4, "FAIL": 2}
 
 
+@pytest.mark.slow
 def test_all_of_a_confirmation_stays_and_so_does_what_is_compared(nine):
     before = load(nine)
     found = gc(nine, ALL, study="digits-nine")
@@ -252,6 +254,7 @@ def test_what_was_measured_of_a_removed_trial_can_be_read_and_its_model_is_told_
     assert sum(trial["removed"] for trial in json.loads(said)[0]["trials"]) == 2
 
 
+@pytest.mark.slow
 def test_a_removed_trial_does_not_return_from_where_it_came(nine, empty):
     adopt(nine.root, empty)
     gc(empty, ALL)
@@ -324,6 +327,7 @@ def tear(folder):
     next(path for path in folder.rglob("*") if path.is_file()).unlink()
 
 
+@pytest.mark.slow
 def test_killed_before_any_write_the_same_call_finishes(store, monkeypatch):
     mortal = Mortal(monkeypatch)
     mortal.make(optuna.storages.RDBStorage, "set_study_user_attr")

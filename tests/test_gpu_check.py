@@ -21,6 +21,7 @@ def parts(monkeypatch, *units, until=1.0):
     monkeypatch.setattr(gpu_parts, "PARTS", {"correctness": (lambda device, small, data: iter(units), until)})
 
 
+@pytest.mark.slow
 def test_a_small_run_measures_every_part_and_finds_nothing_wrong(tmp_path, monkeypatch):
     monkeypatch.setattr("erpe.bench.timing.LEAST_SECONDS", 0.0)
     found = check(tmp_path, CPU, minutes=9, small=True)

@@ -166,6 +166,7 @@ def test_every_position_parameter_gets_a_gradient(variant, options):
         assert (gradient.abs() > 1e-9).all(), name
 
 
+@pytest.mark.slow
 @each_case
 def test_gradients_are_those_of_finite_differences(variant, options):
     small = options | ({"circulant_block": 4} if "circulant_block" in options else {})

@@ -144,6 +144,7 @@ WALK = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", WALK, ids=lambda words: " ".join(words)[-60:])
 def test_a_wrong_input_is_one_clear_line(erpe, words, tmp_path):
     code, said = erpe(words)

@@ -56,6 +56,7 @@ def token(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [

@@ -146,6 +146,7 @@ def own_of_all() -> set[str]:
     return {name for path in FILES for name in own_names(ast.parse(path.read_text()))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_only_one_module_uses_what_other_packages_keep_to_themselves(path):
     if path.name != "_upstream.py":

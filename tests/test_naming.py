@@ -54,6 +54,7 @@ COMMANDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", COMMANDS)
 @pytest.mark.parametrize("style", ["people", "scripts"])
 def test_no_command_says_what_the_database_calls_a_part(store, words, style):
@@ -102,6 +103,7 @@ def test_a_model_of_another_store_is_not_sought_in_this_one(store, tmp_path, mon
         find_folder("digits-relu", Store.open(tmp_path / "another"))
 
 
+@pytest.mark.slow
 def test_an_arm_that_is_not_confirmed_yet_is_its_best_trial(tmp_path):
     store = Store.open(tmp_path / "store")
 

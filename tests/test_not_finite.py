@@ -24,6 +24,7 @@ def answers(layer, q, k, v):
         return found | {"torch": layer(q, k, v)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -58,6 +58,7 @@ def test_the_front_is_what_no_other_trial_dominates():
     assert Goals().front(trials) == {}
 
 
+@pytest.mark.slow
 def test_mlflow_has_the_best_of_a_front_in_a_tag_once_no_driver_is_at_work(store):
     spec = define("relu", "digits", epochs=1, sampler="random", objective="accuracy,flops")
     study, _ = search(store, spec, MOST_TAGGED + 2, value=lambda trial: trial.costs["flops"])
@@ -92,6 +93,7 @@ def test_a_trial_is_stopped_for_better_ones_that_cost_no_more(own, stops):
     assert BOTH.falls_behind(record(9, *own, state="RUNNING", epochs=2), others, 2, 2) == stops
 
 
+@pytest.mark.slow
 def test_without_a_cost_in_closed_form_pruning_is_that_of_optuna(tmp_path):
     """Successive halving on the first objective stops the trials that Optuna's would."""
     one = define("relu", "digits", epochs=9, sampler="random", pruner="asha")
@@ -104,6 +106,7 @@ def test_without_a_cost_in_closed_form_pruning_is_that_of_optuna(tmp_path):
     assert found[0] == found[1] and {state for state, _ in found[0]} == {"PRUNED", "COMPLETE"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "nsgaii", "random"])
 def test_every_sampler_seeks_several_objectives_within_limits(store, sampler):
     spec = define("relu", "digits", epochs=1, sampler=sampler, objective="accuracy,flops", at_most={"params": 90_000})

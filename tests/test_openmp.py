@@ -38,6 +38,7 @@ def run(program, folder, **environment):
     return done.stdout.strip(), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_threads_sleep_whatever_loads_torch(tmp_path, way):
     assert run(WATCH + WAYS[way], tmp_path)[0] == "PASSIVE"
@@ -48,11 +49,13 @@ def test_what_the_user_set_stays(tmp_path, way):
     assert run(WATCH + WAYS[way], tmp_path, OMP_WAIT_POLICY="ACTIVE")[0] == "ACTIVE"
 
 
+@pytest.mark.slow
 def test_a_torch_that_is_loaded_has_read_it_and_nothing_pretends_otherwise(tmp_path):
     said, _ = run("import os, torch, erpe\nprint(os.environ.get('OMP_WAIT_POLICY'))", tmp_path)
     assert said == "None"
 
 
+@pytest.mark.slow
 def test_openmp_itself_has_read_it(tmp_path):
     _, said = run("import erpe, torch", tmp_path, OMP_DISPLAY_ENV="true")
     assert re.search(r"OMP_WAIT_POLICY\s*=\s*'PASSIVE'", said), said

@@ -152,6 +152,7 @@ def test_trials_of_one_shape_train_together(store, without_mlflow):
     assert all(others == [2] * EPOCHS for others in beside(store).values())
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_search_and_a_pack_only_asks_ahead(tmp_path, without_mlflow):
     spec = define("relu_general", "digits", space=Space(axes=AXES), epochs=3, sampler="tpe", pruner="asha", seed=5)
     found = []
@@ -178,6 +179,7 @@ def _diverge(folder, epoch):
         raise TrialError("step 17: the loss is nan")
 
 
+@pytest.mark.slow
 def test_whoever_fails_leaves_and_another_takes_the_place(store, without_mlflow):
     result = search(store, trials=4, work=work(accident=_diverge))
     assert result.counts == {"COMPLETE": 3, "FAIL": 1} and result.reasons == {1: "step 17: the loss is nan"}

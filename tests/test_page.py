@@ -69,6 +69,7 @@ def seen(html):
     return Reader(html)
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_from_outside(seen, html):
     assert not {"script", "link", "iframe", "img", "object", "embed"} & {tag for tag, _ in seen.elements}
     for tag, attributes in seen.elements:
@@ -144,6 +145,7 @@ def test_the_first_screen_answers_with_sentences_the_grid_and_the_forest_and_war
     assert found == sorted(found)
 
 
+@pytest.mark.slow
 def test_warnings_about_times_stand_with_the_times(outcomes):
     runs = outcomes.runs.assign(device=["cuda", *outcomes.runs["device"][1:]])
     found = page(again := dataclasses.replace(outcomes, runs=runs), compare(again))
@@ -153,6 +155,7 @@ def test_warnings_about_times_stand_with_the_times(outcomes):
     assert found.count("do not compare its times and memory") == 1
 
 
+@pytest.mark.slow
 def test_the_page_says_when_and_how_to_repeat_it_and_has_the_data_of_every_figure(outcomes):
     told = dataclasses.replace(outcomes, dates={HOSTILE: "2026-11-29"}, files={HOSTILE: 'dataset = "digits"\n'})
     seen = Reader(page(told, compare(told)))
@@ -172,6 +175,7 @@ def test_every_link_of_the_contents_goes_somewhere(seen):
     assert len(links) >= 8 and set(links) <= ids
 
 
+@pytest.mark.slow
 def test_equal_outcomes_give_the_same_page_written_whole(outcomes, html, tmp_path):
     path = write_report(outcomes, compare(outcomes), tmp_path / "report.html")
     assert path.read_text(encoding="utf-8") == html and list(tmp_path.iterdir()) == [path]

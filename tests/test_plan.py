@@ -116,6 +116,7 @@ def test_equal_flops_are_those_of_models_the_study_may_draw(plan_of):
     assert {plan.epochs(arm) for arm in plan.arms()} <= {3, 4, 5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "path"), [*(("trials", path) for path in FILES), ("flops", FILES[0])], ids=lambda given: Path(given).stem
 )

@@ -282,6 +282,7 @@ OPEN = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_command_names_the_plug_in_that_it_needs_or_needs_none(recorded, monkeypatch, capsys):
     def run(words):
         monkeypatch.setattr("sys.argv", ["erpe", *words.split(), "--store", str(recorded)])

@@ -53,6 +53,7 @@ def every_move(policy, image):
     return policy.apply(image.expand(len(each), -1, -1, -1), each[None])
 
 
+@pytest.mark.slow
 @each_size
 @each_policy
 def test_each_operation_at_each_strength_makes_the_pixels_of_torchvision(name, size):

@@ -91,6 +91,7 @@ def test_a_precision_that_was_asked_for_is_taken_on_any_cpu(cpu, precision):
         assert pick_precision(tiny(settings={"train.precision": precision}), CPU) == precision
 
 
+@pytest.mark.slow
 @each_variant
 def test_bfloat16_learns_as_float32_does_and_keeps_float32_weights(tmp_path, variant):
     curves = {}
@@ -150,6 +151,7 @@ def test_what_trains_in_bfloat16_is_evaluated_in_float32(tmp_path, variant):
     assert seen == {(True, torch.bfloat16), (False, torch.float32)}
 
 
+@pytest.mark.slow
 @each_variant
 def test_a_trial_in_bfloat16_goes_on_exactly_where_it_stopped(tmp_path, variant):
     config = tiny(variant, HALF)

@@ -192,6 +192,7 @@ def test_a_wrong_place_is_one_line(monkeypatch, url, error, line):
     assert "\n" not in str(said.value)
 
 
+@pytest.mark.slow
 def test_a_study_through_remote_checkpoints_is_the_same_study_and_leaves_nothing_there(monkeypatch, tmp_path):
     (tmp_path / "remote").mkdir()
     near = small_study(tmp_path / "near", arms=("relu",))

@@ -36,6 +36,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_each_command_of_the_readmes_exists_with_its_options(words):
     command = typer.main.get_command(app)

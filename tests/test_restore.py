@@ -99,6 +99,7 @@ def test_there_are_two_backups_and_a_command_that_changes_nothing_makes_none(sto
     assert newest.trials == 3 and not newest.damage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_told_with_the_way_back_which_brings_every_trial(store, command, damage):
     before, old = trials(store), backup_files(store)[1].read_bytes()

@@ -97,6 +97,7 @@ def test_a_variant_stands_for_its_arms(tmp_path):
         assert study.best(arm).model.pooling in arm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ask", "said"),
     [
@@ -112,6 +113,7 @@ def test_unknown_names_are_refused_with_the_nearest_in_one_line(toys, ask, said)
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_study_of_tune_has_one_arm_and_the_model_of_its_best_trial(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://")
     spec = define("relu", "digits", settings=TINY | {"train.epochs": 1}, sampler="random", pruner="none")

@@ -110,6 +110,7 @@ def test_the_same_command_again_changes_nothing(store):
     assert load(store).runs.equals(before[1])
 
 
+@pytest.mark.slow
 def test_confirmations_are_found_whatever_digits_another_version_named_them_by(store, monkeypatch):
     played(store)
     names = [study.name for study in read_studies(store)]
@@ -118,6 +119,7 @@ def test_confirmations_are_found_whatever_digits_another_version_named_them_by(s
     assert [study.name for study in read_studies(store)] == names
 
 
+@pytest.mark.slow
 def test_interrupted_anywhere_the_same_command_finishes_the_same_study(store, tmp_path):
     whole = Store.open(tmp_path / "whole")
     played(whole)
@@ -152,6 +154,7 @@ def test_more_seeds_and_more_trials_continue_and_a_new_best_is_confirmed_anew(st
             assert study.counts["COMPLETE"] == 3
 
 
+@pytest.mark.slow
 def test_a_file_that_would_replace_what_the_test_set_said_is_refused_unless_told(store):
     assert play(store).openings == (6, 0)
     before = load(store)
@@ -194,6 +197,7 @@ def test_another_space_is_refused_with_its_difference(store):
         play(store, 'space."train.weight_decay"=0.1')
 
 
+@pytest.mark.slow
 def test_an_arm_that_never_works_is_told_and_the_others_are_confirmed(store):
     def accident(folder, epoch):
         from erpe.errors import TrialError
@@ -246,6 +250,7 @@ def test_the_status_of_a_confirmation_shows_test_accuracies_and_no_best(store, c
     assert "test accuracy" in said and "90.00 %" in said and "best" not in said
 
 
+@pytest.mark.slow
 def test_status_tells_of_every_arm_and_of_the_time_left(store):
     played(store, "confirm.seeds=1")
     (found,) = statuses(store)
@@ -258,6 +263,7 @@ def test_status_tells_of_every_arm_and_of_the_time_left(store):
     assert more.seconds_left is not None and more.seconds_left > 0
 
 
+@pytest.mark.slow
 def test_a_study_is_done_when_its_times_were_taken(store, monkeypatch):
     monkeypatch.setattr("erpe.search.run_study._Campaign._time", lambda *_: None)  # stopped just before
     play(store)

@@ -64,6 +64,7 @@ def test_the_start_up_is_at_most_half_the_trials(sampler, trials, most):
     assert samplers.settings(spec, trials)["sampler"].get("n_startup_trials", 0) == startup
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_a_sampler_takes_over_after_half_the_trials(tmp_path, sampler):
     drawn, learnt = (define("relu", "digits", epochs=1, sampler=name) for name in ("random", sampler))
@@ -82,6 +83,7 @@ def test_settings_follow_the_budget_of_the_running_command(store):
     assert session.uid == uid
 
 
+@pytest.mark.slow
 def test_trial_k_has_the_same_shared_axes_in_every_arm(store):
     """Over all twelve variants, with knobs of their own, one of them conditional, and with a switch."""
     switched = {"model.rope": ("axial", "mixed")}
@@ -98,6 +100,7 @@ def test_trial_k_has_the_same_shared_axes_in_every_arm(store):
     assert "model.rope" not in found["favor_rope-mixed"][1], "what a switch sets is not drawn"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_arm_that_is_continued_after_every_trial_starts_up_as_one_that_is_not(tmp_path, sampler):
     one = define("softmax", "digits", epochs=1, sampler=sampler)

@@ -105,6 +105,7 @@ def test_a_database_that_cannot_be_used_is_told_without_its_password(erpe, tmp_p
     assert not holders(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [401, 403, 500])
 def test_a_server_that_refuses_is_told_without_its_password(erpe, tmp_path, status):
     """Neither by us nor in what it says itself, which may repeat what we sent."""

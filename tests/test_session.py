@@ -217,6 +217,7 @@ def test_the_first_trial_is_the_default_configuration(store):
         assert session.ask(3).config != first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
 def test_a_restart_repeats_no_suggestion_and_a_seed_repeats_all(tmp_path, sampler):
     spec = define("relu_rope", "digits", epochs=1, sampler=sampler, pruner="none")
@@ -288,6 +289,7 @@ def test_a_trial_that_another_hand_ends_between_two_epochs_stops(store, state):
         assert session.trial(number).epochs == {1: 0.1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", ["asha", "hyperband", "median"])
 def test_a_driver_that_remembers_prunes_as_one_that_reads_all_again(tmp_path, pruner):
     spec, decisions = define("relu", "digits", epochs=12, sampler="random", pruner=pruner), {}
@@ -345,6 +347,7 @@ def test_a_worker_that_dies_between_epochs_never_uses_up_its_tries(store):
             session.report(trial.number, epoch, 0.5)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_lets_go_of_its_lease_at_once(store):
     code = (
         "import sys, os, signal; from erpe.store import Store; from erpe.study.session import StudySession;"

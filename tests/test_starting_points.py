@@ -77,6 +77,7 @@ def test_points_are_checked_against_the_space_in_one_line(tmp_path, text, said):
     assert "p.toml: " in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["accuracy", "accuracy,flops"])
 def test_a_changed_space_says_how_to_go_on_and_keeps_what_fits(search, objective):
     before, _ = search(spec(objective), trials=6)

@@ -465,6 +465,7 @@ def test_notes_tell_of_devices_budgets_and_missing_partners():
         assert any(words in note for note in notes)
 
 
+@pytest.mark.slow
 def test_outcomes_are_left_as_they_are():
     outcomes = made_up(("softmax", "relu", "relu_rope"))
     before = outcomes.arms.copy(), outcomes.runs.copy()

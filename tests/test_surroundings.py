@@ -31,6 +31,7 @@ def users_folder(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_line_imports_nothing_from_the_users_folder(users_folder):
     found = subprocess.run(
         [sys.executable, "-m", "erpe", "variants", "-d", "digits"], capture_output=True, text=True, timeout=300

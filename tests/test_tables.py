@@ -69,6 +69,7 @@ def test_parquet_and_csv_and_json_come_back_as_they_went(which, request):
     assert [row["text"] for row in read["verdicts"]] == comparison.verdicts["text"].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [45, 60, 80, 120])
 @pytest.mark.parametrize("which", ["whole", "half", "several"])
 def test_the_terminal_needs_no_more_columns_than_it_has(which, width, request, monkeypatch):
@@ -135,6 +136,7 @@ def test_unfinished_arms_and_other_versions_are_marked_wherever_they_stand(half,
     assert set(table.loc[table["arm"] == "relu_rope", "mark"]) == {"2 of 5 seeds"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("against", [None, "made-up"])
 def test_a_study_that_was_not_timed_stands_beside_one_that_was(against):
     one, two = made_up(("softmax", "relu")), made_up(("softmax", "relu"), study="cut", seed=1)

@@ -50,6 +50,7 @@ def erpe(*words):
     return done.output
 
 
+@pytest.mark.slow
 def test_each_trial_has_a_log_of_its_epochs_of_what_it_printed_and_of_why_it_failed(store):
     good, bad = (erpe("logs", f"digits-relu/{number}", "--store", store.root) for number in (0, 1))
     lines = [line.split("  ", 1)[1] for line in good.splitlines()]

@@ -140,6 +140,7 @@ def uninterrupted(tmp_path_factory):
     return {variant: (folder, *train(tiny(variant, EVERYTHING), folder)) for variant, folder in folders.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", SOME)
 def test_a_trial_that_begins_anew_every_epoch_ends_bit_by_bit_where_it_would_have(tmp_path, uninterrupted, variant):
     config = tiny(variant, EVERYTHING)
@@ -220,6 +221,7 @@ def damage_checkpoint(path, how):
         save_tensors(path, {name: x for name, x in mine.items() if "model.head" not in name}, facts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [
@@ -313,6 +315,7 @@ def test_the_objective_reports_each_epoch_once_and_measures_at_the_end(tmp_path)
     assert found["val/accuracy"] == reported[-1][1]["val/accuracy"]
 
 
+@pytest.mark.slow
 def test_an_objective_that_is_asked_to_stop_stops_and_can_go_on(tmp_path):
     expected = objective(tiny(), lambda *_: False, tmp_path / "expected")
     seen = []
@@ -353,6 +356,7 @@ print(before, heap_after_a_big_tensor())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_the_memory_of_a_big_tensor_is_kept_for_the_next():
     said = subprocess.run([sys.executable, "-c", HEAP], capture_output=True, text=True, check=True).stdout

@@ -27,6 +27,7 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path, step, value):
     assert len(trial.history) == len(Trial(tiny(), tmp_path).history) == step // 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 49, 50, 51, 74, 75, 149])
 def test_the_step_is_named_exactly_although_losses_are_read_in_bunches(tmp_path, step):
     trial = Trial(tiny(settings={"train.batch": 4, "model.depth": 1, "train.epochs": 2}), tmp_path)
@@ -54,6 +55,7 @@ def room_for(monkeypatch, images, steps=0):
     monkeypatch.setattr(ViT, "forward", cramped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [0, 1, 7])
 @pytest.mark.parametrize("variant", ["relu_circulant", "favor_general"])
 def test_a_batch_without_room_is_split_and_learns_the_same(tmp_path, monkeypatch, variant, steps):

@@ -100,6 +100,7 @@ def interrupted(after):
     return work(accident=accident)
 
 
+@pytest.mark.slow
 def test_a_study_run_elsewhere_is_here_as_if_it_were_run_here(there, here, tmp_path):
     played(there)
     before = every_byte(there.root)
@@ -137,6 +138,7 @@ def test_what_went_on_there_arrives_later_and_nothing_is_doubled(there, here, af
     assert contents(here) == contents(there)
 
 
+@pytest.mark.slow
 def test_begun_there_it_can_be_finished_here_and_then_there_is_no_news(there, here, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         play(there, work=interrupted(after=9))
@@ -381,6 +383,7 @@ HOSTILE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_or_damaged_folder_is_refused_before_anything_is_written(original, here, tmp_path, what):
     change, said = HOSTILE[what]

@@ -113,6 +113,7 @@ def linear_errors(q, k, v, w, maps, rotation=None, product=ops.linear_product):
     return errors(passed(product, [x.requires_grad_() for x in (q, k, v)], w, rotation), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @example(1, (1, 1, 1, 1))
 @example(15, (1, 8, 33, 1))
@@ -126,6 +127,7 @@ def test_linear_kernels_give_what_float64_gives_with_all_slopes(kind, n, sizes):
     assert_as_good_as_torch(linear_errors, by_torch, *linear_problem(kind, 1, heads, n, *sizes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["relu", "favor"])
 @example((1, 1), 0, (1, 2, 1, 1), 1, True)
 @example((4, 4), 0, (1, 8, 16, 16), 4, False)
@@ -149,6 +151,7 @@ def test_larger_heads_too_though_torch_turns_them_or_makes_their_basis(d):
     assert_as_good_as_torch(masked_errors, dense_product, *masked_problem(1, 1, 2, 3, d, 70))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_tensor_cores_precision_linear_kernels_are_off_by_less_than_a_thousandth(kind):
     rotation = rotation_of(1, 5, 10, 32, 15, basis=True)
@@ -213,6 +216,7 @@ def masked_errors(phi_q, phi_k, v, bias, top, product=masked_ops.masked_forward)
     return errors([*found, *torch.autograd.grad(found, learn, slopes)], [*made, *expected])
 
 
+@pytest.mark.slow
 @example((1, 1), (1, 1, 1, 1))
 @example((3, 5), (1, 1, 8, 17))
 @example((4, 4), (1, 16, 16, 16))
@@ -236,6 +240,7 @@ def test_in_tensor_cores_precision_masked_kernels_are_off_by_less_than_a_thousan
 LINEAR = [f"{attention}{encoding}" for attention in ("relu", "favor") for encoding in ("", "_rope", "_circulant")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [*LINEAR, "relu_general", "favor_general"])
 def test_a_layer_takes_the_kernels_behind_its_two_functions(variant, everywhere):
     layer = build_attention(variant, grid=(2, 3), heads=2, head_dim=8, features=8, cls="general" in variant)

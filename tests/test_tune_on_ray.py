@@ -95,6 +95,7 @@ class Deadly:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_worker_lets_go_of_each_trial_and_never_looks_at_what_was_imported_again():
     from erpe.execution.ray_tune.trainable import Worker
 

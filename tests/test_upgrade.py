@@ -54,6 +54,7 @@ def test_every_model_says_what_it_said(store, expected):
         torch.testing.assert_close(logits(store.root / folder), torch.tensor(said), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_commands_show_it(store, expected, monkeypatch, capsys, tmp_path):
     def command(*words):
         monkeypatch.setattr(sys, "argv", ["erpe", *words, "--store", str(store.root)])

@@ -307,6 +307,7 @@ def thirty_two_digits():
     return x - x.mean(), torch.tensor(digits.target)[order]
 
 
+@pytest.mark.slow
 @each_variant
 def test_thirty_two_images_can_be_memorised(variant, thirty_two_digits):
     x, y = thirty_two_digits

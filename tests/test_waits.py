@@ -154,6 +154,7 @@ def absent(monkeypatch):
         made.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "more"), CASES)
 def test_an_epoch_copies_nothing_and_waits_for_its_losses_alone(variant, more, absent):
     make, looks = absent
@@ -166,6 +167,7 @@ def test_an_epoch_copies_nothing_and_waits_for_its_losses_alone(variant, more, a
     assert looks == [2, 1] and trainer.steps == 3
 
 
+@pytest.mark.slow
 def test_an_epoch_of_a_pack_copies_nothing_and_waits_for_its_losses_alone(absent, monkeypatch):
     make, looks = absent
     trainers = make("favor", "cuda", POLICY | {"train.epochs": 2}, count=2)
@@ -222,6 +224,7 @@ def on_mps():
     return has
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "more"),
     [("relu_circulant", VARIED), ("favor_rope", POLICY), ("relu_general", {"model.method": "fft"})],

@@ -75,6 +75,7 @@ def test_without_ray_and_mlflow_a_model_is_trained_and_events_wait(bare, tmp_pat
     assert "MLflow is not installed; pip install 'erpe[mlflow]'" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "extra"),
     [(("tune", "--variant", "relu", "--dataset", "digits", "--trials", "1"), "ray"), (("ui",), "mlflow")],
