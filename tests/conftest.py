@@ -62,7 +62,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """The stack, then files with many slow tests: what is long begins early, so that two workers end together."""
+    """The stack, then files with many slow tests: what is long begins early, so that all workers end together."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: (item.path.parent.name != "stack", -slow[item.path]))
 
