@@ -17,10 +17,13 @@ from trials import tiny
 from erpe.config import ModelConfig, TrainConfig
 from erpe.model import ViT, build
 from erpe.model.kernels import gpu
+from erpe.model.kernels.gpu import flex
 from erpe.plugins import VARIANTS
-from erpe.training import compilation
+from erpe.training import compilation, timing
+from erpe.training.choices import FLEX, size
 from erpe.training.compilation import compiled
-from erpe.training.confirmation import Confirmation
+from erpe.training.confirmation import Confirmation, final_evaluation
+from erpe.training.devices import device_name
 from erpe.training.timing import time_runs
 from erpe.training.trial import Trial
 
@@ -171,6 +174,22 @@ def test_final_evaluations_and_times_are_of_the_compiled_model_or_all_of_the_mod
     with pytest.warns(UserWarning, match="no compiler; the model runs without it, slower; so all runs are timed"):
         (row,) = time_runs([tmp_path / "on"])
     assert row["time/compiled"] == 0 and row["time/inference_ms_batch1"] > 0
+
+
+def test_training_evaluations_and_times_all_take_the_attention_that_was_the_fastest(monkeypatch, tmp_path):
+    monkeypatch.setattr(timing, "STEPS", 1)
+    seen, run = [], ViT.forward
+    monkeypatch.setattr(ViT, "forward", lambda model, images: seen.append(flex.WANTED[0]) or run(model, images))
+    config = tiny("softmax_general", {"train.epochs": 1, "data.train_limit": 100})
+    devices = {device_name(CPU): {"backends": {size(config.model, "float32"): FLEX}}}
+    for kind, more in ((Trial, {"timed": True}), (Confirmation, {})):
+        trial = kind(config, tmp_path / kind.__name__, devices=devices, **more)
+        trial.epoch()
+        trial.finish()
+    (tmp_path / "Confirmation" / "test.json").unlink()
+    final_evaluation(tmp_path / "Confirmation", devices=devices)
+    time_runs([tmp_path / "Confirmation"], devices=devices)
+    assert len(seen) > 100 and all(seen)
 
 
 @pytest.mark.parametrize("works", [True, False])

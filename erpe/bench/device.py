@@ -68,18 +68,19 @@ def bench_device(
     backends: dict[str, str] = {}
     for variant in ("softmax", "softmax_general"):
         config = base.replace({"model.variant": variant})
-        found = backend_times(config, rounds, where)
-        where_fast = size(config.model, pick_precision(config, where))
-        backends |= {where_fast: min(found, key=lambda row: row["ms"])["name"]} if found else {}
-        rows += [row | {"name": f"softmax attention, {where_fast}, {row['name']}"} for row in found]
+        for precision in dict.fromkeys((pick_precision(config, where), "float32")):  # of training, and of evaluation
+            found = backend_times(config, precision, rounds, where)
+            where_fast = size(config.model, precision)
+            backends |= {where_fast: min(found, key=lambda row: row["ms"])["name"]} if found else {}
+            rows += [row | {"name": f"softmax attention, {where_fast}, {row['name']}"} for row in found]
     best = {"step": faster[1], "pack": faster[pack], "backends": backends}
     shown = {"batch": base.train.batch, "dataset": dataset, "steps": STEPS} | (settings or {})
     return {"machine": machine(where) | shown, "chosen": best, "rows": rows}
 
 
-def backend_times(config: TrialConfig, rounds: int, device: torch.device) -> list[dict[str, Any]]:
+def backend_times(config: TrialConfig, precision: str, rounds: int, device: torch.device) -> list[dict[str, Any]]:
     """Return the times of all backends that serve softmax attention at a trial's size, with its log-weights if any."""
-    model, dtype = config.model, getattr(torch, pick_precision(config, device))
+    model, dtype = config.model, getattr(torch, precision)
     shape = LayerShape(model.heads, model.head_dim, batch=config.train.batch)
     grid = model.grid if model.encoding == "general" else None
     rows = bench_backends(model.grid[0] * model.grid[1], shape, rounds=rounds, device=device, dtype=dtype, grid=grid)

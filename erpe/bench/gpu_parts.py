@@ -171,7 +171,7 @@ def all_layers(n: int, shape: LayerShape, dtype: torch.dtype, device: torch.devi
 def backends(device: torch.device, small: bool, data: Path | None) -> Units:
     """The backends of torch's fused softmax attention, in a training step."""
     shape = LayerShape(batch_tokens=32 if small else 65_536)
-    for n in (16,) if small else (64, 256, 1024, 4096):
+    for n in (16,) if small else (64, 256, 1024, 4096, 16_384, 65_536):
         for dtype in (torch.float32,) if small else (torch.bfloat16, torch.float32):
             name = f"SDPA, N = {n}, {str(dtype).removeprefix('torch.')}"
             yield name, partial(all_backends, n, shape, dtype, device)

@@ -52,9 +52,9 @@ def vision(
     return Objective(
         prepare=partial(_prepare, dataset, data),
         start=along(partial(_start, "Trial", timed=timed, **how)),
-        evaluate=along(partial(_evaluate, data_dir=data, device=device)),
+        evaluate=along(partial(_evaluate, **how)),
         confirm=along(partial(_start, "Confirmation", **how)),
-        time=along(partial(_time, data_dir=data, device=device)),
+        time=along(partial(_time, **how)),
     )
 
 
@@ -83,13 +83,13 @@ def _start(kind: str, config: TrialConfig, folder: Path, **how: Any) -> Training
     return training
 
 
-def _evaluate(folder: Path, *, data_dir: Path, device: str) -> dict[str, float]:
+def _evaluate(folder: Path, **how: Any) -> dict[str, float]:
     from erpe.training.confirmation import final_evaluation
 
-    return final_evaluation(folder, data_dir=data_dir, device=device)
+    return final_evaluation(folder, **how)
 
 
-def _time(folders: list[Path], *, data_dir: Path, device: str) -> list[dict[str, float]]:
+def _time(folders: list[Path], **how: Any) -> list[dict[str, float]]:
     from erpe.training.timing import time_runs
 
-    return time_runs(folders, data_dir=data_dir, device=device)
+    return time_runs(folders, **how)

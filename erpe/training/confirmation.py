@@ -6,6 +6,7 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from erpe.io import read_json, write_atomic
 from erpe.model import ViT
 from erpe.store import tidy
 from erpe.training.checkpoint import load_model, writing
+from erpe.training.choices import choices_of
 from erpe.training.compilation import Warn, compiled
 from erpe.training.data import load_test, load_training
 from erpe.training.devices import pick_device
@@ -39,13 +41,11 @@ class Confirmation(Trial):
 
     def __init__(self, config: TrialConfig, folder: Path, *, data_dir: str | Path | None = None, **more: Any) -> None:
         super().__init__(config, folder, data_dir=data_dir, **more)
-        self._data_dir = data_dir
+        self._where: dict[str, Any] = {"data_dir": data_dir, "device": str(self.device), "devices": more.get("devices")}
 
     def measure(self, model: ViT) -> dict[str, float]:
         """All measures but times of inference, which other trials at work would spoil."""
-        return final_evaluation(
-            self.folder, data_dir=self._data_dir, device=str(self.device), timed=False, warn=self._warn
-        )
+        return final_evaluation(self.folder, timed=False, warn=self._warn, **self._where)
 
 
 def final_evaluation(
@@ -53,6 +53,7 @@ def final_evaluation(
     *,
     data_dir: str | Path | None = None,
     device: str = "auto",
+    devices: Mapping[str, Any] | None = None,
     timed: bool = True,
     warn: Warn = warnings.warn,
 ) -> dict[str, float]:
@@ -60,12 +61,13 @@ def final_evaluation(
     then is given again.
 
     Args:
+        devices: what is the fastest on each, see `Store.devices`.
         timed: whether inference is timed, too.
         warn: see `Compiled`.
     Returns:
         `test/*`, `train/log_likelihood`, `aic`, `bic`, `params`, `flops/*`, `time/inference_*`.
     Raises:
-        StoreError: the trial's model is missing or damaged, or the results cannot be written.
+        StoreError: the trial's model or `devices` are missing or damaged, or the results cannot be written.
         TrialError: the model's training blew up in its last step.
     """
     done = folder / "test.json"
@@ -78,16 +80,19 @@ def final_evaluation(
     where, dataset = pick_device(device), config.data.dataset
     model = model.to(where)
     fastest = partial(compiled, train=config.train, device=where, warn=warn)
+    attending = partial(choices_of(devices or {}, where).sdpa, config, "float32")
     train, forward = load_training(config.data, data_dir).train.to(where), fastest(model)
-    likelihood = scores(logits_of(model, train, dataset, forward), train.labels, "train")["train/log_likelihood"]
+    with attending():
+        likelihood = scores(logits_of(model, train, dataset, forward), train.labels, "train")["train/log_likelihood"]
     if not math.isfinite(likelihood):
         raise TrialError("the loss after the last step is not finite; use a smaller train.lr")
     test = load_test(dataset, data_dir).to(where)
-    logits = logits_of(model, test, dataset, forward)
+    with attending():
+        logits = logits_of(model, test, dataset, forward)
+        times = inference_time(model, test, dataset, fastest=fastest) if timed else {}
     k = sum(p.numel() for p in model.parameters())
     found = scores(logits, test.labels, "test") | {"train/log_likelihood": likelihood, "params": float(k)}
-    found |= information_criteria(likelihood, k, len(train.labels)) | cost(config)
-    found |= inference_time(model, test, dataset, fastest=fastest) if timed else {}
+    found |= information_criteria(likelihood, k, len(train.labels)) | cost(config) | times
     results = {
         "confusion_test.json": confusion(logits, test.labels, dataset, "test"),
         "per_class.json": per_class(logits, test.labels, dataset),

@@ -11,13 +11,15 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from erpe.io import read_json
 from erpe.training.checkpoint import load_model
+from erpe.training.choices import Choices, choices_of
 from erpe.training.compilation import is_wanted
 from erpe.training.data import load_training
 from erpe.training.devices import pick_device
@@ -34,24 +36,27 @@ def time_runs(
     *,
     data_dir: str | Path | None = None,
     device: str = "auto",
+    devices: Mapping[str, Any] | None = None,
     on_run: Callable[[int, int], None] = lambda done, runs: None,
 ) -> list[dict[str, float]]:
     """Time inference and training of finished runs, each in the precision in which it was trained.
 
     Args:
         folders: a run each.
+        devices: what is the fastest on each, see `Store.devices`.
         on_run: called with the runs done and all of them.
     Returns:
         for each run: `time/inference_*` (see `inference_time`), `time/train_seconds_per_epoch`: the median of some
         training steps, times the steps of an epoch; and `time/compiled`: 1, or 0 where all ran as they are.
     Raises:
-        StoreError: a run's model or outcome is missing or damaged.
+        StoreError: a run's model or outcome, or `devices`, are missing or damaged.
     """
     where = pick_device(device)
+    choices = choices_of(devices or {}, where)
     for compiled in (True, False):
         found = list[dict[str, float]]()
         for done, folder in enumerate(folders, 1):
-            found.append(_time_run(folder, data_dir, where, compiled))
+            found.append(_time_run(folder, data_dir, where, choices, compiled))
             if compiled and not found[-1]["time/compiled"]:
                 break
             on_run(done, len(folders))
@@ -60,7 +65,9 @@ def time_runs(
     return found
 
 
-def _time_run(folder: Path, data_dir: str | Path | None, device: torch.device, compiled: bool) -> dict[str, float]:
+def _time_run(
+    folder: Path, data_dir: str | Path | None, device: torch.device, choices: Choices, compiled: bool
+) -> dict[str, float]:
     """As `time_runs`; alone `time/compiled` 0 if the run is not to be compiled, or cannot be."""
     model, config = load_model(folder)
     not_compiled, failed = {"time/compiled": 0.0}, list[str]()
@@ -68,10 +75,11 @@ def _time_run(folder: Path, data_dir: str | Path | None, device: torch.device, c
         return not_compiled
     images = load_training(config.data, data_dir).train.to(device)
     config = config if compiled else config.replace({"train.compile": "off"})
-    trainer = Trainer(config, model.to(device), images, device, warn=failed.append)
+    trainer = Trainer(config, model.to(device), images, device, failed.append, choices)
     path = folder / "outcome.json"
     trainer.compute_in(recorded_precision(read_json(path), path, trainer.precision))
-    found = inference_time(trainer.model, images, config.data.dataset, fastest=trainer.fastest)
+    with choices.sdpa(config, "float32"):
+        found = inference_time(trainer.model, images, config.data.dataset, fastest=trainer.fastest)
     found |= {"time/train_seconds_per_epoch": seconds_per_step(trainer) * trainer.steps}
     if failed:
         warnings.warn(f"{failed[0]}; so all runs are timed without it", stacklevel=2)

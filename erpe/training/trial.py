@@ -237,7 +237,8 @@ class Trial:
         self.files.write("confusion.json", confusion(logits, self.validation.labels, dataset, "validation"))
         with writing(self.folder):
             save_attention_example(self.folder / "attention.npz", model, self.validation, dataset)
-        times = inference_time(model, self.images, dataset, fastest=self.trainer.fastest) if self.timed else {}
+        with self.choices.sdpa(self.config, "float32"):
+            times = inference_time(model, self.images, dataset, fastest=self.trainer.fastest) if self.timed else {}
         return scores(logits, self.validation.labels, "val") | times
 
     def _logits(self) -> Tensor:
