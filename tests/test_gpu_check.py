@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from erpe.bench import gpu_check, gpu_errors, gpu_parts
-from erpe.bench.gpu_check import FILE, check, failures, main, table
+from erpe.bench.gpu_check import FILE, Asked, check, failures, guarded, main, table
 from erpe.model.kernels import gpu
 from erpe.plugins import VARIANTS
 
@@ -21,23 +22,26 @@ def parts(monkeypatch, *units, until=1.0):
     monkeypatch.setattr(gpu_parts, "PARTS", {"correctness": (lambda device, small, data: iter(units), until)})
 
 
+def checked(folder, minutes=9):
+    return check(folder, CPU, Asked(minutes, True, time.monotonic()))
+
+
 @pytest.mark.slow
 def test_a_small_run_measures_every_part_and_finds_nothing_wrong(tmp_path, monkeypatch):
     monkeypatch.setattr("erpe.bench.timing.LEAST_SECONDS", 0.0)
-    found = check(tmp_path, CPU, minutes=9, small=True)
+    found = checked(tmp_path)
     assert all(found[part] for part in gpu_parts.PARTS) and not failures(found)
     assert {row["variant"] for row in found["epoch"]} == set(VARIANTS)
     assert json.loads((tmp_path / FILE).read_text()) == found
     assert "yardstick: 12 variants x 5 seeds" in table(found) and table(found).endswith(" s")
 
 
-def test_what_fails_is_a_finding_and_the_rest_is_measured(tmp_path, monkeypatch, capsys):
+def test_what_fails_is_a_finding_and_the_rest_is_measured(tmp_path, monkeypatch):
     def broken():
         raise RuntimeError("no kernel image\nis available")
 
     parts(monkeypatch, ("a", broken), ("b", lambda: {"kind": "x", "ok": False}), ("c", lambda: {"ok": True}))
-    assert main([str(tmp_path), "--device", "cpu"]) == 1
-    said = capsys.readouterr().out
+    said = table(checked(tmp_path))
     assert "3 of 3 measured" in said and "2 failures" in said
     assert "FAILED correctness: a: RuntimeError: no kernel image is available" in said
     assert "FAILED correctness: b: WRONG" in said
@@ -61,16 +65,47 @@ def test_kernels_that_do_not_run_are_a_failure_though_torch_takes_their_place(mo
 
 def test_at_the_end_of_its_time_a_part_leaves_out_what_is_left(tmp_path, monkeypatch):
     parts(monkeypatch, *[(str(k), lambda: time.sleep(0.3) or {}) for k in range(9)], until=0.5)
-    found = check(tmp_path, CPU, minutes=1 / 60, small=True)
+    found = checked(tmp_path, 1 / 60)
     left = ["left_out" in row for row in found["correctness"]]
     assert left == sorted(left) and left[-1] and not left[0]
 
 
-def test_what_outlasts_the_clock_is_stopped_and_earlier_numbers_stay(tmp_path, monkeypatch):
-    parts(monkeypatch, ("quick", lambda: {"ok": True}), ("endless", lambda: [time.sleep(0.01) for _ in range(1000)]))
-    found = check(tmp_path, CPU, minutes=0.3 / 60, small=True)
-    assert found["interrupted"] and [row["name"] for row in found["correctness"]] == ["quick"]
-    assert json.loads((tmp_path / FILE).read_text())["correctness"][0]["ok"]
+CHILD = """
+import ctypes, json, sys
+from pathlib import Path
+path, parts = Path(sys.argv[1]), sys.argv[3:]
+found = json.loads(path.read_text()) if path.exists() else {}
+found[parts[0]] = [{"name": "quick", "seconds": 0.1}]
+if parts[0] in %r:
+    path.write_text(json.dumps(found | {"running": [parts[0], "endless"]}))
+    ctypes.CDLL(None).sleep(1000)
+path.write_text(json.dumps(found | {"seconds": 1.0}))
+"""
+"""Finishes the first of its parts, or hangs there where no exception reaches it."""
+
+
+@pytest.mark.parametrize(("hanging", "lost"), [(["card"], {"error"}), (["card", "epoch"], {"error", "left_out"})])
+def test_what_hangs_in_a_driver_is_killed_and_the_next_part_runs_until_all_time_is_over(
+    tmp_path, monkeypatch, hanging, lost
+):
+    monkeypatch.setattr(gpu_check, "GRACE", 0.0)
+    monkeypatch.setattr(gpu_parts, "PARTS", {"card": (None, 0.1), "epoch": (None, 1.0)})
+    command = [sys.executable, "-S", "-c", CHILD % hanging, str(tmp_path / FILE)]
+    guarded(tmp_path, command, 3.0)
+    found = json.loads((tmp_path / FILE).read_text())
+    assert "running" not in found and len(failures(found)) == 1
+    assert [row["name"] for row in found["card"]] == ["quick", "endless"]
+    assert [row["name"] for row in found["epoch"]] == ["quick", "endless"][: len(hanging)]
+    assert lost == {key for part in gpu_parts.PARTS for row in found[part] for key in row} - {"name", "seconds"}
+
+
+def test_a_child_adds_its_parts_to_the_file_and_the_table_is_of_all(tmp_path, monkeypatch):
+    parts(monkeypatch, ("a", lambda: {"ok": True}))
+    (tmp_path / FILE).write_text(json.dumps({"card": [{"name": "copy", "error": "it hung"}]}))
+    words = [str(tmp_path), "--device", "cpu", "--small", "--child", str(time.monotonic()), "correctness"]
+    assert main(words) == 0
+    found = json.loads((tmp_path / FILE).read_text())
+    assert [found[part][0]["name"] for part in ("card", "correctness")] == ["copy", "a"] and "running" not in found
 
 
 def test_it_needs_neither_ray_nor_mlflow():

@@ -24,6 +24,7 @@ from erpe.config import TrialConfig, defaults
 from erpe.model import build
 from erpe.plugins import VARIANTS
 from erpe.training.data import Images, load_training
+from erpe.training.evaluate import GPU_BATCH, logits_of
 from erpe.training.graph import CudaGraphs
 from erpe.training.loop import Trainer
 
@@ -168,6 +169,29 @@ def all_layers(n: int, shape: LayerShape, dtype: torch.dtype, device: torch.devi
     return shown | {"sdpa_ms": next((row["ms"] for row in steps), None), "rows": rows}
 
 
+def evaluation(device: torch.device, small: bool, data: Path | None) -> Units:
+    """Images a second in evaluation, for each size of its batches."""
+    images = Images(*(x[: 4 * GPU_BATCH] for x in pictures(small, data))).to(device)
+    for variant in PACKED[:1] if small else PACKED:
+        yield variant, partial(evaluated, trial(variant, small), images, device, (8, 16) if small else BATCHES)
+
+
+BATCHES = (256, 512, 1024, GPU_BATCH, 2 * GPU_BATCH, 4 * GPU_BATCH)
+
+
+def evaluated(config: TrialConfig, images: Images, device: torch.device, batches: tuple[int, ...]) -> Row:
+    """Images a second for each size, and the best size."""
+    model = build(config.model).to(device)
+
+    def way(batch: int) -> Callable[[], None]:
+        return lambda: (logits_of(model, images, config.data.dataset, batch=batch), None)[1]
+
+    rows = compete({str(batch): way(batch) for batch in batches}, 2, device)
+    found = {row["name"]: 1000 * len(images.labels) / row["ms"] for row in rows}
+    best = {"best": int(max(found, key=lambda name: found[name]))}
+    return best | {f"images_per_second_of_{name}": value for name, value in found.items()}
+
+
 def backends(device: torch.device, small: bool, data: Path | None) -> Units:
     """The backends of torch's fused softmax attention, in a training step."""
     shape = LayerShape(batch_tokens=32 if small else 65_536)
@@ -208,7 +232,8 @@ PARTS: dict[str, tuple[Make, float]] = {
     "epoch": (epoch, 0.65),
     "packs": (packs, 0.72),
     "backends": (backends, 0.76),
-    "layers": (layers, 0.93),
+    "evaluation": (evaluation, 0.79),
+    "layers": (layers, 0.94),
     "models": (models, 1.0),
 }
 """The most important first, and when each ends, as a part of all the time."""
