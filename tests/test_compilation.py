@@ -217,6 +217,23 @@ def test_each_trial_of_a_pack_records_how_the_pack_ran(monkeypatch, tmp_path, wo
         assert bool(trial.warning) != works
 
 
+@pytest.mark.parametrize(("wanted", "ran"), [(("on", "off"), "mixed"), (("on", "on"), "yes"), (("on", None), "yes")])
+def test_a_trial_of_two_processes_records_how_both_trained_it(monkeypatch, tmp_path, wanted, ran):
+    monkeypatch.setattr(torch, "compile", lambda plain, **_: plain)
+    monkeypatch.setattr(gpu, "REFUSED", {("masked", 64, 32)})
+    epochs = sum(each is not None for each in wanted)
+    for wish in wanted:
+        monkeypatch.setattr(compilation, "is_wanted", lambda train, device, wish=wish: wish == "on")
+        trial = Trial(tiny(settings={"train.epochs": epochs, "data.train_limit": 100}), tmp_path)
+        if not trial.done:
+            trial.epoch()
+            trial.settle()
+        gpu.REFUSED.clear()
+    trial.finish()
+    outcome = json.loads((tmp_path / "outcome.json").read_text())
+    assert (outcome["compiled"], outcome["graph"], outcome["refused_kernels"]) == (ran, "no", "masked 64 32")
+
+
 def test_a_mistake_of_ours_is_not_taken_for_a_missing_compiler(monkeypatch):
     def mistaken(images):
         return images.no_such_thing

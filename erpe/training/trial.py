@@ -83,6 +83,11 @@ class Trial:
         self.trainer = self._at_start()
         self.history: list[dict[str, float]] = []
         """An entry an epoch: `epoch` (from 1), `train/loss`, `val/loss`, `val/accuracy`, `lr`, `time/epoch_seconds`."""
+        self._earlier: Mapping[str, Any] = {}
+        self._resumed_at = 0
+        """What earlier processes wrote of it, and after how many epochs."""
+        self._refused = set[str]()
+        """Kernels that they could not run."""
         self._trained: dict[str, float] | TrialError | None = None
         """What the next epoch's training, done ahead in a pack, came to."""
         self._fits = True
@@ -248,6 +253,13 @@ class Trial:
             return logits_of(trainer.final, self.validation, self.config.data.dataset, trainer.evaluated)
 
     def _facts(self) -> dict[str, str]:
+        """How it ran: `mixed` where processes that trained it differ; device and threads are those of the last one."""
+        trained, own = len(self.history) > self._resumed_at, self.trainer
+        ways = {"compiled": "yes" if own.is_compiled else "no", "graph": "yes" if own.ran_as_graph else "no"}
+        for key, now in ways.items():
+            was = self._earlier.get(key, now)
+            ways[key] = "mixed" if trained and was != now else was
+        refused = self._refused | {" ".join(map(str, size)) for size in gpu.REFUSED}
         return {
             "config": self.config.model_dump_json(),
             "data_sha256": self.split.digest,
@@ -255,10 +267,9 @@ class Trial:
             "device": device_name(self.device),
             "threads": str(torch.get_num_threads()),
             "precision": self.trainer.precision,
-            "compiled": "yes" if self.trainer.is_compiled else "no",
-            "graph": "yes" if self.trainer.ran_as_graph else "no",
             "sdpa": ", ".join(sorted(self.trainer.sdpa)),
-            "refused_kernels": ", ".join(sorted(" ".join(map(str, size)) for size in gpu.REFUSED)),
+            "refused_kernels": ", ".join(sorted(refused)),
+            **ways,
         }
 
     def _resume(self) -> None:
@@ -270,15 +281,21 @@ class Trial:
                 raise StoreError(f"{path}: belongs to another configuration")
             if not is_history(facts["history"], self.config):
                 raise StoreError(f"{path}: its history is not that of a trial")
-            asked = facts.get("sdpa", "").split(", ")
+            asked, refused = (names_in(facts.get(key, "")) for key in ("sdpa", "refused_kernels"))
             precision = recorded_precision(facts, path, self.trainer.precision)
             self.trainer.compute_in(precision)  # as it began, whatever this machine would choose
             self.trainer.load_state(tensors)
-            self.history = facts["history"]
-            self.trainer.sdpa.update(filter(None, asked))
+            self.history, self._resumed_at, self._earlier = facts["history"], len(facts["history"]), facts
+            self.trainer.sdpa |= asked
+            self._refused = refused
         except (StoreError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             said = " ".join(str(error).split())
             self.warning = f"{said}; set aside as {path.with_suffix('.damaged').name}, the trial begins again"
             with contextlib.suppress(FileNotFoundError):
                 path.rename(path.with_suffix(".damaged"))
             self.trainer = self._at_start()
+
+
+def names_in(text: str) -> set[str]:
+    """Names that are separated by commas."""
+    return set(filter(None, text.split(", ")))
