@@ -23,6 +23,7 @@ from erpe.cli.status import statuses
 from erpe.cli.sync import repair
 from erpe.cli.trials import lag_words, status_rows
 from erpe.errors import StoreError, TrialError
+from erpe.report.sources.mlflow import read
 from erpe.search.run_study import run
 from erpe.search.tune import tune
 from erpe.store import HISTORY, STATE, Store
@@ -439,6 +440,13 @@ def test_the_command_says_what_it_mended(tracked, monkeypatch, capsys):
     assert code == 0 and said == f"{SOLO}: everything arrived\n"
     code, said = erpe(monkeypatch, capsys, "sync", f"{GROUP}/relu", "--store", tracked.root)
     assert code == 0 and said == f"{GROUP}: everything arrived\n"
+
+
+@slow
+def test_a_margin_that_changed_is_told_and_read(tracked):
+    plan = load_plan(FILE, [*SMALL, 'variants=["relu"]', "search.trials=1", "confirm.seeds=1", "compare.margin=2"])
+    run(plan, tracked, executor="inline", work=work())
+    assert read(tracked.tracking_uri, [GROUP]).margins == {GROUP: 2}
 
 
 @slow

@@ -23,6 +23,7 @@ from erpe.study.plan import Compare
 from erpe.study.search_space import NO_AXES
 from erpe.study.spec import check_name
 from erpe.tracking.artifacts import CHECKPOINT
+from erpe.tracking.comparison import STUDY
 from erpe.tracking.connection import connect, examine, files_of, runs_of
 from erpe.tracking.image import REMOVED
 
@@ -184,7 +185,8 @@ def _read_study(rows: Rows, client: MlflowClient, uri: str, study: str, runs: li
     ended = [run.info.end_time for run in runs if run.info.end_time]
     if ended:
         rows.dates[study] = datetime.fromtimestamp(max(ended) / 1000, UTC).date().isoformat()
-    margins = [run.data.tags["margin"] for run in runs if "margin" in run.data.tags]
+    marked = [run.data.tags for run in runs if "margin" in run.data.tags]
+    margins = [tags["margin"] for tags in sorted(marked, key=lambda tags: STUDY in tags)]  # it may change after a trial
     rows.margins[study] = Compare(margin=float(margins[-1])).margin if margins else Compare().margin
 
 
