@@ -71,6 +71,8 @@ class AttentionConfig(Config):
         """Fill in the hash and the options of plug-ins, where the loaded ones are those that are meant."""
         if not isinstance(given, dict) or not isinstance(given.get("variant"), str):
             return given
+        if not isinstance(given.get("options", {}), dict):
+            return given
         attention, _, encoding = given["variant"].partition("_")
         parts = plugins.parts_of(attention, encoding or "none")
         own = plugins.hash_of(parts)
@@ -270,10 +272,10 @@ class TrialConfig(Config):
         """The settings that differ from the defaults of the variant on the data set: `{"train.lr": 0.01}`.
 
         Raises:
-            ConfigError: it is of a plug-in, whose options have defaults, and that is not loaded.
+            ConfigError: it is of a plug-in, whose options have defaults, and that is not loaded, or has changed.
         """
-        if self.model.plugin and not plugins.parts_of(*self.model.variant.partition("_")[::2]):
-            raise ConfigError(f"{self.model.variant} is of a plug-in that is not loaded; use --plugin FILE")
+        if self.model.plugin:
+            plugins.check_source(self.model.variant, self.model.plugin)
         usual = type(self)(**defaults(self.model.variant, self.data.dataset).tree()).flat()
         return {name: value for name, value in self.flat().items() if value != usual[name]}
 

@@ -251,20 +251,34 @@ def own_variants(source: Source | None = None) -> tuple[str, ...]:
     )
 
 
-def find(kind: Kind, name: str) -> Registered | None:
-    """What is registered under a name."""
-    return _REGISTERED.get((kind, name))
+def find(kind: Kind, name: str, variant: str, plugin: str) -> Registered:
+    """Return what is registered under a name, for a configuration; see `check_source`."""
+    check_source(variant, plugin)
+    return _REGISTERED[kind, name]
 
 
 def parts_of(attention: str, encoding: str) -> list[Registered]:
     """The registered parts of a variant."""
-    found = find("attention", attention), find("encoding", encoding)
-    return [each for each in found if each]
+    return [_REGISTERED[key] for key in (("attention", attention), ("encoding", encoding)) if key in _REGISTERED]
 
 
 def hash_of(parts: list[Registered]) -> str | None:
     """What a configuration keeps of the sources of its parts."""
     return "+".join(dict.fromkeys(part.source.sha256 for part in parts)) or None
+
+
+def check_source(variant: str, plugin: str) -> None:
+    """Refuse other plug-ins than those that a configuration is of.
+
+    Raises:
+        ConfigError: they are not loaded, or their source is another one.
+    """
+    attention, _, encoding = variant.partition("_")
+    own = hash_of(parts_of(attention, encoding or "none"))
+    if own is None:
+        raise ConfigError(f"{variant} is of a plug-in that is not loaded; use --plugin FILE")
+    if own != plugin:
+        raise ConfigError(f"{variant}: its plug-in is another one (sha256 {own}, not {plugin}); use that file instead")
 
 
 def checked_options(parts: list[Registered], given: dict[str, Any]) -> dict[str, Any]:

@@ -181,8 +181,8 @@ def name_store(text: str, folder: Path) -> str:
     return _HINT.sub(whole, text)
 
 
-_WITH_MODELS = "tune|study|status|sync|predict|compare|report|plot"
-_HINT = re.compile(rf"`(erpe (?:({_WITH_MODELS})|gc|restore|ui|diff|logs)\b[^`]*)`")
+_WITH_MODELS = "tune|study|status|predict|compare|report|plot"
+_HINT = re.compile(rf"`(erpe (?:({_WITH_MODELS})|sync|gc|restore|ui|diff|logs)\b[^`]*)`")
 
 
 def utf8(text: str) -> bool:

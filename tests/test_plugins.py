@@ -26,6 +26,7 @@ from erpe.study.search_space import default_space
 from erpe.study.session import StudySession
 from erpe.study.spec import define, differences_from
 from erpe.tracking.image import desired
+from erpe.tracking.study_tags import study_tags
 from erpe.training.check import check_variant
 from erpe.training.checkpoint import load_model
 
@@ -124,6 +125,7 @@ def test_options_are_settings_with_a_range_of_their_own():
     assert default_space("relu_alibi", "digits").axes["model.options.slope"].values == (0.5, 1.0, 2.0)
     assert "slope" in refusal(config.replace, {"model.options.slope": -1})
     assert "unknown key" in refusal(AttentionConfig, variant="relu_alibi", options={"slop": 1})
+    assert "options: 1 given" in refusal(AttentionConfig, variant="relu_alibi", options=1)
 
 
 def test_the_flops_of_a_layer_that_declares_none_are_counted():
@@ -141,10 +143,11 @@ def test_the_flops_of_a_layer_that_declares_none_are_counted():
 def test_the_source_is_a_part_of_the_identity(tmp_path):
     plugins.load(alibi(tmp_path))
     first = define("relu_alibi", "digits")
+    before = first.identity
     assert define("relu", "digits").definition.keys() == first.definition.keys() - {"plugin"}
     plugins.load(alibi(tmp_path, ("far tokens weigh less", "far tokens weigh little")))
     second = define("relu_alibi", "digits")
-    assert first.identity != second.identity
+    assert before != second.identity
     (told,) = differences_from(first.model_dump(mode="json"), second)
     assert told.startswith("model.plugin: ")
 
@@ -160,6 +163,7 @@ def test_a_stored_configuration_is_read_without_its_plug_in_and_runs_nothing(tmp
     assert "--plugin" in refusal(build, read.model)
     plugins.load(alibi(tmp_path, ("far tokens weigh less", "far tokens weigh little")))
     assert "is another one" in refusal(build, read.model)
+    assert "is another one" in refusal(lambda: read.overrides), "its options had other defaults, perhaps"
 
 
 def test_a_study_file_names_plug_ins_relative_to_itself(tmp_path, monkeypatch):
@@ -251,6 +255,7 @@ def recorded(tmp_path, monkeypatch, empty_database):
     def play(spec, name, **about):
         part = ExperimentRef("plug", **about, plan=plan.model_dump(mode="json")) if about else None
         with StudySession.open(store, spec, trials=1, name=name, part_of=part) as session:
+            session.record_tags(study_tags(spec, name, part))
             trial = session.ask(1)
             session.report(trial.number, 1, 0.5)
             session.decide(trial.number, "COMPLETE", {"test/accuracy": 0.5})
@@ -273,7 +278,7 @@ def recorded(tmp_path, monkeypatch, empty_database):
 DIGIT = EXAMPLES.parent / "digit.png"
 ASKED = [
     "status plug", "study status plug", "compare plug", "report plug", "plot plug accuracy", f"predict tuned {DIGIT}",
-    f"predict plug/relu_alibi {DIGIT}", "export tuned --format torch", "sync plug",
+    f"predict plug/relu_alibi {DIGIT}", "export tuned --format torch",
     "study run plug --executor inline", "study show plug",
 ]  # fmt: skip
 OPEN = [
@@ -300,6 +305,9 @@ def test_every_command_names_the_plug_in_that_it_needs_or_needs_none(recorded, m
         assert not code and "Traceback" not in said, (words, said)
     assert "--plugin" in run("study status")[1], "the store's other studies are shown"
     assert not plugins.loaded()
+    parts = [each for each in read_studies(Store(recorded)) if each.part_of]
+    runs = {each.name: each for each in desired(parts, Store(recorded), running=False) if not each.is_trial}
+    assert runs.keys() == {"relu", "relu/seeds", "relu_alibi", "relu_alibi/seeds"}, "`erpe sync` needs none"
     assert not run("study status plug --plugin alibi.py")[0]
     assert "did you mean plug" in run("study run plugg")[1]
     assert not run("study show plug --plugin alibi.py")[0]
@@ -307,9 +315,6 @@ def test_every_command_names_the_plug_in_that_it_needs_or_needs_none(recorded, m
     assert hint == "`erpe compare plug --store /a --plugin alibi.py` and `erpe ui plug --store /a`"
     assert list(erpe.load_study("plug", recorded, plugins=["alibi.py"]).arms["arm"]) == ["relu", "relu_alibi"]
     assert shown("plug.relu_alibi.confirm-0ae200") == "plug/relu_alibi/seeds"
-    parts = [each for each in read_studies(Store(recorded)) if each.part_of]
-    runs = {each.name for each in desired(parts, Store(recorded), running=False) if not each.is_trial}
-    assert runs == {"relu", "relu/seeds", "relu_alibi", "relu_alibi/seeds"}
 
 
 def test_a_model_of_a_plug_in_is_trained_and_keeps_its_source(tmp_path):

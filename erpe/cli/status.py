@@ -226,10 +226,10 @@ def result_lines(result: CampaignResult, store: Path) -> list[str]:
         lines.append(f"{finished_words(result.study, result.finished, remedy)}; {result.openings.told()}")
     else:
         lines.append(f"{result.study}: done in {clock(result.seconds)}; {result.openings.told()}")
-    later = f"for MLflow: erpe sync{where}    page: erpe report {result.study}{where}"
+    later = f"for MLflow: erpe sync{place}    page: erpe report {result.study}{where}"
     lines.append(f"page: {result.page}" if result.page else later)
     lines.append(f"tables: erpe compare {result.study}{where}    look: {where_to_look(place)}")
     if result.lag:
         why = f" ({result.problem})" if result.problem else ""
-        lines.append(f"{changes_wait(result.lag)} for MLflow; erpe sync{where} sends them{why}")
+        lines.append(f"{changes_wait(result.lag)} for MLflow; erpe sync{place} sends them{why}")
     return [line(each) for each in lines]

@@ -86,7 +86,7 @@ def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
     print(f"look: {where_to_look(place)}    status: erpe status{where}{use}")
     if result.lag:
         why = f" ({result.problem})" if result.problem else ""
-        print(f"{changes_wait(result.lag)} for MLflow; erpe sync{where} sends them{why}")
+        print(f"{changes_wait(result.lag)} for MLflow; erpe sync{place} sends them{why}")
 
 
 def finished_words(study: str, ended: datetime, remedy: str) -> str:

@@ -188,13 +188,7 @@ def class_of(kind: plugins.Kind, config: AttentionConfig) -> Any:
     name = config.attention if kind == "attention" else config.encoding
     if name in built_in:
         return built_in[name]
-    found = plugins.find(kind, name)
-    if found is None:
-        raise ConfigError(f"{config.variant}: {name} is of a plug-in that is not loaded; use --plugin FILE")
-    if found.source.sha256 not in (config.plugin or "").split("+"):
-        other = f"sha256 {found.source.sha256}, not {config.plugin}"
-        raise ConfigError(f"{config.variant}: the plug-in with {name} is another one ({other}); use that file")
-    return found.cls
+    return plugins.find(kind, name, config.variant, config.plugin or "").cls
 
 
 def no_numbers(q: Tensor, k: Tensor) -> Tensor:

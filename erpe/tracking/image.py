@@ -103,7 +103,7 @@ def desired(
     """
     for member in (member for member in members if member.trials or running):
         spec = _spec(member)
-        tags = made_with(member) | member.tags | study_tags(spec, member.name, member.part_of)
+        tags = made_with(member) | member.tags | _tags(member, spec)
         if not known(member.about.uid, Mark(0, OPENED)):
             yield _study(member, tags, store, Mark(0, RUNNING))._replace(mark=Mark(0, OPENED))
         for trial in member.trials:
@@ -112,6 +112,16 @@ def desired(
         if not known(member.about.uid, mark := study_mark(member, members, running)):
             yield _study(member, tags, store, mark)
     yield from _report(members, store, known)
+
+
+def _tags(member: StudyRecord, spec: StudySpec) -> dict[str, str]:
+    """Return the tags of a study; none of one whose plug-in is not here, if its driver left them."""
+    try:
+        return study_tags(spec, member.name, member.part_of)
+    except ConfigError:
+        if not member.tags:
+            raise
+        return {}
 
 
 def _trial(member: StudyRecord, trial: TrialRecord, spec: StudySpec, tags: dict[str, str], store: Store) -> RunImage:
