@@ -10,8 +10,9 @@ confirmed runs, interleaved, one after the other, when nothing else runs.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -41,6 +42,9 @@ from erpe.study.spec import StudySpec
 from erpe.text import last_line
 from erpe.tracking.provenance import made_with
 from erpe.tracking.study_tags import study_tags
+
+Started = Callable[[], Workers]
+"""Starts the workers when it is called first."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,14 @@ def run(
         progress.on_phase("data")
         work.prepare()
         most = len(plan.arms()) * max(plan.search.trials, plan.confirm.seeds)
-        with where.workers(most, store, plan.name, remote, progress) as workers:
-            campaign.tags["device"] = workers.device
+        with contextlib.ExitStack() as working:
+
+            @functools.cache
+            def workers() -> Workers:
+                found = working.enter_context(where.workers(most, store, plan.name, remote, progress))
+                campaign.tags["device"] = found.device
+                return found
+
             confirmed = campaign.play(searches, work, workers)
         if not offline:
             progress.on_phase("tracking")
@@ -151,7 +161,7 @@ class _Campaign:
     draining: Event = field(default_factory=Event)
     """Set by Ctrl-C."""
 
-    def play(self, searches: list[StudyController], work: Objective, workers: Workers) -> dict[str, int]:
+    def play(self, searches: list[StudyController], work: Objective, workers: Started) -> dict[str, int]:
         """All three phases; those that are done are done. The number of confirmed runs of each arm."""
         self._take_turns(searches, [self._budget(c) for c in searches], "search", work.start, workers)
         self._close(searches)
@@ -211,34 +221,41 @@ class _Campaign:
         return Budget(trials, self.plan.flops_per_image(), flops_per_image)
 
     def _take_turns(
-        self, controllers: list[StudyController], budgets: list[Budget], phase: str, start: Any, workers: Workers
+        self,
+        controllers: list[StudyController],
+        budgets: list[Budget],
+        phase: str,
+        start: Any,
+        workers: Started,
     ) -> None:
         """Run a phase to its end; the parents' runs are opened before it."""
         shared = FairShareController(controllers, budgets)
         if shared.left():
+            workers()
             self.progress.on_phase(phase)
             for controller in controllers:
                 controller.tags["device"] = self.tags["device"]
                 controller.session.record_tags(controller.tags)
                 self.tracker.tell(controller.session.name)
         while shared.left() and not self.draining.is_set():  # pruned trials may have left some budget
-            workers.search(shared, start)
+            workers().search(shared, start)
 
     def _close(self, controllers: list[StudyController]) -> None:
         """Tell the tracker how a phase ended for each arm."""
         for controller in controllers:
             self.tracker.tell(controller.session.name)
 
-    def _time(self, confirmations: list[StudyController], work: Objective, workers: Workers) -> None:
+    def _time(self, confirmations: list[StudyController], work: Objective, workers: Started) -> None:
         """Time every confirmed run in one go, seed by seed, unless all are timed already."""
         runs = [(c, trial) for c in confirmations for trial in c.study().trials if trial.state == "COMPLETE"]
         runs.sort(key=lambda run: run[1].number)  # stable: within a seed, in the order of the table
         if all(trial.number in c.session.read().finals for c, trial in runs):
             return
+        workers()
         self.progress.on_phase("time")
         folders = [c.folder(trial) for c, trial in runs]
         with checked_out(self.remote, *folders):
-            times = workers.call(work.time, folders)
+            times = workers().call(work.time, folders)
         for (controller, trial), found in zip(runs, times, strict=True):
             controller.session.record_final(trial.number, found)
             self.tracker.end_trial(controller.session.name, trial)
