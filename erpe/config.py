@@ -53,8 +53,8 @@ class AttentionConfig(Config):
     normalize_qk: bool = False
     """l2-normalise q and k per head; then no d^(-1/4)."""
     method: Literal["auto", "dense", "fft", "torch"] = "auto"
-    """How linear attention is computed, always exactly: the quickest way, the only one with our kernels for GPUs; by
-    torch's operators; or `dense` or `fft`, which are ways of the general encoding."""
+    """How linear attention is computed, always exactly: `auto`, what is quickest; `torch`, by torch's operators alone;
+    `dense` or `fft`, ways of the general encoding. Only `auto` takes the kernels for GPUs."""
     rank: Size | None = Field(None, exclude_if=lambda rank: rank is None)  # written where set: older stores stay theirs
     """Terms of a series instead, on linear attention: linear cost, not exact; default: exact."""
     eps: NonNegativeFloat = 1e-6

@@ -147,7 +147,8 @@ def test_the_table_of_settings_is_that_of_the_configuration():
         section, field = name.split(".")
         found = config.flat()[name]
         assert value == ("none" if found is None else found if isinstance(found, str) else json.dumps(found)), name
-        assert meaning.lower() == type(getattr(config, section)).model_fields[field].description.lower(), name
+        described = " ".join(type(getattr(config, section)).model_fields[field].description.split())
+        assert meaning.lower() == described.lower(), name
 
 
 def test_each_dependency_names_the_file_that_needs_it_and_is_locked():
