@@ -122,14 +122,15 @@ def test_the_readme_tells_what_the_search_on_cifar10_found():
 
 def test_the_readme_tells_what_confirmed_runs_on_cifar10_found():
     runs = pd.read_csv(CIFAR10 / "compare_runs.csv")
-    seeds = runs.groupby("arm").size()
+    arms = pd.read_csv(CIFAR10 / "compare_arms.csv")["arm"]
+    seeds = runs.groupby("arm").size().reindex(arms, fill_value=0)
     mean = (100 * runs.groupby("arm")["test/accuracy"].mean()).map("{:.1f}".format)
-    assert seeds.max() == 1, "more than one seed has intervals to tell of"
+    assert seeds.max() < 8, "a whole study has intervals to tell of"
     assert (
-        f"Of its 144 confirmed runs {len(runs)} are done, one seed of each arm at most: on the test set "
-        f"softmax reaches {mean['softmax-learned']} % with learned positions and {mean['softmax-position_none']} % "
-        f"without, FAVOR+ {mean['favor-learned']} and {mean['favor-position_none']} %, and with RoPE in their place "
-        f"{mean['favor_rope-position_none']} %."
+        f"Of its {8 * len(arms)} confirmed runs {len(runs)} are done, {seeds.min()} to {seeds.max()} seeds of each arm: "
+        f"on the test set softmax reaches {mean['softmax-learned']} % with learned positions and "
+        f"{mean['softmax-position_none']} % without, FAVOR+ {mean['favor-learned']} and {mean['favor-position_none']} %, "
+        f"and with RoPE in their place {mean['favor_rope-position_none']} %."
     ) in READMES["."]
 
 
