@@ -85,7 +85,7 @@ def test_each_of_twelve_configurations_in_a_process_has_one_graph_in_training_an
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["softmax_general", "favor", "favor_circulant", "relu_rope"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_of_the_compiled_graph_are_those_of_the_model(graphs, monkeypatch, variant):
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
     model = build(ModelConfig(variant=variant, **BASE | SWITCHES[variant] | {"dropout": 0.0, "drop_path": 0.0}))

@@ -14,7 +14,9 @@ import torch
 from cubins import CASES
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
+from torch._dynamo.utils import counters
 from torch._subclasses import FakeTensorMode
+from torch.func import functional_call
 from torch.nn.attention.flex_attention import flex_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,6 +28,8 @@ from erpe.model.kernels.gpu import blocks, flex, launch, masked_launch, masked_o
 from erpe.model.kernels.linear import by_torch
 from erpe.model.kernels.tiles import dense_product, window_top
 from erpe.model.rotation import Rotation
+from erpe.training import compilation
+from erpe.training.compilation import Compiled
 
 FAVOR = Maps(Map("exp of query", 0.0), Map("exp of key", 1e-2, 0.2))
 RELU = Maps(Map("relu", 0.1), Map("relu", 0.2))
@@ -268,6 +272,31 @@ def test_kernels_are_taken_by_auto_alone_and_none_at_all_where_torchs_operators_
         monkeypatch.setattr(cpu, "_call", pytest.fail)
     layer = build_attention(variant, grid=(2, 3), heads=2, head_dim=8, features=8, method=method)
     layer(*(noise(1, 2, 6, 8, seed=seed).requires_grad_() for seed in range(3))).sum().backward()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("variant", ["favor_rope", "relu_circulant", "favor_general"])
+def test_a_compiled_layer_is_one_graph_with_the_kernels_in_it_and_has_their_slopes(
+    variant, packed, everywhere, monkeypatch
+):
+    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # pytest would ask for all of it
+    layer = build_attention(variant, grid=(2, 2), heads=1, head_dim=8, features=8, cls="general" in variant)
+    learn = [noise(1, 1, layer.shape.tokens, 8, seed=seed) for seed in range(3)]
+    names = [name for name, _ in layer.named_parameters()]
+    learn += [noise(*x.shape) for x in layer.parameters()]
+    learn = [(torch.stack([x, -x]) if packed else x).requires_grad_() for x in learn]
+
+    def call(*given):
+        return functional_call(layer, dict(zip(names, given[3:], strict=True)), given[:3])
+
+    many = torch.vmap(call) if packed else call
+    counters.clear()
+    found, expected = ([y, *torch.autograd.grad(y.square().sum(), learn)]
+                       for y in (Compiled(many, layer, pytest.fail)(*learn), many(*learn)))  # fmt: skip
+    assert worst(found, expected) < 1e-6
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
 
 
 def test_operators_fit_torchs_rules_for_operators():
