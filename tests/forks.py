@@ -9,7 +9,7 @@ from contextlib import suppress
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
-        "erpe.search.tune", "erpe.training.trial", "erpe.tracking.experiment", "torch._dynamo", "mlflow.tracking",
+        "erpe.search.tune", "erpe.training.trial", "erpe.tracking.mlflow_calls", "torch._dynamo", "mlflow.tracking",
         "mlflow.store.tracking.sqlalchemy_store", "optuna.storages", "optuna.visualization", "matplotlib.pyplot",
         "optuna.importance", "psycopg",
         # An MLflow server, but for mlflow.server itself, which reads its environment when it is imported.

@@ -10,7 +10,7 @@ from erpe.config import defaults
 from erpe.errors import ConfigError, ErpeError
 from erpe.search.tune import tune
 from erpe.store import Store
-from erpe.study import samplers
+from erpe.study import pruning, samplers
 from erpe.study.objectives import Goals, check_limits, read_limits, read_objective
 from erpe.study.reading import read_studies
 from erpe.study.records import TrialOutcome, TrialRecord, irreplaceable
@@ -243,8 +243,8 @@ def test_rungs_are_those_of_the_settings_that_are_stored():
     stops = [
         epoch
         for epoch in range(1, 10)
-        if samplers.falls_behind(spec, 20, own._replace(epochs=dict.fromkeys(range(1, epoch + 1), 0.1)), others)
+        if pruning.falls_behind(spec, 20, own._replace(epochs=dict.fromkeys(range(1, epoch + 1), 0.1)), others)
     ]
     assert stops == [first, 2 * first]
     never = spec.model_copy(update={"pruner": "none"})
-    assert not samplers.falls_behind(never, 20, own._replace(epochs={first: 0.1}), others)
+    assert not pruning.falls_behind(never, 20, own._replace(epochs={first: 0.1}), others)

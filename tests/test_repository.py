@@ -126,11 +126,11 @@ def test_the_readme_tells_what_confirmed_runs_on_cifar10_found():
     seeds = runs.groupby("arm").size().reindex(arms, fill_value=0)
     mean = (100 * runs.groupby("arm")["test/accuracy"].mean()).map("{:.1f}".format)
     assert seeds.max() < 8, "a whole study has intervals to tell of"
+    how_many = f"Of its {8 * len(arms)} confirmed runs {len(runs)} are done, {seeds.min()} to {seeds.max()} seeds"
     assert (
-        f"Of its {8 * len(arms)} confirmed runs {len(runs)} are done, {seeds.min()} to {seeds.max()} seeds of each arm: "
-        f"on the test set softmax reaches {mean['softmax-learned']} % with learned positions and "
-        f"{mean['softmax-position_none']} % without, FAVOR+ {mean['favor-learned']} and {mean['favor-position_none']} %, "
-        f"and with RoPE in their place {mean['favor_rope-position_none']} %."
+        f"{how_many} of each arm: on the test set softmax reaches {mean['softmax-learned']} % with learned positions "
+        f"and {mean['softmax-position_none']} % without, FAVOR+ {mean['favor-learned']} and "
+        f"{mean['favor-position_none']} %, and with RoPE in their place {mean['favor_rope-position_none']} %."
     ) in READMES["."]
 
 

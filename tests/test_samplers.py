@@ -5,7 +5,7 @@ from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 
 from erpe.plugins import VARIANTS
 from erpe.store import Store
-from erpe.study import samplers
+from erpe.study import pruning, samplers
 from erpe.study.plan import Plan
 from erpe.study.session import StudySession
 from erpe.study.spec import define
@@ -48,9 +48,9 @@ def test_the_first_rung_is_at_a_third_of_the_epochs_or_later(epochs):
 
 def test_a_short_search_is_not_pruned_unless_it_is_told_to_be():
     auto, asha = define("relu", "digits"), define("relu", "digits", pruner="asha")
-    assert isinstance(samplers.make_pruner(auto, 15), NopPruner)
-    assert isinstance(samplers.make_pruner(auto, 16), SuccessiveHalvingPruner)
-    assert isinstance(samplers.make_pruner(asha, 2), SuccessiveHalvingPruner)
+    assert isinstance(pruning.make_pruner(auto, 15), NopPruner)
+    assert isinstance(pruning.make_pruner(auto, 16), SuccessiveHalvingPruner)
+    assert isinstance(pruning.make_pruner(asha, 2), SuccessiveHalvingPruner)
     assert samplers.settings(auto, 15)["pruner"] == {"name": "none"}
     assert samplers.settings(auto, 16)["pruner"]["name"] == samplers.settings(asha, 2)["pruner"]["name"] == "asha"
 

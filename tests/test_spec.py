@@ -5,7 +5,7 @@ import pytest
 from erpe.config import TrainConfig, TrialConfig, defaults
 from erpe.errors import ConfigError
 from erpe.plugins import VARIANTS
-from erpe.study import samplers
+from erpe.study import pruning, samplers
 from erpe.study.distributions import Choices, Floats, Ints, Space
 from erpe.study.search_space import default_space
 from erpe.study.spec import StudySpec, check_name, confirmation, define, derive_seed, differences, differences_from
@@ -182,7 +182,7 @@ def test_a_specification_survives_json():
 @pytest.mark.parametrize("pruner", ["auto", "asha", "hyperband", "median", "none"])
 def test_every_sampler_and_pruner_can_be_made_and_is_written_down(sampler, pruner):
     spec = define("favor", "digits", sampler=sampler, pruner=pruner)
-    samplers.make_sampler(spec, [], 20), samplers.make_pruner(spec, 20)
+    samplers.make_sampler(spec, [], 20), pruning.make_pruner(spec, 20)
     written = samplers.settings(spec, 20)
     assert written["sampler"]["name"] == sampler and written["optuna"]
     assert written["pruner"]["name"] == ("asha" if pruner == "auto" else pruner)

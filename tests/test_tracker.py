@@ -22,8 +22,8 @@ from erpe.study.reading import read_studies
 from erpe.text import redact
 from erpe.tracking.artifacts import draw
 from erpe.tracking.connection import probe
-from erpe.tracking.experiment import Experiment
 from erpe.tracking.history import Journal, read_history
+from erpe.tracking.mlflow_calls import Experiment
 from erpe.tracking.provenance import collect
 from erpe.tracking.publisher import Publisher
 from erpe.tracking.tracker import sync

@@ -81,7 +81,8 @@ def plan_notes(plan: Plan, rows: list[dict[str, Any]], points: float) -> list[st
 
 
 def _searched(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
-    from erpe.study.samplers import FEWEST_FOR_PRUNING, chosen_pruner, startup_trials
+    from erpe.study.pruning import FEWEST_FOR_PRUNING, chosen_pruner
+    from erpe.study.samplers import startup_trials
 
     arm, trials = plan.arms()[0], plan.search.trials
     spec = plan.search_spec(arm)

@@ -1,4 +1,4 @@
-"""Optuna's samplers and pruners, with every setting written down: other versions have other defaults.
+"""Optuna's samplers, with every setting written down: other versions have other defaults.
 
 Start-up and random draws are common to the arms of a study: an axis of trial k has the same value in each of them.
 After the start-up a sampler that learns goes its own way in every arm.
@@ -6,12 +6,10 @@ After the start-up a sampler that learns goes its own way in every arm.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
@@ -19,14 +17,13 @@ from erpe.config import TrialConfig
 from erpe.errors import StudyError
 from erpe.study.distributions import sample
 from erpe.study.naming import shown
+from erpe.study.pruning import chosen_pruner, pruner_settings
 from erpe.study.records import COSTS, REFUSED
-from erpe.study.spec import Pruner, StudySpec, derive_seed
+from erpe.study.spec import StudySpec, derive_seed
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
-
-    from erpe.study.records import TrialRecord
 
 _SAMPLERS: dict[str, dict[str, Any]] = {
     "tpe": {"multivariate": True, "constant_liar": True},
@@ -38,9 +35,6 @@ _SAMPLERS: dict[str, dict[str, Any]] = {
 
 _STARTUP = {"tpe": 8, "gp": 8}
 """Finished trials before a sampler learns, in a long search; in a short one at most half the trials."""
-
-FEWEST_FOR_PRUNING = 16
-"""Trials of a search; of fewer a rung compares too few, and prunes what would have won."""
 
 POPULATION = 50
 """Trials of a generation of NSGA-II, in a long search; in a short one a quarter of the trials."""
@@ -160,59 +154,6 @@ def draw(study: optuna.Study, spec: StudySpec, trials: int | None) -> tuple[optu
     )
 
 
-def chosen_pruner(spec: StudySpec, trials: int | None) -> Pruner:
-    """Return the pruner that is used.
-
-    `auto` is asha, or none where a search has fewer than `FEWEST_FOR_PRUNING` trials.
-    """
-    if spec.pruner != "auto":
-        return spec.pruner
-    return "none" if trials is not None and trials < FEWEST_FOR_PRUNING else "asha"
-
-
-def _pruner_settings(pruner: Pruner, epochs: int) -> dict[str, Any]:
-    # Before a third of the epochs warm-up hides how good a trial is.
-    first = max(1, math.ceil(epochs / 3))
-    match pruner:
-        case "asha":
-            return {"min_resource": first, "reduction_factor": 2}
-        case "hyperband":
-            return {"min_resource": first, "max_resource": epochs, "reduction_factor": 2}
-        case "median":
-            return {"n_startup_trials": 4, "n_warmup_steps": first}
-        case _:
-            return {}
-
-
-def make_pruner(spec: StudySpec, trials: int | None) -> BasePruner:
-    """Return the study's pruner; rungs are epochs. Optuna has none for several objectives: see `falls_behind`.
-
-    Args:
-        trials: of the whole search.
-    """
-    pruner = "none" if spec.goals.several else chosen_pruner(spec, trials)
-    classes = {
-        "asha": SuccessiveHalvingPruner, "hyperband": HyperbandPruner, "median": MedianPruner, "none": NopPruner,
-    }  # fmt: skip
-    make: Callable[..., BasePruner] = classes[pruner]
-    return make(**_pruner_settings(pruner, spec.epochs))
-
-
-def falls_behind(spec: StudySpec, trials: int | None, trial: TrialRecord, others: list[TrialRecord]) -> bool:
-    """Whether a trial of a study of several objectives is to be pruned after its last epoch; see `Goals.falls_behind`.
-
-    Args:
-        trials: of the whole search.
-        others: all trials so far.
-    """
-    epoch, how = max(trial.epochs), _pruner_settings(chosen_pruner(spec, trials), spec.epochs)
-    if not how:
-        return False
-    first, factor = how["min_resource"], how["reduction_factor"]
-    rungs = (first * factor**rung for rung in range(epoch.bit_length() + 1))
-    return epoch in rungs and spec.goals.falls_behind(trial, others, epoch, factor)
-
-
 def settings(spec: StudySpec, trials: int | None) -> dict[str, Any]:
     """All of the above as data, to be stored with the study."""
     pruner, startup = chosen_pruner(spec, trials), startup_trials(spec, trials)
@@ -222,5 +163,5 @@ def settings(spec: StudySpec, trials: int | None) -> dict[str, Any]:
         "optuna": optuna.__version__,
         "trials": trials,
         "sampler": {"name": spec.sampler} | learns | _SAMPLERS[spec.sampler],
-        "pruner": {"name": pruner} | _pruner_settings(pruner, spec.epochs),
+        "pruner": {"name": pruner} | pruner_settings(pruner, spec.epochs),
     }

@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 
 from erpe.errors import StudyError, TrialError
 from erpe.store import Store
-from erpe.study import lookup, reading, records, samplers, storage
+from erpe.study import lookup, pruning, reading, records, samplers, storage
 from erpe.study.lock import Lease, acquire, fenced
 from erpe.study.naming import shown
 from erpe.study.records import CONFIG, ExperimentRef, StudyRecord, TrialOutcome, TrialRecord
@@ -54,7 +54,7 @@ class StudySession:
         self._ended: dict[int, TrialRecord] = {}
         """To read all again of every trial that ever ended would make each trial slower than the one before."""
         self.uid = reading.read_about(study.study_name, study.user_attrs).uid
-        study.pruner = samplers.make_pruner(spec, trials)
+        study.pruner = pruning.make_pruner(spec, trials)
         self._epoch = int(study.user_attrs.get(records.EPOCH, 0)) + 1
         study.set_user_attr(records.EPOCH, self._epoch)
 
@@ -213,7 +213,7 @@ class StudySession:
         if not self._spec.goals.several:
             return self._trial(number).should_prune()
         others = reading.read_study(self._study, self._ended).trials
-        return samplers.falls_behind(self._spec, self._trials, self._record(number), others)
+        return pruning.falls_behind(self._spec, self._trials, self._record(number), others)
 
     @fenced
     def record_crash(self, number: int, reason: str) -> bool:

@@ -23,7 +23,7 @@ from erpe.tracking.image import RunImage, desired
 from erpe.tracking.marks import GONE, OPENED, Mark
 
 if TYPE_CHECKING:
-    from erpe.tracking.experiment import Experiment
+    from erpe.tracking.mlflow_calls import Experiment
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds between attempts while nothing gets through: doubled each time."""
@@ -144,7 +144,7 @@ class Publisher:
 
     def _open(self) -> Experiment | None:
         if self._experiment is None and self._is_well():  # a server that is not MLflow may say yes to everything
-            from erpe.tracking.experiment import Experiment
+            from erpe.tracking.mlflow_calls import Experiment
 
             self._experiment, self._look = Experiment(self.store, self.study), True
         return self._experiment
