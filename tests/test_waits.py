@@ -1,6 +1,7 @@
 """What an epoch on a GPU copies and waits for: its losses. On tensors without numbers, which need no GPU.
 
-The backward pass is not in it: a build of torch for CPUs cannot record gradients on CUDA.
+A build of torch for CPUs cannot record gradients on CUDA: the backward pass is on torch's device `meta`, which has no
+numbers either, and refuses to wait.
 """
 
 import re
@@ -29,6 +30,7 @@ from erpe.training.loop import Trainer
 
 WAITS = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "is_nonzero", "item"}
 """Operators whose result the CPU needs, or whose shape depends on numbers."""
+COPIES = {"_to_copy", "copy_", "_foreach_copy_", "set_", "_copy_from"}
 SETTINGS = {
     "model.dropout": 0.1, "model.drop_path": 0.1, "model.depth": 1, "train.batch": 120, "train.clip_norm": 1.0,
     "train.ema": 0.9, "train.redraw": 2, "train.precision": "float32", "train.compile": "off",
@@ -41,22 +43,22 @@ CASES = [*((variant, {}) for variant in VARIANTS), ("relu", POLICY), ("favor", {
 class Watch(TorchDispatchMode):
     """Lists each copy between devices, and each wait, with the line of erpe that asked for it."""
 
-    def __init__(self):
+    def __init__(self, device="cuda"):
         super().__init__()
-        self.seen = []
+        self.seen, self.device = [], device
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
         try:
             result = function(*args, **(kwargs or {}))
         finally:
-            places = {x.device.type for x in args if isinstance(x, torch.Tensor) and (x.ndim or name == "copy_")}
+            places = {x.device.type for x in tree_leaves(args) if isinstance(x, torch.Tensor)}
             where = (kwargs or {}).get("device")
             places |= {where.type} if isinstance(where, torch.device) else set()
-            crosses = name in ("_to_copy", "copy_") and len(places) > 1
-            if crosses or (name in WAITS and "cuda" in places):
+            if (name in COPIES and len(places) > 1) or (name in WAITS and self.device in places):
                 lines = [each for each in traceback.extract_stack() if "/erpe/" in each.filename]
-                self.seen.append(f"{name}: {lines[-1].name}: {lines[-1].line}")
+                where = lines[-1] if lines else traceback.extract_stack()[-2]
+                self.seen.append(f"{name}: {where.name}: {where.line}")
         return result
 
 
@@ -183,6 +185,39 @@ def test_an_epoch_of_a_pack_copies_nothing_and_waits_for_its_losses_alone(absent
         Pack(trainers).epoch([1, 1])
     assert watch.seen == []
     assert looks == [2, 1]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_step_with_its_slopes_copies_nothing_and_waits_for_nothing(variant, monkeypatch):
+    config = tiny(variant, SETTINGS)
+    images = Images(torch.zeros(300, *config.model.image, dtype=torch.uint8), torch.zeros(300, dtype=torch.int64))
+    trainer = Trainer(config, build(config.model), images, torch.device("cpu"))
+    for model in (trainer.model, trainer.final):
+        elsewhere(model, "meta")
+    trainer.averaged.n_averaged.fill_(1)
+    trainer.device = torch.device("meta")
+    trainer.optimiser = torch.optim.SGD(trainer.model.parameters())  # AdamW's is above
+    monkeypatch.setattr(torch, "autocast", lambda *given, **more: nullcontext())
+    monkeypatch.setattr(trainer, "inputs", lambda rows: (rows.new_empty(120, *config.model.image).float(), rows))
+    rows = torch.empty(120, dtype=torch.int64, device="meta")
+    trainer.step(rows, 1e-3)  # tables are made
+    with Watch("meta") as watch:
+        trainer.step(rows, 1e-3)
+    assert watch.seen == []
+    assert all(p.grad is not None and p.grad.is_meta for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize(("way", "seen"), [
+    (lambda x, y: x[0, 0].copy_(y[0, 0]), "copy_"),
+    (lambda x, y: y.sum().to("meta"), "_to_copy"),
+    (lambda x, y: torch._foreach_copy_([x], [y]), "_foreach_copy_"),
+    (lambda x, y: x.add_(y.to("meta")), "_to_copy"),
+])  # fmt: skip
+def test_a_copy_is_seen_also_one_of_a_single_number_or_of_many_tensors(way, seen):
+    x = torch.empty(2, 2, device="meta")
+    with Watch("meta") as watch:
+        way(x, torch.ones(2, 2))
+    assert len(watch.seen) == 1 and watch.seen[0].startswith(f"{seen}: ")
 
 
 class Operators(TorchDispatchMode):
