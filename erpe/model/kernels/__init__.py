@@ -25,7 +25,11 @@ N = 256, D = 32, numbers of q and k up to 3 times N(0, 1). `tests/test_triton.py
 
 `torch.backends.cuda.matmul.fp32_precision` stays as torch has it, "none": no TF32.
 
-The masked kernels for GPUs read float32 features. Softmax attention with log-weights may be torch's FlexAttention
+The masked kernels for GPUs serve compiled models, too: N x N weights, however they are fused, are written and read some
+four times forward and eight backward, of 4 N^2 bytes an image and head each time, where the kernels read and write 4 N
+(2 m + 2 Dv). They read float32: values in bfloat16 would save an eighth of that. None of it was timed.
+
+Softmax attention with log-weights may be torch's FlexAttention
 (gpu/flex.py), which adds their slopes by atomics: `torch.use_deterministic_algorithms` keeps it away.
 
 "Everything else" is other devices and types, machines without a C compiler, and whatever looks at torch's operators:

@@ -113,12 +113,17 @@ class _LinearSlopes(torch.autograd.Function):
         return *found[:3], None, None, d_planes, *[None] * 6, d_d_y
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        size, (y, *made, d_y) = info.batch_size, inputs[8:]
-        y, d_y = more_heads(size, (in_dims[8], in_dims[12]), (y, d_y))
-        if not any(isinstance(dim, int) for dim in (*in_dims[:7], *(in_dims[7] or ()))):  # the product was of one layer
+    def vmap(
+        info: Any, in_dims: Any, q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps,
+        planes: Tensor | None, along: Tensor | None, turn: Turn | None,
+        y: Tensor, sums: Tensor, z: Tensor, den: Tensor, d_y: Tensor,
+    ) -> Any:  # fmt: skip
+        size, made, (*dims, of_y, _, _, _, of_d_y) = info.batch_size, [sums, z, den], in_dims
+        y, d_y = more_heads(size, (of_y, of_d_y), (y, d_y))
+        if not any(isinstance(dim, int) for dim in (*dims[:7], *(dims[7] or ()))):  # the product was of one layer
             made = [repeated(size, x, len(y)) for x in made]
-        d_q, d_k, d_v, d_planes = _LinearSlopes.apply(*_folded(size, in_dims, *inputs[:8]), y, *made, d_y)
+        folded = _folded(size, dims, q, k, v, w, maps, planes, along, turn)
+        d_q, d_k, d_v, d_planes = _LinearSlopes.apply(*folded, y, *made, d_y)
         found = [x.unflatten(1, (size, -1)) for x in (d_q, d_k, d_v)]
         return (*found, d_planes if d_planes is None else d_planes.unflatten(1, (size, -1))), (1, 1, 1, 1)
 

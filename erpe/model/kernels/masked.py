@@ -201,13 +201,17 @@ class _CompiledSlopes(torch.autograd.Function):
         return *found[:4], *[None] * 5, found[4], d_d_den, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        size, (y, den, d_y, d_den, c) = info.batch_size, inputs[7:]
-        d_den = None if d_den is None else more_heads(size, in_dims[10:11], [d_den])[0]
-        y, den, d_y = more_heads(size, in_dims[7:10], (y, den, d_y))
-        if not any(isinstance(dim, int) for dim in in_dims[:7]):  # the product itself was of one layer
+    def vmap(
+        info: Any, in_dims: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, top: Tensor | None, w: Tensor | None,
+        maps: Maps, y: Tensor, den: Tensor, d_y: Tensor, d_den: Tensor | None, c: Tensor,
+    ) -> Any:  # fmt: skip
+        size, (*dims, of_y, of_den, of_d_y, of_d_den, _) = info.batch_size, in_dims
+        d_den = None if d_den is None else more_heads(size, [of_d_den], [d_den])[0]
+        y, den, d_y = more_heads(size, (of_y, of_den, of_d_y), (y, den, d_y))
+        if not any(isinstance(dim, int) for dim in dims):  # the product itself was of one layer
             c = c.repeat(size, 1, 1) if len(c) else c
-        found = _CompiledSlopes.apply(*_folded(size, in_dims, *inputs[:7]), y, den, d_y, d_den, c)
+        folded = _folded(size, dims, q, k, v, bias, top, w, maps)
+        found = _CompiledSlopes.apply(*folded, y, den, d_y, d_den, c)
         return unfolded_mask(size, found)
 
 

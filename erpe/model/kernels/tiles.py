@@ -106,12 +106,16 @@ class _MaskedSlopes(torch.autograd.Function):
         return *found, None, d_d_num, d_d_den, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        d_num, d_den = more_heads(info.batch_size, in_dims[5:7], inputs[5:7])
-        kept = inputs[7]
-        if len(kept) and not any(isinstance(dim, int) for dim in in_dims[:5]):  # the product itself was of one layer
+    def vmap(
+        info: Any, in_dims: Any, phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor,
+        d_num: Tensor, d_den: Tensor, kept: Tensor,
+    ) -> Any:  # fmt: skip
+        *dims, of_d_num, of_d_den, _ = in_dims
+        d_num, d_den = more_heads(info.batch_size, (of_d_num, of_d_den), (d_num, d_den))
+        if len(kept) and not any(isinstance(dim, int) for dim in dims):  # the product itself was of one layer
             kept = repeated(info.batch_size, kept, len(d_num))
-        found = _MaskedSlopes.apply(*folded_mask(info.batch_size, in_dims, *inputs[:5]), d_num, d_den, kept)
+        folded = folded_mask(info.batch_size, dims, phi_q, phi_k, v, bias, top)
+        found = _MaskedSlopes.apply(*folded, d_num, d_den, kept)
         return unfolded_mask(info.batch_size, found)
 
 

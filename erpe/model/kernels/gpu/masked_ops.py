@@ -77,10 +77,13 @@ def _(info: Any, in_dims: Any, *inputs: Any) -> Any:
 
 
 @masked_backward.register_vmap
-def _(info: Any, in_dims: Any, *inputs: Any) -> Any:
-    size = info.batch_size
-    slopes = more_heads(size, in_dims[5:], inputs[5:])
-    return unfolded_mask(size, masked_backward(*folded_mask(size, in_dims[:5], *inputs[:5]), *slopes))
+def _(
+    info: Any, in_dims: Any, phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor,
+    d_num: Tensor, d_den: Tensor,
+) -> Any:  # fmt: skip
+    size, (*dims, of_d_num, of_d_den) = info.batch_size, in_dims
+    slopes = more_heads(size, (of_d_num, of_d_den), (d_num, d_den))
+    return unfolded_mask(size, masked_backward(*folded_mask(size, dims, phi_q, phi_k, v, bias, top), *slopes))
 
 
 @register_flop_formula(torch.ops.erpe.masked_forward)

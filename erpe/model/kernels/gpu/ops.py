@@ -153,12 +153,16 @@ linear_forward.register_autograd(_linear_slopes, setup_context=_keep_linear)
 linear_backward.register_autograd(_slopes_of_linear_slopes, setup_context=_keep_linear_slopes)
 
 
-def _layers_as_heads(size: int, dims: Any, inputs: Any) -> list[Any]:
+def _layers_as_heads(
+    size: int, dims: Any, q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, planes: Tensor | None,
+    table: Tensor | None, places: Tensor | None, basis: Tensor | None,
+) -> list[Any]:  # fmt: skip
     """Tensors of several layers -> of one; places, basis and what the maps are, are the same for all."""
-    q, k, v = more_heads(size, dims[:3], inputs[:3])
-    turns = [x if x is None else more_heads(size, [dim], [x])[0] for x, dim in zip(inputs[4:6], dims[4:6], strict=True)]
-    shared = [x if dim is None else x.select(dim, 0) for x, dim in zip(inputs[6:8], dims[6:8], strict=True)]
-    return [q, k, v, own_projections(size, dims[3], inputs[3], heads=q.shape[1] // size), *turns, *shared]
+    *of_qkv, of_w, of_planes, of_table, of_places, of_basis = dims
+    q, k, v = more_heads(size, of_qkv, (q, k, v))
+    turns = [x if x is None else more_heads(size, [dim], [x])[0] for x, dim in ((planes, of_planes), (table, of_table))]
+    shared = [x if dim is None else x.select(dim, 0) for x, dim in ((places, of_places), (basis, of_basis))]
+    return [q, k, v, own_projections(size, of_w, w, heads=q.shape[1] // size), *turns, *shared]
 
 
 def _apart(size: int, found: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -166,14 +170,23 @@ def _apart(size: int, found: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tu
 
 
 @linear_forward.register_vmap
-def _(info: Any, in_dims: Any, *inputs: Any) -> Any:
-    return _apart(info.batch_size, linear_forward(*_layers_as_heads(info.batch_size, in_dims, inputs), *inputs[8:]))
+def _(
+    info: Any, in_dims: Any, q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, planes: Tensor | None,
+    table: Tensor | None, places: Tensor | None, basis: Tensor | None, *maps: Any,
+) -> Any:  # fmt: skip
+    given = _layers_as_heads(info.batch_size, in_dims[:8], q, k, v, w, planes, table, places, basis)
+    return _apart(info.batch_size, linear_forward(*given, *maps))
 
 
 @linear_backward.register_vmap
-def _(info: Any, in_dims: Any, *inputs: Any) -> Any:
-    size, made = info.batch_size, more_heads(info.batch_size, in_dims[13:], inputs[13:])
-    return _apart(size, linear_backward(*_layers_as_heads(size, in_dims, inputs), *inputs[8:13], *made))
+def _(
+    info: Any, in_dims: Any, q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, planes: Tensor | None,
+    table: Tensor | None, places: Tensor | None, basis: Tensor | None, exp: bool, q_eps: float, k_eps: float,
+    norm: float, learns: bool, sums: Tensor, z: Tensor, top: Tensor, d_y: Tensor,
+) -> Any:  # fmt: skip
+    given = _layers_as_heads(info.batch_size, in_dims[:8], q, k, v, w, planes, table, places, basis)
+    made = more_heads(info.batch_size, in_dims[13:], (sums, z, top, d_y))
+    return _apart(info.batch_size, linear_backward(*given, exp, q_eps, k_eps, norm, learns, *made))
 
 
 def _linear_products(q: Any, v: Any, w: Any, basis: Any) -> tuple[int, int]:
