@@ -41,7 +41,7 @@ def product(attentions: Iterable[str], encodings: Sequence[str]) -> tuple[str, .
 
 
 VARIANTS = product(ATTENTIONS, ENCODINGS)
-NINE = ("softmax", *VARIANTS[4:])
+NINE = ("softmax", *product(ATTENTIONS[1:], ENCODINGS))
 """The models of the question; the other three tell what an encoding does for softmax."""
 
 GROUP = "erpe.plugins"

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from erpe.config import TrialConfig
 from erpe.errors import StudyError, nearest
 from erpe.plugins import load as load_plugin
-from erpe.report.outcomes import Outcomes
 from erpe.store import Store
 from erpe.tuned import drawn
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from erpe.report.comparison import Comparison
+    from erpe.report.outcomes import Outcomes
     from erpe.search.run_study import CampaignResult
     from erpe.training.checkpoint import TrainedViT
 

@@ -106,5 +106,5 @@ def test_only_what_was_measured_to_be_faster_on_this_very_device_is_a_graph(monk
     assert chosen.backend(config, "float32") == "math" and chosen.backend(config, "bfloat16") is None
     with chosen.sdpa(config, "float32"):
         assert not torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.math_sdp_enabled()
-    with pytest.raises(StoreError, match="no choices in it"):
+    with pytest.raises(StoreError, match="damaged; remove it"):
         choices_of({"Card 1": {"backends": {"x": "best"}}}, cuda)

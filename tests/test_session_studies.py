@@ -151,7 +151,7 @@ def test_a_database_that_is_not_ours_is_refused_in_one_line(store, spoil):
         ("nonsense", "no address"),
         ("mysql://u:secret@h/d", "sqlite:///FILE or postgresql"),
         ("sqlite://", "sqlite:///FILE"),
-        ("postgresql+psycopg://u:secret@127.0.0.1:1/d", "away for"),
+        ("postgresql+psycopg://u:secret@127.0.0.1:1/d", "no answer for"),
         ("sqlite:////nowhere/at/all/optuna.db", "unable to open"),
     ],
 )

@@ -93,7 +93,7 @@ class ResourceRequest:
             if given is not None and given < 1:
                 raise ConfigError(f"{name}: {given} given; use 1 or more instead")
         if self.address is None and self.cpus_per_trial > cores():
-            raise ConfigError(f"cpus per trial: {self.cpus_per_trial} given, and this machine has {cores()}")
+            raise ConfigError(f"cpus per trial: {self.cpus_per_trial} given, and this machine has {cores()}; use fewer")
         if self.address is None and self.device != "auto":
             from erpe.training.devices import pick_device
 
@@ -129,7 +129,7 @@ def allocate(asked: ResourceRequest, trials: int, cpus: float, gpus: float) -> A
     if share and share > gpus:
         raise ConfigError(f"gpus per trial: {share:g} given, and Ray sees {gpus:g}; use --gpus-per-trial 0")
     if own > cpus:
-        raise ConfigError(f"cpus per trial: {own} given, and Ray sees {cpus:g}")
+        raise ConfigError(f"cpus per trial: {own} given, and Ray sees {cpus:g}; use fewer")
     wanted = asked.concurrency or (int(gpus) if gpus and share is None else int(cpus // own))
     wanted = max(1, min(wanted, trials))
     # Parts that divide 1, so that every GPU is used up.

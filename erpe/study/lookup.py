@@ -118,7 +118,7 @@ def parts_of(records: list[StudyRecord], given: str) -> list[StudyRecord]:
     if study not in known:
         models = (f"{name}/{each}" for name, parts in known.items() for each in _arms(parts))  # called STUDY.ARM
         close = get_close_matches(study, [*known, *models], n=1, cutoff=0.8)
-        hint = nearest(study, close or known) if known else "it is empty"
+        hint = nearest(study, close or known) if known else "the store is empty"
         short = study if len(study) <= MOST_SHOWN else f"{study[:MOST_SHOWN]}..."
         raise StudyError(f"study {short}: not in this store; {hint}")
     if not arm:

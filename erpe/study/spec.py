@@ -81,7 +81,7 @@ class StudySpec(Config):
         return sign * measured[key]
 
     def measured(self, value: float) -> dict[str, float]:
-        """Return what is known of an epoch of this value, and nothing else: `value` the other way round."""
+        """Return what is known of an epoch of this value, and nothing else: the inverse of `value`."""
         sign, key = self.goals.reported(self.phase)
         return {key: sign * value}
 

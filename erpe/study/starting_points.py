@@ -113,7 +113,7 @@ def _point(where: str, entries: dict[str, Any], spec: StudySpec) -> dict[str, An
     except ErpeError as error:
         raise ConfigError(f"{where}: {error}") from None
     if idle := set(point) - set(spec.space.active(spec.base.flat() | point)):
-        raise ConfigError(f"{where}: {min(idle)} means nothing beside the other settings; leave it out")
+        raise ConfigError(f"{where}: {min(idle)} has no effect with the other settings; leave it out")
     return point
 
 

@@ -57,7 +57,9 @@ def parse(address: str) -> URL:
     try:
         url = make_url(address)
     except (ArgumentError, ValueError):  # a password with a slash, and its rest is no port
-        raise StoreError("database: no address; use postgresql+psycopg://USER@HOST/NAME instead") from None
+        raise StoreError(
+            "database: ERPE_STORAGE_URL is no address; use postgresql+psycopg://USER@HOST/NAME instead"
+        ) from None
     if url.get_backend_name() == "postgres":
         url = url.set(drivername="postgresql+psycopg")
     in_file = is_file(url) and url.database not in (None, "", ":memory:")
@@ -128,7 +130,7 @@ def retry_while_unavailable(call: Callable[P, R], seconds: float | None = None) 
                 if not _may_pass(cause):
                     raise StoreError(f"database: {said}; nothing is lost, repair it and run again") from error
                 if waited > (PATIENCE_SECONDS if seconds is None else seconds):
-                    raise StoreError(f"database: away for {waited:.0f} s ({said}); nothing is lost") from error
+                    raise StoreError(f"database: no answer for {waited:.0f} s ({said}); nothing is lost") from error
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
 

@@ -97,7 +97,7 @@ def _confusion(path: Path) -> Figure:
 
     found = read_json(path)
     if len(found["classes"]) > MOST_PANELS:
-        raise StoreError(f"{len(found['classes'])} classes")
+        raise StoreError(f"{len(found['classes'])} classes, and at most {MOST_PANELS} are drawn")
     return figures.confusion(found["matrix"], found["classes"], found["split"])
 
 
@@ -106,7 +106,7 @@ def _attention(path: Path) -> Figure:
 
     found = read_arrays(path)
     if found["image"].ndim != 3 or len(found["maps"]) > MOST_PANELS:
-        raise StoreError(f"an image {found['image'].shape} and {len(found['maps'])} blocks")
+        raise StoreError(f"no image, or too many blocks: {found['image'].shape}, {len(found['maps'])}")
     return figures.attention_maps(found["image"], found["maps"], tuple(found["grid"]))
 
 

@@ -34,7 +34,7 @@ UNREAD = -1
 
 
 class Call(NamedTuple):
-    """Something to do: the publisher has a method of this name."""
+    """Something to do: `Experiment` has a method of this name."""
 
     what: str
     image: RunImage

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from erpe.study.records import StudyRecord, TrialRecord, arm_of
 
 RUNNING, INTERRUPTED, GONE, OPENED = "RUNNING", "INTERRUPTED", "REMOVED", "OPENED"
-"""States beside COMPLETE, PRUNED and FAIL. A run that is GONE should not be there; one that is OPENED has trials that
-come next, and is not described further before them."""
+"""States beside COMPLETE, PRUNED and FAIL. GONE: the run must not be in MLflow. OPENED: it was made, and its trials
+follow before more is said of it."""
 
 
 class Mark(NamedTuple):

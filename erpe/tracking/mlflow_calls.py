@@ -81,7 +81,7 @@ class Experiment:
         location = f"{found.artifact_location}/{'0' * 32}/artifacts"
         files = get_artifact_repository(location, tracking_uri=self.store.tracking_uri)
         if not isinstance(files, StoreArtifactRepository):
-            raise TrackingError("MLflow does not find the plugin of erpe, use `pip install` again")
+            raise TrackingError("MLflow does not find the plug-in of erpe; use `pip install` for erpe again")
         return Path(files.artifact_dir)
 
     def _came_here(self, found: Found, place: Path) -> bool:

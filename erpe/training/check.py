@@ -32,7 +32,7 @@ Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 class Check(NamedTuple):
-    """One property."""
+    """What was found of one property."""
 
     what: str
     well: bool | None

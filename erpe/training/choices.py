@@ -75,5 +75,5 @@ def choices_of(measured: Mapping[str, Any], device: torch.device) -> Choices:
     except (AttributeError, TypeError, ValueError):
         damaged = True
     if damaged:
-        raise StoreError(f"{DEVICES}: no choices in it; remove it, and measure again: erpe bench device")
+        raise StoreError(f"{DEVICES}: damaged; remove it, and measure again: erpe bench device")
     return chosen

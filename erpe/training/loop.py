@@ -99,7 +99,7 @@ class Trainer:
         return CudaGraphs() if self.config.model.variant in variants else None
 
     def compute_in(self, precision: Precision) -> None:
-        """Train in this precision; slopes in float16, which would vanish, are scaled."""
+        """Train in this precision; in float16 the loss is scaled, as small gradients would vanish."""
         self.precision = precision
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
 

@@ -125,7 +125,7 @@ def read_pack(path: Path, dataset: Dataset, part: Literal["train", "test"]) -> t
         DataError: the file is not there, or holds other images than those described.
     """
     if not path.exists():
-        raise DataError(f"{path}: not there, with the images of {dataset}; a folder that all hosts share holds it")
+        raise DataError(f"{path}: missing, which has the images of {dataset}; use a folder that all hosts share")
     found = read_npz(path, dataset.image[1:])
     same = found.sha256 == dataset.sha256 if part == "train" else found.fingerprint == dataset.fingerprint
     if not same:
