@@ -29,11 +29,11 @@ The masked kernels for GPUs serve compiled models, too: N x N weights, however t
 four times forward and eight backward, of 4 N^2 bytes an image and head each time, where the kernels read and write 4 N
 (2 m + 2 Dv). They read float32: values in bfloat16 would save an eighth of that. None of it was timed.
 
-Softmax attention with log-weights may be torch's FlexAttention
-(gpu/flex.py), which adds their slopes by atomics: `torch.use_deterministic_algorithms` keeps it away.
+Softmax attention with log-weights may be torch's FlexAttention (gpu/flex.py), which adds their slopes by atomics:
+`torch.use_deterministic_algorithms` keeps it away.
 
-"Everything else" is other devices and types, machines without a C compiler, and whatever looks at torch's operators:
-`torch.compile`, counters of FLOPs, tracing.
+"Everything else" is other devices and types, machines without a C compiler, and on CPUs whatever looks at torch's
+operators: `torch.compile`, counters of FLOPs, tracing.
 """
 
 from __future__ import annotations

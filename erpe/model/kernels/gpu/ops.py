@@ -161,7 +161,8 @@ def _layers_as_heads(
     *of_qkv, of_w, of_planes, of_table, of_places, of_basis = dims
     q, k, v = more_heads(size, of_qkv, (q, k, v))
     turns = [x if x is None else more_heads(size, [dim], [x])[0] for x, dim in ((planes, of_planes), (table, of_table))]
-    shared = [x if dim is None else x.select(dim, 0) for x, dim in ((places, of_places), (basis, of_basis))]
+    fixed = (places, of_places), (basis, of_basis)
+    shared = [x if x is None or dim is None else x.select(dim, 0) for x, dim in fixed]
     return [q, k, v, own_projections(size, of_w, w, heads=q.shape[1] // size), *turns, *shared]
 
 
