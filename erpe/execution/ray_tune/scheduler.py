@@ -18,7 +18,7 @@ from erpe.execution.ray_tune.trainable import LAST_WORDS, MOST, Worker  # before
 from erpe.execution.trial_loop import TrialFactory
 from erpe.execution.trial_queue import TrialQueue
 from erpe.study.records import TrialRecord
-from erpe.text import last_line
+from erpe.text import Terminal, last_line
 
 import ray  # isort: skip
 from ray import tune
@@ -213,6 +213,8 @@ def run_ray(
             failure_config=tune.FailureConfig(max_failures=-1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
+            # Ray's own for notebooks empties the cell, and so our table; elsewhere Ray warns of a given one.
+            progress_reporter=tune.CLIReporter() if Terminal().is_jupyter else None,
         ),
     ).fit()
     if link.error is not None:
