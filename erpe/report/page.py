@@ -145,7 +145,8 @@ def _study(place: int, outcomes: Outcomes, comparison: Comparison) -> Study:
 def _facts(outcomes: Outcomes, study: str) -> list[str]:
     """Return when the study ended; its file and the commands that repeat it."""
     ended = [f"Last run: {outcomes.dates[study]}"] if study in outcomes.dates else []
-    return [*ended, f"To repeat it: erpe study run {study}.toml; erpe report {study}{plugin_flags()}"]
+    given = f"{study}.toml" if study in outcomes.files else f"{study}{plugin_flags()}"  # of own images there is no file
+    return [*ended, f"To repeat it: erpe study run {given}; erpe report {study}{plugin_flags()}"]
 
 
 def _sections(prefix: str, tables: dict[str, Block], outcomes: Outcomes, comparison: Comparison) -> Iterator[Section]:
