@@ -50,11 +50,9 @@ def observed(
         query: which runs, as `search_runs` takes it; default: all.
         known: uid -> MLflow's id of other runs, which may be parents.
     """
-    from mlflow.entities import ViewType
-
     found: dict[str, list[Run]] = {}
     uids = {run: uid for uid, run in known.items()}
-    for run in runs_of(client, experiment, ViewType.ALL, query):
+    for run in runs_of(client, experiment, query, deleted=True):
         if uid := run.data.tags.get(TRIAL) or run.data.tags.get(STUDY, ""):
             found.setdefault(uid, []).append(run)
             uids[run.info.run_id] = uid

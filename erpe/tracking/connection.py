@@ -74,14 +74,16 @@ def connect(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def runs_of(client: MlflowClient, experiment: str, view: int = 1, query: str = "") -> Iterator[Run]:
+def runs_of(client: MlflowClient, experiment: str, query: str = "", *, deleted: bool = False) -> Iterator[Run]:
     """All runs of an experiment, page by page, in the order of their start.
 
     Args:
-        view: one of `mlflow.entities.ViewType`; default: those that are not deleted.
         query: which runs, as `search_runs` takes it; default: all.
+        deleted: those that are deleted, too.
     """
-    token, seen = None, 0
+    from mlflow.entities import ViewType
+
+    view, token, seen = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY, None, 0
     while True:
         page = client.search_runs([experiment], query, view, order_by=["attributes.start_time ASC"], page_token=token)
         yield from page

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from erpe._upstream import delete_run_row
 from erpe.errors import TrackingError
 from erpe.io import remove_folder, size_mib
 from erpe.store import Store, sqlite_path
-from erpe.tracking.connection import connect, examine, files_of
+from erpe.tracking.connection import connect, examine, files_of, runs_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,19 +26,6 @@ _RUN_ID = re.compile("[0-9a-f]{32}")
 def is_server(store: Store) -> bool:
     """Whether MLflow is a server, which keeps the artifacts and the rows of deleted runs; or just a database."""
     return store.tracking_uri.startswith(("http://", "https://"))
-
-
-def find_runs(client: MlflowClient, experiment: str, query: str = "") -> Iterator[Run]:
-    """Yield the runs of an experiment, deleted ones, too."""
-    from mlflow.entities import ViewType
-
-    token = None
-    while True:
-        page = client.search_runs([experiment], query, ViewType.ALL, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def remove_run(client: MlflowClient, store: Store, study: str, run: Run) -> None:
@@ -100,7 +86,7 @@ class Logged:
     def study(self, name: str) -> LoggedStudy:
         """Return what it has of one study."""
         found = self.client.get_experiment_by_name(name) if self.client else None
-        runs = find_runs(self.client, found.experiment_id) if self.client and found else ()
+        runs = runs_of(self.client, found.experiment_id, deleted=True) if self.client and found else ()
         return LoggedStudy(self, name, list(runs), exists=found is not None)
 
 

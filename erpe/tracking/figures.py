@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -157,7 +156,6 @@ def _figure(width: float, height: float, left: float, bottom: float, top: float,
     A layout engine would draw everything three times to find them, and a study has many figures.
     """
     figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
     right = 1 - 0.15 / width
     figure.subplots_adjust(left / width, bottom / height, right, 1 - top / height, between, between)
     return figure

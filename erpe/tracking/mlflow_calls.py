@@ -15,7 +15,7 @@ from erpe.store import Store
 from erpe.text import redact
 from erpe.tracking import artifacts, comparison, deletion
 from erpe.tracking.comparison import BEST, PARENT, REASON, STATE, STATUS, STUDY, TRIAL, Call
-from erpe.tracking.connection import connect
+from erpe.tracking.connection import connect, runs_of
 from erpe.tracking.descriptions import NOTE, describe_experiment, log_data_set
 from erpe.tracking.image import RunImage
 from erpe.tracking.relocation import HOME, is_store
@@ -90,7 +90,7 @@ class Experiment:
             return False
         own = self.store.artifacts / self.study
         here = {path.name for path in own.iterdir()} if own.is_dir() else set()
-        runs = deletion.find_runs(self.client, found.experiment_id)
+        runs = runs_of(self.client, found.experiment_id, deleted=True)
         return not is_store(place.parents[3]) or any(run.info.run_id in here for run in runs)
 
     # What is there
@@ -178,7 +178,7 @@ class Experiment:
 
     def remove(self, call: Call) -> None:
         """Delete all runs of a trial that was given up, also those that were deleted, with their artifacts."""
-        for run in deletion.find_runs(self.client, self.id, _query(call.image.uid, is_trial=True)):
+        for run in runs_of(self.client, self.id, _query(call.image.uid, is_trial=True), deleted=True):
             deletion.remove_run(self.client, self.store, self.study, run)
 
     def _tag(self, run: str, tags: Mapping[str, str]) -> None:

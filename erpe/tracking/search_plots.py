@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from optuna.distributions import CategoricalDistribution
@@ -126,5 +125,4 @@ def _height(trial: FrozenTrial, name: str) -> float:
 
 def _figure(width: float, height: float) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure, figure.subplots()

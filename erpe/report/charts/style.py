@@ -124,7 +124,6 @@ def _fill(turn: int, first: int) -> str:
 def blank(width: float, height: float) -> Figure:
     """Return an empty figure of that many inches, without pyplot."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
-    FigureCanvasAgg(figure)
     return figure
 
 
