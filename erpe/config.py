@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, Val
 from erpe import plugins
 from erpe.datasets import AnyDataset, Dataset, Size, facts_of
 from erpe.errors import ConfigError
-from erpe.settings import Config
+from erpe.settings import Config, largest_divisor
 
 
 def _known_variant(variant: str, info: ValidationInfo) -> str:
@@ -179,11 +179,6 @@ class ModelConfig(AttentionConfig):
             raise ConfigError(f"mlp_ratio {self.mlp_ratio} leaves the MLP nothing of width {self.width}; use 1 instead")
         self.check_rotation(self.head_dim)
         return self
-
-
-def largest_divisor(number: int, limit: int) -> int:
-    """Return the largest divisor of `number` that is not above `limit`."""
-    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
 
 
 class DataConfig(Config):

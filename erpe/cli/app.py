@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
@@ -121,7 +121,7 @@ def sync(
     plugin: Plugins = None,
 ) -> None:
     """Bring MLflow up to date: what waits, and what it has lost. A store filled elsewhere is taken over first."""
-    from erpe.cli.sync import repair
+    from erpe.cli.sync import is_foreign, is_study, repair, take_over
 
     if source and "/" in source and not os.path.isdir(source) and not is_study(source.partition("/")[0], store):
         raise ConfigError(f"{source}: no such folder; use one that `erpe study run --store` filled instead")
@@ -131,36 +131,6 @@ def sync(
         opened, studies = existing(store), [source]
     if sum(repair(opened, study, print, warn) for study in studies):
         raise typer.Exit(UNSENT)
-
-
-def is_foreign(source: str, store: Path) -> bool:
-    """Whether it is a folder, and not one that happens to be named as a study."""
-    return os.path.isdir(source) and (Path(source, "erpe.json").exists() or not is_study(source, store))
-
-
-def is_study(name: str, store: Path) -> bool:
-    """Whether the store has trials of a study of this name."""
-    return any(f"{path.name}.".startswith(f"{name}.") for path in (store / "checkpoints").glob("*"))
-
-
-def take_over(folder: Path, store: Path) -> tuple[Any, list[str | None]]:
-    """Bring what a store has into ours; ours and the studies that came.
-
-    Raises:
-        StoreError: there is no store in the folder, or see `erpe.transfer.importer.adopt`.
-    """
-    from erpe.errors import StoreError
-    from erpe.store import Store
-    from erpe.text import counted
-    from erpe.transfer.importer import adopt
-
-    if not (folder / "erpe.json").exists():
-        raise StoreError(f"{folder}: a folder, but not a store; use one that `erpe study run --store` filled instead")
-    opened = Store.open(store)
-    found = adopt(folder, opened)
-    for study, trials in found:
-        print(f"{study}: {counted(trials, 'trial')} taken over" if trials else f"{study}: no news")
-    return opened, [each.study for each in found]
 
 
 @app.command()

@@ -6,11 +6,38 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from erpe.errors import StoreError
 from erpe.store import Store, sqlite_path
 from erpe.study.backup import damage_of
-from erpe.text import changes_wait
+from erpe.text import changes_wait, counted
 from erpe.tracking.publisher import Repaired
 from erpe.tracking.tracker import sync
+from erpe.transfer.importer import adopt
+
+
+def is_foreign(source: str, store: Path) -> bool:
+    """Whether it is a folder, and not one that happens to be named as a study."""
+    return os.path.isdir(source) and (Path(source, "erpe.json").exists() or not is_study(source, store))
+
+
+def is_study(name: str, store: Path) -> bool:
+    """Whether the store has trials of a study of this name."""
+    return any(f"{path.name}.".startswith(f"{name}.") for path in (store / "checkpoints").glob("*"))
+
+
+def take_over(folder: Path, store: Path) -> tuple[Store, list[str | None]]:
+    """Bring what a store has into ours; ours and the studies that came.
+
+    Raises:
+        StoreError: there is no store in the folder, or see `erpe.transfer.importer.adopt`.
+    """
+    if not (folder / "erpe.json").exists():
+        raise StoreError(f"{folder}: a folder, but not a store; use one that `erpe study run --store` filled instead")
+    opened = Store.open(store)
+    found = adopt(folder, opened)
+    for study, trials in found:
+        print(f"{study}: {counted(trials, 'trial')} taken over" if trials else f"{study}: no news")
+    return opened, [each.study for each in found]
 
 
 def repair(store: Store, study: str | None, say: Callable[[str], object], warn: Callable[[str], object]) -> int:

@@ -186,8 +186,7 @@ class Trial:
             return None
 
     def _split_batches(self) -> None:
-        self._fits = False
-        parts = 2 * self.trainer.parts
+        parts, self._fits = 2 * self.trainer.parts, False
         self._rewind()
         self.trainer.parts = parts
         self.warning = f"out of memory on {self.device}: each batch of {self.config.train.batch} goes in {parts} parts"
