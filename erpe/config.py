@@ -149,7 +149,7 @@ class ModelConfig(AttentionConfig):
     drop_path: Fraction = 0.0
     """Stochastic depth: probability that the last block is skipped; grows linearly from 0."""
     position: Literal["learned", "sincos2d", "none"] = "learned"
-    """Absolute position embedding, the same for every variant: an axis of the study."""
+    """Absolute position embedding, the same for every variant; a study may have it as a switch."""
     pooling: Literal["mean", "cls"] = "mean"
     """What the classifier reads: the mean of the patch tokens, or a class token."""
 
