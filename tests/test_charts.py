@@ -97,6 +97,7 @@ def test_every_chart_is_drawn_for_the_nine(nine):
     assert all(chart(*nine) for name, chart in CHARTS.items() if name != "tradeoffs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variants", "seeds", "missing"),
     [
@@ -393,6 +394,7 @@ def test_each_study_is_drawn_by_itself():
     assert set(outcomes.trials["study"]) == set(comparison.summary["study"]) == {"other"}
 
 
+@pytest.mark.slow
 def test_equal_outcomes_give_equal_files(tmp_path, monkeypatch):
     outcomes = made_up(FEW, seeds=2, images=20)
     comparison = compare(outcomes)

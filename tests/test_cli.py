@@ -221,6 +221,7 @@ def test_train_reports_every_measure_and_continues_where_it_was(erpe, trained):
     assert code == 0 and again["test"] == first["test"], "the test split is opened once"
 
 
+@pytest.mark.slow
 def test_status_shows_the_trial_and_its_test(erpe, trained):
     store, first = trained
     code, out, _ = erpe("status", "--store", str(store), "--json")

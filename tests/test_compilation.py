@@ -192,6 +192,7 @@ def test_training_evaluations_and_times_all_take_the_attention_that_was_the_fast
     assert len(seen) > 100 and all(seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("works", [True, False])
 def test_each_trial_of_a_pack_records_how_the_pack_ran(monkeypatch, tmp_path, works):
     def compiling(plain, **_):

@@ -75,6 +75,7 @@ def test_they_are_there_where_a_compiler_is():
     assert cpu.LIBRARY or not shutil.which("cc")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", LINEAR + MASKED)
 @given(st.data())
 @settings(deadline=None, max_examples=12)

@@ -78,6 +78,7 @@ LAYERS = [
 ]
 
 
+@pytest.mark.slow
 @each_default
 @pytest.mark.parametrize(("variant", "options"), LAYERS, ids=str)
 def test_layers_know_no_defaults_when_they_are_made_nor_when_they_run(variant, options, dtype, device, request):

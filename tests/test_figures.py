@@ -80,6 +80,7 @@ def test_attention_of_the_middle_token_is_shown_in_multiples_of_uniform():
     np.testing.assert_allclose(second.images[0].get_array()[7 // w, 7 % w], 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "cls"), [(1, 0), (3, 0), (3, 1)])
 def test_attention_maps_are_drawn_with_a_class_token_and_with_negative_weights(channels, cls, tmp_path):
     rng = np.random.default_rng(0)

@@ -82,6 +82,7 @@ def test_so_they_are_in_tiles_and_where_one_factor_does_not_serve(variant, whole
     assert_close(found, twice(layer, lambda *x: dense(layer, *x), inputs))
 
 
+@pytest.mark.slow
 @each_layer
 @each_option
 @each_way

@@ -22,6 +22,7 @@ WILD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("normalize_qk", [False, True])
 @pytest.mark.parametrize("wild", WILD)

@@ -204,6 +204,7 @@ def seen():
         yield found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("units", "elsewhere", "dtype"), [(("amx_bf16",), (), torch.bfloat16), ((), ("amx_bf16",), torch.float32)]
 )

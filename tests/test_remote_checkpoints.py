@@ -237,6 +237,7 @@ def test_finished_trials_are_lent_to_be_measured_and_what_was_measured_comes_hom
     assert not [path for path in (tmp_path / "remote").rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_gc_removes_what_lies_there_too(monkeypatch, tmp_path):
     (tmp_path / "remote").mkdir()
     store = small_study(tmp_path / "runs", arms=("relu",))
@@ -250,6 +251,7 @@ def test_gc_removes_what_lies_there_too(monkeypatch, tmp_path):
     assert there == {folder.name for folder in folders if int(folder.name[:4]) not in swept.going} and there
 
 
+@pytest.mark.slow
 def test_scratch_folders_go_with_their_training_and_those_of_killed_processes_after_a_while(
     shared, tmp_path, monkeypatch
 ):

@@ -80,6 +80,7 @@ def test_every_arm_gets_its_trials_and_its_seeds_and_each_confirmed_run_is_teste
     assert len(calls(store, "time")) == 6
 
 
+@pytest.mark.slow
 def test_the_arms_take_turns(store):
     order = []
     plain = work()

@@ -125,6 +125,7 @@ WRITES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", WRITES)
 def test_a_driver_that_is_replaced_between_its_check_and_its_write_says_so(home, write):
     with StudySession.open(home, SPEC) as old, contextlib.ExitStack() as opened:

@@ -88,6 +88,7 @@ print(growth)
 """
 
 
+@slow
 def test_memory_stays_bounded_while_a_server_accepts_and_never_answers(store, tmp_path):
     """What waits is on disk; of an epoch some bytes are in memory. No thread of another test is counted."""
     with hanging_server() as silent:

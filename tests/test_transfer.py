@@ -233,6 +233,7 @@ def test_other_arms_under_the_same_name_are_refused(there, here):
     refused(there, here, "study digits-nine: a different one here has this name", StudyError)
 
 
+@pytest.mark.slow
 def test_what_went_on_in_both_places_is_refused(there, here):
     played(there, *ONE)
     adopt(there.root, here)

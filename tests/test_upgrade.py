@@ -84,6 +84,7 @@ def of(study, found):
     return {name: each for name, each in found.items() if name.startswith(study)}
 
 
+@pytest.mark.slow
 def test_the_study_is_done_and_its_command_repeats_nothing(store, expected):
     result = run(Plan(**expected["plan"]), store, executor="inline", offline=True)
     assert result.confirmed == {"softmax": 2, "relu_rope": 2} and not result.failed

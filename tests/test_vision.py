@@ -65,6 +65,7 @@ def found(tmp_path_factory):
     return json.loads(subprocess.check_output(command, text=True, cwd=root))
 
 
+@pytest.mark.slow
 def test_a_whole_package_is_imported_once_and_left_alone(found):
     result = {"patched": False, "same": True, "parts": [True, True], "first import": 1}
     assert found["whole"] == {"result": result, "operators": False}
