@@ -82,6 +82,21 @@ def test_the_table_of_performance_is_that_of_the_results():
     assert rewritten(READMES["erpe/bench"], ROOT / "studies/results/bench") == READMES["erpe/bench"]
 
 
+def test_the_page_of_performance_tells_precisions_and_overhead_as_they_were_measured():
+    results, text = ROOT / "studies/results/bench", READMES["erpe/bench"]
+    rows = pd.DataFrame(json.loads((results / "precisions-cpu.json").read_text())["rows"])
+    speed = rows.pivot(index=["dataset", "variant"], columns="precision", values="images_per_second")
+    gain = (speed["bfloat16"] / speed["float32"]).groupby("dataset").agg(["min", "max"]).map("{:.2f}".format)
+    assert len(speed) == 24
+    assert "{} to {} times as many images a second as float32 on CIFAR-10".format(*gain.loc["cifar10"]) in text
+    assert "and {} to {} times on MNIST".format(*gain.loc["mnist"]) in text
+    rows = pd.DataFrame(json.loads((results / "overhead-cpu.json").read_text())["rows"]).set_index("name")
+    stacks = rows.loc[["+ Optuna", "+ tracker", "+ MLflow", "+ Ray"]]
+    said = "{:.0f} ms with Optuna, {:.0f} ms with the tracker too, {:.0f} ms with MLflow too, and {:.0f} ms"
+    assert said.format(*stacks["trial_ms"]) in text
+    assert "an epoch costs {:.1f}, {:.1f}, {:.1f} and {:.1f} ms".format(*stacks["epoch_ms"]) in text
+
+
 def test_the_readme_tells_what_a_layer_of_4096_tokens_costs_as_it_was_measured():
     rows = json.loads((ROOT / "studies/results/bench/layers-cpu.json").read_text())["rows"]
     ratios = {(row["name"], row["pass"]): row["ratio"] for row in rows if row["tokens"] == 4096}
