@@ -75,7 +75,7 @@ def test_what_auto_comes_to_is_told_with_its_reason(cpu, monkeypatch):
     assert explain_auto(torch.device("mps")) == "float32: bfloat16 is not taken on mps"
     for capability, told in (
         ((8, 0), "bfloat16: this GPU computes in it"),
-        ((7, 5), "float16, with scaled slopes: this GPU has no bfloat16"),
+        ((7, 5), "float16, with a scaled loss: this GPU has no bfloat16"),
         ((6, 1), "float32: this GPU has no bfloat16, and no tensor cores"),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, has=capability: has)

@@ -67,7 +67,7 @@ def layer_errors(
 
 
 def passed(layer: Attention, drawn: list[Tensor]) -> dict[str, Tensor]:
-    """Output, and gradients of inputs and parameters, for q, k, v and the slope of the output."""
+    """Output, and gradients of inputs and parameters, for q, k, v and the gradient of the output."""
     q, k, v = (x.detach().requires_grad_() for x in drawn[:3])
     y = layer(q, k, v)
     y.backward(drawn[3])

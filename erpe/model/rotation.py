@@ -66,7 +66,7 @@ class Rotation(NamedTuple):
         return pad(grid, (self.outside, 0))
 
     def table(self) -> Tensor:
-        """(2, H, N, P) cosines and sines of the angles; no slopes go through it."""
+        """(2, H, N, P) cosines and sines of the angles; no gradients go through it."""
         angle = self._replace(planes=self.planes.detach())._angle()
         return torch.stack([angle.cos(), angle.sin()])
 

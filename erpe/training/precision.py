@@ -59,7 +59,7 @@ def explain_auto(device: torch.device) -> str:
         lacks = "this GPU has no bfloat16"
         return {
             "bfloat16": "bfloat16: this GPU computes in it",
-            "float16": f"float16, with scaled slopes: {lacks}",
+            "float16": f"float16, with a scaled loss: {lacks}",
             "float32": f"float32: {lacks}, and no tensor cores",
         }[_of_gpu(device)]
     unit = bfloat16_unit(device)

@@ -106,7 +106,7 @@ class Trial:
         """Train the next epoch of several trials of one shape as one program; `epoch` of each then goes on from there.
 
         Where the device has no memory for that, or some began elsewhere in another precision, or all are in float16,
-        whose slopes each have a scale of their own, or torch.vmap cannot map a plug-in, nothing is done ahead.
+        whose gradients each have a scale of their own, or torch.vmap cannot map a plug-in, nothing is done ahead.
         See `erpe.training.batched`.
         """
         precisions = {trial.trainer.precision for trial in trials}

@@ -20,7 +20,7 @@ Products of float32 on CUDA, and why; errors of a whole layer against float64 wh
 N = 256, D = 32, numbers of q and k up to 3 times N(0, 1). `tests/test_triton.py` holds each choice to a limit of 1e-3:
 
     x W, and into a rotation's basis   1.9e-3    no TF32; three products of it in our kernels, as good as float32
-    S, y, and their slopes             3.7e-4    TF32 in our kernels, rounded to nearest; torch's operators: no TF32
+    S, y, and their gradients          3.7e-4    TF32 in our kernels, rounded to nearest; torch's operators: no TF32
     all others of a model              5e-4      no TF32: bfloat16 trains, and what is evaluated is published
 
 `torch.backends.cuda.matmul.fp32_precision` stays as torch has it, "none": no TF32.
@@ -29,7 +29,7 @@ The masked kernels for GPUs serve compiled models, too: N x N weights, however t
 four times forward and eight backward, of 4 N^2 bytes an image and head each time, where the kernels read and write 4 N
 (2 m + 2 Dv). They read float32: values in bfloat16 would save an eighth of that. None of it was timed.
 
-Softmax attention with log-weights may be torch's FlexAttention (gpu/flex.py), which adds their slopes by atomics:
+Softmax attention with log-weights may be torch's FlexAttention (gpu/flex.py), which adds their gradients by atomics:
 `torch.use_deterministic_algorithms` keeps it away.
 
 "Everything else" is other devices and types, machines without a C compiler, and on CPUs whatever looks at torch's

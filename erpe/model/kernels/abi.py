@@ -64,7 +64,7 @@ class Turn(NamedTuple):
     outside: int
     folds: bool
     learns: bool = False
-    """Whether slopes of the frequencies are wanted: known to the backward pass alone, for vmap hides it before."""
+    """Whether gradients of the frequencies are wanted: known to the backward pass alone, for vmap hides it before."""
 
     @classmethod
     def of(cls, rotation: Rotation) -> Turn:
@@ -106,7 +106,7 @@ def projections(w: Tensor | None, back: bool) -> Projections | None:
 
 class Tables(NamedTuple):
     """A rotation as the kernels take it: real (H, h + w, whole D), the basis (D, whole D) and its transpose; y and x
-    where slopes of angles are wanted."""
+    where gradients of angles are wanted."""
 
     along: Tensor
     basis: Tensor | None

@@ -102,7 +102,7 @@ def masked_backward(
 
     Args:
         made: what `masked_forward` returned.
-        d_y, d_den: slopes of both; default: zeros.
+        d_y, d_den: gradients of both; default: zeros.
     """
     q, k, v = (plain(x) for x in (q, k, v))
     d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
@@ -153,11 +153,11 @@ def linear_backward(
     made: Made,
     d_y: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of q, k and v, shaped as they are, and of the frequencies (2, H, P), where slopes of them are wanted.
+    """Gradients of q, k and v, shaped as they are, and of the frequencies (2, H, P), where they are wanted.
 
     Args:
         y, made: what `linear_forward` returned.
-        d_y: slopes of y (B, H, N, Dv).
+        d_y: gradients of y (B, H, N, Dv).
     """
     q, k, v = (plain(x) for x in (q, k, v))
     d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
@@ -168,7 +168,7 @@ def linear_backward(
 
 
 def _angles(turn: Turn | None, x: Tensor) -> Tensor:
-    """Room for slopes of angles times places: (B, H, 2, planes, 2), or nothing."""
+    """Room for gradients of angles times places: (B, H, 2, planes, 2), or nothing."""
     wanted = turn is not None and turn.learns
     return x.new_empty((*x.shape[:2], 2, whole(x.shape[-1]) // 2, 2) if wanted else 0)
 

@@ -29,10 +29,10 @@ def again(f: Callable[..., Any], inputs: Any, d_outputs: Any, slopes: Any) -> tu
 
     Args:
         f: of the inputs, gives a tuple of outputs by operators that torch can differentiate twice.
-        d_outputs: slopes of the outputs, which gave gradients of the inputs.
-        slopes: of those gradients.
+        d_outputs: gradients of the outputs, which gave gradients of the inputs.
+        slopes: gradients of those gradients.
     Returns:
-        Slopes of the inputs, and of `d_outputs`.
+        Gradients of the inputs, and of `d_outputs`.
     """
     def gradients(*given: Tensor) -> Any:
         return torch.func.vjp(f, *given[: len(inputs)])[1](given[len(inputs) :])

@@ -97,7 +97,7 @@ def unplaced(x, turn, cos, sin, ROWS: tl.constexpr, D: tl.constexpr, TURN: tl.co
 
 @triton.jit
 def plane_slopes(x, d_x, turn, rows, n, ROWS: tl.constexpr, D: tl.constexpr):
-    """Slopes of the frequencies (D / 2) along both axes, by some turned vectors and their slopes."""
+    """Gradients of the frequencies (D / 2) along both axes, by some turned vectors and their gradients."""
     (a, b), (d_a, d_b) = pairs_of(x, ROWS, D), pairs_of(d_x, ROWS, D)
     d_angle = a * d_b - b * d_a
     y = tl.load(turn[2] + rows, mask=rows < n, other=0.0)
@@ -116,7 +116,7 @@ def projected(x, w, PROJECTED: tl.constexpr):
 
 @triton.jit
 def query_features(x, w, m, eps, EXP: tl.constexpr, PROJECTED: tl.constexpr, M: tl.constexpr):
-    """Features of queries (rows, M), and by what slopes of features become slopes of projections."""
+    """Features of queries (rows, M), and by what gradients of features become gradients of projections."""
     y = projected(x, w, PROJECTED)
     known = (tl.arange(0, M) < m)[None, :]
     if EXP:

@@ -1,6 +1,6 @@
 """Softmax attention with log-weights of offsets by torch's FlexAttention, which never forms them for all pairs.
 
-Taken on CUDA alone, where `erpe bench device` found it to be faster. It adds slopes of log-weights by atomics: where
+Taken on CUDA alone, where `erpe bench device` found it to be faster. It adds gradients of log-weights by atomics: where
 torch is asked for deterministic algorithms, the dense way takes its place. It was never run on a GPU.
 
 Source: PyTorch, `torch.nn.attention.flex_attention`.

@@ -149,7 +149,7 @@ def added(sums: Tensor, z: Tensor, values: Tensor, top: Tensor, n: int, maps: Ma
 def backward(
     q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, maps: Maps, turn: Turn, learns: bool, made: Made, d_y: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Slopes of q, k and v, shaped as they are, and of the planes (2, H, P), if those learn, else (2, H, 0); the
+    """Gradients of q, k and v, shaped as they are, and of the planes (2, H, P), if those learn, else (2, H, 0); the
     arguments as for `forward`, d_y (B, H, N, Dv)."""
     q, k, v, d_y = (plain(x) for x in (q, k, v, d_y))
     sums, z, top = (x.contiguous() for x in made)

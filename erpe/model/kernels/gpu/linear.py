@@ -7,7 +7,7 @@ and walks over its tokens in blocks: over all of them where there are few, over 
 then S and z of the parts are added outside. Nothing is added by atomics: the same numbers come out every time.
 
 Queries and keys are turned as they are loaded, in the coordinates of the planes, by a table of cosines and sines; their
-slopes are turned back as they are stored, and those of the planes' frequencies are summed on the way.
+gradients are turned back as they are stored, and those of the planes' frequencies are summed on the way.
 
 The precision of each product stands in `erpe.model.kernels`.
 """
@@ -106,7 +106,7 @@ def backward(
     EXP: tl.constexpr, PROJECTED: tl.constexpr, TURN: tl.constexpr, BASIS: tl.constexpr, LEARNS: tl.constexpr,
     D: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """All slopes of an image's head."""
+    """All gradients of an image's head."""
     pair = tl.program_id(0)
     image, head = pair // heads, pair % heads
     q, k = place(q, image, head, q_image, q_head, q_row), place(k, image, head, k_image, k_head, k_row)
@@ -135,7 +135,7 @@ def backward_queries(
     EXP: tl.constexpr, PROJECTED: tl.constexpr, TURN: tl.constexpr, BASIS: tl.constexpr, LEARNS: tl.constexpr,
     D: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """The first of two passes: slopes of a part of the queries; of S, z and planes by them, (pairs, parts, ..)."""
+    """The first of two passes: gradients of a part of the queries; of S, z and planes by them, (pairs, parts, ..)."""
     pair, chunk, chunks = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     image, head = pair // heads, pair % heads
     q, d_y = place(q, image, head, q_image, q_head, q_row), place(d_y, image, head, dy_image, dy_head, dy_row)
@@ -161,7 +161,7 @@ def backward_keys(
     k_eps, norm, EXP: tl.constexpr, PROJECTED: tl.constexpr, TURN: tl.constexpr, BASIS: tl.constexpr,
     LEARNS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """The second: slopes of a part of the keys and values, and of planes by them."""
+    """The second: gradients of a part of the keys and values, and of planes by them."""
     pair, chunk, chunks = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     image, head = pair // heads, pair % heads
     k, v = place(k, image, head, k_image, k_head, k_row), place(v, image, head, v_image, v_head, v_row)

@@ -54,7 +54,7 @@ def query_slopes(
     phi_k, v, bias, top, d_num, d_den, d_q, heads, n, h, w, m, dv,
     M: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """Slopes of the features of a block of queries."""
+    """Gradients of the features of a block of queries."""
     pair, i = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     at, head = pair.to(tl.int64) * n, pair % heads
     bias += head * (2 * h - 1) * (2 * w - 1)
@@ -73,7 +73,7 @@ def key_slopes(
     phi_q, phi_k, v, bias, top, d_num, d_den, d_k, d_v, heads, n, h, w, m, dv,
     M: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """Slopes of the features of a block of keys, and of its values."""
+    """Gradients of the features of a block of keys, and of its values."""
     pair, j = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     at, head = pair.to(tl.int64) * n, pair % heads
     bias += head * (2 * h - 1) * (2 * w - 1)
@@ -95,8 +95,8 @@ def pair_slopes(
     phi_q, phi_k, v, bias, top, d_num, d_den, d_log_c, images, heads, part, first, rows, n, h, w, m, dv,
     M: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """Slopes of the log-weights of a tile of pairs, added over a part of the images: (parts, heads, rows, n), of `rows`
-    queries from the `first` on."""
+    """Gradients of the log-weights of a tile of pairs, added over a part of the images: (parts, heads, rows, n), of
+    `rows` queries from the `first` on."""
     tiles = tl.cdiv(n, BLOCK)
     row = tl.program_id(0) // tiles * BLOCK + tl.arange(0, BLOCK)
     i, j = first + row, tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)

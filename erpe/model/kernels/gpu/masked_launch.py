@@ -11,14 +11,14 @@ from torch.nn.functional import pad
 from erpe.model.kernels.gpu import masked, wide
 
 BLOCK, SMALL, WARPS = 32, 16, 4
-"""Queries, and keys, of a tile, of one where slopes of pairs are added over images, or where Dv or m is above 64, and
-the warps that a program has, twice as many where both is so: no register is spilled. Never timed."""
+"""Queries, and keys, of a tile, of one where gradients of pairs are added over images, or where Dv or m is above 64,
+and the warps that a program has, twice as many where both is so: no register is spilled. Never timed."""
 
 ENTRIES = 2**28
-"""So many pairs at most have slopes of their log-weights in memory at once."""
+"""So many pairs at most have gradients of their log-weights in memory at once."""
 
 PROGRAMS = 1024
-"""About so many programs add slopes of log-weights: images are split into parts until there are that many."""
+"""About so many programs add gradients of log-weights: images are split into parts until there are that many."""
 
 
 def forward(phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ def forward(phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor) 
 def backward(
     phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor, d_num: Tensor, d_den: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Slopes of phi_q, phi_k, v and bias."""
+    """Gradients of phi_q, phi_k, v and bias."""
     given = phi_q, phi_k, v, bias, top, d_num, d_den = [
         x.contiguous() for x in (phi_q, phi_k, v, bias, top, d_num, d_den)
     ]

@@ -29,7 +29,7 @@ def masked_forward(phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: T
 def masked_backward(
     phi_q: Tensor, phi_k: Tensor, v: Tensor, bias: Tensor, top: Tensor, d_num: Tensor, d_den: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Slopes of phi_q, phi_k, v and bias."""
+    """Gradients of phi_q, phi_k, v and bias."""
     given = phi_q, phi_k, v, bias, top
 
     def torchs() -> tuple[Tensor, ...]:

@@ -67,7 +67,7 @@ def linear_backward(
     places: Tensor | None, basis: Tensor | None, exp: bool, q_eps: float, k_eps: float, norm: float,
     learns: bool, sums: Tensor, z: Tensor, top: Tensor, d_y: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Slopes of q, k, v and, if they are wanted, of the planes; see `launch.backward`."""
+    """Gradients of q, k, v and, if they are wanted, of the planes; see `launch.backward`."""
     maps, turn = maps_of(exp, q_eps, k_eps, norm), launch.Turn(table, places, basis)
 
     def torchs() -> tuple[Tensor, ...]:

@@ -69,7 +69,7 @@ def query_slopes(
     TURN: tl.constexpr, BASIS: tl.constexpr, LEARNS: tl.constexpr,
     D: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """Slopes of the queries; returns those of S (M, DV), z (M) and the planes (D / 2) twice by these queries."""
+    """Gradients of the queries; returns those of S (M, DV), z (M) and the planes (D / 2) twice by these queries."""
     d_sums, d_z = tl.zeros((M, DV), tl.float32), tl.zeros((M,), tl.float32)
     d_fy, d_fx = tl.zeros((D // 2,), tl.float32), tl.zeros((D // 2,), tl.float32)
     for begin in range(first, last, BLOCK):
@@ -101,7 +101,7 @@ def key_slopes(
     EXP: tl.constexpr, PROJECTED: tl.constexpr, TURN: tl.constexpr, BASIS: tl.constexpr, LEARNS: tl.constexpr,
     D: tl.constexpr, DV: tl.constexpr, M: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """Slopes of keys and values; returns those of the planes, added to what is given."""
+    """Gradients of keys and values; returns those of the planes, added to what is given."""
     for begin in range(first, last, BLOCK):
         rows = begin + tl.arange(0, BLOCK)
         cos, sin = angles(turn, rows, n, D, TURN)
@@ -124,7 +124,7 @@ def key_slopes(
 
 @triton.jit
 def store_planes(d_planes, at, d_fy, d_fx, p, D: tl.constexpr, LEARNS: tl.constexpr):
-    """Slopes of the planes of the program `at`: (programs, 2, p)."""
+    """Gradients of the planes of the program `at`: (programs, 2, p)."""
     if LEARNS:
         t = tl.arange(0, D // 2)
         tl.store(d_planes + 2 * at * p + t, d_fy, mask=t < p)
