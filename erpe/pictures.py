@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import os
+import select
+import stat
 import struct
 
 import numpy as np
@@ -20,6 +22,9 @@ FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM", "TIFF", "WEBP")
 
 MOST_BYTES = 256 * 2**20
 MOST_PIXELS = 50_000_000
+
+PATIENCE = 10.0
+"""Seconds until a pipe's writer must have come."""
 
 LEAST_CONTRAST = 4 / 255
 """Brightest minus darkest pixel, in [0, 1], below which there is nothing to see."""
@@ -73,9 +78,11 @@ def fitted(shown: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.stack([_fit(shown[..., c], height, width) for c in range(shown.shape[2])], axis=-1)
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; a pipe that nobody writes to is empty instead of waited for."""
+def _without_hanging(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody writes to for `PATIENCE` seconds is empty."""
     file = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if stat.S_ISFIFO(os.fstat(file).st_mode):
+        select.select([file], [], [], PATIENCE)
     os.set_blocking(file, True)
     return file
 
@@ -88,7 +95,7 @@ def _open(picture: str | os.PathLike[str]) -> Image.Image:
     """
     why: object
     try:
-        with open(picture, "rb", opener=_without_waiting) as file:
+        with open(picture, "rb", opener=_without_hanging) as file:
             data = file.read(MOST_BYTES + 1)
         if len(data) > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES // 2**20} MiB")

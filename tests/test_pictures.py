@@ -139,9 +139,10 @@ def test_a_link_and_a_pipe_are_pictures(ink, tmp_path):
     Image.fromarray(ink).save(tmp_path / "plain.png")
     (tmp_path / "link.png").symlink_to(tmp_path / "plain.png")
     os.mkfifo(tmp_path / "pipe")
-    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes((tmp_path / "plain.png").read_bytes()))
-    writer.start()
-    plain, link, pipe = (read_picture(tmp_path / name, "mnist") for name in ("plain.png", "link.png", "pipe"))
+    plain, link = (read_picture(tmp_path / name, "mnist") for name in ("plain.png", "link.png"))
+    writer = threading.Timer(0.3, (tmp_path / "pipe").write_bytes, [(tmp_path / "plain.png").read_bytes()])
+    writer.start()  # the reader comes first
+    pipe = read_picture(tmp_path / "pipe", "mnist")
     writer.join()
     assert np.array_equal(plain, link) and np.array_equal(plain, pipe)
 

@@ -160,6 +160,7 @@ def test_a_picture_is_read_by_pillow_alone(tmp_path, monkeypatch):
     chunk = b"IHDR" + (20_000).to_bytes(4) * 2 + b"\x08\x00\x00\x00\x00"
     bomb.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\r" + chunk + zlib.crc32(chunk).to_bytes(4) + b"\0\0\0\0IEND\xaeB`\x82")
     os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr("erpe.pictures.PATIENCE", 0.1)
     for picture in (script, bomb, tmp_path / "pipe"):
         with pytest.raises(DataError, match="cannot be read as a picture"):
             predict(tmp_path, picture)
