@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, ValidationInfo, model_validator
 
-from erpe import plugins
+from erpe import variants
 from erpe.datasets import AnyDataset, Dataset, Size, facts_of
 from erpe.errors import ConfigError
 from erpe.settings import Config, largest_divisor
@@ -18,7 +18,7 @@ from erpe.settings import Config, largest_divisor
 
 def _known_variant(variant: str, info: ValidationInfo) -> str:
     if not (info.data or {}).get("plugin"):  # a stored one is read without its plug-in; to build a model needs it
-        plugins.split_variant(variant)
+        variants.split_variant(variant)
     return variant
 
 
@@ -74,11 +74,11 @@ class AttentionConfig(Config):
         if not isinstance(given.get("options", {}), dict):
             return given
         attention, _, encoding = given["variant"].partition("_")
-        parts = plugins.parts_of(attention, encoding or "none")
-        own = plugins.hash_of(parts)
+        parts = variants.parts_of(attention, encoding or "none")
+        own = variants.hash_of(parts)
         if not own or given.get("plugin") not in (None, own):
             return given
-        return given | {"plugin": own, "options": plugins.checked_options(parts, given.get("options") or {})}
+        return given | {"plugin": own, "options": variants.checked_options(parts, given.get("options") or {})}
 
     @property
     def attention(self) -> str:
@@ -270,7 +270,7 @@ class TrialConfig(Config):
             ConfigError: it is of a plug-in, whose options have defaults, and that is not loaded, or has changed.
         """
         if self.model.plugin:
-            plugins.check_source(self.model.variant, self.model.plugin)
+            variants.check_source(self.model.variant, self.model.plugin)
         usual = type(self)(**defaults(self.model.variant, self.data.dataset).tree()).flat()
         return {name: value for name, value in self.flat().items() if value != usual[name]}
 
@@ -291,7 +291,7 @@ def defaults(variant: str, dataset: str | Dataset, seed: int = 0) -> TrialConfig
     Raises:
         ConfigError: unknown variant or data set.
     """
-    plugins.split_variant(variant)
+    variants.split_variant(variant)
     facts, usual = facts_of(dataset), facts_of(dataset).usual
     model = ModelConfig(variant=variant, image=facts.image, classes=facts.classes, patch=usual["model.patch"])
     data = DataConfig(dataset=dataset, validation=usual.get("data.validation", 0.1))

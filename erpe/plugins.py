@@ -8,7 +8,6 @@ A file is run because a user named it, never because a store or a server holds o
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 import re
@@ -19,59 +18,21 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from erpe.errors import ConfigError, nearest
+from erpe import variants
+from erpe.errors import ConfigError
 from erpe.text import reason
+from erpe.variants import ATTENTIONS, ENCODINGS, Kind, Registered, Source
 
-Kind = Literal["attention", "encoding"]
 Class = TypeVar("Class", bound=type)
 Options = TypeVar("Options", bound=BaseModel)
-
-ATTENTIONS = ("softmax", "favor", "relu")
-ENCODINGS = ("none", "general", "circulant", "rope")
-"""What is built in."""
-
-
-def product(attentions: Iterable[str], encodings: Sequence[str]) -> tuple[str, ...]:
-    """`("relu",), ("none", "rope")` -> `("relu", "relu_rope")`."""
-    return tuple(a if e == "none" else f"{a}_{e}" for a in attentions for e in encodings)
-
-
-VARIANTS = product(ATTENTIONS, ENCODINGS)
-NINE = ("softmax", *product(ATTENTIONS[1:], ENCODINGS))
-"""The models of the question; the other three tell what an encoding does for softmax."""
 
 GROUP = "erpe.plugins"
 """Of entry points: `my_plugin = "my_package.encodings"`."""
 
-
-class Source(NamedTuple):
-    """A plug-in as text, which can be sent to another process."""
-
-    name: str
-    text: str
-
-    @property
-    def sha256(self) -> str:
-        """Twelve digits, by which configurations name the plug-in that they are of."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
-
-
-class Registered(NamedTuple):
-    """A class that a plug-in registered."""
-
-    kind: Kind
-    name: str
-    cls: type
-    options: type[BaseModel] | None
-    space: Mapping[str, Sequence[Any]]
-    source: Source
-
-
-_REGISTERED: dict[tuple[Kind, str], Registered] = {}
 _LOADED: dict[str, Source] = {}
 _GIVEN: dict[str, str] = {}
 """Name of a plug-in -> how a command names it that is given in the current folder."""
@@ -111,7 +72,7 @@ def _register(
 ) -> Callable[[Class], Class]:
     if not re.fullmatch(r"[a-z][a-z0-9]*", name):
         raise ConfigError(f"{kind} {name!r} given; use lower-case letters and digits instead")
-    known = _REGISTERED.get((kind, name))
+    known = variants.REGISTERED.get((kind, name))
     if name in (*ATTENTIONS, *ENCODINGS) or (known and _loading):
         where = f" in plug-in {known.source.name}.py" if known else ""
         raise ConfigError(f"{kind} {name!r} is there already{where}; use another name")
@@ -126,7 +87,7 @@ def _register(
             raise ConfigError(f"{kind} {name!r} is registered by an import; use --plugin FILE instead")
         if f"erpe.model.{kind}.{kind.title()}" not in (f"{base.__module__}.{base.__name__}" for base in cls.__mro__):
             raise ConfigError(f"{kind} {name!r} is no erpe.model.{kind}.{kind.title()}; use it as the base")
-        _REGISTERED[kind, name] = Registered(kind, name, cls, options, space or {}, _loading[-1])
+        variants.REGISTERED[kind, name] = Registered(kind, name, cls, options, space or {}, _loading[-1])
         return cls
 
     return register
@@ -173,17 +134,17 @@ def load_source(source: Source, path: str = "") -> Source:
     module = ModuleType(f"erpe_plugin_{source.name}")
     module.__file__ = path or f"{source.name}.py"
     sys.modules[module.__name__] = module  # pydantic looks up annotations there
-    before = dict(_REGISTERED)
+    before = dict(variants.REGISTERED)
     for key in [key for key, found in before.items() if found.source.name == source.name]:
-        del _REGISTERED[key]
+        del variants.REGISTERED[key]
     _loading.append(source)
     try:
         exec(compile(source.text, module.__file__, "exec"), module.__dict__)
-        if not any(found.source == source for found in _REGISTERED.values()):
+        if not any(found.source == source for found in variants.REGISTERED.values()):
             raise ConfigError("registers nothing; use @register_encoding(NAME) on a class")
     except (Exception, SystemExit) as error:
-        _REGISTERED.clear()
-        _REGISTERED.update(before)
+        variants.REGISTERED.clear()
+        variants.REGISTERED.update(before)
         frame = error.__traceback__
         lines = [line for line in _lines(frame) if line[0] == module.__file__]
         place = f"line {lines[-1][1]}: " if lines else ""
@@ -206,106 +167,15 @@ def loaded() -> tuple[Source, ...]:
     return tuple(_LOADED.values())
 
 
-def given_names(variants: Iterable[str]) -> tuple[str, ...]:
+def given_names(chosen: Iterable[str]) -> tuple[str, ...]:
     """Return how a command in the current folder names the plug-ins of some variants that were loaded here."""
-    wanted = set(variants)
-    return tuple(_GIVEN[s.name] for s in loaded() if s.name in _GIVEN and wanted & set(own_variants(s)))
+    wanted = set(chosen)
+    return tuple(_GIVEN[s.name] for s in loaded() if s.name in _GIVEN and wanted & set(variants.own_variants(s)))
 
 
 def plugin_flags() -> str:
     """Return what a command needs to load the plug-ins of this process, with a blank before each."""
     return "".join(f" --plugin {shlex.quote(_GIVEN[s.name])}" for s in loaded() if s.name in _GIVEN)
-
-
-def names(kind: Kind, source: Source | None = None) -> list[str]:
-    """Registered names of a kind, or those of one plug-in."""
-    return [each.name for each in _REGISTERED.values() if each.kind == kind and source in (None, each.source)]
-
-
-def split_variant(variant: str) -> tuple[str, str]:
-    """`"relu_general"` -> `("relu", "general")`; `"softmax"` -> `("softmax", "none")`.
-
-    Raises:
-        ConfigError: there is no such variant, built in or of a loaded plug-in.
-    """
-    attention, _, encoding = variant.partition("_")
-    known = attention in (*ATTENTIONS, *names("attention"))
-    encodings = (*ENCODINGS, *names("encoding"))
-    if variant not in VARIANTS and not (known and (encoding or "none") in encodings and not variant.endswith("_none")):
-        raise ConfigError(f"unknown variant {variant!r}; {nearest(variant, (*VARIANTS, *own_variants()))}"
-                          " (--plugin FILE loads others)")  # fmt: skip
-    return attention, encoding or "none"
-
-
-def own_variants(source: Source | None = None) -> tuple[str, ...]:
-    """The variants that loaded plug-ins add, or one of them: their attentions with all encodings, their encodings with
-    all attentions.
-    """
-    own = {kind: names(kind, source) for kind in ("attention", "encoding")}
-    attentions, encodings = (*ATTENTIONS, *names("attention")), (*ENCODINGS, *names("encoding"))
-    return tuple(
-        a if e == "none" else f"{a}_{e}"
-        for a in attentions
-        for e in encodings
-        if a in own["attention"] or e in own["encoding"]
-    )
-
-
-def find(kind: Kind, name: str, variant: str, plugin: str) -> Registered:
-    """Return what is registered under a name, for a configuration; see `check_source`."""
-    check_source(variant, plugin)
-    return _REGISTERED[kind, name]
-
-
-def parts_of(attention: str, encoding: str) -> list[Registered]:
-    """The registered parts of a variant."""
-    return [_REGISTERED[key] for key in (("attention", attention), ("encoding", encoding)) if key in _REGISTERED]
-
-
-def hash_of(parts: list[Registered]) -> str | None:
-    """What a configuration keeps of the sources of its parts."""
-    return "+".join(dict.fromkeys(part.source.sha256 for part in parts)) or None
-
-
-def check_source(variant: str, plugin: str) -> None:
-    """Refuse other plug-ins than those that a configuration is of.
-
-    Raises:
-        ConfigError: they are not loaded, or their source is another one.
-    """
-    attention, _, encoding = variant.partition("_")
-    own = hash_of(parts_of(attention, encoding or "none"))
-    if own is None:
-        raise ConfigError(f"{variant} is of a plug-in that is not loaded; use --plugin FILE")
-    if own != plugin:
-        raise ConfigError(f"{variant}: its plug-in is another one (sha256 {own}, not {plugin}); use that file instead")
-
-
-def checked_options(parts: list[Registered], given: dict[str, Any]) -> dict[str, Any]:
-    """The options of a variant's parts, with their defaults.
-
-    Raises:
-        ConfigError: one is unknown, or has a value that does not fit.
-    """
-    models = [part.options for part in parts if part.options]
-    known = {name for model in models for name in model.model_fields}
-    if stray := sorted(given.keys() - known):
-        raise ConfigError(f"options.{stray[0]}: unknown key; {nearest(stray[0], known) if known else 'there are none'}")
-    found: dict[str, Any] = {}
-    for model in models:
-        try:
-            made = model(**{name: value for name, value in given.items() if name in model.model_fields})
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise ConfigError(f"options.{place}: {first['input']!r} given; {first['msg'].lower()}") from None
-        found |= made.model_dump(mode="json")
-    return found
-
-
-def has_option(name: str) -> bool:
-    """Whether some loaded part has this option."""
-    return any(name in part.options.model_fields for part in _REGISTERED.values() if part.options)
 
 
 def options_of(config: Any, model: type[Options]) -> Options:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from erpe.plugins import split_variant
 from erpe.report.comparison import Comparison
 from erpe.report.fronts import fronts
 from erpe.report.outcomes import Outcomes
@@ -19,6 +18,7 @@ from erpe.report.significance import verdicts
 from erpe.report.statistics import PARTS, TESTED, Paired, decided
 from erpe.report.tables import render
 from erpe.study.plan import Compare
+from erpe.variants import split_variant
 
 RESULTS = Path(__file__).parent.parent / "studies" / "results"
 BEGIN = "### "

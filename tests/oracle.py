@@ -6,7 +6,7 @@ from scipy.linalg import block_diag, circulant, expm
 from torch import Tensor
 
 from erpe.model import VARIANTS, Attention, build_attention
-from erpe.plugins import split_variant
+from erpe.variants import split_variant
 
 # All different: a swapped axis cannot pass. Rope asks 4 to divide D, and m where it rotates features.
 B, H, D, DV, M, GRID = 2, 3, 8, 5, 12, (3, 5)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from erpe.plugins import VARIANTS, split_variant
 from erpe.report.outcomes import Outcomes
+from erpe.variants import VARIANTS, split_variant
 
 ACCURACY = {"softmax": 0.95, "favor": 0.90, "relu": 0.91}
 GAIN = {"none": 0.0, "general": 0.03, "circulant": 0.02, "rope": 0.01}

@@ -15,7 +15,7 @@ import pytest
 from forks import Fork
 
 import erpe
-from erpe import plugins
+from erpe import plugins, variants
 from erpe.cli.app import main
 from erpe.errors import ErpeError
 from erpe.store import Store
@@ -88,7 +88,7 @@ def test_readme_s_program_over_own_images_and_encodings_is_killed_and_goes_on_by
             main()
         return capsys.readouterr()
 
-    monkeypatch.setattr(plugins, "_REGISTERED", {})
+    monkeypatch.setattr(variants, "REGISTERED", {})
     monkeypatch.setattr(plugins, "_LOADED", {})
     own = " ".join(f"--plugin {top}/studies/plugins/{name}.py" for name in ("alibi", "cayley_string"))
     assert own in run("study run mine --executor inline --offline").err

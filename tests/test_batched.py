@@ -7,16 +7,16 @@ import pytest
 import torch
 from trials import curve, tiny
 
-from erpe import plugins
+from erpe import plugins, variants
 from erpe.errors import TrialError
 from erpe.model import build
 from erpe.model.kernels.gpu import flex
-from erpe.plugins import VARIANTS
 from erpe.training import trial as objective
 from erpe.training.batched import Pack
 from erpe.training.choices import FLEX, size
 from erpe.training.devices import device_name
 from erpe.training.trial import Trial
+from erpe.variants import VARIANTS
 
 CPU = torch.device("cpu")
 OWN = (
@@ -73,7 +73,7 @@ def test_trials_in_a_pack_are_what_they_are_alone(tmp_path, double, variant):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["softmax_alibi", "relu_alibi", "favor_cayley", "mala_rope"])
 def test_so_are_trials_of_plug_ins(tmp_path, double, monkeypatch, variant):
-    monkeypatch.setattr(plugins, "_REGISTERED", {})
+    monkeypatch.setattr(variants, "REGISTERED", {})
     monkeypatch.setattr(plugins, "_LOADED", {})
     for file in (Path(__file__).parent.parent / "studies" / "plugins").glob("*.py"):
         plugins.load(file)
@@ -154,7 +154,7 @@ def test_without_room_for_a_pack_its_trials_train_alone(tmp_path, double, monkey
 
 
 def test_trials_of_a_plug_in_that_cannot_be_mapped_train_alone_and_say_so_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(plugins, "_REGISTERED", {})
+    monkeypatch.setattr(variants, "REGISTERED", {})
     monkeypatch.setattr(plugins, "_LOADED", {})
     example = Path(__file__).parent.parent / "studies" / "plugins" / "alibi.py"
     own = tmp_path / "alibi.py"

@@ -24,9 +24,9 @@ from erpe.bench.timing import compete
 from erpe.bench.train import bench_training
 from erpe.errors import ConfigError, StoreError
 from erpe.model.kernels import cpu
-from erpe.plugins import VARIANTS
 from erpe.store import Store
 from erpe.training.precision import bfloat16_unit
+from erpe.variants import VARIANTS
 
 CPU = torch.device("cpu")
 SMALL = LayerShape(heads=2, head_dim=8, features=8, batch_tokens=32)

@@ -8,7 +8,6 @@ from matplotlib.text import Annotation
 from outcomes import made_up
 
 from erpe.config import defaults
-from erpe.plugins import VARIANTS
 from erpe.report.charts import CHARTS, NARROW, parts, save_all
 from erpe.report.charts.captions import CAPTIONS, told
 from erpe.report.charts.costs import COSTS, tradeoffs
@@ -21,6 +20,7 @@ from erpe.report.comparison import compare
 from erpe.report.gaps import gap_closed as gaps_of
 from erpe.report.labels import label
 from erpe.report.statistics import summary
+from erpe.variants import VARIANTS
 
 NINE = tuple(variant for variant in VARIANTS if not variant.startswith("softmax_"))
 FEW = ("softmax", "relu", "relu_general")

@@ -16,12 +16,12 @@ from trials import tiny
 
 from erpe.errors import StoreError
 from erpe.model import build
-from erpe.plugins import VARIANTS
 from erpe.store import OWNER, STATE
 from erpe.training.checkpoint import MODEL, load_model, load_tensors, save_model, save_tensors
 from erpe.training.confirmation import final_evaluation
 from erpe.training.data import load_training, normalise
 from erpe.training.trial import Trial
+from erpe.variants import VARIANTS
 
 
 def refusal(make, *args) -> str:

@@ -20,7 +20,6 @@ from erpe.cli import app
 from erpe.cli.options import parse_settings
 from erpe.errors import ConfigError
 from erpe.inference import predict
-from erpe.plugins import VARIANTS
 from erpe.store import Store
 from erpe.text import changes_wait, counted, first_line
 from erpe.training.checkpoint import load_model
@@ -28,6 +27,7 @@ from erpe.training.data import normalise
 from erpe.training.devices import pick_device
 from erpe.training.download import UNPACKED
 from erpe.training.precision import explain_auto
+from erpe.variants import VARIANTS
 
 NINE = str(Path(__file__).parent.parent / "studies/digits_nine.toml")
 TINY = ("--epochs", "2", "--set", "model.width=32", "--set", "model.depth=1", "--set", "data.train_limit=100")

@@ -18,7 +18,6 @@ from erpe.config import ModelConfig, TrainConfig
 from erpe.model import ViT, build
 from erpe.model.kernels import gpu
 from erpe.model.kernels.gpu import flex
-from erpe.plugins import VARIANTS
 from erpe.training import compilation, timing
 from erpe.training.choices import FLEX, size
 from erpe.training.compilation import compiled
@@ -26,6 +25,7 @@ from erpe.training.confirmation import Confirmation, final_evaluation
 from erpe.training.devices import device_name
 from erpe.training.timing import time_runs
 from erpe.training.trial import Trial
+from erpe.variants import VARIANTS
 
 CPU = torch.device("cpu")
 BASE = {"image": (1, 4, 4), "classes": 3, "patch": 2, "width": 8, "depth": 1, "heads": 2, "mlp_ratio": 1.0}

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from erpe.config import AttentionConfig, DataConfig, ModelConfig, TrainConfig, TrialConfig, defaults
 from erpe.errors import ConfigError, nearest
-from erpe.plugins import VARIANTS, split_variant
+from erpe.variants import VARIANTS, split_variant
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
 each_dataset = pytest.mark.parametrize("dataset", ["digits", "mnist", "cifar10"])

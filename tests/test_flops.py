@@ -10,7 +10,7 @@ from erpe.config import ModelConfig
 from erpe.errors import ErpeError
 from erpe.model import build
 from erpe.model.flops import forward_flops, train_step_flops
-from erpe.plugins import VARIANTS
+from erpe.variants import VARIANTS
 
 # fvcore builds on torch.jit, which is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

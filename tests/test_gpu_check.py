@@ -12,7 +12,7 @@ import torch
 from erpe.bench import gpu_check, gpu_errors, gpu_parts
 from erpe.bench.gpu_check import FILE, Asked, check, failures, guarded, main, table
 from erpe.model.kernels import gpu
-from erpe.plugins import VARIANTS
+from erpe.variants import VARIANTS
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]

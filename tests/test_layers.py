@@ -20,7 +20,8 @@ ORDER = """
     surroundings
     credentials
     settings
-    datasets plugins
+    datasets variants
+    plugins
     config
     io
     store

@@ -12,10 +12,10 @@ from erpe.cli.plan import detectable, families, plan_notes, plan_rows, plan_tabl
 from erpe.config import defaults
 from erpe.errors import ConfigError
 from erpe.model.flops import train_step_flops
-from erpe.plugins import NINE, VARIANTS
 from erpe.report.power import detectable_difference
 from erpe.study.entries import check_agreement
 from erpe.study.plan_file import load_plan, schema
+from erpe.variants import NINE, VARIANTS
 
 STUDIES = Path(__file__).parent.parent / "studies"
 FILES = sorted(path for path in STUDIES.glob("*.toml") if path.name != "space.toml")

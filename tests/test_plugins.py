@@ -9,14 +9,13 @@ import torch
 from trials import TINY, objective
 
 import erpe
-from erpe import plugins
+from erpe import plugins, variants
 from erpe.cli.app import main
 from erpe.config import AttentionConfig, TrialConfig, defaults
 from erpe.errors import ConfigError
 from erpe.execution.objective import vision
 from erpe.model import build, build_attention
 from erpe.model.flops import counted_cost, forward_flops, is_counted
-from erpe.plugins import NINE, VARIANTS, own_variants
 from erpe.store import Store, name_store
 from erpe.study.naming import shown
 from erpe.study.plan_file import load_plan
@@ -29,6 +28,7 @@ from erpe.tracking.image import desired
 from erpe.tracking.study_tags import study_tags
 from erpe.training.check import check_variant
 from erpe.training.checkpoint import load_model
+from erpe.variants import NINE, VARIANTS, own_variants
 
 EXAMPLES = Path(__file__).parent.parent / "studies" / "plugins"
 ALIBI = EXAMPLES / "alibi.py"
@@ -52,7 +52,7 @@ class Wrong(Encoding):
 @pytest.fixture(autouse=True)
 def nothing_loaded(monkeypatch):
     """Each test begins without plug-ins, and leaves none behind."""
-    monkeypatch.setattr(plugins, "_REGISTERED", {})
+    monkeypatch.setattr(variants, "REGISTERED", {})
     monkeypatch.setattr(plugins, "_LOADED", {})
     monkeypatch.setattr(plugins, "_GIVEN", {})
 
@@ -156,7 +156,7 @@ def test_a_stored_configuration_is_read_without_its_plug_in_and_runs_nothing(tmp
     plugins.load(alibi(tmp_path))
     config = defaults("relu_alibi", "digits").replace(TINY)
     text = config.model_dump_json()
-    plugins._REGISTERED.clear()
+    variants.REGISTERED.clear()
     plugins._LOADED.clear()
     read = TrialConfig.model_validate_json(text)
     assert read == config and read.model.encoding == "alibi"
@@ -235,7 +235,7 @@ def test_another_process_loads_the_plug_ins_that_come_with_its_work(tmp_path):
     plugins.load(alibi(tmp_path))
     sent = pickle.dumps(vision("digits", None, "cpu").start)
     (tmp_path / "alibi.py").unlink()
-    plugins._REGISTERED.clear()
+    variants.REGISTERED.clear()
     plugins._LOADED.clear()
     assert not own_variants()
     assert callable(pickle.loads(sent))
@@ -269,7 +269,7 @@ def recorded(tmp_path, monkeypatch, empty_database):
         best = play(plan.search_spec(arm), f"plug.{arm.name}", arm=arm.name, phase="search")
         play(plan.confirm_spec(arm, best), f"plug.{arm.name}.seeds", arm=arm.name, phase="confirm", trial=0)
     play(define("relu_alibi", "digits", epochs=1), "tuned")
-    plugins._REGISTERED.clear()
+    variants.REGISTERED.clear()
     plugins._LOADED.clear()
     monkeypatch.chdir(tmp_path)
     return store.root

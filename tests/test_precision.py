@@ -12,12 +12,12 @@ from trials import curve, tiny
 from erpe.config import defaults
 from erpe.errors import StoreError
 from erpe.model import build
-from erpe.plugins import VARIANTS
 from erpe.store import STATE
 from erpe.training.checkpoint import MODEL, load_tensors, save_tensors
 from erpe.training.precision import LEAST, autocast, explain_auto, pick_precision
 from erpe.training.timing import time_runs
 from erpe.training.trial import Trial
+from erpe.variants import VARIANTS
 
 CPU = torch.device("cpu")
 HALF = {"train.precision": "bfloat16", "train.epochs": 2, "data.augment": "standard", "model.dropout": 0.1}

@@ -18,8 +18,8 @@ import typer
 from erpe.cli.app import app
 from erpe.cli.doctor import PACKAGES
 from erpe.config import defaults
-from erpe.plugins import VARIANTS
 from erpe.study.search_space import load_space
+from erpe.variants import VARIANTS
 
 ROOT = Path(__file__).parent.parent
 CIFAR10 = ROOT / "studies/results/cifar10_positions"

@@ -3,12 +3,12 @@
 import pytest
 from optuna.pruners import NopPruner, SuccessiveHalvingPruner
 
-from erpe.plugins import VARIANTS
 from erpe.store import Store
 from erpe.study import pruning, samplers
 from erpe.study.plan import Plan
 from erpe.study.session import StudySession
 from erpe.study.spec import define
+from erpe.variants import VARIANTS
 
 SAMPLERS = ["tpe", "gp", "random"]
 

@@ -9,9 +9,9 @@ import pytest
 from erpe.config import defaults
 from erpe.datasets import DATASETS
 from erpe.errors import ConfigError
-from erpe.plugins import VARIANTS, split_variant
 from erpe.study.distributions import Choices, Floats, Ints, Space, default_point, sample
 from erpe.study.search_space import check_together, default_space, load_space
+from erpe.variants import VARIANTS, split_variant
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -4,11 +4,11 @@ import pytest
 
 from erpe.config import TrainConfig, TrialConfig, defaults
 from erpe.errors import ConfigError
-from erpe.plugins import VARIANTS
 from erpe.study import pruning, samplers
 from erpe.study.distributions import Choices, Floats, Ints, Space
 from erpe.study.search_space import default_space
 from erpe.study.spec import StudySpec, check_name, confirmation, define, derive_seed, differences, differences_from
+from erpe.variants import VARIANTS
 
 
 def test_identity_does_not_depend_on_the_order_of_the_space():

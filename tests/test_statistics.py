@@ -11,7 +11,6 @@ from scipy import stats
 from statsmodels.discrete.discrete_model import Logit
 
 from erpe.errors import ConfigError, StudyError
-from erpe.plugins import VARIANTS, split_variant
 from erpe.report import ranks as order
 from erpe.report.comparison import compare
 from erpe.report.decisions import VERDICTS, holm
@@ -27,6 +26,7 @@ from erpe.report.statistics import (
 )  # fmt: skip
 from erpe.report.summary import sentences
 from erpe.training.evaluate import information_criteria, scores
+from erpe.variants import VARIANTS, split_variant
 
 ACCURACY = "test/accuracy"
 

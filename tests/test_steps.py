@@ -10,11 +10,11 @@ from torch.nn.functional import cross_entropy
 from trials import tiny
 
 from erpe.config import TrainConfig
-from erpe.plugins import VARIANTS
 from erpe.training import confirmation
 from erpe.training.data import load_training, normalise
 from erpe.training.loop import learning_rate
 from erpe.training.trial import Trial
+from erpe.variants import VARIANTS
 
 
 @pytest.mark.parametrize("warmup", [0, 0.1, 0.5, 0.99])

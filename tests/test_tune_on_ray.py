@@ -20,7 +20,7 @@ from test_tune import EPOCHS, SPEC, _full_disk, check_books, inline, logs
 from toys import number_of, once, toy, work
 
 import erpe
-from erpe import plugins
+from erpe import plugins, variants
 from erpe.errors import StoreError, StudyError, TrialError
 from erpe.search.tune import tune
 from erpe.store import Store
@@ -165,7 +165,7 @@ def test_on_ray_a_broken_machine_stops_the_search(store, without_mlflow, ray):
 @pytest.mark.slow
 def test_on_ray_real_training_agrees_in_session_and_checkpoint(store, without_mlflow, ray, tmp_path, monkeypatch):
     """Of own images, with an encoding of a plug-in, for two objectives, asked for by another thread."""
-    monkeypatch.setattr(plugins, "_REGISTERED", {})
+    monkeypatch.setattr(variants, "REGISTERED", {})
     monkeypatch.setattr(plugins, "_LOADED", {})
     images, labels = load_digits(return_X_y=True)
     np.savez(tmp_path / "own.npz", images=(images * 15).astype(np.uint8).reshape(-1, 8, 8), labels=labels)

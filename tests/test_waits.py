@@ -22,11 +22,11 @@ from trials import tiny
 from erpe.model import build, build_attention
 from erpe.model.kernels.low_rank import _series
 from erpe.model.rotary import _fourier
-from erpe.plugins import VARIANTS
 from erpe.training import batched, loop
 from erpe.training.batched import Pack
 from erpe.training.data import Images, constants
 from erpe.training.loop import Trainer
+from erpe.variants import VARIANTS
 
 WAITS = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "is_nonzero", "item"}
 """Operators whose result the CPU needs, or whose shape depends on numbers."""

@@ -22,11 +22,11 @@ from erpe.bench.timing import compete
 from erpe.bench.train import imagined
 from erpe.config import TrialConfig, defaults
 from erpe.model import build
-from erpe.plugins import VARIANTS
 from erpe.training.data import Images, load_training
 from erpe.training.evaluate import GPU_BATCH, logits_of
 from erpe.training.graph import CudaGraphs
 from erpe.training.loop import Trainer
+from erpe.variants import VARIANTS
 
 IMAGES = 50_000
 GRID = {

@@ -15,10 +15,10 @@ from matplotlib.ticker import NullLocator
 
 from erpe.bench.layers import SDPA, THEIRS
 from erpe.errors import StoreError
-from erpe.plugins import ATTENTIONS, VARIANTS, split_variant
 from erpe.report.charts import write
 from erpe.report.charts.style import INK, PALE, SMALL, blank, dress, marks
 from erpe.report.charts.tokens import break_even
+from erpe.variants import ATTENTIONS, VARIANTS, split_variant
 
 PANELS = {
     ("forward", "ms"): "forward, µs a token",

@@ -66,8 +66,9 @@ def check_plugin(
 ) -> None:
     """Check each variant that a plug-in adds: rows, dense twin, gradients, batch, positions, FLOPs, vmap."""
     from erpe.cli.tables import checks_table
-    from erpe.plugins import load, own_variants
+    from erpe.plugins import load
     from erpe.training.check import check_variant
+    from erpe.variants import own_variants
 
     found = {variant: check_variant(variant) for variant in own_variants(load(file))}
     wrong = [(variant, each.what) for variant, checks in found.items() for each in checks if each.well is False]

@@ -43,8 +43,8 @@ def bench_layer(
     torch = _torch(variant, threads)
     from erpe.bench.layers import LayerShape, bench_layers
     from erpe.bench.tables import layers_table
-    from erpe.plugins import VARIANTS
     from erpe.training.devices import pick_device
+    from erpe.variants import VARIANTS
 
     found = bench_layers(
         variant or list(VARIANTS), tokens or [64, 256, 1024, 4096],
@@ -98,7 +98,7 @@ def bench_model(
     _torch(variant, threads)
     from erpe.bench.models import bench_models
     from erpe.bench.tables import models_table
-    from erpe.plugins import VARIANTS
+    from erpe.variants import VARIANTS
 
     found = bench_models(
         variant or list(VARIANTS), dataset, rounds=rounds, settings=parse_settings(settings), device=device
@@ -120,7 +120,7 @@ def bench_train(
     _torch(variant, threads)
     from erpe.bench.tables import training_table
     from erpe.bench.train import bench_training
-    from erpe.plugins import VARIANTS
+    from erpe.variants import VARIANTS
 
     found = bench_training(
         variant or list(VARIANTS), dataset, rounds=rounds, settings=parse_settings(settings), device=device
@@ -144,7 +144,7 @@ def bench_precision(
     _torch(variant, threads)
     from erpe.bench.precision import bench_precision as run
     from erpe.bench.tables import precision_table
-    from erpe.plugins import VARIANTS
+    from erpe.variants import VARIANTS
 
     found = run(
         variant or list(VARIANTS), dataset or ["cifar10", "mnist"],
@@ -168,7 +168,7 @@ def bench_pack(
     _torch(variant, threads)
     from erpe.bench.packing import bench_packs
     from erpe.bench.tables import training_table
-    from erpe.plugins import VARIANTS
+    from erpe.variants import VARIANTS
 
     found = bench_packs(
         variant or list(VARIANTS), dataset, pack or [1, 2, 4, 8, 16],
@@ -193,8 +193,8 @@ def bench_device(
     _torch(variant, threads)
     from erpe.bench.device import bench_device as run
     from erpe.bench.tables import device_table
-    from erpe.plugins import VARIANTS
     from erpe.store import Store
+    from erpe.variants import VARIANTS
 
     own = Store.open(store)
     found = run(
@@ -219,7 +219,7 @@ def _show(found: dict[str, Any], table: Any, as_json: bool) -> None:
 
 def _torch(variants: list[str] | None, threads: int) -> Any:
     """torch, with the given number of threads; unknown variants are refused before it is loaded."""
-    from erpe.plugins import split_variant
+    from erpe.variants import split_variant
 
     for name in variants or []:
         split_variant(name)

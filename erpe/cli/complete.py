@@ -17,7 +17,7 @@ from erpe.errors import ErpeError
 
 def variants(context: typer.Context, incomplete: str) -> list[str]:
     """The twelve, and those of the plug-ins on the line, which are read and not run."""
-    from erpe.plugins import ATTENTIONS, ENCODINGS, product
+    from erpe.variants import ATTENTIONS, ENCODINGS, product
 
     found: dict[str, list[str]] = {"attention": [*ATTENTIONS], "encoding": [*ENCODINGS]}
     for file in context.params.get("plugin") or ():

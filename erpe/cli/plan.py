@@ -150,8 +150,8 @@ def families(plan: Plan) -> dict[str, int]:
     """Family of tests -> how many it has, for the largest of a kind: families are one a combination of switches."""
     import pandas as pd
 
-    from erpe.plugins import split_variant
     from erpe.report.pairing import pairs
+    from erpe.variants import split_variant
 
     who = (plan.name, str(plan.dataset))
     arms = pd.DataFrame(

@@ -16,13 +16,14 @@ from erpe.cli.fronts import front_table, refusals
 from erpe.cli.options import with_store
 from erpe.config import defaults
 from erpe.datasets import Dataset
-from erpe.plugins import VARIANTS, own_variants, plugin_flags, split_variant
+from erpe.plugins import plugin_flags
 from erpe.search.tune import TuneResult
 from erpe.store import store_flag
 from erpe.study.objectives import MEASURES as OBJECTIVES
 from erpe.study.objectives import shown
 from erpe.study.spec import StudySpec
 from erpe.text import Terminal, changes_wait, counted, number, percent, printable, redact, repeatable
+from erpe.variants import VARIANTS, own_variants, split_variant
 
 MEASURES = {
     "test/accuracy": "test accuracy", "test/precision": "test precision (macro)", "test/recall": "test recall (macro)",

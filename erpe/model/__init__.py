@@ -6,6 +6,6 @@
 
 from erpe.model.attention import Attention, build_attention
 from erpe.model.vit import ViT, build
-from erpe.plugins import VARIANTS
+from erpe.variants import VARIANTS
 
 __all__ = ["VARIANTS", "Attention", "ViT", "build", "build_attention"]

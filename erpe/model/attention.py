@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
-from erpe import plugins
+from erpe import variants
 from erpe.config import AttentionConfig
 from erpe.errors import ConfigError, ShapeError
 from erpe.model.encoding import Encoding, GeneralRPE, Shape
@@ -178,7 +178,7 @@ class Relu(Linear):
 ATTENTION = {"softmax": Softmax, "favor": Favor, "relu": Relu}
 
 
-def class_of(kind: plugins.Kind, config: AttentionConfig) -> Any:
+def class_of(kind: variants.Kind, config: AttentionConfig) -> Any:
     """The class of a variant's attention or encoding: built in, or of the plug-in that the configuration is of.
 
     Raises:
@@ -188,7 +188,7 @@ def class_of(kind: plugins.Kind, config: AttentionConfig) -> Any:
     name = config.attention if kind == "attention" else config.encoding
     if name in built_in:
         return built_in[name]
-    return plugins.find(kind, name, config.variant, config.plugin or "").cls
+    return variants.find(kind, name, config.variant, config.plugin or "").cls
 
 
 def no_numbers(q: Tensor, k: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from erpe.plugins import ATTENTIONS, ENCODINGS
 from erpe.report.labels import ATTENTION, ENCODING, switched
 from erpe.report.pairing import switches
 from erpe.report.significance import digits_of, point_digits, signed
 from erpe.report.statistics import ACCURACY
+from erpe.variants import ATTENTIONS, ENCODINGS
 
 
 class Cell(NamedTuple):

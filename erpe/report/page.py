@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from erpe import __version__
 from erpe.io import write_atomic
-from erpe.plugins import ENCODINGS, plugin_flags
+from erpe.plugins import plugin_flags
 from erpe.report.charts import CHARTS, parts
 from erpe.report.charts.captions import CAPTIONS, told
 from erpe.report.charts.data import DATA
@@ -27,6 +27,7 @@ from erpe.report.summary import answer
 from erpe.report.svg import inline_svg
 from erpe.report.table_blocks import FAMILIES, Block, blocks
 from erpe.report.tables import as_csv
+from erpe.variants import ENCODINGS
 
 COSTS = "What it costs"
 """The section that warnings about times stand in."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 
-from erpe.plugins import VARIANTS, own_variants
+from erpe.variants import VARIANTS, own_variants
 
 SEED = "seed-"
 """Before the number of a confirmed run, in its name."""

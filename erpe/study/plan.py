@@ -15,7 +15,6 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, WithJsonSchema, fie
 from erpe.config import Variant, defaults
 from erpe.datasets import AnyDataset, Size, read_grid
 from erpe.errors import ConfigError
-from erpe.plugins import NINE, VARIANTS
 from erpe.settings import Config
 from erpe.study.distributions import Axis, Choices, Scalar, typical
 from erpe.study.entries import dotted
@@ -23,6 +22,7 @@ from erpe.study.objectives import Limits, Objective
 from erpe.study.plan_checks import beside, mistakes_of
 from erpe.study.search_space import apply_overrides, variant_params
 from erpe.study.spec import Pruner, Sampler, StudySpec, confirmation, confirmed_epochs, define
+from erpe.variants import NINE, VARIANTS
 
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 Margin = Annotated[float, Field(gt=0, le=100)]

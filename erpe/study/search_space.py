@@ -11,13 +11,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from erpe import plugins
+from erpe import variants
 from erpe.config import TrialConfig, defaults
 from erpe.datasets import Dataset, facts_of
 from erpe.errors import ConfigError, ErpeError, nearest
-from erpe.plugins import split_variant
 from erpe.study.distributions import MOST_VALUES, Axis, Choices, Floats, Ints, Space
 from erpe.study.entries import KNOWN, contradictions, dotted, fits, typed
+from erpe.variants import split_variant
 
 # Sizes that fit together: every width is divisible by 4 x every number of heads, as rope asks.
 _BY_KIND: dict[str, dict[str, Axis]] = {
@@ -85,7 +85,7 @@ def variant_params(variant: str, dataset: str | Dataset) -> dict[str, Axis]:
         found["model.rotary_placement"] = Choices(values=("pre", "post"))
     if encoding == "rope":
         found["model.rope"] = Choices(values=("axial", "mixed"))
-    for part in plugins.parts_of(attention, encoding):
+    for part in variants.parts_of(attention, encoding):
         found |= {f"model.options.{name}": Choices(values=tuple(values)) for name, values in part.space.items()}
     return found
 
@@ -172,7 +172,7 @@ def apply_overrides(entries: dict[str, Any], variant: str, dataset: str | Datase
     mistakes = []
     for name, entry in dotted(entries).items():
         option = name.removeprefix("model.options.")
-        if option != name and name not in base.flat() and plugins.has_option(option):
+        if option != name and name not in base.flat() and variants.has_option(option):
             continue
         try:
             axis = _read_axis(name, entry, base)

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from erpe.plugins import VARIANTS
 from erpe.study.naming import part_name, trial_name
+from erpe.variants import VARIANTS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -20,8 +20,8 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from erpe.plugins import ATTENTIONS, ENCODINGS
 from erpe.report.labels import label
+from erpe.variants import ATTENTIONS, ENCODINGS
 
 COLOURS = {"softmax": "#0072b2", "favor": "#d55e00", "relu": "#009e73"}
 """Blue, vermilion and bluish green of Okabe and Ito."""

@@ -192,7 +192,7 @@ def _read_study(rows: Rows, client: MlflowClient, uri: str, study: str, runs: li
 
 def _place(runs: list[Run], arm: str) -> tuple[int, int]:
     """Arms in the order of the table, then as they were started."""
-    from erpe.plugins import VARIANTS
+    from erpe.variants import VARIANTS
 
     first = next(i for i, run in enumerate(runs) if run.data.tags["arm"] == arm)
     variant = runs[first].data.tags["variant"]

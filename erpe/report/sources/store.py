@@ -16,7 +16,6 @@ from erpe import __version__
 from erpe.datasets import Dataset
 from erpe.errors import ConfigError, StoreError
 from erpe.io import read_json
-from erpe.plugins import split_variant
 from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
 from erpe.store import Store
 from erpe.study.objectives import Goals
@@ -28,6 +27,7 @@ from erpe.study.records import StudyRecord, TrialRecord, arm_of, grouped
 from erpe.study.search_space import NO_AXES, own_axes
 from erpe.study.spec import CONTRACT, StudySpec
 from erpe.study.toml_text import toml_lines
+from erpe.variants import split_variant
 
 
 def load(store: Store, studies: Sequence[str] = ()) -> Outcomes:
