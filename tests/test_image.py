@@ -395,6 +395,22 @@ def test_a_look_reads_some_curves_and_an_epoch_that_was_lost_is_found_in_turn(tr
 
 
 @slow
+def test_a_database_that_nobody_wrote_to_since_all_was_there_is_not_asked_again(tracked, sent, monkeypatch):
+    looks, ask = [], MlflowClient.search_runs
+    monkeypatch.setattr(MlflowClient, "search_runs", lambda *given, **how: looks.append(given) or ask(*given, **how))
+    assert synced(tracked) == {SOLO: (0, 0), GROUP: (0, 0)} and looks, "a copy is another file"
+    looks.clear()
+    assert synced(tracked) == {SOLO: (0, 0), GROUP: (0, 0)} and not looks
+    change(tracked, f"DELETE FROM params WHERE {ONE}")
+    assert synced(tracked) == {SOLO: (0, 1), GROUP: (0, 0)} and looks
+    assert snapshot(tracked) == snapshot(sent)
+    assert synced(tracked) == {SOLO: (0, 0), GROUP: (0, 0)}
+    looks.clear()
+    monkeypatch.setattr("erpe.tracking.cursor.__version__", "another")
+    assert synced(tracked) == {SOLO: (0, 0), GROUP: (0, 0)} and looks
+
+
+@slow
 def test_a_parent_that_is_lost_gets_its_trials_back(tracked, sent):
     lost = "run_uuid IN (SELECT run_uuid FROM tags WHERE key = 'erpe.study_uid')"
     for table in ("metrics", "latest_metrics", "params"):

@@ -10,7 +10,7 @@ import zlib
 
 from erpe import __version__
 from erpe.io import parse_json, read_plain, write_atomic
-from erpe.store import Store
+from erpe.store import Store, sqlite_path
 from erpe.tracking.image import RunImage
 from erpe.tracking.marks import Mark
 
@@ -33,11 +33,17 @@ class Cursor:
         self.runs: dict[str, Mark] = {}
         self.whole: dict[str, str] = {}
         """Fingerprints of the runs that were there as a whole when the server was looked at last."""
+        self.left = ""
+        """What MLflow's database was like when it was left, see `database_state`; empty: unknown."""
+        self.turns = 0
+        """Looks until each run was compared in full since someone else wrote to that database."""
+        self._uri = store.tracking_uri
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
             found = parse_json(read_plain(self.path))
             self.runs = {str(uid): Mark(int(steps), str(state)) for uid, (steps, state) in found["runs"].items()}
             self.at, self.looks = float(found["at"]), int(found["looks"])
             self.whole = {str(uid): str(text) for uid, text in found["whole"].items()}
+            self.left, self.turns = str(found["left"]), int(found["turns"])
 
     def write(self) -> None:
         """Keep it.
@@ -45,14 +51,42 @@ class Cursor:
         Raises:
             OSError: the disk is full, or the folder is gone.
         """
-        self.at = time.time()
-        kept = {key: value for key, value in vars(self).items() if key != "path"}
+        self.at, self.left = time.time(), database_state(self._uri)
+        kept = {key: value for key, value in vars(self).items() if key not in ("path", "_uri")}
         write_atomic(self.path, json.dumps(kept))
 
     def has_turn(self, uid: str) -> bool:
         """Whether this look compares a run in full that seems whole."""
-        turns = -(-len(self.runs) // CHECKED)
+        turns = self._all_turns()
         return zlib.crc32(uid.encode()) % turns == self.looks % turns
+
+    def begin_look(self) -> None:
+        """Note that the server is looked at as a whole."""
+        if self.left != database_state(self._uri):
+            self.turns = self._all_turns()
+
+    def end_look(self) -> None:
+        """Note that all of it was compared."""
+        self.looks, self.turns = self.looks + 1, max(0, self.turns - 1)
+
+    def is_last_word(self) -> bool:
+        """Whether nobody wrote to MLflow's database since all runs of the cursor were found whole there."""
+        return self.left != "" and not self.turns and self.left == database_state(self._uri)
+
+    def _all_turns(self) -> int:
+        return -(-len(self.runs) // CHECKED)
+
+
+def database_state(uri: str) -> str:
+    """Return what changes when anyone writes to a SQLite database, or erpe is another version; empty for a server."""
+    path, found = sqlite_path(uri), [__version__]
+    if path is None:
+        return ""
+    for end in ("", "-wal"):
+        with contextlib.suppress(OSError):
+            stat = path.with_name(path.name + end).stat()
+            found.append(f"{stat.st_ino} {stat.st_size} {stat.st_ctime_ns}")
+    return ", ".join(found)
 
 
 def fingerprint(shown: RunImage) -> str:

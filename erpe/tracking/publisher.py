@@ -121,13 +121,15 @@ class Publisher:
             if not (experiment := self._open()):
                 return False
             if self._look:
+                self.cursor.begin_look()
                 self._shown = experiment.observe()
             try:
                 for image in desired(members, self.store, running, self._is_known):
                     if stop.is_set():
                         return False
                     self._bring(image, experiment)
-                self.cursor.looks += self._look
+                if self._look:
+                    self.cursor.end_look()
             finally:
                 self.cursor.write()
             self._look = False
@@ -218,6 +220,16 @@ class Publisher:
             return True
         self.problem = health.line if health.state == "refuses" else None
         return False
+
+
+def is_shown(store: Store, study: str, members: list[StudyRecord]) -> bool:
+    """Whether MLflow's database is as it was left, with all of a study in it: then nobody need look."""
+    cursor = Cursor(store, study)
+
+    def is_known(uid: str, mark: Mark) -> bool:
+        return uid in cursor.runs and mark in (cursor.runs[uid], Mark(0, OPENED))
+
+    return cursor.is_last_word() and next(desired(members, store, False, is_known), None) is None
 
 
 def _is_definite(error: Exception) -> bool:

@@ -20,7 +20,7 @@ from erpe.study.spec import check_name
 from erpe.tracking.connection import examine
 from erpe.tracking.history import Journal
 from erpe.tracking.marks import INTERRUPTED, study_mark
-from erpe.tracking.publisher import Publisher, Repaired
+from erpe.tracking.publisher import Publisher, Repaired, is_shown
 from erpe.tracking.spool import read_spool
 from erpe.tracking.waiting import own, waiting
 
@@ -216,10 +216,15 @@ def sync(
         study = parts_of(read_studies(store), study)[0].experiment  # of an arm, or of another store
     if study and study not in known:
         raise StudyError(f"study {study}: none of its trials is in this store; use --store with the one that has them")
-    health = examine(store.tracking_uri)
-    if known and health.state != "well":
+    chosen = [study] if study else [*known]
+    behind = [name for name in chosen if not is_shown(store, name, known[name])]
+    if behind and (health := examine(store.tracking_uri)).state != "well":
         raise TrackingError(f"{health.fact}; {health.advice if health.state == 'refuses' else _DOWN}".rstrip("; "))
-    for name in [study] if study else known:
+    for name in chosen:
+        if name not in behind:
+            left[name] = 0
+            tell(name, 0, Repaired())
+            continue
         elsewhere = is_running(store, known[name])
         tracker = Tracker(store, name, elsewhere=elsewhere, parts=known[name])
         patience = max(1.0, deadline - time.monotonic())
