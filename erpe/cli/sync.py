@@ -56,9 +56,12 @@ def repair(store: Store, study: str | None, say: Callable[[str], object], warn: 
     def tell(name: str, left: int, repaired: Repaired) -> None:
         say(f"{name}: {'; '.join([*_done(repaired), _rest(left)])}")
 
-    if aside := set_aside(store):
-        warn(f"MLflow's database was damaged and is now {aside}; a new one is filled")
-    left = sync(store, study, tell=tell)
+    def mend() -> Path | None:
+        if aside := set_aside(store):
+            warn(f"MLflow's database was damaged and is now {aside}; a new one is filled")
+        return aside
+
+    left = sync(store, study, tell=tell, mend=mend)
     if not left:
         say("nothing to send: no study has trials in this store")
     return sum(left.values())

@@ -196,11 +196,13 @@ def sync(
     study: str | None = None,
     timeout: float = 600,
     tell: Callable[[str, int, Repaired], None] = lambda study, left, repaired: None,
+    mend: Callable[[], object] = lambda: None,
 ) -> dict[str, int]:
     """Bring MLflow to what the store has.
 
     Args:
         tell: called for each study with the number of changes left and what MLflow had lost.
+        mend: called before MLflow is used; true if it made MLflow forget everything.
     Returns:
         Changes left, by study.
     Raises:
@@ -218,6 +220,8 @@ def sync(
         raise StudyError(f"study {study}: none of its trials is in this store; use --store with the one that has them")
     chosen = [study] if study else [*known]
     behind = [name for name in chosen if not is_shown(store, name, known[name])]
+    if behind and mend():
+        behind = chosen
     if behind and (health := examine(store.tracking_uri)).state != "well":
         raise TrackingError(f"{health.fact}; {health.advice if health.state == 'refuses' else _DOWN}".rstrip("; "))
     for name in chosen:
