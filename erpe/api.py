@@ -38,7 +38,6 @@ Place = str | Path
 DEFAULT_TRIALS = {"digits": 6, "mnist": 20, "cifar10": 20}
 """Trials of a search, by the kind of data set."""
 
-
 Shown = bool | Progress
 """True: a table in a terminal or notebook, lines elsewhere; False: nothing; or an object of one's own."""
 
@@ -151,8 +150,7 @@ def train(
     how = How(data_dir=data_dir, device=device, executor="inline")
     if bool(like) == bool(variant) or not (like or dataset):
         raise ConfigError("train: use either a variant and a data set, or a recorded run (like), instead")
-    for each in plugins:
-        load_plugin(each)
+    _begin(how, plugins)
     notes: list[str] = []
     own_seed = 0
     if like:
@@ -214,9 +212,7 @@ def run_study(
     """
     from erpe.search.run_study import run
 
-    _check(how)
-    for each in plugins:
-        load_plugin(each)
+    _begin(how, plugins)
     opened = Store.open(store)
     plan = find_plan(file, changes, opened)
     with _shown(progress, lambda: StudyProgress(plan), notify, plan.name, plan.dataset) as shows:
@@ -244,9 +240,7 @@ def _prepare(
     """
     from erpe.training.own import find_dataset, recall
 
-    _check(how)
-    for each in plugins:
-        load_plugin(each)
+    _begin(how, plugins)
     opened = Store.open(store)
     found: str | Dataset
     if isinstance(dataset, Dataset):
@@ -259,10 +253,13 @@ def _prepare(
     return opened, found
 
 
-def _check(how: How) -> None:
+def _begin(how: How, plugins: Sequence[str]) -> None:
+    """Refuse an unknown executor, and load plug-ins."""
     executor = how.get("executor", "ray")
     if executor not in ("ray", "inline"):
         raise ConfigError(f"executor: {executor!r} given; use {either(('ray', 'inline'))} instead")
+    for each in plugins:
+        load_plugin(each)
 
 
 def _search(spec: StudySpec, store: Store, progress: Shown, notify: str | None, **how: Any) -> Tuned:

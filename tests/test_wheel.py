@@ -77,6 +77,15 @@ def test_without_extras_a_model_is_trained_and_searched_and_events_wait(bare, tm
 
 
 @pytest.mark.slow
+def test_without_extras_nothing_is_wrong(bare, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/erpe.json").write_text('{"layout": 1}')
+    done = run(bare, tmp_path, "doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(f"pip install 'erpe[{extra}]'" in done.stdout for extra in ("ray", "mlflow"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "extra"),
     [(("tune", "--variant", "relu", "--dataset", "digits", "--trials", "1"), "ray"), (("ui",), "mlflow")],

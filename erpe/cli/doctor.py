@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -19,6 +20,9 @@ from erpe.surroundings import cores, require_loopback
 from erpe.text import changes_wait, counted, redact
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "scikit-learn", "sqlalchemy")
+EXTRAS = {"ray": "trials in processes of their own", "mlflow": "runs to look at and compare"}
+"""Packages that one can do without, and what they are for."""
+
 NEEDED_MIB = 500
 """Free space a study of small models wants."""
 
@@ -43,7 +47,10 @@ def packages() -> Iterator[Finding]:
         try:
             yield Finding(name, "well", version(name))
         except PackageNotFoundError:
-            yield Finding(name, "wrong", "not installed; infra/run installs what is missing")
+            if name in EXTRAS:
+                yield Finding(name, "note", f"not installed; pip install 'erpe[{name}]' for {EXTRAS[name]}")
+            else:
+                yield Finding(name, "wrong", "not installed; infra/run installs what is missing")
 
 
 def devices() -> Iterator[Finding]:
@@ -140,7 +147,7 @@ def services(folder: Path) -> Iterator[Finding]:
         yield Finding("sign-in", "wrong", str(error))
     if (folder / "erpe.json").exists() or "ERPE_STORAGE_URL" in os.environ:
         yield _asked("studies", lambda: _studies(store))
-    if (folder / "erpe.json").exists() or "MLFLOW_TRACKING_URI" in os.environ:
+    if "MLFLOW_TRACKING_URI" in os.environ or ((folder / "erpe.json").exists() and find_spec("mlflow")):
         yield _asked("tracking", lambda: _tracking(store))
     if address := os.environ.get("ERPE_RAY_ADDRESS"):
         cluster = _asked("ray cluster", lambda: _cluster(address))
