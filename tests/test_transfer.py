@@ -452,7 +452,7 @@ def erpe(monkeypatch, capsys, *words):
 def test_the_command_takes_over_a_folder_and_sends_a_study(original, tmp_path, monkeypatch, capsys):
     sent, store = [], tmp_path / "runs"
 
-    def send(store, study, tell):
+    def send(store, study, tell, mend):
         sent.append((store.root, study))
         tell(study, 0, Repaired())
         return {study: 0}
