@@ -223,7 +223,11 @@ class Publisher:
 
 
 def is_shown(store: Store, study: str, members: list[StudyRecord]) -> bool:
-    """Whether MLflow's database is as it was left, with all of a study in it: then nobody need look."""
+    """Whether MLflow's database is as it was left, with all of a study in it: then nobody need look.
+
+    Raises:
+        StoreError: another version of erpe wrote a study.
+    """
     cursor = Cursor(store, study)
 
     def is_known(uid: str, mark: Mark) -> bool:
