@@ -28,6 +28,7 @@ from erpe.study.distributions import Floats, Space
 from erpe.study.reading import read_studies
 from erpe.study.session import MAX_ATTEMPTS
 from erpe.study.spec import define
+from erpe.surroundings import short_folder
 
 
 @pytest.fixture
@@ -219,6 +220,7 @@ from erpe.execution.objective import Objective
 from erpe.store import Store
 from erpe.tracking import tracker
 from erpe.study.spec import define
+from erpe.surroundings import short_folder
 from functools import partial
 tracker.Tracker = partial(tracker.Tracker, send=False)
 
@@ -254,6 +256,37 @@ class Driver:
     def end(self):
         out, err = self.process.communicate(timeout=120)
         return self.process.returncode, out, err
+
+
+STOPPING = """
+import os, signal, sys, threading, traceback
+from erpe.execution.ray_tune.cluster import start, stop
+
+presses, over = [], threading.Event()
+
+def press():
+    while not over.wait(0.02):
+        os.kill(os.getpid(), signal.SIGINT)
+
+start(None, 1, sys.argv[1])
+signal.signal(signal.SIGINT, lambda number, frame: presses.append(str(traceback.extract_stack(frame))))
+thread = threading.Thread(target=press)
+thread.start()
+stop()
+over.set()
+thread.join()
+print(len(presses) > 2, any("in shutdown" in press for press in presses))
+"""
+
+
+@pytest.mark.slow
+def test_nothing_cuts_ray_off_in_its_own_end():
+    """It would end the process with code 1, and without a word."""
+    with short_folder() as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", STOPPING, folder], capture_output=True, text=True, env=os.environ | PATHS
+        )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True False\n", "")
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import time
 import webbrowser
 
 from erpe.errors import ConfigError, StudyError, TrackingError, nearest
+from erpe.execution.signals import held_back
 from erpe.store import Store
 from erpe.text import printable, redact
 from erpe.tracking.connection import examine
@@ -106,15 +107,19 @@ def run_server(command: list[str], environment: dict[str, str]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)
-    with subprocess.Popen(command, env=environment, start_new_session=True) as running:
-        try:
-            code = running.wait()
-        except KeyboardInterrupt:
-            print("the server has ended", flush=True)
-            return
-        finally:
+    running = None
+    try:
+        with held_back(signal.SIGHUP):  # a signal while it starts would leave it behind
+            running = subprocess.Popen(command, env=environment, start_new_session=True)
+        code = running.wait()
+    except KeyboardInterrupt:
+        print("the server has ended", flush=True)
+        return
+    finally:
+        if running:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(running.pid, signal.SIGKILL)  # it holds nothing: the database takes whole transactions
+            running.wait()
     raise TrackingError(f"the MLflow server ended (exit code {code}); its lines above say why")
 
 

@@ -17,7 +17,8 @@ from erpe.errors import ConfigError, StudyError
 from erpe.execution.callbacks import Progress
 from erpe.execution.fair_share import TrialController
 from erpe.execution.inline import run_inline
-from erpe.execution.ray_tune.cluster import check_reachable, start, watch_head
+from erpe.execution.ray_tune.cluster import WORKER_SECONDS, check_reachable, cluster_info, start, stop, watch_head
+from erpe.execution.signals import ending_at_once
 from erpe.execution.trial_loop import TrialFactory
 from erpe.store import Store
 from erpe.surroundings import cores, short_folder
@@ -221,14 +222,15 @@ def on_ray(
         from erpe.execution.ray_tune.storage_check import require_shared
 
         if ours:
-            opened.callback(ray.shutdown)
+            opened.callback(stop)
+        with ending_at_once():
+            found = cluster_info(asked.address or "local", WORKER_SECONDS if asked.address else 0)
         shutil.rmtree(scratch, ignore_errors=True)
         opened.callback(_remove, scratch)
         if asked.address and place:
             require_shared(place)
-        found = ray.cluster_resources()
         with watch_head(asked.address or ray.get_runtime_context().gcs_address):
-            yield OnRay(allocate(asked, trials, found.get("CPU", 0), found.get("GPU", 0)), scratch, asked)
+            yield OnRay(allocate(asked, trials, found.cpus, found.gpus), scratch, asked)
 
 
 def _remove(scratch: Path) -> None:

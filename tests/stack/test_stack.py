@@ -115,8 +115,11 @@ def test_a_job_outlives_who_submitted_it_and_goes_on_after_a_stop_and_a_new_head
     assert epochs(jobs.log(second))[0] == before + 1, "it began anew"
     kill(shell.stack, "ray-head")  # a stop would give the trial half a minute, in which it may end
     kill(shell.stack, "ray-worker")  # which would look for its head for as long
-    shell("docker compose start ray-head ray-worker")
-    said = shell(f"docker compose run --rm erpe submit --follow {JOB}")
+    shell("docker compose start ray-head")
+    third = re.match(r"job (\S+): ", shell(f"docker compose run --rm erpe submit {JOB}"))[1]
+    until(lambda: "starting the workers" in jobs.log(third))
+    shell("docker compose start ray-worker")  # for which the job waits
+    said = shell(f"docker compose run --rm erpe jobs logs {third} --follow")
     assert epochs(said)[0] > before + 1, "the head took it along"
     assert "1 complete" in said and "look: http://127.0.0.1:5000" in said
     assert compare_books(enter(shell, monkeypatch), "job", 1) == Books()

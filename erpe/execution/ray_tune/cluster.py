@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from erpe.errors import ConfigError, StudyError
 from erpe.execution.ray_tune.jobs import Jobs
+from erpe.execution.signals import ending_at_once, held_back
 from erpe.openmp import WAITING
 from erpe.surroundings import bypass_proxies, require_loopback, short_folder
 from erpe.text import first_line, reason
@@ -26,6 +27,9 @@ OBJECT_STORE_BYTES = 100 * 2**20
 
 HEAD_SECONDS = 45.0
 """How long a cluster's head may be silent; Ray's patience is 60."""
+
+WORKER_SECONDS = 60.0
+"""How long a cluster without a CPU is waited for: its workers may be on their way."""
 
 
 def check_reachable(address: str) -> None:
@@ -80,11 +84,19 @@ def start(address: str | None, cpus: int, folder: str, tries: int = 2) -> None:
                 **(there if address else here),
             )
     except Exception as error:
-        ray.shutdown()
+        stop()
         again = address is None and tries > 1
         if again and not isinstance(error, OSError | ValueError | ray.exceptions.AuthenticationError):
             return start(address, cpus, folder, tries - 1)
         raise _refusal(address, error) from error
+
+
+def stop() -> None:
+    """Leave Ray, and end the one that was started here. A signal that comes meanwhile is heard afterwards."""
+    import ray
+
+    with held_back():  # cut off in its own end, Ray ends this process, without a word
+        ray.shutdown()
 
 
 def _refusal(address: str | None, error: Exception) -> Exception:
@@ -212,26 +224,30 @@ def joined(address: str) -> Iterator[ClusterResources]:
     """
     with short_folder() as folder:
         start(address, 0, folder)
-        import ray
-
         try:
             yield cluster_info(address)
         finally:
-            ray.shutdown()
+            stop()
 
 
-def cluster_info(address: str) -> ClusterResources:
+def cluster_info(address: str, patience: float = 0) -> ClusterResources:
     """Count the nodes of a cluster that this process has joined, and what they have.
 
+    Args:
+        patience: seconds to wait for a first node that can run a trial.
     Raises:
         ConfigError: none of them can run a trial.
     """
     import ray
 
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = ClusterResources(
-        len(alive), sum(each.get("CPU", 0) for each in alive), sum(each.get("GPU", 0) for each in alive)
-    )
+    deadline = time.monotonic() + patience
+    while True:
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus, gpus = (sum(each.get(kind, 0) for each in alive) for kind in ("CPU", "GPU"))
+        room = ClusterResources(len(alive), cpus, gpus)
+        if room.cpus or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
     if not room.cpus:
         raise ConfigError(f"ray address {address}: {room.nodes} nodes and no CPU among them; add a worker")
     return room
@@ -251,31 +267,3 @@ def require_token() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-@contextmanager
-def ending_at_once() -> Iterator[None]:
-    """While Ray starts there is no epoch to finish: SIGINT and SIGTERM end the command, and are told to who asked.
-
-    Ray puts its own handler of SIGTERM in place, which raises SystemExit (ray-project/ray#17308); ours comes back.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def end(number: int, frame: Any) -> None:
-        told = before[signal.Signals(number)]
-        if callable(told):
-            told(number, frame)
-        raise KeyboardInterrupt
-
-    try:
-        for number in before:
-            signal.signal(number, end)
-        yield
-    except SystemExit:
-        end(signal.SIGTERM, None)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
