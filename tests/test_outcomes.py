@@ -90,7 +90,7 @@ def test_seconds_of_training_beside_other_trials_are_no_time_of_a_run(digits_stu
     assert whole.runs["time/train_seconds_per_epoch"].notna().all()
     assert cut.runs["test/accuracy"].tolist() == whole.runs["test/accuracy"].tolist()
     assert not [name for name in cut.runs if name.startswith("time/")]
-    assert any("times were not measured yet for 6 of 6 runs" in note for note in compare(cut).notes)
+    assert any("times were not measured for 6 of 6 runs" in note for note in compare(cut).notes)
 
 
 def test_curves_have_every_epoch(digits_study):

@@ -215,8 +215,8 @@ def test_a_run_is_timed_in_the_precision_in_which_it_was_trained(cpu, tmp_path, 
     trial.finish()
     cpu(*elsewhere)
     seen.clear()
-    time_runs([tmp_path])
-    assert seen == {dtype}
+    (times, gone) = time_runs([tmp_path, tmp_path / "gone"])
+    assert seen == {dtype} and times["time/inference_ms_per_image"] > 0 and gone == {}
 
 
 @pytest.mark.parametrize("outcome", ['{"precision": "float8"}', '{"precision": []}', "[]"])

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from toys import work
+from toys import clock, work
 from trials import TINY
 
 from erpe.cli.status import result_lines, statuses
@@ -22,6 +22,7 @@ from erpe.cli.trials import status_rows, status_table
 from erpe.errors import StudyError
 from erpe.execution.callbacks import Progress
 from erpe.execution.fair_share import Budget
+from erpe.report.comparison import compare
 from erpe.report.sources.store import load
 from erpe.search.run_study import run
 from erpe.store import Store
@@ -273,6 +274,17 @@ def test_a_study_is_done_when_its_times_were_taken(store, monkeypatch):
     monkeypatch.undo()
     play(store)
     assert statuses(store)[0].done
+
+
+def test_a_study_whose_models_are_gone_in_part_is_done_with_the_times_that_can_be_taken(store):
+    said = Progress()
+    warnings = []
+    said.on_warning = warnings.append
+    play(store, work=work()._replace(time=lambda folders: [{}, *clock(folders[1:])]), progress=said)
+    assert warnings == ["1 of 6 confirmed runs have no times: their models are gone"]
+    assert statuses(store)[0].done
+    assert any("not measured for 1 of 6 runs" in note for note in compare(load(store)).notes)
+    play(store, work=work()._replace(start=pytest.fail, confirm=pytest.fail, time=pytest.fail))
 
 
 def shown(store):

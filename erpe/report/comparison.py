@@ -196,8 +196,8 @@ def _untimed(outcomes: Outcomes) -> Iterator[str]:
         if without:
             runs = f"{without} of {counted(len(group), 'run')}"
             yield (
-                f"{study} on {dataset}: inference and training times were not measured yet for {runs}; the study's "
-                "command does it at its end, when nothing else runs"
+                f"{study} on {dataset}: inference and training times were not measured for {runs}; the study's "
+                "command does it at its end, when nothing else runs, if the models are still there"
             )
 
 

@@ -28,7 +28,7 @@ from erpe.execution.fair_share import Budget, FairShareController
 from erpe.execution.objective import Objective
 from erpe.execution.signals import interruptible
 from erpe.search.ready import prepare
-from erpe.store import Store
+from erpe.store import OUTCOME, Store
 from erpe.study.backup import backed_up
 from erpe.study.lookup import identified
 from erpe.study.naming import search_name, seeds_stem
@@ -254,11 +254,13 @@ class _Campaign:
         workers()
         self.progress.on_phase("time")
         folders = [c.folder(trial) for c, trial in runs]
-        with checked_out(self.remote, *folders):
+        with checked_out(self.remote, *(folder for folder in folders if (folder / OUTCOME).exists())):
             times = workers().call(work.time, folders)
         for (controller, trial), found in zip(runs, times, strict=True):
             controller.session.record_final(trial.number, found)
             self.tracker.end_trial(controller.session.name, trial)
+        if lost := times.count({}):
+            self.progress.on_warning(f"{lost} of {len(runs)} confirmed runs have no times: their models are gone")
 
 
 def flops_per_image(trial: TrialRecord, epochs: int) -> float:

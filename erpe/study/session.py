@@ -282,9 +282,9 @@ class StudySession:
     def record_final(self, number: int, metrics: dict[str, float]) -> dict[str, float]:
         """Keep what was measured of a trial after its end; measures of the test split stay, since it is opened once."""
         key = f"{records.FINAL}.{number}"
-        found = self._study.user_attrs.get(key, {})
-        tested = {name: value for name, value in found.items() if name.startswith("test/")}
-        kept: dict[str, float] = found | metrics | tested
+        found = self._study.user_attrs.get(key)
+        tested = {name: value for name, value in (found or {}).items() if name.startswith("test/")}
+        kept: dict[str, float] = (found or {}) | metrics | tested
         if kept != found:
             self._study.set_user_attr(key, kept)
         return kept

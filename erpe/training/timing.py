@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from erpe.io import read_json
-from erpe.training.checkpoint import load_model
+from erpe.training.checkpoint import MODEL, load_model
 from erpe.training.choices import Choices, choices_of
 from erpe.training.compilation import is_wanted
 from erpe.training.data import load_training
@@ -47,22 +47,24 @@ def time_runs(
         on_run: called with the runs done and all of them.
     Returns:
         for each run: `time/inference_*` (see `inference_time`), `time/train_seconds_per_epoch`: the median of some
-        training steps, times the steps of an epoch; and `time/compiled`: 1, or 0 where all ran as they are.
+        training steps, times the steps of an epoch; and `time/compiled`: 1, or 0 where all ran as they are. Nothing
+        for a run whose model is not there any more.
     Raises:
-        StoreError: a run's model or outcome, or `devices`, are missing or damaged.
+        StoreError: a run's model is damaged, its outcome or `devices` are missing or damaged.
     """
-    where = pick_device(device)
+    where, there = pick_device(device), [folder for folder in folders if (folder / MODEL).is_file()]
     choices = choices_of(devices or {}, where)
     for compiled in (True, False):
         found = list[dict[str, float]]()
-        for done, folder in enumerate(folders, 1):
+        for done, folder in enumerate(there, 1):
             found.append(_time_run(folder, data_dir, where, choices, compiled))
             if compiled and not found[-1]["time/compiled"]:
                 break
-            on_run(done, len(folders))
+            on_run(done, len(there))
         else:
             break
-    return found
+    times = dict(zip(there, found, strict=True))
+    return [times.get(folder, {}) for folder in folders]
 
 
 def _time_run(
