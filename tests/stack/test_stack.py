@@ -30,6 +30,9 @@ TRIALS = 3
 # A trial lasts longer than a new worker needs to start: else the old one takes its trials away.
 TUNE = f"tune -v relu -d digits --name stack --trials {TRIALS} --epochs 30 --pruner none --space studies/small.toml"
 
+EPOCH = r"  epoch (\d+)/"
+"""An epoch that is recorded; lines on where a trial is have a comma before it."""
+
 
 def until(condition, seconds=300):
     """Wait; the condition's answer."""
@@ -77,7 +80,7 @@ def test_a_study_goes_on_while_services_stop_start_grow_and_shrink(shell, monkey
 
     def epochs():
         assert study.poll() is None, log.read_text()
-        return len(re.findall(r"epoch \d+/", log.read_text()))
+        return len(re.findall(EPOCH, log.read_text()))
 
     until(lambda: epochs() >= 2)
     assert not shell.stack.containers("ray-worker").keys() - {"ray-worker.1"}
@@ -102,7 +105,7 @@ def test_a_job_outlives_who_submitted_it_and_goes_on_after_a_stop_and_a_new_head
     jobs = Jobs(f"http://127.0.0.1:{shell.stack.ports['jobs']}")
 
     def epochs(log):
-        return [int(number) for number in re.findall(r"epoch (\d+)/40", log)]
+        return [int(number) for number in re.findall(EPOCH, log)]
 
     first = re.match(r"job (\S+): ", shell(f"docker compose run --rm erpe submit {JOB}"))[1]
     until(lambda: len(epochs(jobs.log(first))) >= 2)
