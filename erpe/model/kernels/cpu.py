@@ -80,7 +80,7 @@ def masked_forward(
         w: projections (D, m) for the maps, or (H, D, m); default: m is D.
     """
     q, k, v = (plain(x) for x in (q, k, v))
-    y, den, weights = _side_by_side(v), v.new_empty(v.shape[:3]), projections(w, back=False)
+    y, den, weights = side_by_side(v), v.new_empty(v.shape[:3]), projections(w, back=False)
     size = masked_sizes(q, v, c, weights, maps)
     _call("masked_forward", size, q, k, v, c.contiguous(), factor, y, den)
     return y, den
@@ -105,7 +105,7 @@ def masked_backward(
         d_y, d_den: gradients of both; default: zeros.
     """
     q, k, v = (plain(x) for x in (q, k, v))
-    d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
+    d_q, d_k, d_v = (side_by_side(x) for x in (q, k, v))
     d_log_c = v.new_zeros(*v.shape[:2], c.shape[1] * c.shape[2])
     weights = projections(w, back=True)
     size = masked_sizes(q, v, c, weights, maps)
@@ -136,7 +136,7 @@ def linear_forward(
     weights, rotation = projections(w, back=False), tables(along, turn, q.shape[-1])
     size = linear_sizes(q, v, weights, maps, rotation)
     m, dv, pairs = whole(size.m), whole(size.dv), size.images * size.heads
-    y, made = _side_by_side(v), (v.new_empty(pairs, m, dv), v.new_empty(pairs, m), v.new_empty(pairs, size.n))
+    y, made = side_by_side(v), (v.new_empty(pairs, m, dv), v.new_empty(pairs, m), v.new_empty(pairs, size.n))
     _call("linear_forward", size, q, k, v, y, *made)
     return y, made
 
@@ -160,7 +160,7 @@ def linear_backward(
         d_y: gradients of y (B, H, N, Dv).
     """
     q, k, v = (plain(x) for x in (q, k, v))
-    d_q, d_k, d_v = (_side_by_side(x) for x in (q, k, v))
+    d_q, d_k, d_v = (side_by_side(x) for x in (q, k, v))
     weights, rotation = projections(w, back=True), tables(along, turn, q.shape[-1])
     size, d_angles = linear_sizes(q, v, weights, maps, rotation), _angles(turn, q)
     _call("linear_backward", size, q, k, v, y, plain(d_y), *made, d_q, d_k, d_v, d_angles)
@@ -186,7 +186,7 @@ def plain(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _side_by_side(like: Tensor) -> Tensor:
+def side_by_side(like: Tensor) -> Tensor:
     """(B, H, N, D) of which a token's heads lie together, as the layers around want it."""
     images, heads, n, d = like.shape
     return like.new_empty(images, n, heads, d).transpose(1, 2)

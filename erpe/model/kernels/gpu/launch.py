@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from erpe.model.features import Maps
+from erpe.model.kernels.cpu import plain, side_by_side
 from erpe.model.kernels.gpu import linear, wide
 
 FEW = 256
@@ -77,17 +78,6 @@ def constants(size: Sizes, w: Tensor | None, maps: Maps, turn: Turn) -> dict[str
         "D": wide(size.d), "DV": wide(size.dv), "M": wide(size.m), "BLOCK": BLOCK,
         "num_warps": 8 if max(size.d, size.dv, size.m) > 64 else 4,
     }  # fmt: skip
-
-
-def side_by_side(like: Tensor) -> Tensor:
-    """Room for (B, H, N, ..) of which a token's heads lie together, as the layers around want it."""
-    images, heads, n, d = like.shape
-    return like.new_empty(images, n, heads, d).transpose(1, 2)
-
-
-def plain(x: Tensor) -> Tensor:
-    """With a last stride of 1."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def strides(*tensors: Tensor) -> tuple[int, ...]:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from erpe.model.kernels.gpu import masked, wide
+from erpe.model.toeplitz import offset_sums
 
 BLOCK, SMALL, WARPS = 32, 16, 4
 """Queries, and keys, of a tile, of one where gradients of pairs are added over images, or where Dv or m is above 64,
@@ -60,24 +60,10 @@ def bias_slopes(given: list[Tensor], shape: tuple[int, ...], fixed: dict[str, An
             *given, d_log_c, images, heads, part, first * w, some * w, *shape[1:],
             **fixed | {"BLOCK": SMALL, "num_warps": WARPS * (1 + (max(fixed["M"], fixed["DV"]) > 64))},
         )  # fmt: skip
-        d_offsets = by_offset(d_log_c.sum(0), w)                  # (H, some + h - 1, 2w-1)
+        pairs = d_log_c.sum(0).unflatten(2, (h, w)).unflatten(1, (some, w))  # (H, some, w, h, w)
         start = h - first - some
-        total[:, start : start + some + h - 1] += d_offsets
+        total[:, start : start + some + h - 1] += offset_sums(pairs)
     return total
-
-
-def by_offset(d_log_c: Tensor, w: int) -> Tensor:
-    """Sums over the pairs of one offset: (H, rows w, h w) -> (H, rows + h - 1, 2w-1), the last row of queries first."""
-    d = d_log_c.unflatten(2, (-1, w)).unflatten(1, (-1, w)).transpose(2, 3)         # (H, y, y', x, x')
-    lines = diagonals(d)                                          # (H, y, y', x' - x)
-    return diagonals(lines.permute(0, 3, 1, 2)).transpose(1, 2)   # (H, y' - y, x' - x)
-
-
-def diagonals(d: Tensor) -> Tensor:
-    """Sums along the diagonals of matrices (.., a, b) -> (.., a + b - 1), the lowest first, without a loop."""
-    a, b = d.shape[-2:]
-    skewed = pad(d.flip(-2), (0, a)).flatten(-2)[..., : a * (a + b - 1)]            # each row one further to the right
-    return skewed.unflatten(-1, (a, a + b - 1)).sum(-2)
 
 
 def sizes(phi_q: Tensor, v: Tensor, bias: Tensor) -> tuple[int, ...]:

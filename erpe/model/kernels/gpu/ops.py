@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from erpe.model.features import FeatureMap, Map, Maps, full_precision
+from erpe.model.kernels.cpu import side_by_side
 from erpe.model.kernels.functions import again, more_heads, own_projections
 from erpe.model.kernels.gpu import BASIS, TURN, launch, or_torch
 from erpe.model.kernels.linear import by_torch
@@ -54,7 +55,7 @@ def linear_forward(
     def torchs() -> tuple[Tensor, launch.Made]:
         y, m = _torchs(w, maps, turn)(q, k, v, planes), q.shape[-1] if w is None else w.shape[-1]
         sums, z, top = (y.new_zeros(*q.shape[:2], *size, dtype=torch.float32) for size in ((m, v.shape[-1]), (m,), ()))
-        return launch.side_by_side(v).copy_(y), (sums, z, top)
+        return side_by_side(v).copy_(y), (sums, z, top)
 
     with torch.cuda.device_of(q):
         y, made = or_torch(lambda: launch.forward(q, k, v, w, maps, turn), torchs, *_size(q, v, w))
@@ -77,7 +78,7 @@ def linear_backward(
         else:
             found = torch.func.vjp(lambda *x: product(*x, planes), q, k, v)[1](d_y)
             d_planes = d_y.new_empty(2, q.shape[1], 0, dtype=torch.float32)
-        return *(launch.side_by_side(x).copy_(x) for x in found), d_planes
+        return *(side_by_side(x).copy_(x) for x in found), d_planes
 
     with torch.cuda.device_of(q):
         found: tuple[Tensor, Tensor, Tensor, Tensor] = or_torch(
@@ -108,7 +109,7 @@ def _torchs(w: Tensor | None, maps: Maps, turn: launch.Turn) -> Callable[..., Te
 def _(q: Tensor, k: Tensor, v: Tensor, w: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     m = q.shape[-1] if w is None else w.shape[-1]
     sizes = ((m, v.shape[-1]), (m,), ())
-    return launch.side_by_side(v), *(v.new_empty(*q.shape[:2], *size, dtype=torch.float32) for size in sizes)
+    return side_by_side(v), *(v.new_empty(*q.shape[:2], *size, dtype=torch.float32) for size in sizes)
 
 
 @linear_backward.register_fake
@@ -116,7 +117,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     planes, learns = rest[1], rest[9]
     count = planes.shape[-1] if learns else 0
     slopes = q.new_empty(2, q.shape[1], count, dtype=torch.float32)
-    return *(launch.side_by_side(x) for x in (q, k, v)), slopes
+    return *(side_by_side(x) for x in (q, k, v)), slopes
 
 
 def _keep_linear(ctx: Any, inputs: Any, output: Any) -> None:
