@@ -13,7 +13,7 @@ from erpe.bench.backends import bench_backends
 from erpe.bench.layers import LayerShape
 from erpe.bench.packing import steps_of
 from erpe.bench.timing import compete, machine
-from erpe.bench.train import imagined
+from erpe.bench.train import ENDLESS, imagined
 from erpe.config import TrialConfig, defaults
 from erpe.errors import ConfigError
 from erpe.training.choices import size
@@ -52,7 +52,7 @@ def bench_device(
     where = pick_device(device)
     if where.type != "cuda" and graphs is None:
         raise ConfigError(f"device {where}: it trains in one way only; use a GPU of NVIDIA instead")
-    base = defaults("softmax", dataset).replace({"train.epochs": 10_000} | (settings or {}))
+    base = defaults("softmax", dataset).replace(ENDLESS | (settings or {}))
     images, rows = imagined(base, STEPS).to(where), []
     faster: dict[int, list[str]] = {1: [], pack: []}
     for variant in variants:

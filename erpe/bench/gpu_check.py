@@ -30,9 +30,9 @@ from erpe.training.devices import pick_device
 
 MOST_MINUTES = 10.0
 FILE = "gpu-check.json"
+UNSHOWN = ("name", "seconds", "ok", "rows", "variant", "kind")
 GRACE = 15.0
 """Seconds that the last measurement of a part may last beyond the part's end."""
-UNSHOWN = ("name", "seconds", "ok", "rows", "variant", "kind", "images")
 
 Row = dict[str, Any]
 Unit = tuple[str, Callable[[], Row]]
@@ -164,16 +164,10 @@ def told(row: Row) -> str:
     """Return a row's numbers in few letters."""
     if "error" in row:
         return str(row["error"])[:120]
-    numbers = {
-        key: value for key, value in row.items() if key not in ("name", "seconds", "ok", "rows", "variant", "kind")
-    }
-    shown = " ".join(f"{key} {brief(value)}" for key, value in numbers.items())
+    numbers = {key: value for key, value in row.items() if key not in UNSHOWN}
+    short = {key: f"{value:.3g}" if isinstance(value, float) else value for key, value in numbers.items()}
+    shown = " ".join(f"{key} {value}" for key, value in short.items())
     return shown if row.get("ok", True) else f"WRONG {shown}"
-
-
-def brief(value: Any) -> str:
-    """Return a number in three digits."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def failures(found: Row) -> list[tuple[str, Row]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from erpe.bench.timing import compete, machine
-from erpe.bench.train import imagined
+from erpe.bench.train import ENDLESS, imagined
 from erpe.config import TrialConfig, defaults
 from erpe.errors import ConfigError
 from erpe.model import build
@@ -45,7 +45,7 @@ def bench_packs(
     base = defaults("softmax", dataset).replace(settings or {})
     images = imagined(base, STEPS).to(where)
     for variant in variants:
-        config = base.replace({"model.variant": variant, "train.epochs": 10_000})
+        config = base.replace({"model.variant": variant} | ENDLESS)
         calls = {
             f"{variant}, {'alone' if k == 1 else f'{k} in a pack'}": steps_of(config, k, images, where) for k in sizes
         }

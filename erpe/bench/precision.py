@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from erpe.bench.timing import compete, machine
-from erpe.bench.train import epochs_of, imagined
-from erpe.config import TrialConfig, defaults
+from erpe.bench.train import ENDLESS, epochs_of, imagined
+from erpe.config import defaults
 from erpe.errors import ConfigError
 from erpe.model import build
 from erpe.training.devices import pick_device
@@ -47,7 +47,7 @@ def bench_precision(
         base = defaults("softmax", dataset).replace(size)
         images = imagined(base, STEPS).to(where)
         configs = {
-            (variant, precision): in_precision(base, variant, precision)
+            (variant, precision): base.replace({"model.variant": variant, "train.precision": precision} | ENDLESS)
             for variant in dict.fromkeys(variants)
             for precision in PRECISIONS
         }
@@ -63,8 +63,3 @@ def bench_precision(
             row |= {"images_per_second": 1000 * base.train.batch / row["ms"]}
             rows.append(row)
     return {"machine": machine(where) | {"bfloat16": bfloat16_unit(where) or "none"} | size, "rows": rows}
-
-
-def in_precision(base: TrialConfig, variant: str, precision: str) -> TrialConfig:
-    """Return a trial with more epochs than the measurement needs."""
-    return base.replace({"model.variant": variant, "train.precision": precision, "train.epochs": 10_000})

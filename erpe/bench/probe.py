@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from erpe.bench.timing import machine
-from erpe.bench.train import epochs_of
+from erpe.bench.train import ENDLESS, epochs_of, imagined
 from erpe.config import TrialConfig
 from erpe.datasets import facts_of
 from erpe.errors import ConfigError
@@ -23,8 +23,8 @@ from erpe.model import build
 from erpe.study.distributions import typical
 from erpe.study.plan import Arm, Plan
 from erpe.surroundings import cores
-from erpe.training.data import Images
 from erpe.training.devices import pick_device
+from erpe.training.evaluate import wait_for
 from erpe.training.loop import Trainer
 
 STEPS = 2
@@ -75,20 +75,16 @@ def probe(
 
 def _images_per_second(config: TrialConfig, device: torch.device, seconds: float) -> float:
     """Of training, augmentation and optimiser included; the first steps warm up."""
-    generator, count = torch.Generator().manual_seed(0), STEPS * config.train.batch
-    pixels = torch.randint(0, 256, (count, *config.model.image), dtype=torch.uint8, device="cpu", generator=generator)
-    labels = torch.randint(0, config.model.classes, (count,), dtype=torch.int64, device="cpu", generator=generator)
-    endless = config.replace({"train.epochs": 10_000})
-    epoch = epochs_of(Trainer(endless, build(config.model).to(device), Images(pixels, labels).to(device), device))
+    images = imagined(config, STEPS).to(device)
+    epoch = epochs_of(Trainer(config.replace(ENDLESS), build(config.model).to(device), images, device))
     times: list[float] = []
     began = time.perf_counter()
     while len(times) < 2 or time.perf_counter() - began < seconds:
         started = time.perf_counter()
         epoch()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         times.append(time.perf_counter() - started)
-    return count / statistics.median(times[1:])
+    return len(images.labels) / statistics.median(times[1:])
 
 
 def _images(plan: Plan, arm: Arm, config: TrialConfig) -> float:

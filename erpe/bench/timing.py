@@ -16,6 +16,7 @@ import torch
 import erpe
 from erpe.surroundings import cores
 from erpe.tracking.provenance import cpu_name
+from erpe.training.evaluate import wait_for
 from erpe.training.malloc import keep_heap
 
 LEAST_SECONDS = 0.01
@@ -52,17 +53,12 @@ def compete(calls: dict[str, Callable[[], None]], rounds: int, device: torch.dev
 
 def _seconds(call: Callable[[], None], repeats: int, device: torch.device) -> float:
     """Of one call."""
-    _wait(device)
+    wait_for(device)
     started = time.perf_counter()
     for _ in range(repeats):
         call()
-    _wait(device)
+    wait_for(device)
     return (time.perf_counter() - started) / repeats
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from erpe.training.precision import autocast, pick_precision
 
 STEPS = 10
 """Steps a round."""
+ENDLESS = {"train.epochs": 10_000}
+"""More than a measurement needs."""
 
 
 class Bare(nn.Module):
@@ -30,26 +32,16 @@ class Bare(nn.Module):
         place: Any = {"dtype": torch.float32, "device": "cpu"}
         self.embed = nn.Conv2d(config.image[0], width, config.patch, config.patch, **place)
         self.position = nn.Parameter(torch.zeros(1, h * w, width, **place))
-        layer = nn.TransformerEncoderLayer(
-            width,
-            config.heads,
-            round(width * config.mlp_ratio),
-            0.0,
-            "gelu",
-            batch_first=True,
-            norm_first=True,
-            **place,
-        )
-        self.encoder = nn.TransformerEncoder(
-            layer, config.depth, nn.LayerNorm(width, **place), enable_nested_tensor=False
-        )
+        hidden, ways = round(width * config.mlp_ratio), {"batch_first": True, "norm_first": True} | place
+        layer = nn.TransformerEncoderLayer(width, config.heads, hidden, 0.0, "gelu", **ways)
+        norm = nn.LayerNorm(width, **place)
+        self.encoder = nn.TransformerEncoder(layer, config.depth, norm, enable_nested_tensor=False)
         self.head = nn.Linear(width, config.classes, **place)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, height, width) -> (B, classes)."""
         x = self.embed(images).flatten(2).transpose(1, 2) + self.position
-        logits: Tensor = self.head(self.encoder(x).mean(dim=1))
-        return logits
+        return self.head(self.encoder(x).mean(dim=1))
 
 
 def bare_epoch(model: nn.Module, config: TrialConfig, images: Images, device: torch.device) -> Callable[[], None]:
@@ -89,7 +81,7 @@ def bench_training(
     images = imagined(base, STEPS).to(where)
     loops = {"nn.TransformerEncoder, bare loop": bare_epoch(Bare(base.model).to(where), base, images, where)}
     for variant in variants:
-        config = base.replace({"model.variant": variant, "train.epochs": 10_000})
+        config = base.replace({"model.variant": variant} | ENDLESS)
         loops[variant] = epochs_of(Trainer(config, build(config.model).to(where), images, where))
     rows = compete(loops, rounds, where)
     for row in rows:

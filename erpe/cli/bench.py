@@ -40,18 +40,18 @@ def bench_layer(
     one_of("precision", precision, ("float32", "bfloat16", "float64"))
     if figure:
         one_of("kind of figure", figure.suffix, (".svg", ".png", ".pdf"))
-    torch = _torch(variant, threads)
-    from erpe.bench.layers import LayerShape, bench_layers
-    from erpe.bench.tables import layers_table
-    from erpe.training.devices import pick_device
-    from erpe.variants import VARIANTS
+    variants = _begun(variant, threads)
+    import torch
 
-    found = bench_layers(
-        variant or list(VARIANTS), tokens or [64, 256, 1024, 4096],
-        LayerShape(heads, head_dim, features, batch_tokens, batch), rounds=rounds, device=pick_device(device),
+    from erpe.bench import layers, tables
+    from erpe.training.devices import pick_device
+
+    shape = layers.LayerShape(heads, head_dim, features, batch_tokens, batch)
+    found = layers.bench_layers(
+        variants, tokens or [64, 256, 1024, 4096], shape, rounds=rounds, device=pick_device(device),
         dtype=getattr(torch, precision), method=method,
     )  # fmt: skip
-    _show(found, layers_table, as_json)
+    _show(found, tables.layers_table, as_json)
     if figure:
         from erpe.bench.plot import draw
 
@@ -70,18 +70,15 @@ def bench_series(
     as_json: AsJson = False,
 ) -> None:
     """Time the general encoding as a truncated series (model.rank), and tell how far it is from the exact layer."""
-    _torch(variant, threads)
-    from erpe.bench.layers import LayerShape
-    from erpe.bench.series import VARIANTS
-    from erpe.bench.series import bench_series as run
-    from erpe.bench.tables import series_table
+    _begun(variant, threads)
+    from erpe.bench import layers, series, tables
     from erpe.training.devices import pick_device
 
-    found = run(
-        variant or list(VARIANTS), tokens or [1024, 4096], rank or [1, 3, 5, 9, 17, 33],
-        LayerShape(batch_tokens=batch_tokens), rounds=rounds, device=pick_device(device),
+    found = series.bench_series(
+        variant or list(series.VARIANTS), tokens or [1024, 4096], rank or [1, 3, 5, 9, 17, 33],
+        layers.LayerShape(batch_tokens=batch_tokens), rounds=rounds, device=pick_device(device),
     )  # fmt: skip
-    _show(found, series_table, as_json)
+    _show(found, tables.series_table, as_json)
 
 
 @bench_app.command("model")
@@ -95,15 +92,11 @@ def bench_model(
     as_json: AsJson = False,
 ) -> None:
     """Time whole Vision Transformers against the one with softmax attention: images a second. --set gives the size."""
-    _torch(variant, threads)
-    from erpe.bench.models import bench_models
-    from erpe.bench.tables import models_table
-    from erpe.variants import VARIANTS
+    variants = _begun(variant, threads)
+    from erpe.bench import models, tables
 
-    found = bench_models(
-        variant or list(VARIANTS), dataset, rounds=rounds, settings=parse_settings(settings), device=device
-    )
-    _show(found, models_table, as_json)
+    found = models.bench_models(variants, dataset, rounds=rounds, settings=parse_settings(settings), device=device)
+    _show(found, tables.models_table, as_json)
 
 
 @bench_app.command("train")
@@ -117,15 +110,11 @@ def bench_train(
     as_json: AsJson = False,
 ) -> None:
     """Time a training step against a bare loop over torch's nn.TransformerEncoder."""
-    _torch(variant, threads)
-    from erpe.bench.tables import training_table
-    from erpe.bench.train import bench_training
-    from erpe.variants import VARIANTS
+    variants = _begun(variant, threads)
+    from erpe.bench import tables, train
 
-    found = bench_training(
-        variant or list(VARIANTS), dataset, rounds=rounds, settings=parse_settings(settings), device=device
-    )
-    _show(found, training_table, as_json)
+    found = train.bench_training(variants, dataset, rounds=rounds, settings=parse_settings(settings), device=device)
+    _show(found, tables.training_table, as_json)
 
 
 @bench_app.command("precision")
@@ -141,16 +130,13 @@ def bench_precision(
     as_json: AsJson = False,
 ) -> None:
     """Time training in float32 and in bfloat16: images a second. --set gives the size."""
-    _torch(variant, threads)
-    from erpe.bench.precision import bench_precision as run
-    from erpe.bench.tables import precision_table
-    from erpe.variants import VARIANTS
+    variants = _begun(variant, threads)
+    from erpe.bench import precision, tables
 
-    found = run(
-        variant or list(VARIANTS), dataset or ["cifar10", "mnist"],
-        rounds=rounds, settings=parse_settings(settings), device=device,
-    )  # fmt: skip
-    _show(found, precision_table, as_json)
+    found = precision.bench_precision(
+        variants, dataset or ["cifar10", "mnist"], rounds=rounds, settings=parse_settings(settings), device=device
+    )
+    _show(found, tables.precision_table, as_json)
 
 
 @bench_app.command("pack")
@@ -165,16 +151,14 @@ def bench_pack(
     as_json: AsJson = False,
 ) -> None:
     """Time a training step of one trial, alone and as its share of a pack; see `tune --pack`."""
-    _torch(variant, threads)
-    from erpe.bench.packing import bench_packs
-    from erpe.bench.tables import training_table
-    from erpe.variants import VARIANTS
+    variants = _begun(variant, threads)
+    from erpe.bench import packing, tables
 
-    found = bench_packs(
-        variant or list(VARIANTS), dataset, pack or [1, 2, 4, 8, 16],
-        rounds=rounds, settings=parse_settings(settings), device=device,
-    )  # fmt: skip
-    _show(found, training_table, as_json)
+    sizes = pack or [1, 2, 4, 8, 16]
+    found = packing.bench_packs(
+        variants, dataset, sizes, rounds=rounds, settings=parse_settings(settings), device=device
+    )
+    _show(found, tables.training_table, as_json)
 
 
 @bench_app.command("device")
@@ -190,40 +174,36 @@ def bench_device(
     as_json: AsJson = False,
 ) -> None:
     """Choose the fastest way to train on a GPU, CUDA graphs and softmax attention, for this store's trials."""
-    _torch(variant, threads)
+    variants = _begun(variant, threads)
+    from erpe.bench import tables
     from erpe.bench.device import bench_device as run
-    from erpe.bench.tables import device_table
     from erpe.store import Store
-    from erpe.variants import VARIANTS
 
     own = Store.open(store)
-    found = run(
-        variant or list(VARIANTS), dataset, pack, rounds=rounds, settings=parse_settings(settings), device=device
-    )
+    found = run(variants, dataset, pack, rounds=rounds, settings=parse_settings(settings), device=device)
     own.keep_device(found["machine"]["device"], found["chosen"])
-    _show(found, device_table, as_json)
+    _show(found, tables.device_table, as_json)
 
 
 @bench_app.command("overhead")
 def bench_overhead(rounds: Rounds = 5, as_json: AsJson = False) -> None:
     """Time trials and epochs that train nothing: what Optuna, the tracker, MLflow and Ray add to a bare loop."""
-    from erpe.bench.overhead import bench_overhead as run
-    from erpe.bench.tables import overhead_table
+    from erpe.bench import overhead, tables
 
-    _show(run(rounds=rounds), overhead_table, as_json)
+    _show(overhead.bench_overhead(rounds=rounds), tables.overhead_table, as_json)
 
 
 def _show(found: dict[str, Any], table: Any, as_json: bool) -> None:
     print(json.dumps(found)) if as_json else table(found)
 
 
-def _torch(variants: list[str] | None, threads: int) -> Any:
-    """torch, with the given number of threads; unknown variants are refused before it is loaded."""
-    from erpe.variants import split_variant
+def _begun(variants: list[str] | None, threads: int) -> list[str]:
+    """Return the variants, by default all twelve, and give torch its threads; unknown ones are refused before."""
+    from erpe.variants import VARIANTS, split_variant
 
     for name in variants or []:
         split_variant(name)
     import torch
 
     torch.set_num_threads(threads)
-    return torch
+    return variants or list(VARIANTS)
