@@ -175,11 +175,6 @@ def facts_of(dataset: str | Dataset) -> Dataset:
     return DATASETS[dataset]
 
 
-def read_dataset(stored: str | dict[str, Any]) -> str | Dataset:
-    """Return a data set as a plan stores it: a published one's name, or the description of own data."""
-    return Dataset(**stored) if isinstance(stored, dict) else stored
-
-
 def read_grid(given: Any) -> tuple[int, int] | None:
     """(height, width) of `"28x40"`, `28`, `[28, 40]`, or nothing of nothing.
 

@@ -52,11 +52,10 @@ def printable(text: str) -> str:
     """Text that commands no terminal: control characters, and those that turn the writing, are shown as escapes."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in "\n\t" or (c.isspace() and ord(c) > 0xA0) else _escape(c) for c in text)
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode()
+    return "".join(
+        c if c.isprintable() or c in "\n\t" or (c.isspace() and ord(c) > 0xA0) else c.encode("unicode_escape").decode()
+        for c in text
+    )
 
 
 def line(text: str) -> str:

@@ -138,12 +138,9 @@ def _found(plan: Plan, points: float) -> list[str]:
     lines, sizes = [], families(plan)
     for family, found in detectable(plan, points).items():
         told = "nothing" if found is None else f"{found:.2f} points"
-        lines.append(f"  {family}: {told} ({_tests(sizes[family])})")
+        tests = "one test" if sizes[family] == 1 else f"first of {sizes[family]} tests, Holm"
+        lines.append(f"  {family}: {told} ({tests})")
     return [head, *lines] if lines else []
-
-
-def _tests(number: int) -> str:
-    return "one test" if number == 1 else f"first of {number} tests, Holm"
 
 
 def families(plan: Plan) -> dict[str, int]:

@@ -54,7 +54,7 @@ def repair(store: Store, study: str | None, say: Callable[[str], object], warn: 
     """
 
     def tell(name: str, left: int, repaired: Repaired) -> None:
-        say(f"{name}: {'; '.join([*_done(repaired), _rest(left)])}")
+        say(f"{name}: {'; '.join([*_done(repaired), changes_wait(left) if left else 'everything arrived'])}")
 
     def mend() -> Path | None:
         if aside := set_aside(store):
@@ -87,17 +87,6 @@ def set_aside(store: Store) -> Path | None:
 
 def _done(repaired: Repaired) -> list[str]:
     """Return what was repaired."""
-    lines = []
-    if repaired.missing:
-        lines.append(f"{_count(repaired.missing, 'run was', 'runs were')} missing in MLflow, sent again")
-    if repaired.short:
-        lines.append(f"{_count(repaired.short, 'run was', 'runs were')} incomplete in MLflow, sent again")
-    return lines
-
-
-def _rest(left: int) -> str:
-    return "everything arrived" if not left else changes_wait(left)
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
+    found = {"missing": repaired.missing, "incomplete": repaired.short}
+    runs = {how: f"{counted(n, 'run')} {'was' if n == 1 else 'were'}" for how, n in found.items() if n}
+    return [f"{who} {how} in MLflow, sent again" for how, who in runs.items()]

@@ -61,12 +61,8 @@ class ProgressNote:
         if self.training is None or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + 1
-        with suppress(OSError), open(self._path, "w", opener=_truncated) as file:
+        with suppress(OSError), open(self._path, "w", opener=lambda path, flags: open_plain(Path(path), flags)) as file:
             file.write(f"{len(self.training.history) + done / steps:.3f}")
-
-
-def _truncated(path: str, flags: int) -> int:
-    return open_plain(Path(path), flags)
 
 
 def read_progress(folder: Path) -> float | None:

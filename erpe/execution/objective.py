@@ -48,7 +48,7 @@ def vision(
     data = place.resolve()  # a worker runs in another folder
     plugins = loaded()
     how: Any = {"data_dir": data, "device": device, "devices": devices}
-    along: Any = partial(WithPlugins, plugins) if plugins else _as_it_is
+    along: Any = partial(WithPlugins, plugins) if plugins else lambda function: function
     return Objective(
         prepare=partial(_prepare, dataset, data),
         start=along(partial(_start, "Trial", timed=timed, **how)),
@@ -56,10 +56,6 @@ def vision(
         confirm=along(partial(_start, "Confirmation", **how)),
         time=along(partial(_time, **how)),
     )
-
-
-def _as_it_is(function: Any) -> Any:
-    return function
 
 
 def _prepare(dataset: str | Dataset, data: Path) -> None:

@@ -30,11 +30,10 @@ def verdicts(arms: pd.DataFrame, differences: pd.DataFrame, gaps: pd.DataFrame) 
         `study`, `dataset`, `arm`, `against`, `kind` (that of the pair, `closed` or `unfinished`), `measure`, `verdict`
         (one of `VERDICTS`; of a gap closed that on the arm against its baseline), `preliminary`, `text`.
     """
-    rows = [
-        _row(arm, "", "unfinished", UNDECIDED, True, _unfinished(arm))
-        for arm in arms[~arms["finished"].astype(bool)].to_dict("records")
-    ]
-    known = {}
+    rows, known = [], {}
+    for arm in arms[~arms["finished"].astype(bool)].to_dict("records"):
+        text = f"{arm['arm']} is unfinished: {int(arm['seeds'])} of {int(arm['seeds_planned'])} seeds are confirmed"
+        rows.append(_row(arm, "", "unfinished", UNDECIDED, True, text))
     for pair in differences[differences["measure"] == MEASURE].to_dict("records"):
         text = f"{told(pair)}: {judged(pair)}" if pair["n"] else told(pair)
         rows.append(_row(pair, pair["against"], pair["kind"], pair["verdict"], pair["preliminary"], text))
@@ -49,10 +48,6 @@ def verdicts(arms: pd.DataFrame, differences: pd.DataFrame, gaps: pd.DataFrame) 
 def _row(of: dict[Any, Any], against: str, kind: str, verdict: str, preliminary: bool, text: str) -> dict[str, Any]:
     where = {name: of[name] for name in KEY} | {"against": against, "kind": kind, "measure": MEASURE}
     return where | {"verdict": verdict, "preliminary": bool(preliminary), "text": text}
-
-
-def _unfinished(arm: dict[Any, Any]) -> str:
-    return f"{arm['arm']} is unfinished: {int(arm['seeds'])} of {int(arm['seeds_planned'])} seeds are confirmed"
 
 
 def told(pair: dict[Any, Any]) -> str:
@@ -74,9 +69,7 @@ def distance(pair: dict[Any, Any]) -> str:
 
 def facts(pair: dict[Any, Any]) -> str:
     """`95 % 2.1 to 3.7, 8 seeds`: without signs where the interval is on one side of 0, as the words have the side."""
-    seeds = counted(int(pair["n"]), "seed")
-    interval = ends(pair)
-    return f"95 % {interval}, {seeds}" if interval else seeds
+    return (f"95 % {ends(pair)}, " if ends(pair) else "") + counted(int(pair["n"]), "seed")
 
 
 def ends(pair: dict[Any, Any]) -> str:
@@ -123,7 +116,8 @@ def _closed(gap: dict[Any, Any], gain: dict[Any, Any] | None, left: dict[Any, An
     if gap["shown"]:
         after = "" if gain and gain["verdict"] == BETTER else "; but it is not shown to be better than no encoding"
         after += "; preliminary, an arm is unfinished" * bool(gap["preliminary"])
-        return f"{arm} closes {share(gap)} of the gap {between} ({share_facts(gap)}){after}"
+        seeds = counted(int(gap["n"]), "seed")
+        return f"{arm} closes {share(gap)} of the gap {between} ({share_interval(gap)}, {seeds}){after}"
     both = [f"{signed_distance(pair)} {pair['against']}" for pair in (gain, left) if pair and pair["n"]]
     return f"{arm}: {NOT_SHOWN} {between}" + (f"; it is {' and '.join(both)}" if both else "")
 
@@ -133,11 +127,6 @@ def share(gap: dict[Any, Any]) -> str:
     return f"{signed(100 * gap['closed'], 0)} %"
 
 
-def share_facts(gap: dict[Any, Any]) -> str:
-    """`95 % 36 to 110, 8 seeds`."""
-    return f"{share_interval(gap)}, {counted(int(gap['n']), 'seed')}"
-
-
 def share_interval(gap: dict[Any, Any]) -> str:
     """`95 % 36 to 110`: Fieller's interval."""
     return f"95 % {signed(100 * gap['low'], 0)} to {signed(100 * gap['high'], 0)}"
@@ -145,8 +134,7 @@ def share_interval(gap: dict[Any, Any]) -> str:
 
 def signed_distance(pair: dict[Any, Any]) -> str:
     """`0.12 points below (95 % -0.43 to 0.20)`."""
-    interval = ends(pair)
-    return distance(pair) + (f" (95 % {interval})" if interval else "")
+    return distance(pair) + (f" (95 % {ends(pair)})" if ends(pair) else "")
 
 
 def digits_of(pair: dict[Any, Any]) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from erpe.config import defaults
-from erpe.datasets import read_dataset
+from erpe.datasets import Dataset
 from erpe.errors import StudyError
 from erpe.study.plan import Plan
 from erpe.study.records import StudyRecord, arm_of
@@ -42,11 +42,6 @@ def openings(members: list[StudyRecord], arms: Iterable[str]) -> Openings:
     return Openings(total, total - sum(len(confirm.opened) for confirm in shown))
 
 
-def openings_of(members: list[StudyRecord], arm: str) -> Openings:
-    """Of one arm."""
-    return openings([member for member in members if member.part_of and member.part_of.arm == arm], [arm])
-
-
 def check_replacing(plan: Plan, members: list[StudyRecord], replace: bool) -> str | None:
     """Before a study goes on: whether its file changed so that results of the test set would be replaced.
 
@@ -76,8 +71,8 @@ def check_replacing(plan: Plan, members: list[StudyRecord], replace: bool) -> st
 
 def _protocol(plan: dict[str, Any]) -> dict[str, Any]:
     """Return what decides which configuration is confirmed, and for how long, with defaults written out."""
-    search, confirm = plan["search"], plan["confirm"]
-    usual = search["epochs"] or defaults("softmax", read_dataset(plan["dataset"])).train.epochs
+    search, confirm, data = plan["search"], plan["confirm"], plan["dataset"]
+    usual = search["epochs"] or defaults("softmax", Dataset(**data) if isinstance(data, dict) else data).train.epochs
     return {
         "search": {"trials": search["trials"], "budget": search["budget"]},
         "confirm": {"epochs": confirm["epochs"] or usual},

@@ -167,9 +167,9 @@ class StudyRecord(NamedTuple):
     @property
     def opened(self) -> list[int]:
         """Numbers of the trials whose model met the test split."""
-        measured = {trial.number: trial.verdict.metrics if trial.verdict else {} for trial in self.trials}
-        tested = {number for found in (measured, self.finals) for number in found if _is_tested(found[number])}
-        return sorted(tested)
+        found = [(trial.number, trial.verdict.metrics) for trial in self.trials if trial.verdict]
+        found += self.finals.items()
+        return sorted({number for number, metrics in found if any(name.startswith("test/") for name in metrics)})
 
     @property
     def best(self) -> TrialRecord | None:
@@ -180,10 +180,6 @@ class StudyRecord(NamedTuple):
         """Return the study with a trial as of now."""
         others = (each for each in self.trials if each.number != trial.number)
         return self._replace(trials=sorted([*others, trial], key=lambda each: each.number))
-
-
-def _is_tested(metrics: dict[str, float]) -> bool:
-    return any(name.startswith("test/") for name in metrics)
 
 
 def grouped(studies: list[StudyRecord], name: str | None = None) -> list[tuple[dict[str, Any], list[StudyRecord]]]:
@@ -204,20 +200,20 @@ def grouped(studies: list[StudyRecord], name: str | None = None) -> list[tuple[d
 
 def arm_of(members: list[StudyRecord], arm: str) -> tuple[StudyRecord | None, StudyRecord | None]:
     """Search and confirmation of an arm; the confirmation is that of the best configuration as of now."""
-    own = [member for member in members if member.part_of and member.part_of.arm == arm]
-    search = next((member for member in own if member.part_of and member.part_of.phase == "search"), None)
+    own = [member for member in members if member.part_of and member.arm == arm]
+    search = next((member for member in own if member.phase == "search"), None)
     if search is None or search.part_of is None or search.best is None:
         return search, None
     how, own_epochs = search.part_of.plan["search"], search.best.config.train.epochs
     epochs = confirmed_epochs(search.part_of.plan["confirm"]["epochs"], own_epochs, how["epochs"], how["budget"])
     wanted = search.best.config.replace({"seed": 0, "data.validation": 0.0, "train.epochs": epochs})
-    confirmed = (m for m in own if m.part_of and m.part_of.phase == "confirm" and m.trials)
+    confirmed = (m for m in own if m.phase == "confirm" and m.trials)
     return search, next((m for m in confirmed if m.trials[0].config.replace({"seed": 0}) == wanted), None)
 
 
 def irreplaceable(study: StudyRecord, keep_best: int = 1) -> dict[int, str]:
     """Return the trials that stay whatever is asked, as the database alone knows: number -> why."""
-    if study.part_of and study.part_of.phase == "confirm":
+    if study.phase == "confirm":
         return {trial.number: CONFIRMED for trial in study.trials}
     best = {trial.number: BEST for trial in study.goals.eligible(study.trials)[:keep_best]}
     best |= dict.fromkeys(study.front, BEST)

@@ -280,7 +280,7 @@ class Trial:
                 raise StoreError(f"{path}: belongs to another configuration")
             if not is_history(facts["history"], self.config):
                 raise StoreError(f"{path}: its history is not that of a trial")
-            asked, refused = (names_in(facts.get(key, "")) for key in ("sdpa", "refused_kernels"))
+            asked, refused = (set(facts.get(key, "").split(", ")) - {""} for key in ("sdpa", "refused_kernels"))
             precision = recorded_precision(facts, path, self.trainer.precision)
             self.trainer.compute_in(precision)  # as it began, whatever this machine would choose
             self.trainer.load_state(tensors)
@@ -293,8 +293,3 @@ class Trial:
             with contextlib.suppress(FileNotFoundError):
                 path.rename(path.with_suffix(".damaged"))
             self.trainer = self._at_start()
-
-
-def names_in(text: str) -> set[str]:
-    """Names that are separated by commas."""
-    return set(filter(None, text.split(", ")))

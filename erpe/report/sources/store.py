@@ -19,7 +19,7 @@ from erpe.io import read_json
 from erpe.report.outcomes import GIVEN, Outcomes, Rows, describe
 from erpe.store import Store
 from erpe.study.objectives import Goals
-from erpe.study.openings import openings, openings_of
+from erpe.study.openings import openings
 from erpe.study.plan import Plan
 from erpe.study.plan_file import stored_plan
 from erpe.study.reading import read_studies
@@ -58,7 +58,8 @@ def _read_study(rows: Rows, plan: Plan, members: list[StudyRecord], store: Store
         who = {"study": plan.name, "arm": arm.name, "variant": arm.variant}
         what = {"dataset": str(plan.dataset), "attention": attention, "encoding": encoding}
         done = [trial for trial in confirm.trials if trial.state == "COMPLETE"] if confirm else []
-        opened, axes = openings_of(members, arm.name), own_axes(arm.variant, plan.search_spec(arm).space)
+        opened = openings([member for member in members if member.arm == arm.name], [arm.name])
+        axes = own_axes(arm.variant, plan.search_spec(arm).space)
         rows.tables["arms"].append(
             who | what | {"budget": plan.search.budget, "trials_planned": plan.search.trials}
             | {"trials": sum(t.state != "RUNNING" for t in search.trials) if search else 0}
@@ -73,9 +74,7 @@ def _read_study(rows: Rows, plan: Plan, members: list[StudyRecord], store: Store
             rows.notes.append(f"{plan.name}: {arm.name} is of a plug-in{''.join(counted)}")
         for trial in search.trials if search else []:
             rows.tables["trials"].append(who | trial_row(trial, Goals.of(plan.search)))
-        rows.tables["epochs"] += (
-            [who | row for trial in search.trials for row in _epochs(trial, search)] if search else []
-        )
+            rows.tables["epochs"] += [who | row for row in _epochs(trial, search)] if search else []
         for trial in done:
             assert confirm is not None
             folder = store.trial_folder(confirm.name, trial.number, trial.config.seed)
@@ -127,12 +126,9 @@ def trial_row(trial: TrialRecord, goals: Goals) -> dict[str, Any]:
     own = {"number": trial.number, "uid": trial.uid, "seed": trial.config.seed, "state": trial.state}
     value = None if goals.over(goals.spent(trial)) else trial.value
     sought = goals.values(trial) if goals.several else {}
-    return own | {"value": value, "epochs": len(trial.epochs), "seconds": seconds} | sought | _settings(trial)
-
-
-def _settings(trial: TrialRecord) -> dict[str, Any]:
     flat = trial.config.flat().items()
-    return {name: value for name, value in flat if name.startswith(("model.", "train.")) and name not in GIVEN}
+    settings = {name: value for name, value in flat if name.startswith(("model.", "train.")) and name not in GIVEN}
+    return own | {"value": value, "epochs": len(trial.epochs), "seconds": seconds} | sought | settings
 
 
 def _run_row(trial: TrialRecord, study: StudyRecord, folder: Path) -> dict[str, Any]:
