@@ -11,34 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from erpe.cli import options
 from erpe.cli.complete import runs, studies
-from erpe.cli.options import (
-    STORE,
-    AsJson,
-    AtMost,
-    Concurrency,
-    CpusPerTrial,
-    DataDir,
-    DatasetOption,
-    Device,
-    Epochs,
-    Executor,
-    GpusPerTrial,
-    New,
-    Notify,
-    ObjectiveOption,
-    Pack,
-    Plugins,
-    RayAddress,
-    Resize,
-    Seed,
-    Settings,
-    StoreOption,
-    VariantOption,
-    dataset_of,
-    limits_of,
-    parse_settings,
-)
+from erpe.cli.options import STORE, dataset_of, limits_of, parse_settings
 from erpe.errors import INTERRUPTED, UNSENT
 
 if TYPE_CHECKING:
@@ -46,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def tune(
-    variant: VariantOption,
-    dataset: DatasetOption,
-    resize: Resize = None,
-    plugin: Plugins = None,
+    variant: options.VariantOption,
+    dataset: options.DatasetOption,
+    resize: options.Resize = None,
+    plugin: options.Plugins = None,
     trials: Annotated[int | None, typer.Option(help="Earlier ones included; default: 6 for digits, else 20.")] = None,
-    epochs: Epochs = None,
+    epochs: options.Epochs = None,
     space: Annotated[Path | None, typer.Option(help="TOML file whose [space] is laid over the default space.")] = None,
     enqueue: Annotated[
         Path | None, typer.Option(help="TOML file with [[points]], tables of settings that the first trials have.")
@@ -59,25 +34,25 @@ def tune(
     warm_start: Annotated[
         str | None, typer.Option(help="A study whose best trial comes first.", autocompletion=studies)
     ] = None,
-    settings: Settings = None,
-    objective: ObjectiveOption = None,
-    at_most: AtMost = None,
+    settings: options.Settings = None,
+    objective: options.ObjectiveOption = None,
+    at_most: options.AtMost = None,
     sampler: Annotated[str, typer.Option(help="tpe, gp, nsgaii or random.")] = "tpe",
     pruner: Annotated[str, typer.Option(help="auto, asha, hyperband, median or none.")] = "auto",
-    seed: Seed = 0,
-    data_dir: DataDir = None,
-    store: StoreOption = STORE,
+    seed: options.Seed = 0,
+    data_dir: options.DataDir = None,
+    store: options.StoreOption = STORE,
     name: Annotated[str | None, typer.Option(help="Of the study; default: DATASET-VARIANT.")] = None,
-    new: New = False,
-    concurrency: Concurrency = None,
-    cpus_per_trial: CpusPerTrial = 1,
-    gpus_per_trial: GpusPerTrial = None,
-    pack: Pack = 1,
-    device: Device = "auto",
-    ray_address: RayAddress = None,
-    executor: Executor = "ray",
-    notify: Notify = None,
-    as_json: AsJson = False,
+    new: options.New = False,
+    concurrency: options.Concurrency = None,
+    cpus_per_trial: options.CpusPerTrial = 1,
+    gpus_per_trial: options.GpusPerTrial = None,
+    pack: options.Pack = 1,
+    device: options.Device = "auto",
+    ray_address: options.RayAddress = None,
+    executor: options.Executor = "ray",
+    notify: options.Notify = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Search the best settings of a variant; test the best model once. The same command continues."""
     from erpe import api
@@ -94,8 +69,8 @@ def tune(
 
 
 def train(
-    variant: VariantOption = "",
-    dataset: DatasetOption = "",
+    variant: options.VariantOption = "",
+    dataset: options.DatasetOption = "",
     like: Annotated[
         str | None,
         typer.Option(
@@ -104,17 +79,17 @@ def train(
             autocompletion=runs,
         ),
     ] = None,
-    resize: Resize = None,
-    plugin: Plugins = None,
-    epochs: Epochs = None,
-    settings: Settings = None,
-    seed: Seed = 0,
-    data_dir: DataDir = None,
-    store: StoreOption = STORE,
-    new: New = False,
-    device: Device = "auto",
-    notify: Notify = None,
-    as_json: AsJson = False,
+    resize: options.Resize = None,
+    plugin: options.Plugins = None,
+    epochs: options.Epochs = None,
+    settings: options.Settings = None,
+    seed: options.Seed = 0,
+    data_dir: options.DataDir = None,
+    store: options.StoreOption = STORE,
+    new: options.New = False,
+    device: options.Device = "auto",
+    notify: options.Notify = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Train one configuration, or that of a recorded run, and test it: a study of one trial, in this process."""
     from erpe import api

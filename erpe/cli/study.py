@@ -8,27 +8,9 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from erpe.cli import options
 from erpe.cli.complete import plans
-from erpe.cli.options import (
-    STORE,
-    AsJson,
-    AtMost,
-    Concurrency,
-    CpusPerTrial,
-    DataDir,
-    Device,
-    Executor,
-    GpusPerTrial,
-    Notify,
-    ObjectiveOption,
-    Pack,
-    Plugins,
-    RayAddress,
-    StoreOption,
-    existing,
-    limits_of,
-    one_of,
-)
+from erpe.cli.options import STORE, existing, limits_of, one_of
 from erpe.cli.search import showing
 from erpe.errors import UNSENT
 
@@ -73,25 +55,25 @@ def changes_of(
 def study_run(
     file: StudyFile,
     budget: BudgetOption = None,
-    objective: ObjectiveOption = None,
-    at_most: AtMost = None,
+    objective: options.ObjectiveOption = None,
+    at_most: options.AtMost = None,
     settings: Changes = None,
-    plugin: Plugins = None,
-    data_dir: DataDir = None,
-    store: StoreOption = STORE,
-    concurrency: Concurrency = None,
-    cpus_per_trial: CpusPerTrial = 1,
-    gpus_per_trial: GpusPerTrial = None,
-    pack: Pack = 1,
-    device: Device = "auto",
-    ray_address: RayAddress = None,
-    executor: Executor = "ray",
+    plugin: options.Plugins = None,
+    data_dir: options.DataDir = None,
+    store: options.StoreOption = STORE,
+    concurrency: options.Concurrency = None,
+    cpus_per_trial: options.CpusPerTrial = 1,
+    gpus_per_trial: options.GpusPerTrial = None,
+    pack: options.Pack = 1,
+    device: options.Device = "auto",
+    ray_address: options.RayAddress = None,
+    executor: options.Executor = "ray",
     offline: Annotated[bool, typer.Option("--offline", help="Without MLflow; `erpe sync` sends it later.")] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace test results that a changed file makes old.")
     ] = False,
-    notify: Notify = None,
-    as_json: AsJson = False,
+    notify: options.Notify = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Search, confirm and test every variant of a study file. The same command, or `erpe study run NAME`, continues."""
     from erpe import api
@@ -123,21 +105,21 @@ def study_run(
 def study_show(
     file: StudyFile,
     budget: BudgetOption = None,
-    objective: ObjectiveOption = None,
-    at_most: AtMost = None,
+    objective: options.ObjectiveOption = None,
+    at_most: options.AtMost = None,
     settings: Changes = None,
-    plugin: Plugins = None,
-    store: StoreOption = STORE,
+    plugin: options.Plugins = None,
+    store: options.StoreOption = STORE,
     sd: Annotated[
         float, typer.Option("--sd", help="Of paired differences, in points, to say what can be found.")
     ] = 0.7,
     probe: Annotated[
         bool, typer.Option("--probe", help="Train each arm for seconds, to say how long it takes.")
     ] = False,
-    concurrency: Concurrency = None,
-    cpus_per_trial: CpusPerTrial = 1,
-    device: Device = "auto",
-    as_json: AsJson = False,
+    concurrency: options.Concurrency = None,
+    cpus_per_trial: options.CpusPerTrial = 1,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Print the resolved file: every default, every arm, its cost, and what the seeds can find.
 
@@ -166,10 +148,10 @@ def study_show(
 @study_app.command("status")
 def study_status(
     study: Annotated[str | None, typer.Argument(help="Its name; default: all.")] = None,
-    store: StoreOption = STORE,
+    store: options.StoreOption = STORE,
     live: Annotated[bool, typer.Option("--live", help="Show it again and again until it is done.")] = False,
-    plugin: Plugins = None,
-    as_json: AsJson = False,
+    plugin: options.Plugins = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show each variant: trials by state, best, confirmed runs, seconds left."""
     from erpe.cli.status import status_tables, statuses, watch
