@@ -43,40 +43,20 @@ Shown = bool | Progress
 
 
 def tune(
-    variant: str,
-    dataset: Place | Dataset,
-    *,
-    trials: int | None = None,
-    store: Place = "runs",
-    name: str | None = None,
-    new: bool = False,
-    epochs: int | None = None,
-    settings: dict[str, Any] | None = None,
-    space: Place | None = None,
-    enqueue: Place | None = None,
-    warm_start: str | None = None,
-    objective: str | Sequence[str] = "accuracy",
-    at_most: dict[str, float] | None = None,
-    sampler: Sampler = "tpe",
-    pruner: Pruner = "auto",
-    seed: int = 0,
-    resize: str | int | None = None,
-    plugins: Sequence[str] = (),
-    progress: Shown = True,
-    notify: str | None = None,
-    **how: Unpack[How],
-) -> Tuned:
+    variant: str, dataset: Place | Dataset, *, trials: int | None = None, store: Place = "runs",
+    name: str | None = None, new: bool = False, epochs: int | None = None, settings: dict[str, Any] | None = None,
+    space: Place | None = None, enqueue: Place | None = None, warm_start: str | None = None,
+    objective: str | Sequence[str] = "accuracy", at_most: dict[str, float] | None = None, sampler: Sampler = "tpe",
+    pruner: Pruner = "auto", seed: int = 0, resize: str | int | None = None, plugins: Sequence[str] = (),
+    progress: Shown = True, notify: str | None = None, **how: Unpack[How],
+) -> Tuned:  # fmt: skip
     """Search the best settings of a variant and test the best model once; `erpe tune`.
 
     >>> import erpe
-    >>> small = {"model.width": 16, "model.depth": 1, "model.heads": 2}
-    >>> found = erpe.tune(
-    ...     "relu_rope", "digits", trials=2, epochs=1, settings=small, executor="inline", progress=False
-    ... )
+    >>> quick = {"settings": {"model.width": 16, "model.depth": 1, "model.heads": 2}, "progress": False}
+    >>> found = erpe.tune("relu_rope", "digits", trials=2, epochs=1, executor="inline", **quick)
     >>> found
     <study digits-relu_rope: 2 complete, trial 0 is the best>
-    >>> sorted(found.trials["state"])
-    ['COMPLETE', 'COMPLETE']
     >>> found.best.model.width, "test/accuracy" in found.metrics
     (16, True)
 
@@ -90,47 +70,35 @@ def tune(
         at_most: what a model may cost, `{"flops": 20e6}`; also params and inference_ms.
         space: a TOML file whose `[space]` is laid over the default space.
         enqueue: a TOML file with `[[points]]`, tables of settings that the first trials have.
-        warm_start: a study whose best configuration comes first; where only the search space is another, the sampler
-            learns from its other trials, too.
+        warm_start: a study whose best configuration comes first; if only the space differs, its other trials teach too.
         resize: height and width that own images get, as "32x32".
         plugins: Python files with own attentions or encodings, or the names of installed ones.
-        notify: who is told when the study ends, fails or stalls: an address of apprise, as mailto://..., or a command,
-            whose last argument is the message; default: `ERPE_NOTIFY`, or nobody.
+        notify: who is told when it ends, fails or stalls: an address of apprise, as mailto://..., or a command that
+            gets the message as its last argument; default: `ERPE_NOTIFY`, or nobody.
     Raises:
         ErpeError: the line that the command would show.
         KeyboardInterrupt: the second Ctrl-C.
     """
-    opened, data = _prepare(store, dataset, resize, plugins, how)
-    ranges = load_space(space, variant, data, settings) if space else None
+    _begin(how, plugins)
+    opened, data = _prepare(store, dataset, resize, how)
     spec = define(
-        variant, data, space=ranges, settings=settings, epochs=epochs, sampler=sampler, pruner=pruner, seed=seed,
-        objective=objective, at_most=at_most,
+        variant, data, space=load_space(space, variant, data, settings) if space else None, settings=settings,
+        epochs=epochs, sampler=sampler, pruner=pruner, seed=seed, objective=objective, at_most=at_most,
     )  # fmt: skip
-    wanted = DEFAULT_TRIALS[facts_of(data).like] if trials is None else trials
     start = from_file(enqueue, spec) if enqueue else Start()
     if warm_start:
         earlier = from_study(read_studies(opened), warm_start, spec)
         start = earlier._replace(points=start.points + earlier.points)
-    return _search(spec, opened, progress, notify, trials=wanted, name=name, new=new, start=start, **how)
+    trials = DEFAULT_TRIALS[facts_of(data).like] if trials is None else trials
+    return _search(spec, opened, progress, notify, trials=trials, name=name, new=new, start=start, **how)
 
 
 def train(
-    variant: str = "",
-    dataset: Place | Dataset = "",
-    *,
-    like: str | None = None,
-    store: Place = "runs",
-    new: bool = False,
-    epochs: int | None = None,
-    settings: dict[str, Any] | None = None,
-    seed: int = 0,
-    resize: str | int | None = None,
-    plugins: Sequence[str] = (),
-    progress: Shown = True,
-    notify: str | None = None,
-    data_dir: Path | None = None,
-    device: str = "auto",
-) -> Tuned:
+    variant: str = "", dataset: Place | Dataset = "", *, like: str | None = None, store: Place = "runs",
+    new: bool = False, epochs: int | None = None, settings: dict[str, Any] | None = None, seed: int = 0,
+    resize: str | int | None = None, plugins: Sequence[str] = (), progress: Shown = True, notify: str | None = None,
+    data_dir: Path | None = None, device: str = "auto",
+) -> Tuned:  # fmt: skip
     """Train one configuration in this process and test it: a study of one trial; `erpe train`.
 
     >>> import erpe
@@ -161,7 +129,7 @@ def train(
         if epochs:
             kept.pop("train.epochs", None)
         settings, notes = kept | dotted(settings or {}), differences(like, made)
-    opened, data = _prepare(store, dataset, resize, plugins, how)
+    opened, data = _prepare(store, dataset, resize, how)
     spec = define(
         variant, data, space=Space(axes={}), settings=settings, epochs=epochs, sampler="random", pruner="none",
         seed=seed,
@@ -172,17 +140,10 @@ def train(
 
 
 def run_study(
-    file: Place | dict[str, Any],
-    *,
-    changes: Sequence[str] = (),
-    store: Place = "runs",
-    offline: bool = False,
-    replaces: bool = False,
-    progress: Shown = True,
-    plugins: Sequence[str] = (),
-    notify: str | None = None,
+    file: Place | dict[str, Any], *, changes: Sequence[str] = (), store: Place = "runs", offline: bool = False,
+    replaces: bool = False, progress: Shown = True, plugins: Sequence[str] = (), notify: str | None = None,
     **how: Unpack[How],
-) -> Study:
+) -> Study:  # fmt: skip
     """Search, confirm and test every variant of a study file; `erpe study run`.
 
     >>> import erpe
@@ -199,8 +160,7 @@ def run_study(
     >>> figure = study.plot_accuracy()
 
     Args:
-        file: a study file; or what is in one, as nested dictionaries; or the name of a study that was begun here,
-            which goes on as it was asked.
+        file: a study file; what is in one, as nested dictionaries; or the name of a study, which goes on as it was.
         changes: lines of the file that are changed, as `["search.trials=2"]`.
         offline: needs no MLflow; `erpe sync` sends it later.
         replaces: test results that a changed file makes old are replaced.
@@ -230,17 +190,14 @@ def run_study(
     return replace(study, result=replace(result, page=page, lag=lag))
 
 
-def _prepare(
-    store: Place, dataset: Place | Dataset, resize: str | int | None, plugins: Sequence[str], how: How
-) -> tuple[Store, str | Dataset]:
-    """Load plug-ins, open the store and find the data.
+def _prepare(store: Place, dataset: Place | Dataset, resize: str | int | None, how: How) -> tuple[Store, str | Dataset]:
+    """Open the store and find the data.
 
     Raises:
-        ConfigError: plug-ins or arguments that make no sense.
+        ConfigError: arguments that make no sense.
     """
     from erpe.training.own import find_dataset, recall
 
-    _begin(how, plugins)
     opened = Store.open(store)
     found: str | Dataset
     if isinstance(dataset, Dataset):

@@ -217,14 +217,14 @@ def test_seconds_an_epoch_are_the_median_without_the_first():
 
 
 def test_evaluation_is_not_in_the_seconds_of_an_epoch(monkeypatch, tmp_path):
-    now, measure = [0.0], confirmation.logits_of
+    now, measure = [0.0], evaluate.logits_of
 
     def slow(*given):
         now[0] += 1000
         return measure(*given)
 
     monkeypatch.setattr("erpe.training.loop.time", SimpleNamespace(perf_counter=lambda: now[0]))
-    monkeypatch.setattr("erpe.training.trial.logits_of", slow)
+    monkeypatch.setattr("erpe.training.evaluate.logits_of", slow)
 
     def tick(done, steps):
         now[0] += 1

@@ -73,15 +73,9 @@ class CampaignResult:
 
 @backed_up
 def run(
-    plan: Plan,
-    store: Store,
-    *,
-    offline: bool = False,
-    replace: bool = False,
-    progress: Progress | None = None,
-    work: Objective | None = None,
-    **how: Unpack[How],
-) -> CampaignResult:
+    plan: Plan, store: Store, *, offline: bool = False, replace: bool = False, progress: Progress | None = None,
+    work: Objective | None = None, **how: Unpack[How],
+) -> CampaignResult:  # fmt: skip
     """Search, confirm and time every arm.
 
     Args:
@@ -102,7 +96,8 @@ def run(
     progress, before = progress or Progress(), _members(store, plan)
     if replaced := check_replacing(plan, before, replace):
         progress.on_warning(replaced)
-    for arm in plan.arms():
+    arms = plan.arms()
+    for arm in arms:
         check_limits(plan.search_spec(arm))
     with contextlib.ExitStack() as opened:
         tracker = Tracker(store, plan.name, send=not offline)
@@ -112,22 +107,17 @@ def run(
         opened.enter_context(interruptible(campaign.draining, progress))
         progress.on_phase("data")
         work.prepare()
-        most = len(plan.arms()) * max(plan.search.trials, plan.confirm.seeds)
+        most = len(arms) * max(plan.search.trials, plan.confirm.seeds)
+        started = functools.partial(where.workers, most, store, plan.name, remote, progress)
         with contextlib.ExitStack() as working:
-
-            @functools.cache
-            def workers() -> Workers:
-                found = working.enter_context(where.workers(most, store, plan.name, remote, progress))
-                campaign.tags["device"] = found.device
-                return found
-
+            workers = functools.cache(lambda: campaign.started(working.enter_context(started())))
             confirmed = campaign.play(searches, work, workers)
         if not offline:
             progress.on_phase("tracking")
         lag, after = 0 if offline else tracker.close(60), _members(store, plan)
         return CampaignResult(
             plan.name, confirmed, campaign.failed, campaign.draining.is_set(),
-            openings(after, [arm.name for arm in plan.arms()]), lag, tracker.problem, time.monotonic() - began,
+            openings(after, [arm.name for arm in arms]), lag, tracker.problem, time.monotonic() - began,
             _finished(before, after),
         )  # fmt: skip
 
@@ -161,10 +151,15 @@ class _Campaign:
     draining: Event = field(default_factory=Event)
     """Set by Ctrl-C."""
 
+    def started(self, workers: Workers) -> Workers:
+        """Note what trials train on."""
+        self.tags["device"] = workers.device
+        return workers
+
     def play(self, searches: list[StudyController], work: Objective, workers: Started) -> dict[str, int]:
         """All three phases; those that are done are done. The number of confirmed runs of each arm."""
         self._take_turns(searches, [self._budget(c) for c in searches], "search", work.start, workers)
-        self._close(searches)
+        self._tell(searches)
         if self.draining.is_set():
             return {}
         with self.confirmations(searches) as confirmations:
@@ -174,7 +169,7 @@ class _Campaign:
                 if not self.draining.is_set():
                     self._time(confirmations, work, workers)
             finally:
-                self._close(confirmations)  # now that the times are known, whose means it tells
+                self._tell(confirmations)  # now that the times are known, whose means it tells
             return {c.arm: c.study().counts["COMPLETE"] for c in confirmations}
 
     @contextlib.contextmanager
@@ -221,12 +216,7 @@ class _Campaign:
         return Budget(trials, self.plan.flops_per_image(), flops_per_image)
 
     def _take_turns(
-        self,
-        controllers: list[StudyController],
-        budgets: list[Budget],
-        phase: str,
-        start: Any,
-        workers: Started,
+        self, controllers: list[StudyController], budgets: list[Budget], phase: str, start: Any, workers: Started
     ) -> None:
         """Run a phase to its end; the parents' runs are opened before it."""
         shared = FairShareController(controllers, budgets)
@@ -236,12 +226,12 @@ class _Campaign:
             for controller in controllers:
                 controller.tags["device"] = self.tags["device"]
                 controller.session.record_tags(controller.tags)
-                self.tracker.tell(controller.session.name)
+            self._tell(controllers)
         while shared.left() and not self.draining.is_set():  # pruned trials may have left some budget
             workers().search(shared, start)
 
-    def _close(self, controllers: list[StudyController]) -> None:
-        """Tell the tracker how a phase ended for each arm."""
+    def _tell(self, controllers: list[StudyController]) -> None:
+        """Tell the tracker how a phase stands for each arm."""
         for controller in controllers:
             self.tracker.tell(controller.session.name)
 

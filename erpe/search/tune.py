@@ -71,17 +71,9 @@ class TuneResult:
 
 @backed_up
 def tune(
-    spec: StudySpec,
-    store: Store,
-    *,
-    trials: int,
-    name: str | None = None,
-    new: bool = False,
-    start: Start = NOTHING,
-    progress: Progress | None = None,
-    work: Objective | None = None,
-    **how: Unpack[How],
-) -> TuneResult:
+    spec: StudySpec, store: Store, *, trials: int, name: str | None = None, new: bool = False, start: Start = NOTHING,
+    progress: Progress | None = None, work: Objective | None = None, **how: Unpack[How],
+) -> TuneResult:  # fmt: skip
     """Search until `trials` trials are done, then test the best one.
 
     Args:

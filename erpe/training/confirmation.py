@@ -16,22 +16,12 @@ from erpe.errors import StoreError, TrialError
 from erpe.io import read_json, write_atomic
 from erpe.model import ViT
 from erpe.store import tidy
+from erpe.training import evaluate
 from erpe.training.checkpoint import load_model, writing
 from erpe.training.choices import choices_of
 from erpe.training.compilation import Warn, compiled
 from erpe.training.data import load_test, load_training
 from erpe.training.devices import pick_device
-from erpe.training.evaluate import (
-    confusion,
-    cost,
-    inference_time,
-    information_criteria,
-    logits_of,
-    per_class,
-    save_attention_example,
-    save_predictions,
-    scores,
-)
 from erpe.training.outcome import is_measures
 from erpe.training.trial import Trial
 
@@ -49,16 +39,10 @@ class Confirmation(Trial):
 
 
 def final_evaluation(
-    folder: Path,
-    *,
-    data_dir: str | Path | None = None,
-    device: str = "auto",
-    devices: Mapping[str, Any] | None = None,
-    timed: bool = True,
-    warn: Warn = warnings.warn,
-) -> dict[str, float]:
-    """All measures of a trained model, compiled where a trial's is. The test split is opened once: what was measured
-    then is given again.
+    folder: Path, *, data_dir: str | Path | None = None, device: str = "auto",
+    devices: Mapping[str, Any] | None = None, timed: bool = True, warn: Warn = warnings.warn,
+) -> dict[str, float]:  # fmt: skip
+    """All measures of a trained model, compiled where a trial is. The test split is opened once; later they are read.
 
     Args:
         devices: what is the fastest on each, see `Store.devices`.
@@ -83,25 +67,23 @@ def final_evaluation(
     attending = partial(choices_of(devices or {}, where).sdpa, config, "float32")
     train, forward = load_training(config.data, data_dir).train.to(where), fastest(model)
     with attending():
-        likelihood = scores(logits_of(model, train, dataset, forward), train.labels, "train")["train/log_likelihood"]
+        logits = evaluate.logits_of(model, train, dataset, forward)
+    likelihood = evaluate.fit(logits, train.labels.cpu())["log_likelihood"]
     if not math.isfinite(likelihood):
         raise TrialError("the loss after the last step is not finite; use a smaller train.lr")
     test = load_test(dataset, data_dir).to(where)
     with attending():
-        logits = logits_of(model, test, dataset, forward)
-        times = inference_time(model, test, dataset, fastest=fastest) if timed else {}
+        logits = evaluate.logits_of(model, test, dataset, forward)
+        times = evaluate.inference_time(model, test, dataset, fastest=fastest) if timed else {}
     k = sum(p.numel() for p in model.parameters())
-    found = scores(logits, test.labels, "test") | {"train/log_likelihood": likelihood, "params": float(k)}
-    found |= information_criteria(likelihood, k, len(train.labels)) | cost(config) | times
-    results = {
-        "confusion_test.json": confusion(logits, test.labels, dataset, "test"),
-        "per_class.json": per_class(logits, test.labels, dataset),
-    }
+    found = evaluate.scores(logits, test.labels, "test") | {"train/log_likelihood": likelihood, "params": float(k)}
+    found |= evaluate.information_criteria(likelihood, k, len(train.labels)) | evaluate.cost(config) | times
+    confused = evaluate.confusion(logits, test.labels, dataset, "test")
     with writing(folder):
-        for name, content in results.items():
-            write_atomic(folder / name, json.dumps(content))
-        save_attention_example(folder / "attention.npz", model, test, dataset)
-        save_predictions(folder / "predictions.npz", logits, test.labels)
+        write_atomic(folder / "confusion_test.json", json.dumps(confused))
+        write_atomic(folder / "per_class.json", json.dumps(evaluate.per_class(logits, test.labels, dataset)))
+        evaluate.save_attention_example(folder / "attention.npz", model, test, dataset)
+        evaluate.save_predictions(folder / "predictions.npz", logits, test.labels)
         write_atomic(done, json.dumps(found))  # last: with it, the split is closed
         tidy(folder)
     return found

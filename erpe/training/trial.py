@@ -18,23 +18,12 @@ from erpe.model import ViT, build
 from erpe.model.kernels import gpu
 from erpe.store import STATE, let_go
 from erpe.text import first_line
+from erpe.training import evaluate
 from erpe.training.batched import Pack
 from erpe.training.checkpoint import load_tensors, save_model, writing
 from erpe.training.choices import choices_of
 from erpe.training.data import load_training
 from erpe.training.devices import device_name, pick_device
-from erpe.training.evaluate import (
-    confusion,
-    cost,
-    fit,
-    inference_time,
-    logits_of,
-    peak_memory_mib,
-    reset_peak_memory,
-    save_attention_example,
-    scores,
-    seconds_per_epoch,
-)
 from erpe.training.loop import OnStep, Trainer
 from erpe.training.malloc import keep_heap
 from erpe.training.outcome import is_history
@@ -73,7 +62,7 @@ class Trial:
         self.device = pick_device(device)
         self.files = TrialFolder(folder, self.device)
         self.choices = choices_of(devices or {}, self.device)
-        reset_peak_memory(self.device)
+        evaluate.reset_peak_memory(self.device)
         self.split = load_training(config.data, data_dir)
         self.validation = self.split.validation.to(self.device)
         self._validation_labels = self.split.validation.labels
@@ -154,7 +143,7 @@ class Trial:
             trained = self._train()
         found = {"epoch": float(len(self.history) + 1)} | trained
         if len(self.validation.labels):
-            measured = fit(self._logits(), self._validation_labels)
+            measured = evaluate.fit(self._logits(), self._validation_labels)
             found |= {f"val/{name}": measured[name] for name in ("loss", "accuracy")}
             if not math.isfinite(found["val/loss"]):
                 last = int(found["epoch"]) * self.trainer.steps - 1
@@ -220,10 +209,10 @@ class Trial:
         """
         self.files.settle()
         model = self.trainer.final
-        found = cost(self.config) | {
+        found = evaluate.cost(self.config) | {
             "params": float(sum(p.numel() for p in model.parameters())),
-            "time/train_seconds_per_epoch": seconds_per_epoch(self.history),
-            "memory/peak_mib": peak_memory_mib(self.device),
+            "time/train_seconds_per_epoch": evaluate.seconds_per_epoch(self.history),
+            "memory/peak_mib": evaluate.peak_memory_mib(self.device),
         }
         self.files.check_owner()
         save_model(self.folder, model, self.config)
@@ -238,18 +227,20 @@ class Trial:
             return {}
         dataset = self.config.data.dataset
         logits = self._logits()
-        self.files.write("confusion.json", confusion(logits, self.validation.labels, dataset, "validation"))
+        self.files.write("confusion.json", evaluate.confusion(logits, self.validation.labels, dataset, "validation"))
         with writing(self.folder):
-            save_attention_example(self.folder / "attention.npz", model, self.validation, dataset)
-        with self.choices.sdpa(self.config, "float32"):
-            times = inference_time(model, self.images, dataset, fastest=self.trainer.fastest) if self.timed else {}
-        return scores(logits, self.validation.labels, "val") | times
+            evaluate.save_attention_example(self.folder / "attention.npz", model, self.validation, dataset)
+        found = evaluate.scores(logits, self.validation.labels, "val")
+        if self.timed:
+            with self.choices.sdpa(self.config, "float32"):
+                found |= evaluate.inference_time(model, self.images, dataset, fastest=self.trainer.fastest)
+        return found
 
     def _logits(self) -> Tensor:
         """Of the validation part, in float32."""
         trainer = self.trainer
         with self.choices.sdpa(self.config, "float32"):
-            return logits_of(trainer.final, self.validation, self.config.data.dataset, trainer.evaluated)
+            return evaluate.logits_of(trainer.final, self.validation, self.config.data.dataset, trainer.evaluated)
 
     def _facts(self) -> dict[str, str]:
         """How it ran: `mixed` where processes that trained it differ; device and threads are those of the last one."""
