@@ -184,7 +184,7 @@ def run_study(
     study = replace(load_study(plan.name, opened.root), result=result)
     if offline or result.interrupted:
         return study
-    from erpe.report.publish import publish
+    from erpe.report.page import publish
 
     page, lag = publish(plan, opened, study.outcomes, study.comparison())
     return replace(study, result=replace(result, page=page, lag=lag))

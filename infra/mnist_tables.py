@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 
 from erpe.report.comparison import Comparison
-from erpe.report.fronts import fronts
 from erpe.report.outcomes import Outcomes
 from erpe.report.pairing import PAIR, pairs
+from erpe.report.ranks import fronts
 from erpe.report.significance import verdicts
 from erpe.report.statistics import PARTS, TESTED, Paired, decided
 from erpe.report.tables import render

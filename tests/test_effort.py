@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from outcomes import made_up
 
-from erpe.report.effort import expected_best, expected_best_curves
+from erpe.report.charts.effort import expected_best, expected_best_curves
 from erpe.report.outcomes import default_wins
 
 

@@ -169,7 +169,7 @@ def test_unknown_studies_and_servers_are_one_line(synced):
 
 @pytest.mark.slow
 def test_the_commands_end_with_tables_figures_and_a_page_that_is_in_mlflow(synced, monkeypatch, capsys, tmp_path):
-    from erpe.report.publish import publish
+    from erpe.report.page import publish
     from erpe.study.plan import Plan
     from erpe.tracking.connection import connect
 

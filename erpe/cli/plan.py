@@ -10,7 +10,7 @@ from rich.table import Table
 from erpe.datasets import Dataset
 from erpe.study.objectives import Goals
 from erpe.study.plan import Plan
-from erpe.study.toml_text import toml_lines
+from erpe.study.plan_file import toml_lines
 from erpe.text import Terminal, clock
 from erpe.training.own import given_path
 

@@ -15,9 +15,8 @@ from rich.box import SIMPLE
 from rich.live import Live
 from rich.table import Table
 
-from erpe.cli.fronts import front_table, refusals
 from erpe.cli.options import warn
-from erpe.cli.tables import finished_words, where_to_look
+from erpe.cli.tables import finished_words, front_table, refusals, where_to_look
 from erpe.cli.trials import lag_of, lag_words
 from erpe.errors import ConfigError
 from erpe.plugins import plugin_flags

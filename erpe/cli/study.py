@@ -78,7 +78,6 @@ def study_run(
     """Search, confirm and test every variant of a study file. The same command, or `erpe study run NAME`, continues."""
     from erpe import api
     from erpe.cli.status import result_lines
-    from erpe.report.terminal import ending
 
     with showing(as_json, store):
         study = api.run_study(
@@ -96,6 +95,8 @@ def study_run(
         told = {"openings": result.openings._asdict(), "report": result.page and str(result.page), "finished": finished}
         print(json.dumps({name: value for name, value in asdict(result).items() if name != "page"} | told))
     else:
+        from erpe.report.terminal import ending  # brings pandas
+
         print("\n".join(result_lines(result, store)), end=f"\n\n{ending(study.comparison())}")
     if result.lag:
         raise typer.Exit(UNSENT)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from erpe.errors import StoreError
 from erpe.store import Store, sqlite_path
-from erpe.study.backup import damage_of
+from erpe.study.backup import damage_of, move_aside
 from erpe.text import changes_wait, counted
 from erpe.tracking.publisher import Repaired
 from erpe.tracking.tracker import sync
@@ -76,13 +76,7 @@ def set_aside(store: Store) -> Path | None:
     path = sqlite_path(store.tracking_uri)
     if path is None or not path.is_relative_to(store.root) or not path.exists() or not damage_of(path):
         return None
-    number = 1
-    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
-        number += 1
-    for end in ("-wal", "-shm", ""):
-        if (file := path.with_name(path.name + end)).exists():
-            os.replace(file, aside.with_name(aside.name + end))
-    return aside
+    return move_aside(path, "damaged")
 
 
 def _done(repaired: Repaired) -> list[str]:

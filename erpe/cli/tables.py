@@ -12,7 +12,6 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from erpe.cli.fronts import front_table, refusals
 from erpe.cli.options import with_store
 from erpe.config import defaults
 from erpe.datasets import Dataset
@@ -20,7 +19,7 @@ from erpe.plugins import plugin_flags
 from erpe.search.tune import TuneResult
 from erpe.store import store_flag
 from erpe.study.objectives import MEASURES as OBJECTIVES
-from erpe.study.objectives import shown
+from erpe.study.objectives import Goals, shown
 from erpe.study.spec import StudySpec
 from erpe.text import Terminal, changes_wait, counted, number, percent, printable, redact, repeatable
 from erpe.variants import VARIANTS, own_variants, split_variant
@@ -88,6 +87,24 @@ def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
     if result.lag:
         why = f" ({result.problem})" if result.problem else ""
         print(f"{changes_wait(result.lag)} for MLflow; erpe sync{place} sends them{why}")
+
+
+def front_table(goals: Goals, fronts: dict[str, dict[int, dict[str, float]]]) -> Table:
+    """Return the front of each study or arm, a row a trial with its objectives."""
+    within = f"; at most {goals.limits}" if goals.limits else ""
+    table = Table(box=SIMPLE, title=f"Pareto front: {', '.join(goals.objectives)}{within}", title_justify="left")
+    table.add_column("arm" if len(fronts) > 1 else "study", overflow="fold")
+    for name in ("trial", *goals.objectives):
+        table.add_column(name, justify="right", no_wrap=True)
+    for arm, front in fronts.items():
+        for trial, values in front.items():
+            table.add_row(arm, str(trial), *(shown(name, values[name]) for name in goals.objectives))
+    return table
+
+
+def refusals(count: int, goals: Goals) -> str:
+    """Return how many draws cost too much: `, 7 draws above flops 20,000,000 not trained`; or nothing."""
+    return f", {count} draw{'s' * (count != 1)} above {goals.limits} not trained" if count else ""
 
 
 def finished_words(study: str, ended: datetime, remedy: str) -> str:

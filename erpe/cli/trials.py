@@ -9,9 +9,8 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from erpe.cli.fronts import refusals
 from erpe.cli.options import with_store
-from erpe.cli.tables import state_word, tally
+from erpe.cli.tables import refusals, state_word, tally
 from erpe.live import STYLES
 from erpe.store import Store
 from erpe.study.lookup import parts_of

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ from erpe.checkpoints import RemoteCheckpoints
 from erpe.errors import ConfigError, StudyError
 from erpe.execution.callbacks import Progress
 from erpe.execution.fair_share import TrialController
-from erpe.execution.inline import run_inline
 from erpe.execution.ray_tune.cluster import WORKER_SECONDS, check_reachable, cluster_info, start, stop, watch_head
 from erpe.execution.signals import ending_at_once
-from erpe.execution.trial_loop import TrialFactory
+from erpe.execution.trial_loop import PackRunner, TrialFactory
+from erpe.execution.trial_queue import TrialQueue
 from erpe.store import Store
 from erpe.surroundings import cores, short_folder
 from erpe.text import first_line
@@ -153,8 +154,24 @@ class InProcess:
         return pick_device().type if self._asked.device == "auto" else self._asked.device
 
     def search(self, controller: TrialController, start: TrialFactory) -> None:
-        """Run trials until the controller has no more; see `run_inline`."""
-        run_inline(controller, start, self._asked.pack)
+        """Run trials until the controller has no more: the next pack, an epoch of it, a report.
+
+        Raises:
+            ErpeError: see `StudyController.on_trial_result`.
+        """
+        queue, runner = TrialQueue(controller, self._asked.pack), PackRunner(start)
+        while pack := queue.next_pack():
+            runner.hold({trial.uid: (trial.config, controller.folder(trial)) for trial in pack})
+            try:
+                events = runner.round()
+            except Exception:
+                runner.hold({})
+                queue.on_crash(pack, traceback.format_exc())
+                continue
+            for trial in pack:
+                if trial.uid in events:
+                    queue.on_event(trial, events[trial.uid])
+            queue.release(pack)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function where a trial would run."""

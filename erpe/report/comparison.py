@@ -10,11 +10,10 @@ import pandas as pd
 
 from erpe import __version__
 from erpe.errors import StudyError
-from erpe.report.fronts import fronts
 from erpe.report.gaps import gap_closed
 from erpe.report.outcomes import TIMED, Outcomes
 from erpe.report.pairing import KEY, arm_keys, by_arm, named, partner, reference_version, sound_runs
-from erpe.report.ranks import friedman, nemenyi, ranks
+from erpe.report.ranks import friedman, fronts, nemenyi, ranks
 from erpe.report.ratios import time_ratios
 from erpe.report.significance import verdicts
 from erpe.report.statistics import HIGHER_IS_BETTER, differences, summary
@@ -46,7 +45,7 @@ class Comparison:
     nemenyi: pd.DataFrame
     """See `ranks.nemenyi`."""
     fronts: pd.DataFrame
-    """Trials of each search that no other one dominates, of several objectives; see `fronts.fronts`."""
+    """Trials of each search that no other one dominates, of several objectives; see `ranks.fronts`."""
     verdicts: pd.DataFrame
     """A sentence a comparison; see `verdicts.verdicts`."""
     notes: tuple[str, ...]

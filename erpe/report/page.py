@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
 
 from erpe import __version__
 from erpe.io import write_atomic
@@ -24,9 +27,10 @@ from erpe.report.labels import ENCODING
 from erpe.report.outcomes import Outcomes
 from erpe.report.protocol import protocol, search_tables
 from erpe.report.summary import answer
-from erpe.report.svg import inline_svg
 from erpe.report.table_blocks import FAMILIES, Block, blocks
 from erpe.report.tables import as_csv
+from erpe.store import Store
+from erpe.study.plan import Plan
 from erpe.variants import ENCODINGS
 
 COSTS = "What it costs"
@@ -42,6 +46,8 @@ SECTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "Where the models look": (("attention_maps",), ()),
 }
 """Heading -> its charts and its tables, in the order of the page."""
+GROWN = 1.4
+"""A page has more room than a paper: how much larger a figure may be there."""
 MEANING = {
     "better": "Better",
     "worse": "Worse",
@@ -102,6 +108,24 @@ def write_report(outcomes: Outcomes, comparison: Comparison, path: Path) -> Path
     """
     write_atomic(path, page(outcomes, comparison))
     return path
+
+
+def publish(plan: Plan, store: Store, outcomes: Outcomes, comparison: Comparison) -> tuple[Path, int]:
+    """Write `reports/STUDY/report.html` of a study's confirmed runs and log it to MLflow, once for each content.
+
+    Returns:
+        The page, and how many changes MLflow does not show yet.
+    Raises:
+        StoreError: it cannot be written.
+    """
+    from erpe.study.reading import read_studies
+    from erpe.tracking.tracker import Tracker, is_running
+
+    folder = store.root / "reports" / plan.name
+    folder.mkdir(parents=True, exist_ok=True)
+    page = write_report(outcomes, comparison, folder / "report.html")
+    parts = [part for part in read_studies(store) if part.experiment == plan.name]
+    return page, Tracker(store, plan.name, elsewhere=is_running(store, parts)).close(60)
 
 
 def page(outcomes: Outcomes, comparison: Comparison) -> str:
@@ -180,6 +204,29 @@ def _picture(prefix: str, name: str, outcomes: Outcomes, comparison: Comparison)
     drawn = inline_svg(figure, _id(prefix, name), f"{words.title}. {text} The tables have the numbers.")
     data = _download(as_csv(DATA[name](outcomes, comparison)), "text/csv") if name in DATA else ""
     return Picture(words.title, text, drawn, f"{name}.csv", data)
+
+
+def inline_svg(figure: Figure, name: str, description: str) -> Markup:
+    """A figure as `<svg role="img">`, with `description` for those who do not see it; equal for equal figures.
+
+    Args:
+        name: prefix of the ids, of letters, digits and dashes, its own for each figure of a page.
+    """
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "erpe"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = out.getvalue()
+    head, body = text[text.index("<svg") :].split(">", 1)
+    view = re.search(r'viewBox="([^"]+)"', head)
+    assert view is not None
+    body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<metadata>.*?</metadata>", "", body, count=2, flags=re.DOTALL)
+    body = re.sub(r'( id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", body).replace("xlink:href", "href")
+    body = re.sub(r"font-family: [^;]*; ?", "", body)  # the page has one for all
+    width = GROWN * float(view[1].split()[2])
+    label = escape(description)
+    return Markup(  # matplotlib has escaped what is in the figure
+        f'<svg role="img" aria-label="{label}" viewBox="{view[1]}" width="{width:.1f}pt">{body}'
+    )
 
 
 def _titled(what: str, block: Block) -> Block:

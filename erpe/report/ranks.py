@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from erpe.report.outcomes import Outcomes
-from erpe.report.pairing import KEY, sound_runs
+from erpe.report.outcomes import Outcomes, goals_of
+from erpe.report.pairing import KEY, arm_keys, sound_runs
 from erpe.report.statistics import HIGHER_IS_BETTER
 
 RANKED = ("test/accuracy",)
@@ -161,3 +161,25 @@ def pareto(summary: pd.DataFrame, cost: str, quality: str = "test/accuracy") -> 
     for _, rows in table.groupby(KEY[:2], sort=False):
         table.loc[rows.index, "front"] = pareto_front(rows["cost"].to_numpy(), rows["quality"].to_numpy())
     return table
+
+
+def fronts(outcomes: Outcomes) -> pd.DataFrame:
+    """`study`, `dataset`, `arm`, `number` (of a trial), `objective`, `value`: of the trials of an arm that no other
+    one of it dominates, the best by the first objective first. Empty where one objective is sought.
+    """
+    rows = []
+    for study, dataset, arm in arm_keys(outcomes.arms):
+        goals = goals_of(outcomes.arms[outcomes.arms["study"] == study])
+        found = _ended(outcomes, study, arm, goals.objectives) if goals.several and len(outcomes.trials) else {}
+        for number, values in goals.unbeaten(found).items():
+            rows += [(study, dataset, arm, number, *each) for each in values.items()]
+    return pd.DataFrame(rows, columns=[*KEY, "number", "objective", "value"])
+
+
+def _ended(outcomes: Outcomes, study: str, arm: str, objectives: tuple[str, ...]) -> dict[int, dict[str, float]]:
+    """Number of a complete trial within the limits -> its objectives, the best first."""
+    trials = outcomes.trials
+    own = trials[(trials["study"] == study) & (trials["arm"] == arm) & (trials["state"] == "COMPLETE")]
+    own = own.dropna(subset="value").sort_values(["value", "number"], ascending=[False, True])
+    known = own.reindex(columns=["number", *objectives]).dropna()
+    return {int(row["number"]): {name: float(row[name]) for name in objectives} for row in known.to_dict("records")}

@@ -210,11 +210,17 @@ def restore(store: Store, word: str) -> Path:
 def _exchange(backup: Path, path: Path) -> Path:
     draft = path.with_name("optuna.draft.db")
     shutil.copyfile(backup, draft)
+    kept = move_aside(path, "before-restore")
+    os.replace(draft, path)
+    return kept
+
+
+def move_aside(path: Path, word: str) -> Path:
+    """Rename a SQLite file and its logs -> where it is now: NAME.WORD-1, or a higher number that is free."""
     number = 1
-    while (kept := path.with_name(f"optuna.db.before-restore-{number}")).exists():
+    while (kept := path.with_name(f"{path.name}.{word}-{number}")).exists():
         number += 1
     for end in ("-wal", "-shm", ""):  # a killed call is repeated: its logs belong to no other database
         if (file := path.with_name(path.name + end)).exists():
             os.replace(file, kept.with_name(kept.name + end))
-    os.replace(draft, path)
     return kept

@@ -1,4 +1,4 @@
-"""Read a study file; its JSON Schema."""
+"""Read a study file, and write one; its JSON Schema."""
 
 from __future__ import annotations
 
@@ -122,3 +122,19 @@ def schema() -> str:
         }
     found["required"] = [name for name in found["required"] if name != "name"]
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema"} | found, indent=2) + "\n"
+
+
+def toml_lines(table: dict[str, Any], place: tuple[str, ...] = ()) -> list[str]:
+    """A table as TOML: values first, then the tables in it; a leaf table is a line."""
+    names = {key: key if key.isidentifier() else json.dumps(key) for key in table}
+    inner = {key: value for key, value in table.items() if isinstance(value, dict) and not place and value}
+    lines = [f"{names[key]} = {_toml(value)}" for key, value in table.items() if key not in inner]
+    for key, value in inner.items():
+        lines += ["", f"[{names[key]}]", *toml_lines(value, (*place, key))]
+    return lines
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + "}"
+    return json.dumps(value)

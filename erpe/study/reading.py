@@ -15,25 +15,9 @@ from pydantic import TypeAdapter
 from erpe.config import TrialConfig
 from erpe.errors import ConfigError, ErpeError, StoreError, StudyError, nearest
 from erpe.store import Store
-from erpe.study import storage
+from erpe.study import records, storage
 from erpe.study.naming import shown
-from erpe.study.records import (
-    CONFIG,
-    COSTS,
-    END,
-    FINAL,
-    GROUP,
-    REFUSED,
-    REMOVED,
-    STUDY,
-    TAGS,
-    VALUE,
-    ExperimentRef,
-    StudyInfo,
-    StudyRecord,
-    TrialOutcome,
-    TrialRecord,
-)
+from erpe.study.records import CONFIG, FINAL, STUDY, ExperimentRef, StudyInfo, StudyRecord, TrialOutcome, TrialRecord
 
 _RECORD = TypeAdapter(StudyRecord)
 
@@ -58,7 +42,7 @@ def read_trial(uid: str, trial: FrozenTrial) -> TrialRecord:
     Raises:
         StoreError: its configuration is of another version.
     """
-    end = trial.user_attrs.get(END)
+    end = trial.user_attrs.get(records.END)
     return TrialRecord(
         number=trial.number,
         uid=f"{uid}-{trial.number}",
@@ -68,12 +52,12 @@ def read_trial(uid: str, trial: FrozenTrial) -> TrialRecord:
         verdict=TrialOutcome(**end) if end else None,
         started=trial.datetime_start,
         ended=trial.datetime_complete,
-        costs=trial.user_attrs.get(COSTS, {}),
+        costs=trial.user_attrs.get(records.COSTS, {}),
     )
 
 
 def _values(trial: FrozenTrial) -> dict[int, float]:
-    own = {key: value for key, value in trial.user_attrs.items() if key.startswith(f"{VALUE}.")}
+    own = {key: value for key, value in trial.user_attrs.items() if key.startswith(f"{records.VALUE}.")}
     return trial.intermediate_values or {int(key.rpartition(".")[2]): value for key, value in own.items()}
 
 
@@ -100,7 +84,7 @@ def read_study(study: optuna.Study, ended: dict[int, TrialRecord] | None = None)
     about = read_about(study.study_name, attrs)
     trials = study.get_trials(deepcopy=False)
     counted = [trial for trial in trials if CONFIG in trial.user_attrs]
-    gone = frozenset(attrs.get(REMOVED, ()))
+    gone = frozenset(attrs.get(records.REMOVED, ()))
     found = {trial.number: ended.get(trial.number) or read_trial(about.uid, trial) for trial in counted}
     ended.update((trial.number, found[trial.number]) for trial in counted if trial.state.is_finished())
     return StudyRecord(
@@ -108,9 +92,9 @@ def read_study(study: optuna.Study, ended: dict[int, TrialRecord] | None = None)
         about=about,
         trials=[record._replace(removed=number in gone) for number, record in found.items()],
         finals={int(key.removeprefix(f"{FINAL}.")): found for key, found in attrs.items() if key.startswith(FINAL)},
-        part_of=ExperimentRef(**attrs[GROUP]) if GROUP in attrs else None,
-        refused=sum(REFUSED in trial.user_attrs for trial in trials),
-        tags=attrs.get(TAGS, {}),
+        part_of=ExperimentRef(**attrs[records.GROUP]) if records.GROUP in attrs else None,
+        refused=sum(records.REFUSED in trial.user_attrs for trial in trials),
+        tags=attrs.get(records.TAGS, {}),
     )
 
 
@@ -152,6 +136,6 @@ def read_studies(store: Store, name: str | None = None) -> list[StudyRecord]:
 def mark_removed(database: storage.Database, name: str, numbers: set[int]) -> None:
     """Note in the database that trials are given up, besides those that are."""
     study = optuna.load_study(study_name=name, storage=database.backend)
-    known = set(study.user_attrs.get(REMOVED, ()))
+    known = set(study.user_attrs.get(records.REMOVED, ()))
     if not numbers <= known:
-        study.set_user_attr(REMOVED, sorted(known | numbers))
+        study.set_user_attr(records.REMOVED, sorted(known | numbers))

@@ -8,9 +8,9 @@ import pandas as pd
 
 from erpe.report.charts.costs import COSTS
 from erpe.report.charts.curves import best_trials, confirmed_losses
+from erpe.report.charts.effort import expected_best_curves
 from erpe.report.charts.tokens import layer_flops
 from erpe.report.comparison import Comparison
-from erpe.report.effort import expected_best_curves
 from erpe.report.forest import forest
 from erpe.report.outcomes import Outcomes, goals_of
 from erpe.report.pairing import sound_runs

@@ -21,12 +21,11 @@ from erpe.store import Store
 from erpe.study.objectives import Goals
 from erpe.study.openings import openings
 from erpe.study.plan import Plan
-from erpe.study.plan_file import stored_plan
+from erpe.study.plan_file import stored_plan, toml_lines
 from erpe.study.reading import read_studies
 from erpe.study.records import StudyRecord, TrialRecord, arm_of, grouped
 from erpe.study.search_space import NO_AXES, own_axes
 from erpe.study.spec import CONTRACT, StudySpec
-from erpe.study.toml_text import toml_lines
 from erpe.variants import split_variant
 
 
