@@ -298,16 +298,16 @@ def test_ranks_friedman_and_nemenyi_by_hand(monkeypatch):
     assert ranks(outcomes).set_index("arm")["rank"].to_dict() == {"softmax": 1.5, "favor": 3, "relu": 1.5}
     test = row(friedman(outcomes), measure=ACCURACY)
     assert (test["statistic"], test["p"], test["arms"], test["n"]) == pytest.approx((3, exp(-1.5), 3, 2))
-    matrix = nemenyi_matrix(nemenyi(outcomes), "s", "digits", ACCURACY)
+    matrix = nemenyi_matrix(nemenyi(outcomes))
     assert matrix.loc["softmax", "relu"] == pytest.approx(1) and (np.diag(matrix) == 1).all()
     assert matrix.loc["favor", "relu"] == pytest.approx(stats.studentized_range.sf(1.5 * sqrt(2), 3, np.inf))
     assert (matrix.to_numpy() == matrix.to_numpy().T).all() and list(matrix) == ["softmax", "favor", "relu"]
 
 
-def test_lowest_aic_ranks_first_and_equal_ones_share():
+def test_highest_accuracy_ranks_first_and_equal_ones_share():
     outcomes = made_up(("softmax", "favor", "relu"))
-    outcomes.runs["aic"] = outcomes.runs["arm"].map({"softmax": 3.0, "favor": 1.0, "relu": 3.0})
-    found = ranks(outcomes, ["aic"]).set_index("arm")["rank"].to_dict()
+    outcomes.runs[ACCURACY] = outcomes.runs["arm"].map({"softmax": 0.3, "favor": 0.9, "relu": 0.3})
+    found = ranks(outcomes).set_index("arm")["rank"].to_dict()
     assert found == {"softmax": 2.5, "favor": 1, "relu": 2.5}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from erpe.cli.options import with_store
 from erpe.config import defaults
 from erpe.datasets import Dataset
 from erpe.plugins import plugin_flags
+from erpe.report.measures import MEASURES, PERCENT
 from erpe.search.tune import TuneResult
 from erpe.store import store_flag
 from erpe.study.objectives import MEASURES as OBJECTIVES
@@ -23,16 +25,6 @@ from erpe.study.objectives import Goals, shown
 from erpe.study.spec import StudySpec
 from erpe.text import Terminal, changes_wait, counted, number, percent, printable, redact, repeatable
 from erpe.variants import VARIANTS, own_variants, split_variant
-
-MEASURES = {
-    "test/accuracy": "test accuracy", "test/precision": "test precision (macro)", "test/recall": "test recall (macro)",
-    "test/f1": "test F1 (macro)", "test/log_likelihood": "test log-likelihood (nats)",
-    "train/log_likelihood": "train log-likelihood (nats)", "aic": "AIC", "bic": "BIC", "params": "parameters",
-    "flops/forward": "FLOPs, forward, an image", "flops/train_step": "FLOPs, training step, an image",
-    "time/inference_ms_per_image": "inference, ms an image", "time/inference_ms_batch1": "inference, ms, one alone",
-    "time/train_seconds_per_epoch": "training, s an epoch", "memory/peak_mib": "peak memory, MiB",
-}  # fmt: skip
-"""Measures of the final table, in the order of the question."""
 
 
 def tally(counts: dict[str, int]) -> str:
@@ -67,10 +59,9 @@ def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
         sought = spec.goals.objectives[0]
         table.add_row(OBJECTIVES[sought].label, shown(sought, result.value), style="bold")
         measures = result.metrics | (result.test or {})
-        for name, label in MEASURES.items():
+        for name, measure in MEASURES.items():
             if name in measures:
-                value = measures[name]
-                table.add_row(label, percent(value) if name.split("/")[-1] in SHARES else number(value))
+                table.add_row(measure.label, (percent if measure.unit == PERCENT else number)(measures[name]))
         table.add_section()
         flat = result.config.flat()
         for name in sorted(name for name in spec.space.axes if name in spec.space.active(flat)):
@@ -118,9 +109,6 @@ def where_to_look(where: str) -> str:
     return redact(server) if server.startswith(("http://", "https://")) else f"erpe ui{where}"
 
 
-SHARES = ("accuracy", "precision", "recall", "f1")
-
-
 def continuation(command: list[str]) -> str:
     """How to go on after Ctrl-C."""
     words = shlex.join(repeatable(command[1:]))
@@ -129,15 +117,10 @@ def continuation(command: list[str]) -> str:
 
 def result_json(result: TuneResult) -> dict[str, Any]:
     """`TuneResult` for scripts."""
-    return {
-        "study": result.study, "best": result.best, "value": result.value, "counts": result.counts,
-        "config": result.config.model_dump(mode="json") if result.config else None, "metrics": result.metrics,
-        "front": result.front, "refused": result.refused,
-        "test": result.test, "folder": str(result.folder) if result.folder else None,
-        "reasons": {str(n): why for n, why in result.reasons.items()}, "interrupted": result.interrupted,
-        "lag": result.lag, "problem": result.problem, "seconds": round(result.seconds, 1),
-        "finished": result.finished.astimezone().isoformat(timespec="seconds") if result.finished else None,
-    }  # fmt: skip
+    config, folder, ended = result.config, result.folder, result.finished
+    own = {"config": config.model_dump(mode="json") if config else None, "folder": str(folder) if folder else None}
+    own |= {"finished": ended.astimezone().isoformat(timespec="seconds") if ended else None}
+    return asdict(result) | own | {"seconds": round(result.seconds, 1)}
 
 
 def datasets_rows(data_dir: Path | None, store: Path) -> list[dict[str, Any]]:

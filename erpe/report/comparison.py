@@ -11,12 +11,13 @@ import pandas as pd
 from erpe import __version__
 from erpe.errors import StudyError
 from erpe.report.gaps import gap_closed
+from erpe.report.measures import MEASURES
 from erpe.report.outcomes import TIMED, Outcomes
 from erpe.report.pairing import KEY, arm_keys, by_arm, named, partner, reference_version, sound_runs
 from erpe.report.ranks import friedman, fronts, nemenyi, ranks
 from erpe.report.ratios import time_ratios
 from erpe.report.significance import verdicts
-from erpe.report.statistics import HIGHER_IS_BETTER, differences, summary
+from erpe.report.statistics import differences, summary
 from erpe.study.plan import Compare
 from erpe.text import counted
 
@@ -212,7 +213,7 @@ def _busy(means: pd.DataFrame) -> Iterator[str]:
 
 def _missing_measures(outcomes: Outcomes) -> Iterator[str]:
     for (study, dataset), group in sound_runs(outcomes).groupby(KEY[:2], sort=False):
-        for measure in HIGHER_IS_BETTER:
+        for measure in MEASURES:
             without = int(group[measure].isna().sum()) if measure in group else 0
             if without and not measure.startswith("time/"):
                 yield f"{study} on {dataset}: {without} of {counted(len(group), 'run')} have no {measure}"

@@ -1,41 +1,55 @@
-"""The measures that tables of means show, and how."""
+"""The measures of a confirmed run, and how tables show them."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 PLUS_MINUS = "mean ± half-width of the 95 % interval over n seeds (no ±: one seed, or all are equal)"
+PERCENT, MEGA = 0.01, 1e6
+WIDE = 1e5
+"""From here on two more digits would break the lines of a terminal."""
 
 
-class Column(NamedTuple):
-    """How a measure is shown."""
+class Measure(NamedTuple):
+    """What a measure is called, and how it is shown."""
 
     name: str
-    unit: float
-    """The measure is divided by this."""
+    """Of a column."""
+    label: str
+    """With its unit, where a trial is shown."""
+    unit: float = 1
+    """A column shows the measure divided by this."""
+    more: bool = False
+    """Whether more of it is better."""
     exact: bool = False
     """A count, not an estimate: no interval, no digit too many."""
 
 
-PERCENT, MEGA = 0.01, 1e6
-WIDE = 1e5
-"""From here on two more digits would break the lines of a terminal."""
 QUALITY = {
-    "test/accuracy": Column("accuracy %", PERCENT), "test/precision": Column("precision %", PERCENT),
-    "test/recall": Column("recall %", PERCENT), "test/f1": Column("F1 %", PERCENT),
-}  # fmt: skip
+    "test/accuracy": Measure("accuracy %", "test accuracy", PERCENT, more=True),
+    "test/precision": Measure("precision %", "test precision (macro)", PERCENT, more=True),
+    "test/recall": Measure("recall %", "test recall (macro)", PERCENT, more=True),
+    "test/f1": Measure("F1 %", "test F1 (macro)", PERCENT, more=True),
+}
 FIT = {
-    "test/log_likelihood": Column("test lnL", 1), "train/log_likelihood": Column("train lnL", 1),
-    "aic": Column("AIC", 1), "bic": Column("BIC", 1),
+    "test/log_likelihood": Measure("test lnL", "test log-likelihood (nats)", more=True),
+    "train/log_likelihood": Measure("train lnL", "train log-likelihood (nats)", more=True),
+    "aic": Measure("AIC", "AIC"), "bic": Measure("BIC", "BIC"),
 }  # fmt: skip
 SIZE = {
-    "params": Column("parameters", 1, exact=True), "flops/forward": Column("forward MFLOPs", MEGA, exact=True),
-    "flops/train_step": Column("training step MFLOPs", MEGA, exact=True),
-}  # fmt: skip
+    "params": Measure("parameters", "parameters", exact=True),
+    "flops/forward": Measure("forward MFLOPs", "FLOPs, forward, an image", MEGA, exact=True),
+    "flops/train_step": Measure("training step MFLOPs", "FLOPs, training step, an image", MEGA, exact=True),
+}
 COST = {
-    "time/inference_ms_per_image": Column("ms/image", 1), "time/inference_ms_batch1": Column("ms, batch 1", 1),
-    "time/train_seconds_per_epoch": Column("train s/epoch", 1), "memory/peak_mib": Column("peak MiB", 1),
-}  # fmt: skip
+    "time/inference_ms_per_image": Measure("ms/image", "inference, ms an image"),
+    "time/inference_ms_batch1": Measure("ms, batch 1", "inference, ms, one alone"),
+    "time/train_seconds_per_epoch": Measure("train s/epoch", "training, s an epoch"),
+    "memory/peak_mib": Measure("peak MiB", "peak memory, MiB"),
+}
+MEASURES = QUALITY | FIT | SIZE | COST
+"""In the order of the question."""
+
 ACCURACIES = "quality on the test set"
 MAIN = {
     ACCURACIES: (QUALITY, f"{PLUS_MINUS}; precision, recall and F1 are macro averages"),
@@ -47,3 +61,4 @@ MAIN = {
     "size": (SIZE, "FLOPs of one image, a multiplication and an addition counted as two"),
     "time and memory": (COST, f"{PLUS_MINUS}; inference in full batches unless it says batch 1"),
 }
+"""Tables of means: title -> its columns, and what to know."""

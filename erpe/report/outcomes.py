@@ -101,14 +101,8 @@ class Rows:
 
     def __init__(self) -> None:
         self.tables: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
-        self.predictions: dict[str, np.ndarray] = {}
-        self.labels: dict[str, np.ndarray] = {}
-        self.folders: dict[str, Path] = {}
-        self.made_with: dict[str, str] = {}
-        self.margins: dict[str, float] = {}
-        self.datasets: dict[str, Dataset] = {}
-        self.dates: dict[str, str] = {}
-        self.files: dict[str, str] = {}
+        self.found = Outcomes(*(pd.DataFrame() for _ in COLUMNS))
+        """All but the tables and the notes."""
         self.notes: list[str] = []
 
     def add_run(self, row: dict[str, Any]) -> None:
@@ -122,14 +116,14 @@ class Rows:
         """Add what lies in a confirmed run's folder, if it is there."""
         if not folder.is_dir():
             return
-        self.folders[uid] = folder
+        self.found.folders[uid] = folder
         try:
             found = read_arrays(folder / "predictions.npz")
             predicted, labels = (found[name].astype(int) for name in ("predicted", "labels"))
             if predicted.shape != labels.shape or predicted.ndim != 1:
                 raise ValueError(f"{predicted.shape} classes for {labels.shape} images")
-            self.predictions[uid] = predicted
-            self.labels.setdefault(dataset, labels)
+            self.found.predictions[uid] = predicted
+            self.found.labels.setdefault(dataset, labels)
         except (StoreError, KeyError, ValueError, TypeError) as error:
             self.notes.append(f"{uid}: no predictions ({error})")
 
@@ -147,12 +141,7 @@ class Rows:
         for name, columns in COLUMNS.items():
             frame = pd.DataFrame(self.tables[name])
             frames[name] = frame.reindex(columns=[*columns.split(), *frame.columns.difference(columns.split())])
-        return Outcomes(
-            **frames, predictions=self.predictions, labels=self.labels, folders=self.folders,
-            made_with=self.made_with, margins=self.margins, datasets=self.datasets, dates=self.dates,
-            files=self.files,
-            notes=(*self.notes, *default_wins(self.tables["arms"])),
-        )  # fmt: skip
+        return dataclasses.replace(self.found, **frames, notes=(*self.notes, *default_wins(self.tables["arms"])))
 
 
 def default_wins(arms: list[dict[str, Any]]) -> list[str]:

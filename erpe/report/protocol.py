@@ -9,12 +9,12 @@ import pandas as pd
 
 from erpe.datasets import DATASETS
 from erpe.report.labels import ATTENTION, label
+from erpe.report.measures import MEASURES as COLUMNS
 from erpe.report.outcomes import Outcomes, goals_of
-from erpe.report.statistics import HIGHER_IS_BETTER
 from erpe.report.table_blocks import Block
 from erpe.study.objectives import MEASURES, Goals, drawn_as
 
-KNOWN = {"study", "dataset", "arm", "variant", "attention", "encoding", "seed", "uid", *HIGHER_IS_BETTER}
+KNOWN = {"study", "dataset", "arm", "variant", "attention", "encoding", "seed", "uid", *COLUMNS}
 """Columns of runs that are no facts about machine or version."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -10,69 +10,65 @@ from scipy import stats
 
 from erpe.report.outcomes import Outcomes, goals_of
 from erpe.report.pairing import KEY, arm_keys, sound_runs
-from erpe.report.statistics import HIGHER_IS_BETTER
 
-RANKED = ("test/accuracy",)
-"""The measures that arms are ranked by. AIC and BIC would rank counts of parameters."""
+RANKED = "test/accuracy"
+"""What arms are ranked by. AIC and BIC would rank counts of parameters."""
 FEWEST_ARMS, FEWEST_BLOCKS = 3, 5
 """Smallest number of arms and of blocks (a block is a seed) for ranks, their test and the diagram."""
 
 
-def ranking_table(outcomes: Outcomes, study: str, dataset: str, measure: str) -> tuple[pd.DataFrame, bool]:
-    """Return the complete blocks of one study: (seeds, arms) values of a measure, and whether they are preliminary.
+def _blocks(outcomes: Outcomes) -> Iterator[tuple[str, str, pd.DataFrame, bool]]:
+    """Yield of each study and data set its complete blocks, (seeds, arms), and whether they are preliminary.
 
     Finished arms are ranked; while fewer than two are, all arms with enough seeds. Seeds that one of these arms lacks
     are left out.
     """
-    arms = outcomes.arms[(outcomes.arms["study"] == study) & (outcomes.arms["dataset"] == dataset)]
-    runs = sound_runs(outcomes)
-    if measure not in runs:
-        return pd.DataFrame(), False
-    runs = runs[(runs["study"] == study) & (runs["dataset"] == dataset)]
-    blocks = runs.pivot(index="seed", columns="arm", values=measure).sort_index()
-    enough = blocks.columns[blocks.notna().sum() >= FEWEST_BLOCKS]
-    finished = [arm for arm in arms.loc[arms["finished"].astype(bool), "arm"] if arm in enough]
-    preliminary = len(finished) < 2
-    ranked = [arm for arm in arms["arm"] if arm in enough] if preliminary else finished
-    return blocks[ranked].dropna(), preliminary
+    sound = sound_runs(outcomes)
+    for (study, dataset), arms in outcomes.arms.groupby(KEY[:2], sort=False) if RANKED in sound else ():
+        runs = sound[(sound["study"] == study) & (sound["dataset"] == dataset)]
+        blocks = runs.pivot(index="seed", columns="arm", values=RANKED).sort_index()
+        enough = blocks.columns[blocks.notna().sum() >= FEWEST_BLOCKS]
+        finished = [arm for arm in arms.loc[arms["finished"].astype(bool), "arm"] if arm in enough]
+        preliminary = len(finished) < 2
+        ranked = [arm for arm in arms["arm"] if arm in enough] if preliminary else finished
+        yield study, dataset, blocks[ranked].dropna(), preliminary
 
 
-def ranks(outcomes: Outcomes, measures: Sequence[str] = RANKED) -> pd.DataFrame:
+def ranks(outcomes: Outcomes) -> pd.DataFrame:
     """Average rank of each arm over blocks (a block is a seed), 1 the best; equal values share their mean rank.
 
     Returns:
-        A row an arm and measure: `study`, `dataset`, `arm`, `measure`, `rank`, `arms` (ranked together), `n` (seeds),
-        `preliminary`.
+        A row an arm: `study`, `dataset`, `arm`, `measure`, `rank`, `arms` (so many), `n` (seeds), `preliminary`.
     """
     rows = []
-    for study, dataset, measure, blocks, preliminary in _tables(outcomes, measures):
+    for study, dataset, blocks, preliminary in _blocks(outcomes):
         if len(blocks) >= FEWEST_BLOCKS and blocks.shape[1] > 1:
-            means = stats.rankdata(_best_lowest(blocks, measure), axis=1).mean(axis=0)
+            means = stats.rankdata(-blocks, axis=1).mean(axis=0)
             counts = (blocks.shape[1], len(blocks), preliminary)
-            rows += [(study, dataset, arm, measure, rank, *counts) for arm, rank in zip(blocks, means, strict=True)]
+            rows += [(study, dataset, arm, RANKED, rank, *counts) for arm, rank in zip(blocks, means, strict=True)]
     return pd.DataFrame(rows, columns=[*KEY, "measure", "rank", "arms", "n", "preliminary"])
 
 
-def friedman(outcomes: Outcomes, measures: Sequence[str] = RANKED) -> pd.DataFrame:
+def friedman(outcomes: Outcomes) -> pd.DataFrame:
     """Friedman's test: do the arms' ranks differ at all? Needs `FEWEST_ARMS` and `FEWEST_BLOCKS`.
 
     Returns:
-        A row a study and measure: `study`, `dataset`, `measure`, `statistic` (chi-squared), `p`, `arms`, `n` (blocks),
+        A row a study: `study`, `dataset`, `measure`, `statistic` (chi-squared), `p`, `arms`, `n` (blocks),
         `preliminary`. Where all arms are equal on every seed, statistic 0 and p 1. Chi-squared is the limit of many
         blocks: of 40,000 simulated studies with 3 to 12 arms that were all alike, a test at 5 % calls 3.2 to 3.8 %
         different at five seeds: cautious, but of use; at four it is not (2.6 to 7.1 %).
     Source: Iman and Davenport 1980, Communications in Statistics A9(6), on how good the approximation is.
     """
     rows = []
-    for study, dataset, measure, blocks, preliminary in _tables(outcomes, measures):
+    for study, dataset, blocks, preliminary in _blocks(outcomes):
         if _testable(blocks):
             equal = (blocks.max(axis=1) == blocks.min(axis=1)).all()  # scipy would divide by zero
             statistic, p = (0.0, 1.0) if equal else stats.friedmanchisquare(*blocks.to_numpy().T)
-            rows.append((study, dataset, measure, float(statistic), float(p), *blocks.shape[::-1], preliminary))
+            rows.append((study, dataset, RANKED, float(statistic), float(p), *blocks.shape[::-1], preliminary))
     return pd.DataFrame(rows, columns=[*KEY[:2], "measure", "statistic", "p", "arms", "n", "preliminary"])
 
 
-def nemenyi(outcomes: Outcomes, measures: Sequence[str] = RANKED) -> pd.DataFrame:
+def nemenyi(outcomes: Outcomes) -> pd.DataFrame:
     """Nemenyi's test of every two arms' average ranks, for the critical-difference diagram.
 
     Returns:
@@ -82,38 +78,24 @@ def nemenyi(outcomes: Outcomes, measures: Sequence[str] = RANKED) -> pd.DataFram
     import scikit_posthocs  # brings the whole of seaborn: seconds
 
     rows = []
-    for study, dataset, measure, blocks, _ in _tables(outcomes, measures):
+    for study, dataset, blocks, _ in _blocks(outcomes):
         if _testable(blocks):
-            matrix = scikit_posthocs.posthoc_nemenyi_friedman(_best_lowest(blocks, measure))
+            matrix = scikit_posthocs.posthoc_nemenyi_friedman(-blocks)
             for (row, column), p in np.ndenumerate(matrix.to_numpy()):
                 if row != column:
-                    rows.append((study, dataset, measure, blocks.columns[row], blocks.columns[column], p))
+                    rows.append((study, dataset, RANKED, blocks.columns[row], blocks.columns[column], p))
     return pd.DataFrame(rows, columns=[*KEY[:2], "measure", "arm", "against", "p"])
 
 
-def nemenyi_matrix(table: pd.DataFrame, study: str, dataset: str, measure: str) -> pd.DataFrame:
+def nemenyi_matrix(mine: pd.DataFrame) -> pd.DataFrame:
     """One study's rows of `nemenyi` as the symmetric (arms, arms) matrix of p-values that a diagram wants."""
-    mine = table[(table["study"] == study) & (table["dataset"] == dataset) & (table["measure"] == measure)]
     names = list(dict.fromkeys(mine["arm"]))
     matrix = mine.pivot(index="arm", columns="against", values="p").reindex(index=names, columns=names)
     return matrix.where(~np.eye(len(names), dtype=bool), 1.0).rename_axis(index=None, columns=None)
 
 
-def _tables(outcomes: Outcomes, measures: Sequence[str]) -> list[tuple[str, str, str, pd.DataFrame, bool]]:
-    studies = outcomes.arms[KEY[:2]].drop_duplicates().itertuples(index=False, name=None)
-    return [
-        (study, dataset, measure, *ranking_table(outcomes, study, dataset, measure))
-        for study, dataset in studies
-        for measure in measures
-    ]
-
-
 def _testable(blocks: pd.DataFrame) -> bool:
     return blocks.shape[1] >= FEWEST_ARMS and len(blocks) >= FEWEST_BLOCKS
-
-
-def _best_lowest(blocks: pd.DataFrame, measure: str) -> pd.DataFrame:
-    return -blocks if HIGHER_IS_BETTER[measure] else blocks
 
 
 def pareto_front(cost: np.ndarray, quality: np.ndarray) -> np.ndarray:
@@ -145,7 +127,7 @@ def surely_unbeaten(cost: np.ndarray, quality: np.ndarray) -> np.ndarray:
     return np.all(dearer | worse | np.eye(len(cost), dtype=bool), axis=1)
 
 
-def pareto(summary: pd.DataFrame, cost: str, quality: str = "test/accuracy") -> pd.DataFrame:
+def pareto(summary: pd.DataFrame, cost: str) -> pd.DataFrame:
     """Accuracy against a cost, of the means over seeds; each study and data set has its own front.
 
     Args:
@@ -154,7 +136,7 @@ def pareto(summary: pd.DataFrame, cost: str, quality: str = "test/accuracy") -> 
     Returns:
         A row an arm that has both: `study`, `dataset`, `arm`, `cost`, `quality`, `front`.
     """
-    means = summary.pivot(index=KEY, columns="measure", values="mean").reindex(columns=[cost, quality]).dropna()
+    means = summary.pivot(index=KEY, columns="measure", values="mean").reindex(columns=[cost, RANKED]).dropna()
     order = pd.MultiIndex.from_frame(summary[KEY].drop_duplicates())
     table = means.reindex(order[order.isin(means.index)]).set_axis(["cost", "quality"], axis=1).reset_index()
     table["front"] = False

@@ -16,23 +16,17 @@ from scipy import special, stats
 
 from erpe.report.decisions import ALPHA, LEVEL, VERDICTS, Decided, decide
 from erpe.report.images import image_intervals
+from erpe.report.measures import MEASURES, QUALITY
 from erpe.report.outcomes import Outcomes
 from erpe.report.pairing import KEY, PAIR, arm_keys, by_arm, common, pairs, reference_version, sound_runs
 from erpe.study.plan import Compare
 
 ACCURACY = "test/accuracy"
-PARTS = (ACCURACY, "test/precision", "test/recall", "test/f1")
+PARTS = tuple(QUALITY)
 """Measures in [0, 1], which a margin in points is for."""
 TESTED = (*PARTS, "test/log_likelihood")
 """Measures whose differences are tested. AIC and BIC are none: these models are no maximum-likelihood fits, and have
 more parameters than images."""
-HIGHER_IS_BETTER = {
-    "test/accuracy": True, "test/precision": True, "test/recall": True, "test/f1": True, "test/log_likelihood": True,
-    "train/log_likelihood": True, "aic": False, "bic": False, "params": False, "flops/forward": False,
-    "flops/train_step": False, "time/inference_ms_per_image": False, "time/inference_ms_batch1": False,
-    "time/train_seconds_per_epoch": False, "memory/peak_mib": False,
-}  # fmt: skip
-"""The measures of the table, in the order of the question, and which end of each is the good one."""
 _SPREAD = 1e-12  # relative; differences of 0.91 - 0.90 are equal up to rounding
 
 
@@ -109,7 +103,7 @@ def summary(outcomes: Outcomes) -> pd.DataFrame:
         if runs is None and len(every):
             others = every[(every[KEY] == list(key)).all(axis=1)].drop_duplicates("seed")
             runs = others[others["version"] == reference_version(others)] if len(others) else None
-        for measure in HIGHER_IS_BETTER:
+        for measure in MEASURES:
             if runs is not None and measure in runs:
                 rows.append((*key, measure, *mean_interval(runs[measure].to_numpy())))
     return pd.DataFrame(rows, columns=[*KEY, "measure", *Interval._fields])

@@ -12,7 +12,7 @@ from erpe.report.comparison import Comparison
 from erpe.report.gaps import NOT_SHOWN
 from erpe.report.grid import as_lines
 from erpe.report.labels import label
-from erpe.report.measures import MAIN, PERCENT, WIDE, Column
+from erpe.report.measures import MAIN, PERCENT, WIDE, Measure
 from erpe.report.outcomes import goals_of
 from erpe.report.pairing import KINDS
 from erpe.report.ratios import TIMES
@@ -71,15 +71,10 @@ class Slice:
     def __init__(self, comparison: Comparison, study: str, dataset: str, labels: bool) -> None:
         self.comparison = comparison.only(study, dataset)
         self.title = f"{study} on {dataset}"
-        self.arms = self.of("arms")
+        self.arms = self.comparison.arms
         variants = zip(self.arms["arm"], self.arms["variant"], strict=True)
         self.labels = {arm: label(arm, variant) for arm, variant in variants if labels}
         self.marks = {arm: mark for arm, mark in zip(self.arms["arm"], self.arms["mark"], strict=True) if mark}
-
-    def of(self, table: str) -> pd.DataFrame:
-        """One of the comparison's tables."""
-        found: pd.DataFrame = getattr(self.comparison, table)
-        return found
 
     def name(self, arm: str) -> str:
         """Return the arm's name, with a star where something is amiss with it."""
@@ -101,7 +96,7 @@ class Slice:
 
 
 def _main(one: Slice) -> list[Block]:
-    table = one.of("summary")
+    table = one.comparison.summary
     seeds = table.groupby("arm")["n"].max().to_dict()
     found = []
     for what, (columns, remark) in MAIN.items():
@@ -116,7 +111,7 @@ def _main(one: Slice) -> list[Block]:
     return found
 
 
-def _cells(table: pd.DataFrame, column: Column, seeds: dict[str, int]) -> dict[str, str]:
+def _cells(table: pd.DataFrame, column: Measure, seeds: dict[str, int]) -> dict[str, str]:
     """Arm -> `95.12 ± 0.34`, with `(n=3)` where other measures have more seeds; see `_digits`."""
     scaled = table.dropna(subset="mean")[["mean", "low", "high"]] / column.unit
     half = (scaled["high"] - scaled["low"]) / 2
@@ -129,7 +124,7 @@ def _cells(table: pd.DataFrame, column: Column, seeds: dict[str, int]) -> dict[s
     return cells
 
 
-def _digits(half: float, means: pd.Series, column: Column) -> int:
+def _digits(half: float, means: pd.Series, column: Measure) -> int:
     """Digits after the point of one number: two of its own half-width count, or one where its column is wide; where it
     has none, four of the largest of its column's means.
     """
@@ -152,7 +147,7 @@ def _answer(one: Slice) -> list[Block]:
 
 
 def _differences(one: Slice) -> list[Block]:
-    table = one.of("differences")
+    table = one.comparison.differences
     columns = ["arm", "against", "points", "95 % interval", "new images too", "p (Holm)", "n", "verdict"]
     found = []
     for kind, what in FAMILIES.items():
@@ -175,7 +170,7 @@ def _differences(one: Slice) -> list[Block]:
 
 def _gaps(one: Slice) -> Block:
     columns = ["arm", "from", "gap", "95 % interval", "closed %", "95 % of closed", "n"]
-    rows, table = [], one.of("gaps")
+    rows, table = [], one.comparison.gaps
     for row in table.to_dict("records"):
         digits = point_digits(row["gap_low"], row["gap_high"])
         shares = [_points(row["closed"], 0), _range(row["low"], row["high"], 0)]
@@ -190,7 +185,7 @@ def _gaps(one: Slice) -> Block:
 
 
 def _ratios(one: Slice) -> Block:
-    table, rows = one.of("ratios"), []
+    table, rows = one.comparison.ratios, []
     for arm, own in table.groupby("arm", sort=False):
         row = [one.name(str(arm)), one.plain(str(own["against"].iloc[0]))]
         for measure in TIMES:
@@ -211,7 +206,7 @@ def _ratio(value: float) -> str:
 
 
 def _ranks(one: Slice) -> Block:
-    table, tests = one.of("ranks"), one.of("friedman")
+    table, tests = one.comparison.ranks, one.comparison.friedman
     ranks = dict(zip(table["arm"], table["rank"], strict=True))
     seeds = dict(zip(table["arm"], table["n"], strict=True))
     rows = [[one.name(arm), str(seeds[arm]), signed(ranks[arm], 1)] for arm in one.arms["arm"] if arm in seeds]
@@ -223,7 +218,7 @@ def _ranks(one: Slice) -> Block:
 
 
 def _fronts(one: Slice) -> Block:
-    goals, table = goals_of(one.arms), one.of("fronts")
+    goals, table = goals_of(one.arms), one.comparison.fronts
     values = table.groupby(["arm", "number"], sort=False)[["objective", "value"]]
     trials = {key: dict(own.itertuples(index=False, name=None)) for key, own in values}
     rows = [[one.name(arm), str(number), *(shown(name, own[name]) for name in goals.objectives)]

@@ -36,9 +36,7 @@ def critical_difference(outcomes: Outcomes, comparison: Comparison) -> Figure | 
         return None
     import scikit_posthocs  # brings the whole of seaborn: seconds
 
-    study, dataset = outcomes.arms[["study", "dataset"]].iloc[0]
-    p = nemenyi_matrix(comparison.nemenyi, study, dataset, "test/accuracy")
-    table = comparison.ranks[comparison.ranks["measure"] == "test/accuracy"].set_index("arm")["rank"]
+    p, table = nemenyi_matrix(comparison.nemenyi), comparison.ranks.set_index("arm")["rank"]
     if p.empty or len(p) > MOST_RANKED:
         return None
     ranks, shown = table.loc[p.index], marks(outcomes.arms)

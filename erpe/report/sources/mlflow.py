@@ -181,13 +181,13 @@ def _read_study(rows: Rows, client: MlflowClient, uri: str, study: str, runs: li
                 rows.notes.append(f"{uid}: no predictions ({error})")
     opened, shown = len(_tested(runs)), sum(run["study"] == study for run in rows.tables["runs"])
     rows.notes.append(f"{study}: {Openings(opened, opened - shown).told()}")
-    rows.made_with[study] = describe(runs[-1].data.tags)
+    rows.found.made_with[study] = describe(runs[-1].data.tags)
     ended = [run.info.end_time for run in runs if run.info.end_time]
     if ended:
-        rows.dates[study] = datetime.fromtimestamp(max(ended) / 1000, UTC).date().isoformat()
+        rows.found.dates[study] = datetime.fromtimestamp(max(ended) / 1000, UTC).date().isoformat()
     marked = [run.data.tags for run in runs if "margin" in run.data.tags]
     margins = [tags["margin"] for tags in sorted(marked, key=lambda tags: STUDY in tags)]  # it may change after a trial
-    rows.margins[study] = Compare(margin=float(margins[-1])).margin if margins else Compare().margin
+    rows.found.margins[study] = Compare(margin=float(margins[-1])).margin if margins else Compare().margin
 
 
 def _place(runs: list[Run], arm: str) -> tuple[int, int]:

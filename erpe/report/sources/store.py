@@ -81,15 +81,15 @@ def _read_study(rows: Rows, plan: Plan, members: list[StudyRecord], store: Store
             rows.tables["epochs"] += [who | row for row in _epochs(trial, confirm)]
             rows.add_folder(trial.uid, str(plan.dataset), folder)
         made = next((member.part_of.made_with for member in members if member.part_of), {})
-        rows.made_with[plan.name] = describe(made | {"device": _devices(rows, plan)})
+        rows.found.made_with[plan.name] = describe(made | {"device": _devices(rows, plan)})
     if isinstance(plan.dataset, Dataset):
-        rows.datasets[plan.dataset.name] = plan.dataset
-    rows.margins[plan.name] = plan.compare.margin
+        rows.found.datasets[plan.dataset.name] = plan.dataset
+    rows.found.margins[plan.name] = plan.compare.margin
     ended = [trial.ended for member in members for trial in member.trials if trial.ended]
     if ended:
-        rows.dates[plan.name] = max(ended).astimezone(UTC).date().isoformat()
+        rows.found.dates[plan.name] = max(ended).astimezone(UTC).date().isoformat()
     if not isinstance(plan.dataset, Dataset):  # the place of own images is no fact of a study
-        rows.files[plan.name] = "\n".join(toml_lines(plan.model_dump(mode="json", exclude_defaults=True))) + "\n"
+        rows.found.files[plan.name] = "\n".join(toml_lines(plan.model_dump(mode="json", exclude_defaults=True))) + "\n"
     rows.notes.append(f"{plan.name}: {openings(members, [arm.name for arm in plan.arms()]).told()}")
 
 
