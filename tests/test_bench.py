@@ -16,14 +16,16 @@ from erpe.bench.memory import bounded, peak_bytes
 from erpe.bench.models import bench_models
 from erpe.bench.overhead import bench_overhead
 from erpe.bench.packing import bench_packs
-from erpe.bench.plot import draw
+from erpe.bench.plot import costs_of_layers
 from erpe.bench.precision import bench_precision
 from erpe.bench.series import bench_series
 from erpe.bench.tables import device_table, models_table, overhead_table
 from erpe.bench.timing import compete
 from erpe.bench.train import bench_training
+from erpe.cli.report import written
 from erpe.errors import ConfigError, StoreError
 from erpe.model.kernels import cpu
+from erpe.report.charts import write
 from erpe.store import Store
 from erpe.training.precision import bfloat16_unit
 from erpe.variants import VARIANTS
@@ -259,13 +261,13 @@ def test_the_figure_names_where_a_layer_overtakes(tmp_path):
             rows += [row("relu", n, what, 2.0, 2.0), row("softmax_rope", n, what, n / 60, 2.0)]
     rows[-2] |= {"n": 0, "ms": None, "peak_mib": None}
     found = {"machine": {}, "rows": rows}
-    draw(found, tmp_path / "a.svg")
+    write(costs_of_layers(found), tmp_path / "a.svg")
     text = (tmp_path / "a.svg").read_text()
     assert "faster from N =" in text and "<!-- 128 -->" in text and "<!-- softmax_rope -->" in text
-    draw(found, tmp_path / "b.svg")
+    write(costs_of_layers(found), tmp_path / "b.svg")
     assert (tmp_path / "b.svg").read_text() == text
     with pytest.raises(StoreError, match="cannot be written"):
-        draw(found, tmp_path / "none/a.png")
+        written(missing := tmp_path / "none/a.png", lambda: write(costs_of_layers(found), missing))
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from erpe.config import TrialConfig, defaults
 from erpe.errors import ConfigError
 from erpe.training.choices import size
 from erpe.training.devices import pick_device
-from erpe.training.graph import CudaGraphs, Graphs
+from erpe.training.graph import CudaGraphs
 from erpe.training.precision import pick_precision
 
 STEPS = 64
@@ -36,7 +36,7 @@ def bench_device(
     rounds: int = 5,
     settings: dict[str, Any] | None = None,
     device: str = "auto",
-    graphs: Graphs | None = None,
+    graphs: CudaGraphs | None = None,
 ) -> dict[str, Any]:
     """Time steps as CUDA graphs and without, of trials and of packs, and the backends of softmax attention.
 

@@ -15,7 +15,7 @@ from erpe.model import build
 from erpe.training.batched import Pack
 from erpe.training.data import Images
 from erpe.training.devices import pick_device
-from erpe.training.graph import Graphs
+from erpe.training.graph import CudaGraphs
 from erpe.training.loop import Trainer
 
 STEPS = 4
@@ -65,7 +65,7 @@ def steps_of_trial(config: TrialConfig) -> int:
 
 
 def steps_of(
-    config: TrialConfig, size: int, images: Images, device: torch.device, graphs: Graphs | None = None
+    config: TrialConfig, size: int, images: Images, device: torch.device, graphs: CudaGraphs | None = None
 ) -> Callable[[], None]:
     """Train an epoch of that number of trials at each call: a trial alone by its own loop, others as a pack.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,6 @@ from matplotlib.legend import Legend
 from matplotlib.ticker import NullLocator
 
 from erpe.bench.layers import SDPA, THEIRS
-from erpe.errors import StoreError
-from erpe.report.charts import write
 from erpe.report.charts.style import INK, PALE, SMALL, blank, dress, marks
 from erpe.report.charts.tokens import break_even
 from erpe.variants import ATTENTIONS, VARIANTS, split_variant
@@ -28,18 +25,6 @@ PANELS = {
 """(pass, number) of a row -> what its axis says."""
 
 BETTER = {"ms": "faster", "peak_mib": "smaller"}
-
-
-def draw(found: dict[str, Any], path: Path) -> None:
-    """Write the figure of what `bench_layers` found as SVG, PNG or PDF, by the end of the name.
-
-    Raises:
-        StoreError: the file cannot be written.
-    """
-    try:
-        write(costs_of_layers(found), path)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def costs_of_layers(found: dict[str, Any]) -> Figure:

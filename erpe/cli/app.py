@@ -26,7 +26,6 @@ from erpe.cli.options import (
     Plugins,
     StoreOption,
     dataset_of,
-    existing,
     warn,
     with_store,
 )
@@ -37,6 +36,7 @@ from erpe.cli.search import train, tune
 from erpe.cli.study import study_app
 from erpe.cli.tools import diff, export, logs, plot
 from erpe.errors import UNREAD, UNSENT, ConfigError, ErpeError, OutputError
+from erpe.store import Store
 
 app = typer.Typer(
     name="erpe",
@@ -101,7 +101,7 @@ def status(
     from erpe.cli.tables import print_tables
     from erpe.cli.trials import overview_table, status_rows, status_table
 
-    opened = existing(store)
+    opened = Store.existing(store)
     rows = status_rows(opened, study)
     if as_json:
         print(json.dumps(rows))
@@ -129,7 +129,7 @@ def sync(
     if source and is_foreign(source, store):
         opened, studies = take_over(Path(source), store)
     else:
-        opened, studies = existing(store), [source]
+        opened, studies = Store.existing(store), [source]
     if sum(repair(opened, study, print, warn) for study in studies):
         raise typer.Exit(UNSENT)
 
@@ -155,7 +155,7 @@ def gc(
     from erpe.retention.gc import gc as collect
     from erpe.retention.policy import Policy
 
-    opened = existing(store)
+    opened = Store.existing(store)
     found = collect(opened, Policy(keep_best, older_than, failed), study=study, dangling=dangling, dry_run=dry_run)
     print(json.dumps(sweep_json(found, opened, dry_run))) if as_json else sweep_table(found, opened, dry_run)
     if found.lag:
@@ -171,7 +171,7 @@ def ui(
     """Open the MLflow UI on the store, or on one study in the browser, on this machine only."""
     from erpe.cli.ui import serve
 
-    serve(existing(store), port, study)
+    serve(Store.existing(store), port, study)
 
 
 @app.command()
@@ -195,7 +195,7 @@ def predict(
     from erpe.inference import find_folder
     from erpe.inference import predict as see
 
-    shares = see(find_folder(run, existing(store)), image, raw)
+    shares = see(find_folder(run, Store.existing(store)), image, raw)
     print(json.dumps(shares)) if as_json else prediction_table(shares)
 
 

@@ -53,9 +53,11 @@ def bench_layer(
     )  # fmt: skip
     _show(found, tables.layers_table, as_json)
     if figure:
-        from erpe.bench.plot import draw
+        from erpe.bench.plot import costs_of_layers
+        from erpe.cli.report import written
+        from erpe.report.charts import write
 
-        draw(found, figure)
+        written(figure, lambda: write(costs_of_layers(found), figure))
 
 
 @bench_app.command("series")

@@ -11,7 +11,7 @@ import typer
 
 from erpe.cli import complete
 from erpe.errors import ConfigError, either
-from erpe.store import DEFAULT, name_store
+from erpe.store import DEFAULT, Store, name_store
 from erpe.text import line
 
 STORE = DEFAULT
@@ -100,7 +100,7 @@ RayAddress = Annotated[str | None, typer.Option(help="Of a Ray cluster; default:
 Executor = Annotated[str, typer.Option(help="ray, or inline: one trial after the other, without Ray.")]
 
 
-def parse_settings(given: list[str] | None) -> dict[str, Any]:
+def parse_settings(given: list[str] | None, option: str = "--set", example: str = "train.ema=0.99") -> dict[str, Any]:
     """`["train.ema=0.99"]` -> `{"train.ema": 0.99}`; values as in TOML, a bare word is text.
 
     Raises:
@@ -110,22 +110,13 @@ def parse_settings(given: list[str] | None) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for each in given or []:
-        combine(found, dotted(read_line(each, "train.ema=0.99")), "--set ")
+        combine(found, dotted(read_line(each, example, option)), f"{option} ")
     return found
 
 
 def limits_of(given: list[str] | None) -> dict[str, Any]:
-    """`["flops=20e6"]` -> `{"flops": 2e7}`.
-
-    Raises:
-        ConfigError: no equals sign, or two values for one name.
-    """
-    from erpe.study.entries import combine, read_line
-
-    found: dict[str, Any] = {}
-    for each in given or []:
-        combine(found, read_line(each, "flops=20e6", "--at-most"), "--at-most ")
-    return found
+    """`["flops=20e6"]` -> `{"flops": 2e7}`; see `parse_settings`."""
+    return parse_settings(given, "--at-most", "flops=20e6")
 
 
 def dataset_of(given: str, resize: str | None = None, store: Path | None = None) -> Any:
@@ -137,7 +128,6 @@ def dataset_of(given: str, resize: str | None = None, store: Path | None = None)
         ConfigError, DataError: see `erpe.training.own.find_dataset`.
     """
     from erpe.datasets import DATASETS, Dataset, read_grid
-    from erpe.store import Store
 
     if given in DATASETS and not resize:
         return given
@@ -175,14 +165,3 @@ def with_store(text: str, words: list[str] | None = None) -> str:
 def warn(text: str) -> None:
     """Print a warning, one line, whose commands are of this command's store."""
     print(f"warning: {line(with_store(text))}", file=sys.stderr)
-
-
-def existing(folder: Path) -> Any:
-    """Return the store in a folder.
-
-    Raises:
-        StoreError: see `Store.existing`.
-    """
-    from erpe.store import Store
-
-    return Store.existing(folder)

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from erpe.cli.options import STORE, Plugins, StoreOption, existing, one_of
+from erpe.cli.options import STORE, Plugins, StoreOption, one_of
 from erpe.errors import ConfigError, StoreError
+from erpe.store import Store
 
 Studies = Annotated[list[str] | None, typer.Argument(help="Names of studies; default: all.")]
 Against = Annotated[
@@ -108,7 +109,7 @@ def outcomes_of(
         return read(server, studies or [])
     from erpe.report.sources.store import load
 
-    return load(existing(store), studies or [])
+    return load(Store.existing(store), studies or [])
 
 
 def write_output(path: Path, content: str | bytes) -> None:

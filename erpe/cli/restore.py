@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from erpe.cli.options import STORE, AsJson, StoreOption, existing
+from erpe.cli.options import STORE, AsJson, StoreOption
+from erpe.store import Store, store_flag
 
 if TYPE_CHECKING:
-    from erpe.store import Store
     from erpe.study.backup import Copy
 
 
@@ -24,7 +24,7 @@ def restore(
     from erpe.study.backup import restore as bring_back
     from erpe.study.backup import survey
 
-    opened = existing(store)
+    opened = Store.existing(store)
     kept = bring_back(opened, backup) if backup else None
     found = _rows(opened, *survey(opened)) | {"kept": str(kept) if kept else None}
     print(json.dumps(found)) if as_json else _print(found, opened)
@@ -46,7 +46,6 @@ def _row(found: Copy) -> dict[str, Any]:
 
 
 def _print(found: dict[str, Any], store: Store) -> None:
-    from erpe.store import store_flag
     from erpe.text import counted, printable
 
     for name, row in {"database": found["database"], **found["backups"]}.items():

@@ -27,7 +27,7 @@ from erpe.study.openings import Openings, openings
 from erpe.study.plan import Plan
 from erpe.study.plan_file import stored_plan
 from erpe.study.reading import read_studies
-from erpe.study.records import StudyRecord, TrialRecord
+from erpe.study.records import StudyRecord, TrialRecord, arm_of, grouped
 from erpe.text import Terminal, changes_wait, clock, line, percent
 from erpe.tracking.waiting import waiting
 
@@ -101,8 +101,6 @@ def statuses(store: Store, study: str | None = None) -> list[StudyStatus]:
         ConfigError: it is of a plug-in that is not loaded.
         StoreError: the database cannot be read.
     """
-    from erpe.study.records import grouped
-
     waits = waiting(store)
     found = []
     for plan, members in grouped(read_studies(store), study):
@@ -117,8 +115,6 @@ def statuses(store: Store, study: str | None = None) -> list[StudyStatus]:
 
 def status(plan: Plan, members: list[StudyRecord]) -> StudyStatus:
     """Where a study stands, from its searches and confirmations."""
-    from erpe.study.records import arm_of
-
     arms = [_arm(plan, arm.name, *arm_of(members, arm.name)) for arm in plan.arms()]
     running = sum(member.counts["RUNNING"] for member in members)
     return StudyStatus(plan.name, arms, running, openings(members, [arm.arm for arm in arms]), Goals.of(plan.search))
@@ -160,10 +156,10 @@ def _seconds_left(plan: Plan, tried: list[TrialRecord], trained: list[TrialRecor
     return left * statistics.median(spent)
 
 
-def status_table(found: StudyStatus, phase: str = "") -> Table:
+def status_table(found: StudyStatus) -> Table:
     """Variant, trials by state, best, confirmed runs, seconds left."""
     left = "" if found.done or found.seconds_left is None else f" · about {clock(found.seconds_left)} left"
-    title = f"{found.study}: {phase or found.stage}{left}"
+    title = f"{found.study}: {found.stage}{left}"
     title += lag_words(found.lag, found.lag_seconds)
     told = found.openings.told() if found.openings.total else None
     table = Table(box=SIMPLE, title=title, title_justify="left", caption=told, caption_justify="left")

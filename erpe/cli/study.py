@@ -10,9 +10,10 @@ import typer
 
 from erpe.cli import options
 from erpe.cli.complete import plans
-from erpe.cli.options import STORE, existing, limits_of, one_of
+from erpe.cli.options import STORE, limits_of, one_of
 from erpe.cli.search import showing
 from erpe.errors import UNSENT
+from erpe.store import Store
 
 study_app = typer.Typer(
     help="Compare variants fairly: search each one, confirm the best with fresh seeds, test once.", no_args_is_help=True
@@ -127,7 +128,6 @@ def study_show(
     What it prints is a study file again; with --probe it tells how long the study takes here.
     """
     from erpe.cli.plan import counted_note, detectable, plan_notes, plan_rows, plan_table, time_notes
-    from erpe.store import Store
     from erpe.study.plan_file import find_plan
 
     plan = find_plan(file, changes_of(settings, budget, objective, at_most), Store(store))
@@ -159,9 +159,9 @@ def study_status(
     from erpe.cli.tables import print_tables
 
     if live:
-        watch(existing(store), study)
+        watch(Store.existing(store), study)
         return
-    found = statuses(existing(store), study)
+    found = statuses(Store.existing(store), study)
     if as_json:
         parts = [{"openings": each.openings._asdict(), "arms": [arm._asdict() for arm in each.arms]} for each in found]
         print(json.dumps([each._asdict() | part for each, part in zip(found, parts, strict=True)]))

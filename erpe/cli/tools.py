@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from erpe.cli.complete import figures, runs, studies
-from erpe.cli.options import STORE, AsJson, Plugins, StoreOption, existing, one_of
+from erpe.cli.options import STORE, AsJson, Plugins, StoreOption, one_of
 from erpe.errors import ConfigError, StudyError
+from erpe.store import Store
 
 Run = Annotated[
     str,
@@ -28,7 +29,7 @@ def diff(first: Run, second: Run, store: StoreOption = STORE, as_json: AsJson = 
     from erpe.report.diff import differ
     from erpe.text import Terminal
 
-    rows = differ(existing(store), first, second)
+    rows = differ(Store.existing(store), first, second)
     if as_json:
         print(json.dumps([row._asdict() for row in rows], default=str))
         return
@@ -51,13 +52,11 @@ def _shown(value: Any) -> str:
 def logs(run: Run, store: StoreOption = STORE) -> None:
     """Print the log of a trial: when it began and ended, its epochs, and what it printed and warned of."""
     from erpe.execution.trial_log import read_log
-    from erpe.study.lookup import find_trial
+    from erpe.study.lookup import any_trial
     from erpe.study.reading import read_studies
 
-    opened = existing(store)
-    part, trial = find_trial(read_studies(opened), run, states=("COMPLETE", "PRUNED", "FAIL", "RUNNING"))
-    if trial is None:
-        raise StudyError(f"{run}: no such trial; `erpe status {part.experiment}` lists them")
+    opened = Store.existing(store)
+    part, trial = any_trial(read_studies(opened), run)
     try:
         print(read_log(opened.trial_folder(part.name, trial.number, trial.config.seed)), end="")
     except OSError:
@@ -89,7 +88,7 @@ def plot(
     from erpe.text import printable
     from erpe.tuned import plot_search
 
-    opened, path = existing(store), output or Path(f"{study}-{what}.png")
+    opened, path = Store.existing(store), output or Path(f"{study}-{what}.png")
     if path.suffix not in (".pdf", ".svg", ".png"):
         raise ConfigError(f"--output {path}: use a name that ends in .pdf, .svg or .png instead")
     (found, *_) = parts_of(read_studies(opened), study)
@@ -116,7 +115,7 @@ def export(
     path = output or Path(run.replace("/", "-") + suffix)
     if path.suffix != suffix:
         raise ConfigError(f"--output {path}: use a name that ends in {suffix} instead")
-    model = load_model(find_folder(run, existing(store)))[0]
+    model = load_model(find_folder(run, Store.existing(store)))[0]
     worst: list[float] = []
     written(path, lambda: worst.append(write(model, path, style)))
     print(f"{printable(str(path))}: written; probabilities differ by {worst[0]:.1g} at most")

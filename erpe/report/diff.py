@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from erpe.errors import StudyError
 from erpe.settings import flatten
 from erpe.store import Store
-from erpe.study.lookup import find_trial, parts_of
+from erpe.study.lookup import any_trial, parts_of
 from erpe.study.reading import read_studies
 from erpe.study.records import StudyRecord, TrialRecord, arm_of
 
@@ -52,14 +52,9 @@ def differ(store: Store, first: str, second: str) -> list[Difference]:
 def _facts(records: list[StudyRecord], given: str) -> tuple[str, dict[str, dict[str, Any]]]:
     """Whether it is a study or a trial, and its settings, versions and measures."""
     if "/" in given:
-        part, trial = find_trial(records, given, states=("COMPLETE", "PRUNED", "FAIL", "RUNNING"))
-        if trial is None:
-            raise StudyError(f"{given}: no such trial; `erpe status {part.experiment}` lists them")
-        return "trial", {
-            "settings": trial.config.flat(),
-            "versions": dict(part.made_with),
-            "measures": _measures(part, trial),
-        }
+        part, trial = any_trial(records, given)
+        measures = _measures(part, trial)
+        return "trial", {"settings": trial.config.flat(), "versions": dict(part.made_with), "measures": measures}
     parts = parts_of(records, given)
     if plan := (parts[0].part_of.plan if parts[0].part_of else None):
         settings, measures = flatten(plan), _arms(parts)

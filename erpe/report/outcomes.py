@@ -14,6 +14,7 @@ from erpe.datasets import Dataset
 from erpe.errors import StoreError
 from erpe.io import read_arrays
 from erpe.study.objectives import Goals
+from erpe.text import counted
 
 GIVEN = ("model.variant", "model.image", "model.classes")
 """Settings that the variant and the data set decide."""
@@ -155,7 +156,7 @@ def default_wins(arms: list[dict[str, Any]]) -> list[str]:
     for study in dict.fromkeys(arm["study"] for arm in arms):
         decided = [arm["default_won"] for arm in arms if arm["study"] == study and arm["default_won"] is not None]
         if decided:
-            count = f"{sum(decided)} of {_counted(str(len(decided)), 'arm')}"
+            count = f"{sum(decided)} of {counted(len(decided), 'arm')}"
             told.append(f"{study}: the default configuration won the search in {count}")
     return told
 
@@ -163,12 +164,8 @@ def default_wins(arms: list[dict[str, Any]]) -> list[str]:
 def describe(made_with: dict[str, str]) -> str:
     """Hardware, threads, versions and commit, in a line."""
     get = made_with.get
-    parts = [get("device", ""), get("cpu", ""), f"{_counted(get('cores', '?'), 'core')}, "
-             f"{_counted(get('threads', '?'), 'thread')} a trial"]  # fmt: skip
+    cores, threads = (f"{get(f'{what}s', '?')} {what}{'s' * (get(f'{what}s') != '1')}" for what in ("core", "thread"))
+    parts = [get("device", ""), get("cpu", ""), f"{cores}, {threads} a trial"]
     versions = (name for name in ("python", "torch", "erpe") if f"version.{name}" in made_with)
     parts += [f"{name} {made_with[f'version.{name}']}" for name in versions]
     return "; ".join(filter(None, [*parts, f"commit {get('git_sha', 'unknown')[:10]}"]))
-
-
-def _counted(number: str, thing: str) -> str:
-    return f"{number} {thing}" if number == "1" else f"{number} {thing}s"

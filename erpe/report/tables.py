@@ -75,10 +75,6 @@ TYPES = dict.fromkeys("table study dataset arm against against_study kind measur
 }  # fmt: skip
 
 
-def _csv(comparison: Comparison) -> str:
-    return as_csv(tidy(comparison))
-
-
 def as_csv(table: pd.DataFrame) -> str:
     """Return a table as CSV; a text that a spreadsheet would take for a formula begins with an apostrophe."""
     words = {name: table[name].map(_unformulated) for name in table if pd.api.types.is_string_dtype(table[name])}
@@ -87,11 +83,6 @@ def as_csv(table: pd.DataFrame) -> str:
 
 def _unformulated(text: Any) -> Any:
     return f"'{text}" if isinstance(text, str) and text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
-
-
-def _parquet(comparison: Comparison) -> bytes:
-    found: bytes = tidy(comparison).to_parquet(index=False)
-    return found
 
 
 def _json(comparison: Comparison) -> str:
@@ -131,7 +122,8 @@ def _plain(text: str) -> str:
 
 
 FORMATS: dict[str, Callable[[Comparison], str | bytes]] = {
-    "terminal": as_terminal, "markdown": _markdown, "csv": _csv, "parquet": _parquet, "json": _json, "latex": as_latex,
+    "terminal": as_terminal, "markdown": _markdown, "csv": lambda found: as_csv(tidy(found)),
+    "parquet": lambda found: tidy(found).to_parquet(index=False), "json": _json, "latex": as_latex,
 }  # fmt: skip
 """Name of a format -> what writes it; Parquet is bytes, all others text."""
 

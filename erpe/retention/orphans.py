@@ -48,7 +48,8 @@ def sweep_strays(store: Store, logged: Logged, experiments: dict[str, list[str]]
     found: list[Stray] = []
     for name in places:
         if any(_candidates(store, name, set())):
-            with contextlib.suppress(BusyError), _leased(store, name):
+            with contextlib.suppress(BusyError), contextlib.ExitStack() as lease:
+                lease.callback(acquire(storage.parse(store.storage_url), name).release)
                 found += _sweep(_candidates(store, name, _counted(store, name)), dry_run)
     for experiment in _names(store.artifacts) if experiments is None else experiments:
         found += _sweep(stray_artifacts(logged, experiment), dry_run)
@@ -87,12 +88,3 @@ def _counted(store: Store, study: str) -> set[str]:
     """Return the folders of all trials that the database has of a study."""
     found = (each for each in read_studies(store) if each.name == study)
     return {f"{study}/{trial.number:04d}-{trial.config.seed}" for each in found for trial in each.trials}
-
-
-@contextlib.contextmanager
-def _leased(store: Store, study: str) -> Iterator[None]:
-    lease = acquire(storage.parse(store.storage_url), study)
-    try:
-        yield
-    finally:
-        lease.release()

@@ -160,6 +160,18 @@ def find_trial(
     return (seeds, first) if seeds and first else (search or parts[0], search.best if search else None)
 
 
+def any_trial(records: list[StudyRecord], given: str) -> tuple[StudyRecord, TrialRecord]:
+    """Return a trial in whatever state, and the part it is in; see `find_trial`.
+
+    Raises:
+        StudyError: there is none.
+    """
+    part, trial = find_trial(records, given, states=("COMPLETE", "PRUNED", "FAIL", "RUNNING"))
+    if trial is None:
+        raise StudyError(f"{given}: no such trial; `erpe status {part.experiment}` lists them")
+    return part, trial
+
+
 def _value(search: StudyRecord | None) -> float:
     return search.best.value if search and search.best and search.best.value is not None else -math.inf
 

@@ -18,7 +18,7 @@ from erpe.config import TrialConfig
 from erpe.errors import ConfigError, ErpeError, StudyError, nearest
 from erpe.study.distributions import Axis, Choices, Floats, default_point, inside
 from erpe.study.entries import dotted, typed
-from erpe.study.lookup import find_trial, parts_of
+from erpe.study.lookup import any_trial, parts_of
 from erpe.study.naming import shown
 from erpe.study.reading import read_about
 from erpe.study.records import STUDY, StudyInfo, StudyRecord, TrialRecord
@@ -131,9 +131,7 @@ def from_run(records: list[StudyRecord], run: str) -> tuple[TrialConfig, dict[st
         StudyError: there is no such run.
         ConfigError: it is of a plug-in that is not loaded.
     """
-    part, trial = find_trial(records, run, states=("COMPLETE", "PRUNED", "FAIL", "RUNNING"))
-    if trial is None:
-        raise StudyError(f"{run}: no such run; `erpe status {part.experiment}` lists them")
+    part, trial = any_trial(records, run)
     unset = {"seed"} | ({"data.validation"} if trial.config.data.validation == 0 else set())
     settings = {name: value for name, value in trial.config.overrides.items() if name not in unset}
     return trial.config, settings, part.made_with
@@ -175,14 +173,8 @@ def _fit(trial: TrialRecord, spec: StudySpec) -> tuple[dict[str, Any], dict[str,
 
 def _known_trial(number: int, params: dict[str, Any], values: list[float], spec: StudySpec) -> FrozenTrial:
     """Return a trial of another study as Optuna keeps it; without a configuration of ours it counts nowhere."""
-    ranges = {name: _distribution(spec.space.axes[name]) for name in params}
-    return create_trial(
-        state=TrialState.COMPLETE,
-        params=params,
-        distributions=ranges,
-        values=values,
-        user_attrs={START: f"known {number}"},
-    )
+    ranges, mark = {name: _distribution(spec.space.axes[name]) for name in params}, {START: f"known {number}"}
+    return create_trial(state=TrialState.COMPLETE, params=params, distributions=ranges, values=values, user_attrs=mark)
 
 
 def _distribution(axis: Axis) -> BaseDistribution:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from erpe.config import DataConfig
 from erpe.datasets import Dataset, facts_of
 from erpe.training.download import find_data_dir
 from erpe.training.own import location, read_pack
+from erpe.training.own_files import sha256
 from erpe.training.published import Part, read, stratified
 
 
@@ -66,7 +66,7 @@ def _split(config: DataConfig, root: Path) -> Split:
         rows, held = stratified(whole.labels.numpy(), config.validation, config.split_seed)
     if config.train_limit and config.train_limit < len(rows):
         rows = rows[stratified(whole.labels.numpy()[rows], config.train_limit, config.split_seed)[1]]
-    return Split(whole.take(rows), whole.take(held), _digest(config.dataset, root), _sha256(held))
+    return Split(whole.take(rows), whole.take(held), _digest(config.dataset, root), sha256(held))
 
 
 def load_test(dataset: str | Dataset, data_dir: str | Path | None = None) -> Images:
@@ -100,17 +100,10 @@ def batches(count: int, batch: int, generator: torch.Generator) -> Iterator[Tens
     yield from torch.randperm(count, generator=generator, dtype=torch.int64, device=generator.device).split(batch)
 
 
-def _sha256(*arrays: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
 @lru_cache(maxsize=2)
 def _digest(dataset: str | Dataset, root: Path) -> str:
     train = _load(dataset, root, "train")
-    return _sha256(train.pixels.numpy(), train.labels.numpy())
+    return sha256(train.pixels.numpy(), train.labels.numpy())
 
 
 @lru_cache(maxsize=4)

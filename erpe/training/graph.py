@@ -8,7 +8,6 @@ Source: PyTorch, "CUDA semantics", section "CUDA graphs": whole-network capture.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -17,27 +16,11 @@ WARM_UP = 3
 """Steps before the capture, as torch's documentation has them."""
 
 
-class Graphs(Protocol):
-    """What captures."""
-
-    def warm_up(self, call: Callable[[], Tensor]) -> None:
-        """Call it a few times where captures allow it."""
-
-    def capture(self, call: Callable[[], Tensor], generators: Sequence[Generator]) -> tuple[Callable[[], None], Tensor]:
-        """Record what a call does; the first that is returned does it again, with what the same tensors hold then.
-
-        Args:
-            generators: what the call draws from, besides torch's global one.
-        Returns:
-            and the tensor that the call gives, always the same.
-        """
-
-
 class CudaGraphs:
-    """Those of CUDA."""
+    """What captures, on CUDA."""
 
     def warm_up(self, call: Callable[[], Tensor]) -> None:
-        """On a stream of its own: the usual one must not know of what is captured."""
+        """Call it a few times, on a stream of its own: the usual one must not know of what is captured."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -46,7 +29,13 @@ class CudaGraphs:
         torch.cuda.current_stream().wait_stream(side)
 
     def capture(self, call: Callable[[], Tensor], generators: Sequence[Generator]) -> tuple[Callable[[], None], Tensor]:
-        """A graph's replay. Other threads may go on copying: they write checkpoints."""
+        """Record what a call does, while other threads may go on copying: they write checkpoints.
+
+        Args:
+            generators: what the call draws from, besides torch's global one.
+        Returns:
+            what does it again, with what the same tensors hold then, and the tensor that it gives, always the same.
+        """
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)  # read anew by each replay, as torch's own is
@@ -69,7 +58,7 @@ class Graphed:
         function: Callable[..., Tensor],
         written: Callable[[], list[Tensor]],
         generators: Sequence[Generator],
-        graphs: Graphs,
+        graphs: CudaGraphs,
     ) -> None:
         self.function, self.written, self.generators, self.graphs = function, written, generators, graphs
         self.inputs: tuple[Tensor, ...] = ()

@@ -22,7 +22,7 @@ from erpe.training.augment import augmentation, mixing
 from erpe.training.choices import NONE, Choices
 from erpe.training.compilation import Compiled, Warn, compiled
 from erpe.training.data import Images, batches, normalise
-from erpe.training.graph import CudaGraphs, Graphed, Graphs
+from erpe.training.graph import CudaGraphs, Graphed
 from erpe.training.precision import Precision, autocast, pick_precision
 
 CHECK_EVERY = 50
@@ -95,7 +95,7 @@ class Trainer:
         """See `batched.planned`."""
         self.warn = warn
 
-    def _graphs(self, variants: tuple[str, ...]) -> Graphs | None:
+    def _graphs(self, variants: tuple[str, ...]) -> CudaGraphs | None:
         return CudaGraphs() if self.config.model.variant in variants else None
 
     def compute_in(self, precision: Precision) -> None:

@@ -40,13 +40,13 @@ class Read(NamedTuple):
     @property
     def sha256(self) -> str:
         """Of pixels and labels of the training set."""
-        return _sha256(self.train, self.train_labels)
+        return sha256(self.train, self.train_labels)
 
     @property
     def fingerprint(self) -> str:
         """Of pixels, form and labels of both parts."""
         form = np.array(self.train.shape, dtype=np.int64)
-        return _sha256(form, self.train, self.train_labels, self.test, self.test_labels)
+        return sha256(form, self.train, self.train_labels, self.test, self.test_labels)
 
     def save(self, path: Path) -> None:
         """Write an `.npz` that `read_npz` reads."""
@@ -58,7 +58,8 @@ class Read(NamedTuple):
         write_atomic(path, file.getvalue())
 
 
-def _sha256(*arrays: np.ndarray) -> str:
+def sha256(*arrays: np.ndarray) -> str:
+    """Of the numbers of arrays, one after the other."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -108,8 +109,7 @@ def _folders(path: Path) -> list[Path]:
 
 def _files(path: Path) -> list[Path]:
     """All below a class's folder but hidden ones."""
-    found = sorted(each for each in path.rglob("*") if each.is_file() and not each.name.startswith("."))
-    return found
+    return sorted(each for each in path.rglob("*") if each.is_file() and not each.name.startswith("."))
 
 
 def _decoded(files: list[Path], resize: Grid | None) -> np.ndarray:

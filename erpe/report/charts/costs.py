@@ -12,18 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from erpe.report.charts.intervals import interval
-from erpe.report.charts.style import (
-    FULL,
-    PALE,
-    SMALL,
-    Mark,
-    blank,
-    direct_labels,
-    dress,
-    legend_height,
-    legend_of,
-    marks,
-)
+from erpe.report.charts.style import FULL, PALE, SMALL, Mark, direct_labels, legend_height, legend_of, marks, panels_of
 from erpe.report.comparison import Comparison
 from erpe.report.labels import ATTENTION
 from erpe.report.outcomes import Outcomes
@@ -50,20 +39,16 @@ def tradeoffs(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
     shown = {arm: mark for arm, mark in marks(outcomes.arms).items() if arm in accuracy.index}
     if not costs or not shown:
         return None
-    attentions = list(dict.fromkeys(mark.attention for mark in shown.values()))
-    figure = blank(FULL, 1.55 * len(costs) + 0.3)
-    panels = figure.subplots(len(costs), len(attentions), squeeze=False, sharey=True, sharex="row")
+    height = 1.55 * len(costs) + 0.3
+    figure, panels, attentions = panels_of(shown, len(costs), height, sharey=True, sharex="row")
     drawn = []
     for line, (name, cost) in zip(panels, costs.items(), strict=True):
         both = accuracy.join(cost.add_suffix("_cost"), how="inner").reindex([arm for arm in shown if arm in cost.index])
         for axes, attention in zip(line, attentions, strict=True):
             drawn.append((axes, *_panel(axes, both, shown, attention)))
-            dress(axes)
         _scale(line[0], name, both)
         line[len(line) // 2].set_xlabel(COSTS[name], fontsize=SMALL)
         line[0].set_ylabel("test accuracy (%)", fontsize=SMALL)
-    for axes, attention in zip(panels[0], attentions, strict=True):
-        axes.set_title(ATTENTION.get(attention, attention), fontsize=SMALL)
     low, high = _reach(accuracy.loc[list(shown)], "")
     panels[0, 0].set_ylim(low, min(high, 100.0))
     _name(figure, drawn, shown)

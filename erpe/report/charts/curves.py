@@ -16,8 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from erpe.errors import StoreError
 from erpe.io import read_arrays
-from erpe.report.charts.style import FULL, INK, PALE, SMALL, Mark, blank, dress, legend_height, legend_of, marks
-from erpe.report.labels import ATTENTION
+from erpe.report.charts.style import FULL, INK, PALE, SMALL, Mark, blank, legend_height, legend_of, marks, panels_of
 from erpe.report.outcomes import Outcomes, goals_of
 from erpe.study.objectives import drawn_as
 
@@ -32,30 +31,21 @@ def learning_curves(outcomes: Outcomes) -> Figure | None:
     The other attentions' curves are drawn pale behind, for comparison. None without epochs.
     """
     shown = marks(outcomes.arms)
-    rows = [
-        (label, curves)
-        for label, curves in (
-            (f"{drawn_as(goals_of(outcomes.arms).objectives[0])[1]}\nof the best trial", best_trials(outcomes)),
-            ("training loss (nats)\nof the confirmed runs", confirmed_losses(outcomes.epochs)),
-        )
-        if not curves.empty
-    ]
+    sought = drawn_as(goals_of(outcomes.arms).objectives[0])[1]
+    above, below = best_trials(outcomes), confirmed_losses(outcomes.epochs)
+    rows = [(f"{sought}\nof the best trial", above), ("training loss (nats)\nof the confirmed runs", below)]
+    rows = [(label, curves) for label, curves in rows if not curves.empty]
     if not rows:
         return None
     present = {arm for _, curves in rows for arm in curves["arm"]}
     shown = {arm: mark for arm, mark in shown.items() if arm in present}
-    attentions = list(dict.fromkeys(mark.attention for mark in shown.values()))
-    figure = blank(FULL, 1.9 * len(rows) + legend_height(shown, FULL))
-    panels = figure.subplots(len(rows), len(attentions), squeeze=False, sharex="row", sharey="row")
+    height = 1.9 * len(rows) + legend_height(shown, FULL)
+    figure, panels, attentions = panels_of(shown, len(rows), height, sharex="row", sharey="row")
     for line, (label, curves) in zip(panels, rows, strict=True):
         for axes, attention in zip(line, attentions, strict=True):
             _curves(axes, curves, shown, attention)
             axes.set_xlabel("epoch")
         line[0].set_ylabel(label)
-    for axes, attention in zip(panels[0], attentions, strict=True):
-        axes.set_title(ATTENTION.get(attention, attention))
-    for axes in panels.flat:
-        dress(axes)
     legend_of(figure, shown, line=True)
     return figure
 

@@ -7,8 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from erpe.report.charts.style import FULL, PALE, blank, dress, legend_height, legend_of, marks
-from erpe.report.labels import ATTENTION
+from erpe.report.charts.style import FULL, PALE, legend_height, legend_of, marks, panels_of
 from erpe.report.outcomes import Outcomes, goals_of
 from erpe.report.pairing import KEY, arm_keys
 from erpe.study.objectives import drawn_as
@@ -30,19 +29,16 @@ def search_effort(outcomes: Outcomes) -> Figure | None:
     if not shown:
         return None
     factor, label = drawn_as(goals_of(outcomes.arms).objectives[0])
-    attentions = list(dict.fromkeys(mark.attention for mark in shown.values()))
-    figure = blank(FULL, 2.1 + legend_height(shown, FULL))
-    for axes, attention in zip(
-        figure.subplots(1, len(attentions), squeeze=False, sharey=True, sharex=True)[0], attentions, strict=True
-    ):
+    height = 2.1 + legend_height(shown, FULL)
+    figure, panels, attentions = panels_of(shown, 1, height, sharey=True, sharex=True)
+    for axes, attention in zip(panels[0], attentions, strict=True):
         for arm, mark in shown.items():
             own = curves[curves["arm"] == arm]
             pale = {"color": PALE, "linewidth": 0.8, "alpha": 0.6, "zorder": 1}
             look = mark.line(markersize=3.5, zorder=3) if mark.attention == attention else pale
             axes.plot(own["trials"], factor * own["value"], **look)
-        axes.set(xlabel="trials", title=ATTENTION.get(attention, attention))
+        axes.set_xlabel("trials")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        dress(axes)
     figure.axes[0].set_ylabel(f"expected best\n{label}")
     legend_of(figure, shown, line=True)
     return figure

@@ -7,9 +7,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from erpe.report.charts.style import FULL, PALE, blank, dress, legend_height, legend_of, marks
+from erpe.report.charts.style import FULL, PALE, legend_height, legend_of, marks, panels_of
 from erpe.report.comparison import Comparison
-from erpe.report.labels import ATTENTION
 from erpe.report.outcomes import Outcomes, goals_of
 from erpe.study.objectives import CLOSED, drawn_as
 
@@ -29,9 +28,8 @@ def fronts(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
     if not shown or not others:
         return None
     trials = outcomes.trials[outcomes.trials["state"] == "COMPLETE"].dropna(subset=["value", *others])
-    attentions = list(dict.fromkeys(mark.attention for mark in shown.values()))
-    figure = blank(FULL, 2.0 * len(others) + legend_height(shown, FULL))
-    panels = figure.subplots(len(others), len(attentions), squeeze=False, sharey=True, sharex="row")
+    height = 2.0 * len(others) + legend_height(shown, FULL)
+    figure, panels, attentions = panels_of(shown, len(others), height, sharey=True, sharex="row")
     for row, cost in zip(panels, others, strict=True):
         for axes, attention in zip(row, attentions, strict=True):
             for arm, mark in shown.items():
@@ -45,7 +43,6 @@ def fronts(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
                 if here:
                     points = rest[cost] * drawn_as(cost)[0], rest["value"] * drawn_as(first)[0]
                     axes.plot(*points, ".", color=mark.colour, markersize=3, alpha=0.5, zorder=2)
-            dress(axes)
         low, high = trials[cost].min(), trials[cost].max()
         if 0 < low * WIDE < high:
             row[0].set_xscale("log")
@@ -57,7 +54,5 @@ def fronts(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
         row[0].xaxis.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}") if large else StrMethodFormatter("{x:g}"))
         row[len(row) // 2].set_xlabel(drawn_as(cost)[1])
         row[0].set_ylabel(drawn_as(first)[1])
-    for axes, attention in zip(panels[0], attentions, strict=True):
-        axes.set_title(ATTENTION[attention], fontsize=8)
     legend_of(figure, shown, line=True)
     return figure

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from erpe.report.labels import label
+from erpe.report.labels import ATTENTION, label
 from erpe.variants import ATTENTIONS, ENCODINGS
 
 COLOURS = {"softmax": "#0072b2", "favor": "#d55e00", "relu": "#009e73"}
@@ -123,8 +123,21 @@ def _fill(turn: int, first: int) -> str:
 
 def blank(width: float, height: float) -> Figure:
     """Return an empty figure of that many inches, without pyplot."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained", facecolor=PAPER)
+
+
+def panels_of(
+    shown: Mapping[str, Mark], rows: int, height: float, **share: Any
+) -> tuple[Figure, np.ndarray, list[str]]:
+    """Return a figure of both columns, its panels (rows, attentions), a column an attention, and the attentions."""
+    attentions = list(dict.fromkeys(mark.attention for mark in shown.values()))
+    figure = blank(FULL, height)
+    panels = figure.subplots(rows, len(attentions), squeeze=False, **share)
+    for axes, attention in zip(panels[0], attentions, strict=True):
+        axes.set_title(ATTENTION[attention])
+    for axes in panels.flat:
+        dress(axes)
+    return figure, panels, attentions
 
 
 def dress(axes: Axes, grid: str = "both") -> None:
