@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from erpe.datasets import facts_of
 from erpe.errors import StoreError, StudyError
 from erpe.store import Store
 from erpe.text import first_line
@@ -69,18 +68,12 @@ def predict(folder: Path, picture: str | os.PathLike[str], raw: bool = False) ->
         StoreError: the model is missing or damaged.
         DataError: the picture cannot be read, or shows nothing.
     """
-    import torch
-
     from erpe.pictures import read_picture
     from erpe.training.checkpoint import load_model
-    from erpe.training.data import normalise
 
     if not folder.is_dir():
         raise StoreError(f"{folder}: no such folder; was the checkpoint removed?")
     model, config = load_model(folder)
-    dataset = config.data.dataset
-    pixels = torch.from_numpy(read_picture(picture, dataset, raw))
-    with torch.no_grad():
-        logits = model(normalise(pixels[None], dataset))[0]
-    shares = zip(facts_of(dataset).names, logits.softmax(dim=0).tolist(), strict=True)
+    found = model.predict(read_picture(picture, config.data.dataset, raw)[None])[0]
+    shares = zip(config.data.facts.names, found.tolist(), strict=True)
     return dict(sorted(shares, key=lambda share: -share[1]))

@@ -117,8 +117,7 @@ class Store:
     def devices(self) -> dict[str, Any]:
         """What was measured to be the fastest on each device, by its name; nothing before `erpe bench device`."""
         path = self.root / DEVICES
-        found: dict[str, Any] = read_json(path) if path.exists() else {}
-        return found
+        return read_json(path) if path.exists() else {}
 
     def keep_device(self, name: str, chosen: dict[str, Any]) -> None:
         """Keep what was chosen on a device, in the place of what was known of it."""

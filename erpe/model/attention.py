@@ -230,5 +230,4 @@ def build_attention(
     config = AttentionConfig(variant=variant, **options)
     config.check_rotation(head_dim)
     generator = torch.Generator().manual_seed(seed)
-    layer: Attention = class_of("attention", config)(config, Shape(grid, heads, head_dim, cls), generator)
-    return layer
+    return class_of("attention", config)(config, Shape(grid, heads, head_dim, cls), generator)

@@ -135,11 +135,10 @@ def page(outcomes: Outcomes, comparison: Comparison) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     studies = [_study(place, *part) for place, part in enumerate(parts(outcomes, comparison).values(), 1)]
-    found: str = environment.get_template("page.html.j2").render(
+    return environment.get_template("page.html.j2").render(
         title=", ".join(dict.fromkeys(outcomes.arms["study"])), studies=studies, encoding_names=ENCODING,
         notes=[note for note in comparison.notes if note not in comparison.time_notes], version=__version__,
     )  # fmt: skip
-    return found
 
 
 def _study(place: int, outcomes: Outcomes, comparison: Comparison) -> Study:

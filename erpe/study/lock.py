@@ -6,7 +6,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import filelock
 import sqlalchemy
@@ -17,31 +17,35 @@ from erpe.errors import BusyError, StoreError
 from erpe.study.naming import shown
 from erpe.study.storage import connect_args, is_file, retry_while_unavailable
 
+if TYPE_CHECKING:
+    from erpe.study.session import StudySession
+
 
 def _taken(study: str) -> BusyError:
     return BusyError(f"study {shown(study)}: another erpe is running it; wait for it, or stop it")
 
 
-class _FileLease:
-    """A lock on a file beside the database; the kernel releases it however the process ends."""
+class Lease(NamedTuple):
+    """Held from its making until `release` or the end of the process."""
 
-    def __init__(self, url: URL, study: str) -> None:
-        folder = Path(str(url.database)).resolve().parent / "locks"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = filelock.FileLock(folder / f"{study}.lock", is_singleton=False)
-            self._lock.acquire(blocking=False)
-        except filelock.Timeout:
-            raise _taken(study) from None
-        except OSError as error:
-            raise StoreError(f"{folder}: no lock can be made ({error.strerror})") from None
+    release: Callable[[], None]
+    """Let the next one in."""
+    check: Callable[[], None] = lambda: None
+    """Make sure that it is still held; raises BusyError."""
 
-    def check(self) -> None:
-        """Check nothing: the lock is held as long as the process lives."""
 
-    def release(self) -> None:
-        """Let the next one in."""
-        self._lock.release()
+def _lock_file(url: URL, study: str) -> Lease:
+    """Lock a file beside the database; the kernel releases it however the process ends."""
+    folder = Path(str(url.database)).resolve().parent / "locks"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / f"{study}.lock", is_singleton=False)
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise _taken(study) from None
+    except OSError as error:
+        raise StoreError(f"{folder}: no lock can be made ({error.strerror})") from None
+    return Lease(lock.release)
 
 
 class _PostgresLease:
@@ -79,13 +83,9 @@ class _PostgresLease:
             self._take()
 
     def release(self) -> None:
-        """See `_FileLease`."""
+        """Let the next one in."""
         self._connection.close()
         self._engine.dispose()
-
-
-Lease = _FileLease | _PostgresLease
-"""Held from its making until `release` or the end of the process."""
 
 
 def acquire(url: URL, study: str) -> Lease:
@@ -95,22 +95,17 @@ def acquire(url: URL, study: str) -> Lease:
         BusyError: another process has it.
         StoreError: no lock can be made.
     """
-    return _FileLease(url, study) if is_file(url) else retry_while_unavailable(_PostgresLease)(url, study)
+    if is_file(url):
+        return _lock_file(url, study)
+    held = retry_while_unavailable(_PostgresLease)(url, study)
+    return Lease(held.release, held.check)
 
 
-class Guarded(Protocol):
-    """What a process may write to as long as its lease is its own."""
-
-    def guard(self) -> None:
-        """Refuse to write if it is not."""
-
-
-S = TypeVar("S", bound=Guarded)
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def fenced(write: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+def fenced(write: Callable[Concatenate[StudySession, P], R]) -> Callable[Concatenate[StudySession, P], R]:
     """Make a method a write of the driver alone.
 
     It waits for a database that is away, and is refused when another driver took over.
@@ -118,7 +113,7 @@ def fenced(write: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P],
 
     @retry_while_unavailable
     @functools.wraps(write)
-    def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def guarded(self: StudySession, /, *args: P.args, **kwargs: P.kwargs) -> R:
         self.guard()
         try:
             return write(self, *args, **kwargs)

@@ -266,9 +266,7 @@ def together(model: ViT, layout: Layout) -> Callable[[Tensor, Tensor, dict[str, 
     def call(images: Tensor, weights: Tensor, others: dict[str, Tensor]) -> Tensor:
         tensors = layout.parts(weights) | others
         with sdpa_kernel(SDPBackend.MATH) if torch.compiler.is_compiling() else Fold():
-            mapped = vmap(lambda own, x: functional_call(model, own, (x,)))
-            logits: Tensor = mapped(tensors, images)
-            return logits
+            return vmap(lambda own, x: functional_call(model, own, (x,)))(tensors, images)
 
     return call
 

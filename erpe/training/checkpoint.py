@@ -130,8 +130,7 @@ class TrainedViT(ViT):
         with torch.inference_mode():
             device = next(self.parameters()).device
             logits = self(normalise(pixels.to(device), self.trial.data.dataset))  # (B, classes)
-            found: np.ndarray = logits.softmax(-1).float().cpu().numpy()
-        return found
+            return logits.softmax(-1).float().cpu().numpy()
 
 
 def load_model(folder: Path) -> tuple[TrainedViT, TrialConfig]:

@@ -81,8 +81,7 @@ def _whole(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
         torch.compiler.assume_constant_result(constant)
     whole: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": BACKEND}
     own: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": LIMIT}  # torch's annotations lack these
-    found: Callable[..., Tensor] = torch.compile(plain, **whole, **own)
-    return found
+    return torch.compile(plain, **whole, **own)
 
 
 def is_wanted(train: TrainConfig, device: torch.device) -> bool:

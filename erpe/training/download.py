@@ -166,13 +166,10 @@ def _download(dataset: str, root: Path) -> None:
             with suppress(OSError):
                 each.rmdir()  # if nothing has come
         names = ", ".join(missing_files(dataset, root))
+        said = shorten(str(error), 120, placeholder=" ...") or type(error).__name__
         raise DataError(
-            f"{dataset}: {names} not in {folder_of(dataset, root)}, and no download ({_reason(error)}); "
+            f"{dataset}: {names} not in {folder_of(dataset, root)}, and no download ({said}); "
             "put the files there, name their folder with --data-dir, or try --dataset digits"
         ) from None
     finally:
         socket.setdefaulttimeout(patience)
-
-
-def _reason(error: BaseException) -> str:
-    return shorten(str(error), 120, placeholder=" ...") or type(error).__name__

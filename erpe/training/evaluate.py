@@ -97,10 +97,8 @@ def per_class(logits: Tensor, labels: Tensor, dataset: str | Dataset) -> dict[st
     from sklearn.metrics import classification_report
 
     names, predicted = facts_of(dataset).names, logits.argmax(dim=1)
-    report: dict[str, Any] = classification_report(
-        labels.cpu(), predicted, labels=range(len(names)), target_names=names, output_dict=True, zero_division=0
-    )
-    return report
+    how: Any = {"labels": range(len(names)), "target_names": names, "output_dict": True, "zero_division": 0}
+    return classification_report(labels.cpu(), predicted, **how)
 
 
 def information_criteria(log_likelihood: float, k: int, n: int) -> dict[str, float]:

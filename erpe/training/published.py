@@ -59,9 +59,8 @@ def _digits(part: Part) -> Arrays:
 def _idx(dataset: str, folder: Path, part: Part) -> Arrays:
     """MNIST's format, read where it is: big-endian header of 16 and 8 bytes, then uint8 values."""
     name = "train" if part == "train" else "t10k"
-    pixels, labels = (
-        _unpacked(find_file(folder, f"{name}-{kind}-ubyte.gz", dataset)) for kind in ("images-idx3", "labels-idx1")
-    )
+    kinds = (f"{name}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1"))
+    pixels, labels = (_unpacked(find_file(folder, each, dataset)) for each in kinds)
     images = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 1, 28, 28).copy()
     return images, _labels(np.frombuffer(labels, np.uint8, offset=8))
 

@@ -37,8 +37,7 @@ def again(f: Callable[..., Any], inputs: Any, d_outputs: Any, slopes: Any) -> tu
     def gradients(*given: Tensor) -> Any:
         return torch.func.vjp(f, *given[: len(inputs)])[1](given[len(inputs) :])
 
-    found: tuple[Tensor, ...] = torch.func.vjp(gradients, *inputs, *d_outputs)[1](tuple(slopes))
-    return found
+    return torch.func.vjp(gradients, *inputs, *d_outputs)[1](tuple(slopes))
 
 
 # Layers side by side, as torch.vmap has them, are one layer of more heads.

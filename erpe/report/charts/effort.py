@@ -61,8 +61,7 @@ def expected_best(values: np.ndarray) -> np.ndarray:
     found = np.sort(values[~np.isnan(values)])  # (N,)
     n, share = np.arange(1, len(found) + 1), np.arange(len(found) + 1) / max(1, len(found))
     weights = np.diff(share[None, :] ** n[:, None], axis=1)  # (n, N)  chance that v_i is the best of n
-    best: np.ndarray = weights @ found
-    return best
+    return weights @ found
 
 
 def expected_best_curves(outcomes: Outcomes) -> pd.DataFrame:

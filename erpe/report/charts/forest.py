@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from erpe.report.charts.style import COLUMN, FULL, INK, PALE, PAPER, SMALL, blank, dress
+from erpe.report.charts.style import COLUMN, FULL, INK, PALE, PAPER, SMALL, blank, dress, legend_below
 from erpe.report.comparison import Comparison
 from erpe.report.forest import forest
 from erpe.report.labels import switched
@@ -126,22 +126,10 @@ def _limits(table: pd.DataFrame) -> tuple[float, float]:
 
 
 def _legend(figure: Figure, table: pd.DataFrame) -> None:
-    there = set(table["verdict"])
+    there = {name: look for name, look in VERDICT.items() if name in set(table["verdict"])}
     handles: list[Any] = [
-        Line2D([], [], linestyle="none", markersize=6.5, label=name, **look)
-        for name, look in VERDICT.items()
-        if name in there
+        Line2D([], [], linestyle="none", markersize=6.5, label=name, **look) for name, look in there.items()
     ]
-    handles.append(Patch(color=PALE, alpha=0.35, label=f"within {_margins(table['margin'])} points"))
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=5 if figure.get_figwidth() > COLUMN else 2,
-        frameon=False,
-        fontsize=SMALL,
-        labelcolor=INK,
-    )
-
-
-def _margins(margins: pd.Series) -> str:
-    return " or ".join(f"{margin:g}" for margin in sorted(margins.unique()))
+    margins = " or ".join(f"{margin:g}" for margin in sorted(table["margin"].unique()))
+    handles.append(Patch(color=PALE, alpha=0.35, label=f"within {margins} points"))
+    legend_below(figure, handles, columns=5 if figure.get_figwidth() > COLUMN else 2)

@@ -41,6 +41,8 @@ FIRST_FILL = {"softmax": 0, "favor": 1, "relu": 2}
 EDGED = ("full", "left", "top", "right", "bottom")
 """For the seventh arm of a variant and those after it, whose markers have a dark edge."""
 
+NO_LINE: dict[str, Any] = {"linestyle": "none"}
+
 INK, PALE, PAPER = "#222222", "#b0b0b0", "#fefefe"
 """Text and axes, grid and context, background. The page swaps exactly these colours in the dark."""
 
@@ -156,18 +158,17 @@ def dress(axes: Axes, grid: str = "both") -> None:
 def legend_of(figure: Figure, shown: Mapping[str, Mark], line: bool = False) -> None:
     """Every arm once, below the figure; a column an attention where the names leave room."""
     names, columns = _legend_grid(shown, figure.get_figwidth())
-    nothing = Line2D([], [], linestyle="none", label=" ")
-    handles = [
-        Line2D(
-            [], [], label=shown[arm].label, **(shown[arm].line() if line else {"linestyle": "none", **shown[arm].dot()})
-        )
-        if arm
-        else nothing
-        for arm in names
-    ]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=SMALL, labelcolor=INK
-    )
+    looks = {
+        arm: {"label": mark.label} | (mark.line() if line else NO_LINE | mark.dot()) for arm, mark in shown.items()
+    }
+    nothing = NO_LINE | {"label": " "}
+    legend_below(figure, [Line2D([], [], **looks.get(arm, nothing)) for arm in names], columns)
+
+
+def legend_below(figure: Figure, handles: list[Any], columns: int) -> None:
+    """Below the figure, in so many columns."""
+    look: Any = {"frameon": False, "fontsize": SMALL, "labelcolor": INK}
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, **look)
 
 
 def legend_height(shown: Mapping[str, Mark], width: float) -> float:

@@ -42,8 +42,7 @@ def serves(q: Tensor) -> bool:
 
 def flex(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Tensor:
     """(B, H, N, D) twice and (B, H, N, Dv) -> (B, H, N, Dv)."""
-    found: Tensor = _compiled()(q, k, v, score_mod=score_of(mask), scale=scale)
-    return found
+    return _compiled()(q, k, v, score_mod=score_of(mask), scale=scale)
 
 
 def score_of(mask: Mask) -> Score:
