@@ -55,9 +55,7 @@ class Study:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """A row a trial of the search: its state, value (the first objective, by default the validation accuracy) and
-        settings, as `train.lr`.
-        """
+        """A row a trial: state, value (the first objective, mostly validation accuracy), settings, as `train.lr`."""
         return self.outcomes.trials
 
     @property

@@ -81,9 +81,7 @@ def split_variant(variant: str) -> tuple[str, str]:
 
 
 def own_variants(source: Source | None = None) -> tuple[str, ...]:
-    """The variants that loaded plug-ins add, or one of them: their attentions with all encodings, their encodings with
-    all attentions.
-    """
+    """Variants of loaded plug-ins, or of one: its attentions with all encodings, its encodings with all attentions."""
     own = {kind: names(kind, source) for kind in ("attention", "encoding")}
     attentions, encodings = (*ATTENTIONS, *names("attention")), (*ENCODINGS, *names("encoding"))
     return tuple(

@@ -45,10 +45,7 @@ class Bare(nn.Module):
 
 
 def bare_epoch(model: nn.Module, config: TrialConfig, images: Images, device: torch.device) -> Callable[[], None]:
-    """Train an epoch as one would write it by hand.
-
-    Shuffle, normalise, forward, backward, clip, step. No augmentation.
-    """
+    """Train an epoch as one would by hand: shuffle, normalise, forward, backward, clip, step; no augmentation."""
     train, precision = config.train, pick_precision(config, device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True)
 

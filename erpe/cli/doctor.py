@@ -136,10 +136,7 @@ def storage(folder: Path) -> Iterator[Finding]:
 
 
 def services(folder: Path) -> Iterator[Finding]:
-    """Both databases, or the servers before them, the Ray cluster and where its nodes keep checkpoints.
-
-    Each is asked as a study would ask it.
-    """
+    """Both databases, or their servers, the Ray cluster, the place for checkpoints: each asked as a study would."""
     store = Store(folder.expanduser().resolve())
     try:
         read_secret_files()
@@ -203,10 +200,7 @@ def _jobs(address: str) -> str:
 
 
 def _checkpoints(store: Store, address: str | None) -> Iterator[Finding]:
-    """Yield what each node that runs trials says of the place for checkpoints.
-
-    Without a cluster, this machine alone.
-    """
+    """Yield what each node that runs trials, or this machine alone, says of the place for checkpoints."""
     from erpe.checkpoints import RemoteCheckpoints, find_remote
     from erpe.execution.ray_tune.cluster import joined
     from erpe.execution.ray_tune.storage_check import find_blind

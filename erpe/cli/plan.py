@@ -38,10 +38,7 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
 
 
 def plan_table(plan: Plan, rows: list[dict[str, Any]], notes: list[str]) -> None:
-    """Print the resolved file, setting by setting, and as comments the arms it makes.
-
-    What is printed is a study file.
-    """
+    """Print the resolved file, which is a study file again, and as comments the arms it makes."""
     written = plan.resolved().model_dump(mode="json", exclude_none=True)
     if isinstance(plan.dataset, Dataset):
         written["dataset"] = str(given_path(plan.dataset) or plan.dataset)

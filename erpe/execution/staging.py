@@ -103,10 +103,7 @@ def _sweep(place: Path) -> None:
 
 
 def staged(work: Objective, remote: RemoteCheckpoints | None) -> Objective:
-    """Return the same work, on hosts that share only the remote with the driver.
-
-    None: they share the store's folder.
-    """
+    """Return the same work, on hosts that share only the remote with the driver; None: they share the store."""
     if remote is None:
         return work
     return work._replace(

@@ -53,10 +53,7 @@ def captured() -> Iterator[io.StringIO]:
 
 
 def write_log(folder: Path, event: TrialEvent | str) -> None:
-    """Append what a worker says of a trial, or another text, to the log in its folder.
-
-    A log that cannot be written costs no trial.
-    """
+    """Append what a worker says of a trial, or a text, to its log; one that cannot be written costs no trial."""
     lines = [event] if isinstance(event, str) else _lines(event)
     now = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z}"
     text = "".join(f"{now}  {each}\n" for each in redact("\n".join(lines)).splitlines())

@@ -40,10 +40,7 @@ def reference_version(runs: pd.DataFrame) -> str:
 
 
 def sound_runs(outcomes: Outcomes) -> pd.DataFrame:
-    """Return the runs that may be compared.
-
-    Of one version, and one a seed (the first, where a seed was confirmed twice).
-    """
+    """Return the runs that may be compared: of one version, and one a seed, the first where there are two."""
     runs = outcomes.runs
     if runs.empty:
         return runs

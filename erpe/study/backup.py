@@ -105,10 +105,7 @@ def _copy(path: Path, into: Path) -> str:
 
 
 def _open(path: Path, mode: str = "ro") -> sqlite3.Connection:
-    """Connect to a database file.
-
-    The last process with write access removes the log beside it; one that only reads leaves it.
-    """
+    """Connect to a file; the last process with write access removes the log beside it, one that reads leaves it."""
     return sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=30)
 
 

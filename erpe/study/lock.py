@@ -106,10 +106,7 @@ R = TypeVar("R")
 
 
 def fenced(write: Callable[Concatenate[StudySession, P], R]) -> Callable[Concatenate[StudySession, P], R]:
-    """Make a method a write of the driver alone.
-
-    It waits for a database that is away, and is refused when another driver took over.
-    """
+    """Make a method a write of the driver: it waits for a database that is away; once another took over it is refused."""
 
     @retry_while_unavailable
     @functools.wraps(write)

@@ -44,10 +44,7 @@ def beside(database: storage.Database, wanted: str) -> str:
 
 
 def _numbered(database: storage.Database, wanted: str) -> dict[int, str]:
-    """Return number -> study.
-
-    The one of the wanted name is number 1. A study that was named NAME-2 by hand is not in it.
-    """
+    """Return number -> study, the one of the wanted name is number 1; without one that was named NAME-2 by hand."""
     found = {}
     for name in database.names():
         numbered = re.fullmatch(re.escape(wanted) + r"-([2-9]|[1-9][0-9]+)", name)

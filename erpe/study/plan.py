@@ -223,10 +223,7 @@ _VARIANT_PARAMS = frozenset(name for variant in VARIANTS for name in variant_par
 
 
 def _label(switch: tuple[str, Any]) -> str:
-    """Name a switch's value in an arm.
-
-    A patch of 2 is `patch2`, mixed rope `mixed`, no absolute position `position_none`.
-    """
+    """Name a switch's value in an arm: `patch2`; of words the value alone, `mixed`, but `position_none`."""
     name, value = switch
     leaf = name.rpartition(".")[2]
     if isinstance(value, int | float) and not isinstance(value, bool):

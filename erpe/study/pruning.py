@@ -19,10 +19,7 @@ FEWEST_FOR_PRUNING = 16
 
 
 def chosen_pruner(spec: StudySpec, trials: int | None) -> Pruner:
-    """Return the pruner that is used.
-
-    `auto` is asha, or none where a search has fewer than `FEWEST_FOR_PRUNING` trials.
-    """
+    """Return the pruner that is used; `auto` is asha, or none for fewer than `FEWEST_FOR_PRUNING` trials."""
     if spec.pruner != "auto":
         return spec.pruner
     return "none" if trials is not None and trials < FEWEST_FOR_PRUNING else "asha"

@@ -73,10 +73,7 @@ class StudySpec(Config):
         return f"{self.dataset}-{self.variant}"
 
     def value(self, measured: dict[str, float]) -> float:
-        """Return what an epoch is worth.
-
-        A confirmation has no validation part: its training loss, negated, is shown.
-        """
+        """Return what an epoch is worth; of a confirmation, without a validation part: its training loss, negated."""
         sign, key = self.goals.reported(self.phase)
         return sign * measured[key]
 
@@ -100,9 +97,7 @@ class StudySpec(Config):
         return self
 
     def trial_seed(self, number: int) -> int:
-        """Of a trial: that of the base, if it has one; else seed k of a confirmation is the same for every arm of a
-        study: such runs are a pair.
-        """
+        """That of the base, if any; else seed k of a confirmation is the same for every arm: such runs are a pair."""
         return self.base.seed or derive_seed(self.seed, "trial" if self.phase == "search" else "confirm", number)
 
     @property

@@ -143,10 +143,7 @@ there without its table is of a damaged one."""
 
 
 def _may_pass(error: BaseException | None) -> bool:
-    """Tell whether waiting may help.
-
-    A server that restarts, a lock that is held; not a full disk or a wrong password.
-    """
+    """Whether waiting may help: a server that restarts, a lock that is held; not a full disk or a wrong password."""
     if isinstance(error, PendingRollbackError):  # the connection went away in the middle of a transaction
         return True
     if isinstance(error, DatabaseError) and _MADE.search(str(error.orig)):

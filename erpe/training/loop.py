@@ -231,10 +231,7 @@ class Trainer:
         return [*self.model.parameters(), *averaged, *moments]
 
     def redraw(self, step: int) -> bool:
-        """Draw new random features every `train.redraw` steps.
-
-        A step's features depend on the seed and the step alone.
-        """
+        """Draw new random features every `train.redraw` steps; a step's depend on the seed and the step alone."""
         every = self.config.train.redraw
         due = bool(every and step and step % every == 0)
         if due:

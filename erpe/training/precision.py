@@ -72,10 +72,7 @@ def explain_auto(device: torch.device) -> str:
 
 
 def bfloat16_unit(device: torch.device) -> str | None:
-    """Return what multiplies in bfloat16 on a device, the fastest there is.
-
-    `AMX` or `AVX-512` of a CPU, `GPU`, or none.
-    """
+    """Return what multiplies in bfloat16 fastest on a device: `AMX` or `AVX-512` of a CPU, `GPU`, or none."""
     if device.type == "cuda":
         return "GPU" if torch.cuda.is_bf16_supported(including_emulation=False) else None
     has = torch.cpu.get_capabilities() if device.type == "cpu" else {}

@@ -79,10 +79,7 @@ class StudySearcher(Searcher):
         return {"pack": trials, "start": link.start}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Record nothing.
-
-        The scheduler has done so, except where a worker was dead when it should take another pack.
-        """
+        """Record what the scheduler has not: that a worker was dead when it should take another pack."""
         link = self._link
         if pack := link.packs.pop(trial_id, None):
             link.guarded(lambda: link.queue.on_crash(pack, KILLED) if error else link.queue.release(pack), None)

@@ -26,10 +26,7 @@ MOST = 8_000
 
 
 class Worker(tune.Trainable):
-    """A process that plays one pack of trials after the other, an event of each a step.
-
-    The checkpoint is each trial's own affair.
-    """
+    """Plays one pack of trials after the other, an event of each a step; the checkpoint is each trial's own affair."""
 
     _together: PackRunner | None = None
     _last_words: TextIO | None = None

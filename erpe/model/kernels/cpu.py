@@ -29,10 +29,7 @@ from erpe.model.kernels.abi import (
 
 
 def load(paths: Iterable[Path]) -> ctypes.CDLL | None:
-    """Return the first library that is one of ours.
-
-    None: there is none. It wants the OpenMP that torch brought along.
-    """
+    """Return the first library that is one of ours, if there is one; it wants the OpenMP that torch brought along."""
     for openmp in openmp_of_torch():
         ctypes.CDLL(str(openmp), mode=ctypes.RTLD_GLOBAL)
     for path in paths:

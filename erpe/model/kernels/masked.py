@@ -71,10 +71,7 @@ def with_class_token(phi_q: Tensor, phi_k: Tensor, v: Tensor, mask: Mask, rank: 
 def _sums(
     phi_q: Tensor, phi_k: Tensor, v: Tensor, mask: Mask, top: Tensor, rank: int | None, way: str
 ) -> tuple[Tensor, Tensor]:
-    """Return sums of weighed values, and of weights, over the patches alone.
-
-    Log-weights lose a query's `top` (H, hw).
-    """
+    """Sums of weighed values, and of weights, over the patches alone; log-weights lose a query's `top` (H, hw)."""
     if not rank:
         y, den = masked_product(phi_q, phi_k, v, mask.bias, top, way=way)
         return y * den[..., None], den

@@ -52,10 +52,7 @@ def accuracy(outcomes: Outcomes, comparison: Comparison, width: float = FULL) ->
 
 
 def lanes(values: Sequence[float], near: float) -> list[int]:
-    """Return a lane for each value, from 0, so that no two in one lane are nearer than `near`.
-
-    At most `LANES` are used.
-    """
+    """Return a lane, of `LANES`, for each value, so that no two in one lane are nearer than `near`."""
     found = [0] * len(values)
     last = [-math.inf] * LANES
     for place in sorted(range(len(values)), key=lambda place: values[place]):

@@ -81,10 +81,7 @@ def _layer(variant: str, dataset: str) -> ModelConfig:
 
 
 def break_even(flops: np.ndarray, softmax: np.ndarray) -> float | None:
-    """Return the N from which `flops` stay below `softmax`, both (sides, 2) as of `layer_flops`.
-
-    None if that never comes.
-    """
+    """Return the N from which `flops` stay below `softmax`, both (sides, 2) as of `layer_flops`, if there is one."""
     ahead = np.log(softmax[:, 1] / flops[:, 1])  # positive where the linear one is cheaper
     if ahead[-1] <= 0:
         return None
