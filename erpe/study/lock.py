@@ -106,7 +106,7 @@ R = TypeVar("R")
 
 
 def fenced(write: Callable[Concatenate[StudySession, P], R]) -> Callable[Concatenate[StudySession, P], R]:
-    """Make a method a write of the driver: it waits for a database that is away; once another took over it is refused."""
+    """Make a method a write of the driver: it waits for a database that is away; once another took over, it fails."""
 
     @retry_while_unavailable
     @functools.wraps(write)
