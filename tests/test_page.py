@@ -12,10 +12,11 @@ from outcomes import made_up
 from erpe.report.charts import CHARTS
 from erpe.report.charts.captions import seeds_told
 from erpe.report.comparison import compare
+from erpe.report.grid import grid
 from erpe.report.outcomes import TIMED
 from erpe.report.page import page, write_report
 from erpe.report.protocol import protocol, search_tables
-from erpe.report.summary import answer, sentences
+from erpe.report.summary import sentences
 from erpe.report.table_blocks import blocks
 
 FEW = ("softmax", "relu", "relu_general")
@@ -131,7 +132,7 @@ def test_the_page_has_every_number_of_the_tables_and_every_verdict(outcomes, see
         for row in block.rows:
             assert {cell.strip() for cell in row if cell.strip()} <= text
         assert set(block.remarks) <= text
-    for row in answer(comparison.only(HOSTILE, "digits")).grid:
+    for row in grid(comparison.only(HOSTILE, "digits")):
         for cell in row.cells.values():
             assert cell.accuracy in text and cell.arm in text
             assert not cell.against or any(line.startswith(f"{cell.difference} ") for line in text)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from erpe.report.comparison import Comparison
 from erpe.report.labels import ATTENTION, ENCODING, switched
 from erpe.report.pairing import switches
 from erpe.report.significance import digits_of, point_digits, signed
@@ -42,21 +43,16 @@ class Row(NamedTuple):
     """By encoding; those that the study has not are not there."""
 
 
-def grid(arms: pd.DataFrame, summary: pd.DataFrame, differences: pd.DataFrame) -> list[Row]:
-    """Return the grid of one study on one data set, a row an attention and a combination of switches.
-
-    Args:
-        arms: of `Outcomes`.
-        summary: of `statistics.summary`.
-        differences: of `statistics.differences`.
-    """
+def grid(one: Comparison) -> list[Row]:
+    """Return the grid of one study on one data set, a row an attention and a combination of switches."""
+    summary, differences = one.summary, one.differences
     means = summary[summary["measure"] == ACCURACY].set_index("arm")
     tests = differences[(differences["measure"] == ACCURACY) & differences["kind"].isin(["gap", "encoding"])]
     pairs = {pair["arm"]: pair for pair in tests.to_dict("records")}
     rows: dict[tuple[str, frozenset[str]], dict[str, Cell]] = {}
     digits = _coarsest(point_digits(low, high) for low, high in means[["low", "high"]].itertuples(index=False))
     finer = _coarsest(digits_of(pair) for pair in pairs.values() if pair["n"])
-    for arm in arms.itertuples(index=False):
+    for arm in one.arms.itertuples(index=False):
         place = (str(arm.attention), switches(str(arm.arm), str(arm.variant)))
         cell = _cell(str(arm.arm), means, pairs.get(arm.arm), digits, finer)
         rows.setdefault(place, {})[str(arm.encoding)] = cell

@@ -43,7 +43,7 @@ def as_latex(comparison: Comparison, searches: Sequence[Block] = ()) -> str:
 
 def _main(one: Comparison, study: str, dataset: str) -> str:
     """Render accuracy, the difference that the question is about, and costs; a row an arm, as papers call it."""
-    cells = {cell.arm: cell for row in grid(one.arms, one.summary, one.differences) for cell in row.cells.values()}
+    cells = {cell.arm: cell for row in grid(one) for cell in row.cells.values()}
     means = one.summary.pivot(index="arm", columns="measure", values="mean")
     margin, best = _margin(one), _best(means, _margin(one))
     ratios = one.ratios.set_index(["measure", "arm"])["ratio"]

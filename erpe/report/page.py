@@ -22,11 +22,11 @@ from erpe.report.charts.captions import CAPTIONS, told
 from erpe.report.charts.data import DATA
 from erpe.report.comparison import Comparison
 from erpe.report.decisions import VERDICTS
-from erpe.report.grid import Row
+from erpe.report.grid import Row, grid
 from erpe.report.labels import ENCODING
 from erpe.report.outcomes import Outcomes
 from erpe.report.protocol import protocol, search_tables
-from erpe.report.summary import answer
+from erpe.report.summary import sentences
 from erpe.report.table_blocks import FAMILIES, Block, blocks
 from erpe.report.tables import as_csv
 from erpe.store import Store
@@ -148,16 +148,16 @@ def _study(place: int, outcomes: Outcomes, comparison: Comparison) -> Study:
         block.title.removeprefix(f"{title}: "): block for block in blocks(comparison, labels=True) if block.columns
     }
     tables.pop("attention x encoding", None)  # the first screen has it
-    words, said = comparison.verdicts, answer(comparison)
-    cells = [name for row in said.grid for name in row.cells]
+    words, rows = comparison.verdicts, grid(comparison)
+    cells = [name for row in rows for name in row.cells]
     return Study(
         title,
         prefix,
         _facts(outcomes, study),
         _download(outcomes.files[study], "application/toml") if study in outcomes.files else "",
-        said.sentences,
+        sentences(comparison),
         [name for name in dict.fromkeys([*ENCODINGS, *cells]) if name in cells],
-        said.grid,
+        rows,
         _picture(prefix, "differences", outcomes, comparison),
         list(_sections(prefix, tables, outcomes, comparison)),
         {MEANING[name]: list(words.loc[words["verdict"] == name, "text"]) for name in VERDICTS},

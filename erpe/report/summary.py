@@ -1,18 +1,16 @@
-"""The answer of a study in a few sentences with numbers, the grid, and what a forest plot shows."""
+"""The answer of a study in a few sentences with numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from erpe.report.comparison import Comparison
 from erpe.report.decisions import ALPHA
-from erpe.report.forest import forest
 from erpe.report.gaps import NOT_SHOWN
-from erpe.report.grid import Row, grid
 from erpe.report.labels import label, names, switched
 from erpe.report.outcomes import TIMED
 from erpe.report.pairing import KEY
@@ -38,22 +36,6 @@ from erpe.text import counted
 
 MOST_NAMED = 12
 """Of more arms than this an answer tells the number only; the tables have them all."""
-
-
-class Answer(NamedTuple):
-    """What a first look at a study needs."""
-
-    sentences: list[str]
-    grid: list[Row]
-    """Attention x encoding."""
-    forest: pd.DataFrame
-    """Paired differences in points; see `forest.forest`."""
-
-
-def answer(comparison: Comparison) -> Answer:
-    """Return the answer of one study on one data set; see `Comparison.only`."""
-    arms, pairs = comparison.arms, comparison.differences
-    return Answer(sentences(comparison), grid(arms, comparison.summary, pairs), forest(arms, pairs))
 
 
 def sentences(comparison: Comparison) -> list[str]:

@@ -10,14 +10,14 @@ import pandas as pd
 
 from erpe.report.comparison import Comparison
 from erpe.report.gaps import NOT_SHOWN
-from erpe.report.grid import as_lines
+from erpe.report.grid import as_lines, grid
 from erpe.report.labels import label
 from erpe.report.measures import MAIN, PERCENT, WIDE, Measure
 from erpe.report.outcomes import goals_of
 from erpe.report.pairing import KINDS
 from erpe.report.ratios import TIMES
 from erpe.report.significance import MEASURE, digits_of, p_value, point_digits, signed
-from erpe.report.summary import answer
+from erpe.report.summary import sentences
 from erpe.study.objectives import shown
 
 
@@ -139,11 +139,10 @@ def _digits(half: float, means: pd.Series, column: Measure) -> int:
 
 def _answer(one: Slice) -> list[Block]:
     """Return the sentences and the grid."""
-    said = answer(one.comparison)
-    columns, rows = as_lines(said.grid)
+    columns, rows = as_lines(grid(one.comparison))
     remarks = ["difference in points: without an encoding to softmax, with one to the same attention without"]
-    grid = one.block("attention x encoding", columns, rows if len(rows) > 1 else [], 1, *remarks)
-    return [Block(f"{one.title}: the answer", [], [], [], said.sentences, []), replace(grid, spare=())]
+    table = one.block("attention x encoding", columns, rows if len(rows) > 1 else [], 1, *remarks)
+    return [Block(f"{one.title}: the answer", [], [], [], sentences(one.comparison), []), replace(table, spare=())]
 
 
 def _differences(one: Slice) -> list[Block]:

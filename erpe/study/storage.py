@@ -16,15 +16,8 @@ from typing import Any, ParamSpec, TypeVar
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
+from sqlalchemy import exc
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import (
-    ArgumentError,
-    DatabaseError,
-    InterfaceError,
-    OperationalError,
-    PendingRollbackError,
-    SQLAlchemyError,
-)
 
 from erpe.errors import StoreError
 from erpe.text import redact
@@ -56,7 +49,7 @@ def parse(address: str) -> URL:
     """
     try:
         url = make_url(address)
-    except (ArgumentError, ValueError):  # a password with a slash, and its rest is no port
+    except (exc.ArgumentError, ValueError):  # a password with a slash, and its rest is no port
         raise StoreError(
             "database: ERPE_STORAGE_URL is no address; use postgresql+psycopg://USER@HOST/NAME instead"
         ) from None
@@ -122,10 +115,10 @@ def retry_while_unavailable(call: Callable[P, R], seconds: float | None = None) 
         while True:
             try:
                 return call(*args, **kwargs)
-            except (StorageInternalError, SQLAlchemyError) as error:
-                cause = error if isinstance(error, SQLAlchemyError) else error.__cause__
+            except (StorageInternalError, exc.SQLAlchemyError) as error:
+                cause = error if isinstance(error, exc.SQLAlchemyError) else error.__cause__
                 said, waited = first_line(cause or error), time.monotonic() - start
-                if isinstance(cause, DatabaseError) and _DAMAGED.search(said):
+                if isinstance(cause, exc.DatabaseError) and _DAMAGED.search(said):
                     raise StoreError(f"database: damaged ({said}); {RESTORE}") from error
                 if not _may_pass(cause):
                     raise StoreError(f"database: {said}; nothing is lost, repair it and run again") from error
@@ -144,11 +137,11 @@ there without its table is of a damaged one."""
 
 def _may_pass(error: BaseException | None) -> bool:
     """Whether waiting may help: a server that restarts, a lock that is held; not a full disk or a wrong password."""
-    if isinstance(error, PendingRollbackError):  # the connection went away in the middle of a transaction
+    if isinstance(error, exc.PendingRollbackError):  # the connection went away in the middle of a transaction
         return True
-    if isinstance(error, DatabaseError) and _MADE.search(str(error.orig)):
+    if isinstance(error, exc.DatabaseError) and _MADE.search(str(error.orig)):
         return True
-    if not isinstance(error, OperationalError | InterfaceError):
+    if not isinstance(error, exc.OperationalError | exc.InterfaceError):
         return False
     text = str(error.orig).lower()
     if "sqlite" in type(error.orig).__module__:

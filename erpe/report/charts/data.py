@@ -9,9 +9,9 @@ import pandas as pd
 from erpe.report.charts.costs import COSTS
 from erpe.report.charts.curves import best_trials, confirmed_losses
 from erpe.report.charts.effort import expected_best_curves
+from erpe.report.charts.forest import forest
 from erpe.report.charts.tokens import layer_flops
 from erpe.report.comparison import Comparison
-from erpe.report.forest import forest
 from erpe.report.outcomes import Outcomes, goals_of
 from erpe.report.pairing import sound_runs
 from erpe.study.objectives import drawn_as
@@ -36,7 +36,7 @@ def _tokens(outcomes: Outcomes) -> pd.DataFrame:
 
 
 DATA: dict[str, Callable[[Outcomes, Comparison], pd.DataFrame]] = {
-    "differences": lambda outcomes, comparison: forest(comparison.arms, comparison.differences),
+    "differences": lambda outcomes, comparison: forest(comparison),
     "accuracy": lambda outcomes, comparison: sound_runs(outcomes)[["arm", "seed", "test/accuracy"]],
     "tradeoffs": lambda outcomes, comparison: pd.concat(
         [_of(comparison, "test/accuracy", *COSTS), comparison.ratios.rename(columns={"ratio": "mean"})]

@@ -13,10 +13,10 @@ from matplotlib.patches import Patch
 
 from erpe.report.charts.style import COLUMN, FULL, INK, PALE, PAPER, SMALL, blank, dress, legend_below
 from erpe.report.comparison import Comparison
-from erpe.report.forest import forest
-from erpe.report.labels import switched
+from erpe.report.labels import label, names, switched
 from erpe.report.outcomes import Outcomes
-from erpe.report.pairing import KINDS
+from erpe.report.pairing import KEY, KINDS
+from erpe.report.statistics import ACCURACY
 from erpe.text import counted
 
 VERDICT: dict[str, dict[str, Any]] = {
@@ -28,6 +28,34 @@ VERDICT: dict[str, dict[str, Any]] = {
 """Mark and colour of each verdict, safe for colour-blind eyes."""
 ROW, HEADING = 0.19, 0.28
 """Inches of a difference and of a heading."""
+COLUMNS = {
+    "difference": "points", "all_low": "low", "all_high": "high", "images_low": "images_low",
+    "images_high": "images_high", "margin": "margin",
+}  # fmt: skip
+"""Of `statistics.differences` -> of `forest`; in points of accuracy."""
+
+
+def forest(comparison: Comparison) -> pd.DataFrame:
+    """Return the differences that tests are about, grouped by family, the gaps first.
+
+    Returns:
+        A row a pair: `study`, `dataset`, `arm`, `against_study`, `against`, `kind`, `family`, `label` (`ReLU + RoPE (no
+        positions)`), `against_label`, `name` (`ReLU + RoPE`, where the family is told), `shared` (`no positions`, the
+        switches of both), `points` (arm minus against), `low`, `high` (simultaneous 95 % interval for new seeds),
+        `images_low`, `images_high` (for new images too), `margin` (points), `verdict`, `preliminary`, `n`.
+    """
+    variants = dict(zip(comparison.arms["arm"], comparison.arms["variant"], strict=True))
+    table = comparison.differences[comparison.differences["measure"] == ACCURACY]
+    order = {kind: place for place, kind in enumerate(KINDS)}
+    table = table.iloc[table["kind"].map(order).argsort(kind="stable")]
+    called = [names(pair, variants) for pair in table.to_dict("records")]
+    labels = {arm: label(arm, variant) for arm, variant in variants.items()}
+    found = table.assign(
+        label=table["arm"].map(labels), against_label=table["against"].map(labels), name=[pair.arm for pair in called],
+        shared=[pair.shared for pair in called], **{new: 100 * table[old] for old, new in COLUMNS.items()},
+    )  # fmt: skip
+    wanted = [*KEY, "against_study", "against", "kind", "family", "label", "against_label", "name", "shared"]
+    return found[[*wanted, *COLUMNS.values(), "verdict", "preliminary", "n"]].reset_index(drop=True)
 
 
 def differences(outcomes: Outcomes, comparison: Comparison, width: float = FULL) -> Figure | None:
@@ -36,7 +64,7 @@ def differences(outcomes: Outcomes, comparison: Comparison, width: float = FULL)
     Thick: simultaneous 95 % interval for new seeds on these test images. Thin: for new images too. Shaded: the margin.
     None where no two arms can be compared.
     """
-    table = forest(comparison.arms, comparison.differences)
+    table = forest(comparison)
     table = table[table["points"].notna()]
     if table.empty:
         return None
