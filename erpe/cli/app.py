@@ -18,17 +18,7 @@ from typer.exceptions import TyperException
 from erpe import __version__
 from erpe.cli.bench import bench_app
 from erpe.cli.jobs import jobs_app, submit
-from erpe.cli.options import (
-    STORE,
-    AsJson,
-    DataDir,
-    DatasetOption,
-    Plugins,
-    StoreOption,
-    dataset_of,
-    warn,
-    with_store,
-)
+from erpe.cli.options import STORE, AsJson, DataDir, DatasetOption, Plugins, StoreOption, dataset_of, warn, with_store
 from erpe.cli.output import close_output
 from erpe.cli.report import compare, report
 from erpe.cli.restore import restore

@@ -48,12 +48,7 @@ SECTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """Heading -> its charts and its tables, in the order of the page."""
 GROWN = 1.4
 """A page has more room than a paper: how much larger a figure may be there."""
-MEANING = {
-    "better": "Better",
-    "worse": "Worse",
-    "equivalent": "Equivalent within the margin",
-    "undecided": "Undecided",
-}
+MEANING = {"better": "Better", "worse": "Worse", "equivalent": "Equivalent within the margin", "undecided": "Undecided"}
 
 
 class Picture(NamedTuple):

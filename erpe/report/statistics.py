@@ -110,10 +110,7 @@ def summary(outcomes: Outcomes) -> pd.DataFrame:
 
 
 def differences(
-    outcomes: Outcomes,
-    measures: Sequence[str] | None = None,
-    against: str | None = None,
-    margin: float | None = None,
+    outcomes: Outcomes, measures: Sequence[str] | None = None, against: str | None = None, margin: float | None = None
 ) -> pd.DataFrame:
     """Paired comparisons by seed of every pair, decided a family at a time; each measure has its own.
 

@@ -29,8 +29,7 @@ def _scalar(given: Any) -> Any:
 
 
 Scalar = Annotated[
-    bool | int | float | str | None,
-    PlainValidator(_scalar, json_schema_input_type=bool | int | float | str | None),
+    bool | int | float | str | None, PlainValidator(_scalar, json_schema_input_type=bool | int | float | str | None)
 ]
 """A value as a file has it, of whatever type."""
 

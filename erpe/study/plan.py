@@ -43,11 +43,7 @@ Variants = Annotated[
 ]
 
 
-Grid = Annotated[
-    tuple[Size, Size] | None,
-    BeforeValidator(read_grid),
-    WithJsonSchema({"type": ["string", "integer"]}),
-]
+Grid = Annotated[tuple[Size, Size] | None, BeforeValidator(read_grid), WithJsonSchema({"type": ["string", "integer"]})]
 
 
 class Search(Config):

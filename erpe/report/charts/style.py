@@ -188,11 +188,7 @@ def _legend_grid(shown: Mapping[str, Mark], width: float) -> tuple[list[str], in
     return [name for group in groups for name in group + [""] * (rows - len(group))], len(groups)
 
 
-def direct_labels(
-    axes: Axes,
-    points: Mapping[str, tuple[float, float]],
-    lines: Sequence[Line2D],
-) -> list[Annotation]:
+def direct_labels(axes: Axes, points: Mapping[str, tuple[float, float]], lines: Sequence[Line2D]) -> list[Annotation]:
     """Name points beside their markers where there is room: no name covers another or a line, or leaves the axes.
 
     A point whose name fits nowhere stays without: is the list shorter, a legend is needed. Call it when limits and
