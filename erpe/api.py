@@ -191,11 +191,7 @@ def run_study(
 
 
 def _prepare(store: Place, dataset: Place | Dataset, resize: str | int | None, how: How) -> tuple[Store, str | Dataset]:
-    """Open the store and find the data.
-
-    Raises:
-        ConfigError: arguments that make no sense.
-    """
+    """Open the store and find the data; raises ConfigError where arguments make no sense."""
     from erpe.training.own import find_dataset, recall
 
     opened = Store.open(store)
@@ -243,11 +239,7 @@ def _shown(given: Shown, make: Any, notify: str | None, study: str, dataset: str
 
 
 def _check_tracking(store: Store, progress: Progress) -> None:
-    """Say before a long search that its results will wait in the store, because the server is down.
-
-    Raises:
-        TrackingError: the server refuses us, is not MLflow, or its database is of another version.
-    """
+    """Say before a long search that its results will wait in the store, if the server is down; raises TrackingError."""
     from erpe.tracking.connection import examine
 
     health = examine(store.tracking_uri)

@@ -88,11 +88,7 @@ def _without_hanging(path: str, flags: int) -> int:
 
 
 def _open(picture: str | os.PathLike[str]) -> Image.Image:
-    """Return the first frame, upright.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """Return the first frame, upright; raises DataError."""
     why: object
     try:
         with open(picture, "rb", opener=_without_hanging) as file:

@@ -126,11 +126,7 @@ def gc(
 
 
 def _choose(store: Store, study: str | None) -> dict[str, list[str]]:
-    """Return the parts of each experiment, for those that were run into this store.
-
-    Raises:
-        StudyError: there is none of that name, or it was run from another store.
-    """
+    """Return the parts of each experiment, for those that were run into this store; raises StudyError."""
     records = read_studies(store)
     chosen = studies_of(records if study is None else parts_of(records, study))
     own = {name: parts for name, parts in chosen.items() if any(is_here(store, part.name) for part in parts)}
@@ -141,11 +137,7 @@ def _choose(store: Store, study: str | None) -> dict[str, list[str]]:
 
 @contextlib.contextmanager
 def _leased(store: Store, names: list[str]) -> Iterator[storage.Database]:
-    """Hold the studies of an experiment until the block ends.
-
-    Raises:
-        BusyError: someone runs one of them.
-    """
+    """Hold the studies of an experiment until the block ends; raises BusyError if someone runs one of them."""
     with contextlib.closing(storage.Database(store.storage_url)) as database, contextlib.ExitStack() as leases:
         for name in names:
             leases.callback(acquire(database.url, name).release)

@@ -135,11 +135,7 @@ def _look(path: Path) -> Copy:
 
 
 def _count(path: Path) -> tuple[int, int]:
-    """Count the studies and the trials of a database that nobody may change.
-
-    Raises:
-        StoreError: it is not one of Optuna.
-    """
+    """Count the studies and trials of a database that nobody may change; raises StoreError if it is not Optuna's."""
     try:
         database = optuna.storages.RDBStorage("sqlite://", engine_kwargs={"creator": functools.partial(_open, path)})
     except (StorageInternalError, SQLAlchemyError, RuntimeError, AssertionError) as error:

@@ -188,11 +188,7 @@ def apply_overrides(entries: dict[str, Any], variant: str, dataset: str | Datase
 
 
 def _read_axis(name: str, entry: Any, base: TrialConfig) -> Axis:
-    """Return an entry of a space file as an axis.
-
-    Raises:
-        ConfigError: not a setting the search may vary, or not a range.
-    """
+    """Return an entry of a space file as an axis; raises ConfigError."""
     if name in RESERVED:
         raise ConfigError(f"not for a space; {RESERVED[name]} sets it")
     if name not in base.flat():

@@ -102,11 +102,7 @@ class _News(NamedTuple):
 
 
 def _check_experiments(foreign: Foreign, store: Store) -> None:
-    """Check that a study file's study is here in part only if one side has all parts of the other.
-
-    Raises:
-        StudyError: both have parts of their own.
-    """
+    """Refuse a study file's study that both sides have parts of which the other has not; raises StudyError."""
     known = {study: {part.name for part in parts} for study, parts in studies_of(read_studies(store)).items()}
     for experiment in {member.experiment for member in foreign.members.values()} & set(known):
         theirs = {name for name, member in foreign.members.items() if member.experiment == experiment}
@@ -121,11 +117,7 @@ _REMEDY = "use --store NEW to import it into a new store"
 
 
 def _compare(member: Member, here: storage.Database) -> _News:
-    """Return what a study has that it does not have here.
-
-    Raises:
-        StudyError: the study here is a different one, or both continued.
-    """
+    """Return what a study has that it does not have here; raises StudyError if it is another one, or both continued."""
     name, later = member.record.name, member.study.get_trials(deepcopy=False)
     removed = {trial.number for trial in member.record.trials if trial.removed}
     if name not in here.names():
@@ -148,11 +140,7 @@ def _compare(member: Member, here: storage.Database) -> _News:
 
 
 def _copy(paths: dict[str, Path], folder: Path) -> None:
-    """Bring a trial's folder to what it is elsewhere; other files stay.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Bring a trial's folder to what it is elsewhere; other files stay. Raises StoreError."""
     try:
         for name, path in paths.items():
             data = path.read_bytes()
