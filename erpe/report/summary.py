@@ -5,35 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from erpe.report.comparison import Comparison
-from erpe.report.decisions import ALPHA
+from erpe.report.decisions import VERDICTS
 from erpe.report.gaps import NOT_SHOWN
-from erpe.report.labels import label, names, switched
+from erpe.report.labels import label, switched
 from erpe.report.outcomes import TIMED
 from erpe.report.pairing import KEY
 from erpe.report.ranks import pareto, surely_unbeaten
-from erpe.report.significance import (
-    BETTER,
-    EQUIVALENT,
-    MEASURE,
-    UNDECIDED,
-    VERDICTS,
-    WORSE,
-    digits_of,
-    distance,
-    ends,
-    judged,
-    margin_of,
-    share,
-    share_interval,
-    signed,
-    told,
-)  # fmt: skip
-from erpe.text import counted
+from erpe.report.significance import Pair, distance, ends, margin_of, share, share_interval
+from erpe.report.statistics import ACCURACY
 
+BETTER, WORSE, EQUIVALENT, UNDECIDED = VERDICTS
 MOST_NAMED = 12
 """Of more arms than this an answer tells the number only; the tables have them all."""
 
@@ -41,41 +25,11 @@ MOST_NAMED = 12
 def sentences(comparison: Comparison) -> list[str]:
     """Return what the seeds show of one study: each attention with its encodings, then positions, switches, costs."""
     variants = dict(zip(comparison.arms["arm"], comparison.arms["variant"], strict=True))
-    table = comparison.differences[comparison.differences["measure"] == MEASURE]
+    table = comparison.differences[comparison.differences["measure"] == ACCURACY]
     pairs = [Pair(row, variants) for row in table.to_dict("records")]
     found = [*_attentions(pairs, comparison.gaps), *_switched(pairs)]
     found += [f"{pair.full()}." for pair in pairs if pair["kind"] == "study"]
     return [*found, *_cheap(comparison, variants)] or ["There are no two arms to compare yet."]
-
-
-class Pair(dict[Any, Any]):
-    """A row of `statistics.differences`, and its arms in words."""
-
-    def __init__(self, row: dict[Any, Any], variants: dict[str, str]) -> None:
-        super().__init__(row)
-        self.names = names(row, variants)
-
-    def full(self) -> str:
-        """`with no positions, FAVOR+ is 1.9 points below softmax (95 % 0.7 to 3.1, 8 seeds)`, and the verdict where it
-        is more than worse or better."""
-        said = self.within() + told(self | {"arm": self.names.arm, "against": self.names.against})
-        plain = not self["n"] or (self["verdict"] in (BETTER, WORSE) and judged(self) == self["verdict"])
-        return said if plain else f"{said}: {judged(self)}"
-
-    def within(self) -> str:
-        """Return the switches that both arms have, as the beginning of a sentence."""
-        return f"with {self.names.shared}, " if self.names.shared else ""
-
-    def points(self) -> str:
-        """`-1.18 points, 95 % -2.01 to -0.35`: the arm minus the other."""
-        if not self["n"]:
-            return "no common seed"
-        digits = digits_of(self)
-        size, low, high = (signed(100 * self[name], digits) for name in ("difference", "all_low", "all_high"))
-        interval = counted(self["n"], "seed") if np.isnan(self["all_low"]) else f"95 % {low} to {high}"
-        small = self["verdict"] in (BETTER, WORSE) and self["p_equivalent"] < ALPHA
-        less = f", by less than {margin_of(self)}" if small else ""
-        return f"{'+' if self['difference'] > 0 else ''}{size} points, {interval}{less}"
 
 
 def _attentions(pairs: Sequence[Pair], gaps: pd.DataFrame) -> Iterator[str]:
@@ -163,7 +117,7 @@ def _cheap(comparison: Comparison, variants: dict[str, str]) -> Iterator[str]:
     if len(table) < 2:
         return
     ends = comparison.summary.pivot(index=KEY[-1], columns="measure", values=["low", "high"]).loc[table["arm"]]
-    cost, quality = (ends.xs(name, axis=1, level="measure").to_numpy() for name in (TIMED, MEASURE))
+    cost, quality = (ends.xs(name, axis=1, level="measure").to_numpy() for name in (TIMED, ACCURACY))
     table = table.assign(sure=surely_unbeaten(cost, quality)).sort_values("cost")
     front, sure = ([label(arm, variants[arm]) for arm in table.loc[table[name], "arm"]] for name in ("front", "sure"))
     rest = [arm for arm in front if arm not in sure]
