@@ -15,17 +15,7 @@ from torch import Tensor
 
 from erpe._upstream import openmp_of_torch, operators_are_watched
 from erpe.model.features import Maps
-from erpe.model.kernels.abi import (
-    CLinear,
-    CMasked,
-    CView,
-    Turn,
-    linear_sizes,
-    masked_sizes,
-    projections,
-    tables,
-    whole,
-)
+from erpe.model.kernels.abi import CLinear, CMasked, CView, Turn, linear_sizes, masked_sizes, projections, tables, whole
 
 
 def load(paths: Iterable[Path]) -> ctypes.CDLL | None:

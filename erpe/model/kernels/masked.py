@@ -14,15 +14,7 @@ from torch import Tensor
 
 from erpe.model.features import AS_THEY_ARE, FeatureMap, Maps
 from erpe.model.kernels import cpu, gpu
-from erpe.model.kernels.functions import (
-    again,
-    bound,
-    folded_mask,
-    more_heads,
-    own_projections,
-    slopes,
-    unfolded_mask,
-)
+from erpe.model.kernels.functions import again, bound, folded_mask, more_heads, own_projections, slopes, unfolded_mask
 from erpe.model.kernels.low_rank import fourier_product, series
 from erpe.model.kernels.tiles import WHOLE, dense_product, tiled_product, window_top
 from erpe.model.toeplitz import Mask
