@@ -42,7 +42,7 @@ def final_evaluation(
     folder: Path, *, data_dir: str | Path | None = None, device: str = "auto",
     devices: Mapping[str, Any] | None = None, timed: bool = True, warn: Warn = warnings.warn,
 ) -> dict[str, float]:  # fmt: skip
-    """All measures of a trained model, compiled where a trial is. The test split is opened once; later they are read.
+    """Return all measures of a trained model. The test split is opened once: a second call reads what was measured.
 
     Args:
         devices: what is the fastest on each, see `Store.devices`.
