@@ -2,6 +2,7 @@ import gc
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import uuid
 from collections import Counter
@@ -97,6 +98,14 @@ def no_database_of_another_test():
     yield
     for name in ("MLFLOW_TRACKING_URI", "ERPE_STORAGE_URL"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture
+def hangup():
+    """SIGHUP does what it does by default, under `nohup`, too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

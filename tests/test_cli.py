@@ -344,13 +344,18 @@ def test_a_terminal_without_a_character_gets_a_stand_in(trained):
 
 
 SERVER = """
-import os, subprocess, sys
+import os, sys
+from erpe import __main__
+from erpe.cli import app
 from erpe.cli.ui import run_server
-run_server([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(50)"], dict(os.environ))
+server = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(50)"]
+app.main = lambda: run_server(server, dict(os.environ))
+__main__.main()
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("hangup")
 def test_a_signal_ends_the_ui_with_a_line(number):
     with subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         assert running.stdout is not None and running.stdout.readline() == b"up\n"

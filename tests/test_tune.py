@@ -139,7 +139,8 @@ def test_missing_data_is_told_once_before_any_trial(store, without_mlflow):
     assert read_studies(store)[0].trials == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("hangup")
 def test_one_signal_ends_the_search_after_the_epoch_and_the_same_call_continues(store, without_mlflow, number):
     def interrupt(folder, epoch):
         if number_of(folder) == 1 and epoch == 2 and once(folder, "signal"):
@@ -153,6 +154,18 @@ def test_one_signal_ends_the_search_after_the_epoch_and_the_same_call_continues(
     result = inline(store)
     assert not result.interrupted and result.counts == {"COMPLETE": 3}
     check_books(store, 3)
+
+
+def test_a_worker_that_dies_once_an_end_was_asked_for_is_no_fault_of_its_trial(store, without_mlflow):
+    """SIGTERM is sent to all processes of a service at once."""
+
+    def stopped(folder, epoch):
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("it was sent SIGTERM, too")
+
+    for _ in range(MAX_ATTEMPTS):
+        assert inline(store, trials=1, work=work(accident=stopped)).interrupted
+    assert inline(store, trials=1).counts == {"COMPLETE": 1}
 
 
 class Lines(Progress):
@@ -282,7 +295,7 @@ def test_a_gpu_that_is_not_there_is_refused_at_once(store):
 
 
 HEADLESS = """
-import signal, socket, time
+import signal, socket, threading, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
 from erpe.errors import StudyError
 from erpe.execution.ray_tune.cluster import watch_head
@@ -297,6 +310,13 @@ try:
         time.sleep(50)
 except StudyError as error:
     print(error)
+draining = threading.Event()
+draining.set()
+try:
+    with watch_head(address, 0.2, draining):
+        time.sleep(50)
+except KeyboardInterrupt:
+    print("as asked")
 time.sleep(1)
 print("goes on")
 """
@@ -305,7 +325,7 @@ print("goes on")
 def test_a_program_whose_head_is_gone_gets_an_error_that_says_so_and_goes_on():
     done = subprocess.run([sys.executable, "-c", HEADLESS], capture_output=True, text=True, timeout=40)
     assert (done.returncode, done.stderr) == (0, "")
-    said = r"heard\nray address 127.0.0.1:\d+: the cluster's head is gone, .*continues\ngoes on\n"
+    said = r"heard\nray address 127.0.0.1:\d+: the cluster's head is gone, .*continues\nas asked\ngoes on\n"
     assert re.fullmatch(said, done.stdout)
 
 

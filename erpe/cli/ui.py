@@ -94,22 +94,16 @@ def _browse_when_up(port: int, address: str) -> None:
 
 
 def run_server(command: list[str], environment: dict[str, str]) -> None:
-    """Run a server and all its processes until it ends, or until SIGINT, SIGTERM or SIGHUP.
+    """Run a server and all its processes until it ends, or until Ctrl-C.
 
     It has a session of its own: Ctrl-C in the terminal would have each of its processes show where it was.
 
     Raises:
         TrackingError: it ended by itself.
     """
-
-    def end(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end)
     running = None
     try:
-        with held_back(signal.SIGHUP):  # a signal while it starts would leave it behind
+        with held_back():  # a signal while it starts would leave it behind
             running = subprocess.Popen(command, env=environment, start_new_session=True)
         code = running.wait()
     except KeyboardInterrupt:
@@ -117,9 +111,10 @@ def run_server(command: list[str], environment: dict[str, str]) -> None:
         return
     finally:
         if running:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(running.pid, signal.SIGKILL)  # it holds nothing: the database takes whole transactions
-            running.wait()
+            with held_back():  # a second Ctrl-C, too
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(running.pid, signal.SIGKILL)  # it holds nothing: the database takes whole transactions
+                running.wait()
     raise TrackingError(f"the MLflow server ended (exit code {code}); its lines above say why")
 
 

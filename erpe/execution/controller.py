@@ -110,6 +110,8 @@ class StudyController:
             Whether to run the trial again.
         """
         write_log(self.folder(trial), f"crashed: {reason}")
+        if self.draining.is_set():
+            return False  # no fault of the trial: SIGTERM may have been sent to the workers, too
         if self.session.record_crash(trial.number, reason):
             return not self.draining.is_set()
         return self._end(trial)

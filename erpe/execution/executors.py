@@ -11,13 +11,23 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any, Literal, NamedTuple, TypedDict
 
 from erpe.checkpoints import RemoteCheckpoints
 from erpe.errors import ConfigError, StudyError
 from erpe.execution.callbacks import Progress
 from erpe.execution.fair_share import TrialController
-from erpe.execution.ray_tune.cluster import WORKER_SECONDS, check_reachable, cluster_info, start, stop, watch_head
+from erpe.execution.ray_tune.cluster import (
+    HEAD_SECONDS,
+    OWN_SECONDS,
+    WORKER_SECONDS,
+    check_reachable,
+    cluster_info,
+    start,
+    stop,
+    watch_head,
+)
 from erpe.execution.signals import ending_at_once
 from erpe.execution.trial_loop import PackRunner, TrialFactory
 from erpe.execution.trial_queue import TrialQueue
@@ -67,19 +77,26 @@ class ResourceRequest:
 
     @contextmanager
     def workers(
-        self, trials: int, store: Store, study: str, remote: RemoteCheckpoints | None, progress: Progress
+        self,
+        trials: int,
+        store: Store,
+        study: str,
+        remote: RemoteCheckpoints | None,
+        progress: Progress,
+        draining: Event,
     ) -> Iterator[Workers]:
         """Yield what runs trials of a study; see `on_ray`.
 
         Args:
             remote: where they keep their folders; None: in the store.
+            draining: set once the user has asked for an end.
         """
         if self.executor == "inline":
             yield InProcess(self)
         else:
             progress.on_phase("workers")
             place = remote or RemoteCheckpoints(str(store.checkpoints))
-            with on_ray(self, trials, store.root / "ray" / study, place) as workers:
+            with on_ray(self, trials, store.root / "ray" / study, place, draining) as workers:
                 yield workers
 
     def check(self) -> None:
@@ -218,15 +235,21 @@ Workers = InProcess | OnRay
 
 @contextmanager
 def on_ray(
-    asked: ResourceRequest, trials: int, scratch: Path, place: RemoteCheckpoints | None = None
+    asked: ResourceRequest,
+    trials: int,
+    scratch: Path,
+    place: RemoteCheckpoints | None = None,
+    draining: Event | None = None,
 ) -> Iterator[Workers]:
     """Start Ray, or join it, for as long as the block runs.
 
     Args:
         place: where a cluster's nodes keep checkpoints, which is tried on each of them.
+        draining: set once the user has asked for an end.
     Raises:
         ConfigError: the cluster does not respond, or lacks what is asked for.
         StoreError: a node cannot write where checkpoints go, or does not see what others wrote.
+        StudyError, KeyboardInterrupt: see `watch_head`.
     """
     with ExitStack() as opened:
         ours = "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
@@ -246,7 +269,8 @@ def on_ray(
         opened.callback(_remove, scratch)
         if asked.address and place:
             require_shared(place)
-        with watch_head(asked.address or ray.get_runtime_context().gcs_address):
+        head = asked.address or ray.get_runtime_context().gcs_address
+        with watch_head(head, HEAD_SECONDS if asked.address else OWN_SECONDS, draining):
             yield OnRay(allocate(asked, trials, found.cpus, found.gpus), scratch, asked)
 
 

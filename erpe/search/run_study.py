@@ -108,7 +108,7 @@ def run(
         progress.on_phase("data")
         work.prepare()
         most = len(arms) * max(plan.search.trials, plan.confirm.seeds)
-        started = functools.partial(where.workers, most, store, plan.name, remote, progress)
+        started = functools.partial(where.workers, most, store, plan.name, remote, progress, campaign.draining)
         with contextlib.ExitStack() as working:
             workers = functools.cache(lambda: campaign.started(working.enter_context(started())))
             confirmed = campaign.play(searches, work, workers)

@@ -115,7 +115,7 @@ def tune(
             work.prepare()
             session.record_tags(tags)
             tracker.tell(session.name)
-            with where.workers(trials, store, session.name, remote, progress) as workers:
+            with where.workers(trials, store, session.name, remote, progress, controller.draining) as workers:
                 tags["device"] = workers.device
                 _run(controller, work, workers)
         return _close(controller, began, finished)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from erpe.errors import ConfigError, StudyError
 from erpe.execution.ray_tune.jobs import Jobs
-from erpe.execution.signals import ending_at_once, held_back
+from erpe.execution.signals import ending_at_once, held_back, unheard_by_children
 from erpe.openmp import WAITING
 from erpe.surroundings import bypass_proxies, require_loopback, short_folder
 from erpe.text import first_line, reason
@@ -25,8 +25,8 @@ from erpe.text import first_line, reason
 OBJECT_STORE_BYTES = 100 * 2**20
 """Trials exchange a few numbers; Ray's default is 30 % of the memory."""
 
-HEAD_SECONDS = 45.0
-"""How long a cluster's head may be silent; Ray's patience is 60."""
+HEAD_SECONDS, OWN_SECONDS = 45.0, 3.0
+"""How long a cluster's head may be silent, and that of a Ray which was started here; Ray's patience is 60."""
 
 WORKER_SECONDS = 60.0
 """How long a cluster without a CPU is waited for: its workers may be on their way."""
@@ -76,7 +76,8 @@ def start(address: str | None, cpus: int, folder: str, tries: int = 2) -> None:
     }
     os.environ.update({} if address else WAITING)  # inherited by the workers of a Ray that starts here
     try:
-        with ending_at_once(), leaving_the_users_folder(folder), _without_its_warnings() if address else nullcontext():
+        quiet = _without_its_warnings() if address else nullcontext()
+        with ending_at_once(), unheard_by_children(), leaving_the_users_folder(folder), quiet:
             ray.init(
                 address=address or "local",
                 logging_level=logging.ERROR,
@@ -171,22 +172,29 @@ def _without_its_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def watch_head(address: str | None, seconds: float = HEAD_SECONDS) -> Iterator[None]:
+def watch_head(
+    address: str | None, seconds: float = HEAD_SECONDS, draining: threading.Event | None = None
+) -> Iterator[None]:
     """While the block runs: if the cluster's head is silent for so long, SIGINT ends what the main thread waits for.
 
     Ray would end the process a little later, in its own words. A block outside of the main thread cannot be woken.
 
+    Args:
+        draining: set once the user has asked for an end; SIGTERM may have been sent to all of Ray, too.
     Raises:
         StudyError: the head was silent, and the block ended for that.
+        KeyboardInterrupt: the same, after the user has asked for an end.
     """
-    over, gone = threading.Event(), threading.Event()
+    over, gone = threading.Event(), list[bool]()
     if address and threading.current_thread() is threading.main_thread():
-        threading.Thread(target=_watch, args=(address, seconds, over, gone), daemon=True).start()
+        threading.Thread(target=_watch, args=(address, seconds, over, gone, draining), daemon=True).start()
     try:
         yield
     except BaseException as error:
-        if not gone.is_set():
+        if not gone:
             raise
+        if gone[0]:
+            raise KeyboardInterrupt from error
         raise StudyError(
             f"ray address {address}: the cluster's head is gone, no answer for {seconds:g} s; "
             "trials stay as they are, the same command continues"
@@ -195,7 +203,10 @@ def watch_head(address: str | None, seconds: float = HEAD_SECONDS) -> Iterator[N
         over.set()
 
 
-def _watch(address: str, seconds: float, over: threading.Event, gone: threading.Event) -> None:
+def _watch(
+    address: str, seconds: float, over: threading.Event, gone: list[bool], draining: threading.Event | None
+) -> None:
+    """Note in `gone`, once the head is, whether an end was asked for before."""
     heard = time.monotonic()
     while not over.wait(seconds / 10):
         with suppress(ConfigError):
@@ -203,7 +214,7 @@ def _watch(address: str, seconds: float, over: threading.Event, gone: threading.
             heard = time.monotonic()
         main = threading.main_thread().ident
         if main and time.monotonic() - heard > seconds:
-            gone.set()
+            gone.append(bool(draining and draining.is_set()))
             signal.pthread_kill(main, signal.SIGINT)  # again and again: the first lets epochs finish, the second ends
 
 

@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from erpe.errors import StudyError
+from erpe.errors import ConfigError, StudyError
 from erpe.execution.fair_share import TrialController
+from erpe.execution.ray_tune.cluster import check_reachable
 from erpe.execution.ray_tune.trainable import LAST_WORDS, MOST, Worker  # before Ray: sets its environment
 from erpe.execution.trial_loop import TrialFactory
 from erpe.execution.trial_queue import TrialQueue
@@ -139,7 +140,8 @@ class AbortStopper(tune.Stopper):
 
     def __init__(self, link: TuneBridge) -> None:
         self._link = link
-        self._node = ray.get_runtime_context().get_node_id()
+        context = ray.get_runtime_context()
+        self._node, self._head = context.get_node_id(), context.gcs_address
         self._looked = time.monotonic()
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -154,7 +156,12 @@ class AbortStopper(tune.Stopper):
         return self._link.error is not None
 
     def _look(self) -> None:
-        # Without its node, Tune would wait for workers for ever.
+        # Without its node, Tune would wait for workers for ever. A head that is gone is never asked: Ray would wait
+        # for its answer, and then end the process. `watch_head` ends the search.
+        try:
+            check_reachable(self._head)
+        except ConfigError:
+            return
         if not any(node["NodeID"] == self._node and node["Alive"] for node in ray.nodes()):
             raise StudyError("ray: this machine's node died; trials stay as they are, the same command continues")
 
