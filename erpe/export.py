@@ -5,6 +5,7 @@ The file takes pictures as they are, (B, channels, height, width) uint8, and ret
 
 from __future__ import annotations
 
+import io
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from erpe.errors import ConfigError, StoreError
+from erpe.io import write_atomic
 from erpe.text import first_line
 from erpe.training.data import normalise
 
@@ -49,7 +51,7 @@ def export(model: TrainedViT, path: Path, kind: str) -> float:
         the largest difference of a probability.
     Raises:
         ConfigError: what writes or runs ONNX is not installed, or the model computes what such a file cannot.
-        StoreError: the file says something else than the model, so that it was removed.
+        StoreError: the file would say something else than the model, so that it was not written.
     """
     if kind == "onnx" and not all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
         raise ConfigError("export: onnx is not installed; use pip install 'erpe[export]', or --format torch instead")
@@ -58,37 +60,41 @@ def export(model: TrainedViT, path: Path, kind: str) -> float:
     wanted = torch.from_numpy(model.predict(images))  # first: a tracer would fill caches of constants with its own kind
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporters, about themselves
-        _write(Portable(model).eval(), images, path, kind)
-        run = _onnx(path) if kind == "onnx" else torch.export.load(path).module()
+        content = _exported(Portable(model).eval(), images, kind)
+        run = _onnx(content) if kind == "onnx" else torch.export.load(io.BytesIO(content)).module()
         worst = max(float((run(images[:n]) - wanted[:n]).abs().max()) for n in (CHECKED, 1))
     if not worst <= TOLERANCE:
-        path.unlink()
-        raise StoreError(f"{path}: differs by {worst:.2g} from the model; nothing was kept")
+        raise StoreError(f"{path}: differs by {worst:.2g} from the model; nothing was written")
+    write_atomic(path, content)
     return worst
 
 
-def _write(portable: Portable, images: Tensor, path: Path, kind: str) -> None:
+def _exported(portable: Portable, images: Tensor, kind: str) -> bytes:
+    file = io.BytesIO()
     batch = {0: torch.export.Dim("batch", min=1)}
     try:
         if kind == "onnx":
-            torch.onnx.export(
-                portable, (images,), str(path), dynamo=True, dynamic_shapes=(batch,), verbose=False,
-                input_names=["images"], output_names=["probabilities"], external_data=False,
+            program = torch.onnx.export(
+                portable, (images,), dynamo=True, dynamic_shapes=(batch,), verbose=False,
+                input_names=["images"], output_names=["probabilities"],
             )  # fmt: skip
+            assert program is not None
+            file.write(program.model_proto.SerializeToString())
         else:
-            torch.export.save(torch.export.export(portable, (images,), dynamic_shapes=(batch,)), path)
+            torch.export.save(torch.export.export(portable, (images,), dynamic_shapes=(batch,)), file)
     except RuntimeError as error:  # of layers that someone else wrote
         cause: BaseException = error
         while cause.__cause__:
             cause = cause.__cause__
         other = "; use --format torch instead" if kind == "onnx" else ""
         raise ConfigError(f"export: torch cannot write this model ({first_line(cause)[:200]}){other}") from error
+    return file.getvalue()
 
 
-def _onnx(path: Path) -> nn.Module:
+def _onnx(content: bytes) -> nn.Module:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
     class Run(nn.Module):
         def forward(self, images: Tensor) -> Tensor:

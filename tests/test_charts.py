@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from outcomes import made_up
 
 from erpe.config import defaults
-from erpe.report.charts import CHARTS, NARROW, parts, save_all
+from erpe.report.charts import CHARTS, NARROW, parts, save_all, write
 from erpe.report.charts.captions import CAPTIONS, told
 from erpe.report.charts.costs import COSTS, tradeoffs
 from erpe.report.charts.curves import attention_examples, attention_maps, best_trials, brightest_patch, confirmed_losses
@@ -417,3 +418,16 @@ def test_a_figure_of_one_column_lies_within_it(name):
     figure.draw_without_rendering()
     box = figure.get_tightbbox()
     assert box.x0 >= -0.02 and box.x1 <= COLUMN + 0.02 and figure.get_figwidth() == COLUMN
+
+
+@pytest.mark.parametrize("kind", ["pdf", "png", "svg"])
+def test_ctrl_c_leaves_no_half_figure(tmp_path, monkeypatch, kind):
+    class Pressed(Figure):
+        def savefig(self, *args, **settings):
+            super().savefig(*args, **settings)
+            raise KeyboardInterrupt
+
+    write(Figure(), tmp_path / f"whole.{kind}")
+    with pytest.raises(KeyboardInterrupt):
+        write(Pressed(), tmp_path / f"half.{kind}")
+    assert [path.name for path in tmp_path.iterdir()] == [f"whole.{kind}"]

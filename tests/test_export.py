@@ -29,9 +29,21 @@ def test_torch_s_own_file_says_what_the_model_says_for_any_number_of_pictures(va
 
 def test_a_file_that_says_something_else_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("erpe.export.TOLERANCE", -1.0)
-    with pytest.raises(StoreError, match=r"differs by .* from the model; nothing was kept"):
+    with pytest.raises(StoreError, match=r"differs by .* from the model; nothing was written"):
         export(small("softmax"), tmp_path / "model.pt2", "torch")
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_leaves_the_file_that_was_there(tmp_path, monkeypatch):
+    def ctrl_c(*args, **settings):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "model.pt2"
+    path.write_text("of yesterday")
+    monkeypatch.setattr(torch.export, "load", ctrl_c)  # before the new file is compared with the model
+    with pytest.raises(KeyboardInterrupt):
+        export(small("softmax"), path, "torch")
+    assert path.read_text() == "of yesterday" and [*tmp_path.iterdir()] == [path]
 
 
 def test_without_onnx_a_line_says_what_to_install(tmp_path, monkeypatch):

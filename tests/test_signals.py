@@ -122,22 +122,25 @@ def test_what_is_held_back_comes_at_the_end(number):
 COMMAND = """
 import atexit, signal, sys, tempfile
 from erpe import __main__
-number = signal.Signals[sys.argv[1]]
+number, when, folder = signal.Signals[sys.argv[1]], *sys.argv[2:]
 
 class Importing:
     def find_spec(self, name, path, target=None):
         if name == "erpe.cli.app":
             signal.raise_signal(number)
 
-def main():
-    with tempfile.TemporaryDirectory(dir=sys.argv[3]):
+def work(dataset):
+    with tempfile.TemporaryDirectory(dir=folder):
         signal.raise_signal(number)
 
-if sys.argv[2] == "importing":
+if when == "importing":
     sys.meta_path.insert(0, Importing())
+elif when == "working":
+    from erpe.cli import tables
+    tables.variants_rows, sys.argv[1:] = work, ["variants"]
 else:
     from erpe.cli import app
-    app.main = main if sys.argv[2] == "working" else lambda: sys.exit(3)
+    app.main = lambda: sys.exit(3)
     atexit.register(lambda: signal.raise_signal(number))
 __main__.main()
 """

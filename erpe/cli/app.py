@@ -10,9 +10,10 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from erpe import __version__
@@ -25,11 +26,25 @@ from erpe.cli.restore import restore
 from erpe.cli.search import train, tune
 from erpe.cli.study import study_app
 from erpe.cli.tools import diff, export, logs, plot
-from erpe.errors import UNREAD, UNSENT, ConfigError, ErpeError, OutputError
+from erpe.errors import INTERRUPTED, UNREAD, UNSENT, ConfigError, ErpeError, OutputError
 from erpe.store import Store
+
+
+class Commands(TyperGroup):
+    """Say a word where Ctrl-C ends a command that says none itself."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """See `TyperGroup`."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("erpe: interrupted", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
 
 app = typer.Typer(
     name="erpe",
+    cls=Commands,
     help="Tune and compare Vision Transformers with softmax and linear attention, with and without relative positions.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

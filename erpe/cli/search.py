@@ -55,9 +55,9 @@ def tune(
     as_json: options.AsJson = False,
 ) -> None:
     """Search the best settings of a variant; test the best model once. The same command continues."""
-    from erpe import api
-
     with showing(as_json, store) as show:
+        from erpe import api
+
         show(api.tune(
             variant, dataset_of(dataset, resize, store), trials=trials, store=store, name=name, new=new,
             epochs=epochs, settings=parse_settings(settings), space=space, enqueue=enqueue, warm_start=warm_start,
@@ -92,9 +92,9 @@ def train(
     as_json: options.AsJson = False,
 ) -> None:
     """Train one configuration, or that of a recorded run, and test it: a study of one trial, in this process."""
-    from erpe import api
-
     with showing(as_json, store) as show:
+        from erpe import api
+
         show(api.train(
             variant, dataset and dataset_of(dataset, resize, store), like=like, store=store, new=new,
             epochs=epochs, settings=parse_settings(settings), seed=seed, notify=notify, data_dir=data_dir,

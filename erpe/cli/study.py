@@ -77,10 +77,10 @@ def study_run(
     as_json: options.AsJson = False,
 ) -> None:
     """Search, confirm and test every variant of a study file. The same command, or `erpe study run NAME`, continues."""
-    from erpe import api
-    from erpe.cli.status import result_lines
-
     with showing(as_json, store):
+        from erpe import api
+        from erpe.cli.status import result_lines
+
         study = api.run_study(
             file, changes=changes_of(settings, budget, objective, at_most), store=store, offline=offline,
             replaces=replace, notify=notify, data_dir=data_dir, device=device, concurrency=concurrency,

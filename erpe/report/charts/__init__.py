@@ -7,6 +7,7 @@ returns None where there is nothing to draw.
 from __future__ import annotations
 
 import functools
+import io
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from erpe.io import write_atomic
 from erpe.report.charts import costs, curves, effort, forest, fronts, intervals, tokens
 from erpe.report.charts.style import COLUMN, FONTS, FULL, INK, SMALL, blank, dress, marks
 from erpe.report.comparison import Comparison
@@ -140,6 +142,8 @@ def save_all(
 
 def write(figure: Figure, path: Path) -> None:
     """Write a figure by the end of its name, the same bytes for the same figure."""
+    drawn = io.BytesIO()
     dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
     with matplotlib.rc_context({"svg.hashsalt": "erpe", "pdf.fonttype": 42}):
-        figure.savefig(path, dpi=150, metadata=dated.get(path.suffix[1:]))
+        figure.savefig(drawn, format=path.suffix[1:], dpi=150, metadata=dated.get(path.suffix[1:]))
+    write_atomic(path, drawn.getvalue())
