@@ -9,9 +9,15 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from toys import work
 
 from erpe.execution.callbacks import Progress
 from erpe.execution.signals import STOPS, ending_at_once, held_back, interruptible, unheard_by_children
+from erpe.search.run_study import run
+from erpe.search.tune import tune
+from erpe.store import Store
+from erpe.study.plan import Plan
+from erpe.study.spec import define
 
 PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
@@ -117,6 +123,32 @@ def test_what_is_held_back_comes_at_the_end(number):
         assert done and draining.is_set()
         with pytest.raises(KeyboardInterrupt), held_back():
             signal.raise_signal(number)
+
+
+def searches(store, preparing):
+    """Both jobs, whose data are prepared so."""
+    found = work()._replace(prepare=preparing)
+    yield lambda: tune(define("relu", "digits"), store, trials=1, work=found)
+    plan = Plan(name="of", dataset="digits", variants=["relu"])
+    yield lambda: run(plan, store, offline=True, work=found)
+
+
+def test_a_search_that_a_signal_ends_before_it_began_starts_no_workers(tmp_path, without_mlflow, monkeypatch):
+    monkeypatch.delattr("erpe.execution.executors.on_ray")
+    for search in searches(Store.open(tmp_path), lambda: signal.raise_signal(signal.SIGTERM)):
+        assert search().interrupted
+
+
+def test_while_ray_is_imported_one_signal_ends_the_command(tmp_path, without_mlflow, monkeypatch):
+    def start(*args):
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr("erpe.execution.executors.start", start)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    for search in searches(Store.open(tmp_path), lambda: None):
+        with pytest.raises(KeyboardInterrupt):
+            search()
 
 
 COMMAND = """

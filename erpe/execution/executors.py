@@ -256,7 +256,8 @@ def on_ray(
         if ours:  # Ray is imported only after its environment is set
             folder = opened.enter_context(short_folder())
             own = asked.cpus_per_trial
-            start(asked.address, own * (asked.concurrency or max(1, min(trials, cores() // own))), folder)
+            with ending_at_once():  # its import takes seconds, too
+                start(asked.address, own * (asked.concurrency or max(1, min(trials, cores() // own))), folder)
         import ray
 
         from erpe.execution.ray_tune.storage_check import require_shared

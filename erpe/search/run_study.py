@@ -220,7 +220,7 @@ class _Campaign:
     ) -> None:
         """Run a phase to its end; the parents' runs are opened before it."""
         shared = FairShareController(controllers, budgets)
-        if shared.left():
+        if shared.left() and not self.draining.is_set():  # workers take a while to start
             workers()
             self.progress.on_phase(phase)
             for controller in controllers:

@@ -115,9 +115,10 @@ def tune(
             work.prepare()
             session.record_tags(tags)
             tracker.tell(session.name)
-            with where.workers(trials, store, session.name, remote, progress, controller.draining) as workers:
-                tags["device"] = workers.device
-                _run(controller, work, workers)
+            if not controller.draining.is_set():  # workers take a while to start
+                with where.workers(trials, store, session.name, remote, progress, controller.draining) as workers:
+                    tags["device"] = workers.device
+                    _run(controller, work, workers)
         return _close(controller, began, finished)
 
 
