@@ -5,6 +5,7 @@ import sqlite3
 
 import optuna
 import pytest
+from sqlalchemy.exc import OperationalError
 from test_session import SPEC, run
 
 from erpe.errors import StoreError, StudyError
@@ -171,7 +172,7 @@ def test_a_database_that_is_locked_for_a_moment_is_waited_for(store):
         def flaky():
             calls.append(1)
             if len(calls) < 3:
-                raise storage.OperationalError("x", {}, sqlite3.OperationalError("database is locked"))
+                raise OperationalError("x", {}, sqlite3.OperationalError("database is locked"))
             return session.ask(1)
 
         assert flaky().number == 0 and len(calls) == 3
@@ -180,7 +181,7 @@ def test_a_database_that_is_locked_for_a_moment_is_waited_for(store):
 def test_a_full_disk_is_not_waited_for():
     @storage.retry_while_unavailable
     def full():
-        raise storage.OperationalError("x", {}, sqlite3.OperationalError("database or disk is full"))
+        raise OperationalError("x", {}, sqlite3.OperationalError("database or disk is full"))
 
     with pytest.raises(StoreError, match="disk is full; nothing is lost"):
         full()

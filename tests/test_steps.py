@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from trials import tiny
 
 from erpe.config import TrainConfig
-from erpe.training import confirmation
+from erpe.training import confirmation, evaluate
 from erpe.training.data import load_training, normalise
 from erpe.training.loop import learning_rate
 from erpe.training.trial import Trial
@@ -116,7 +116,7 @@ def test_averaged_weights_follow_the_decay_and_are_the_model(tmp_path):
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-5, atol=1e-7)
     for mine, averaged in zip(trainer.model.buffers(), trainer.final.buffers(), strict=True):
         assert torch.equal(mine, averaged)  # averages are taken of parameters; random features are the latest
-    logits = confirmation.logits_of(trainer.final, trial.validation, "digits")
+    logits = evaluate.logits_of(trainer.final, trial.validation, "digits")
     assert found["val/loss"] == pytest.approx(cross_entropy(logits, trial.validation.labels).item(), rel=1e-5)
     while not trial.done:
         trial.epoch()
