@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ from erpe.search.tune import tune
 from erpe.store import Store
 from erpe.study.plan import Plan
 from erpe.study.spec import define
+from erpe.tracking.tracker import Tracker
 
 PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
@@ -137,6 +139,17 @@ def test_a_search_that_a_signal_ends_before_it_began_starts_no_workers(tmp_path,
     monkeypatch.delattr("erpe.execution.executors.on_ray")
     for search in searches(Store.open(tmp_path), lambda: signal.raise_signal(signal.SIGTERM)):
         assert search().interrupted
+
+
+def test_after_a_signal_a_slow_server_is_not_waited_for(tmp_path, monkeypatch):
+    """Neither after one that came before the rest is sent, nor after one that comes meanwhile."""
+    monkeypatch.setattr("erpe.tracking.tracker.HURRY_SECONDS", 0.1)
+    monkeypatch.setattr("erpe.tracking.publisher.Publisher.run", lambda self, read, arrive, stop, *_: stop.wait(500))
+    for seconds in (0, 0.5):
+        asked, began = threading.Event(), time.monotonic()
+        threading.Timer(seconds, asked.set).start()
+        Tracker(Store.open(tmp_path), "of").close(300, asked)
+        assert time.monotonic() - began < 200
 
 
 def test_while_ray_is_imported_one_signal_ends_the_command(tmp_path, without_mlflow, monkeypatch):

@@ -114,7 +114,7 @@ def run(
             confirmed = campaign.play(searches, work, workers)
         if not offline:
             progress.on_phase("tracking")
-        lag, after = 0 if offline else tracker.close(60), _members(store, plan)
+        lag, after = 0 if offline else tracker.close(60, campaign.draining), _members(store, plan)
         return CampaignResult(
             plan.name, confirmed, campaign.failed, campaign.draining.is_set(),
             openings(after, [arm.name for arm in arms]), lag, tracker.problem, time.monotonic() - began,

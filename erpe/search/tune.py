@@ -160,7 +160,7 @@ def _close(controller: StudyController, began: float, finished: datetime | None)
     test = study.finals.get(best.number) if best else None
     tracker.tell(study.name)
     controller.progress.on_phase("tracking")
-    lag = tracker.close(30 if over else 5)
+    lag = tracker.close(30 if over else 5, controller.draining)
     return TuneResult(
         study=study.name,
         counts=dict(study.counts),

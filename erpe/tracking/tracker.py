@@ -28,6 +28,9 @@ BEGIN_SECONDS = 30.0
 """A study that has only started is sent so much later, or when there is more to tell: MLflow takes seconds to import,
 and the workers that start meanwhile need both cores."""
 
+HURRY_SECONDS = 5.0
+"""How long the rest is sent once somebody waits for the end."""
+
 
 class Tracker:
     """Publishes one study, in a thread. Calls may be repeated, also by a later process: nothing is there twice.
@@ -128,16 +131,21 @@ class Tracker:
         """Return how many changes were told and are not there yet."""
         return self._told - self._arrived
 
-    def close(self, timeout: float = 30) -> int:
+    def close(self, timeout: float = 30, asked: threading.Event | None = None) -> int:
         """Publish what is left, for at most `timeout` seconds or until the user must repair something.
 
+        Args:
+            asked: set once somebody waits for the end, as after Ctrl-C: then `HURRY_SECONDS` more are the most.
         Returns:
             How many changes MLflow lacks; `sync` sends them later.
         """
         for event in (self._last, self._begin, self._wake):
             event.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+        deadline = time.monotonic() + timeout
+        while self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+            if asked and asked.is_set():
+                asked, deadline, left = None, 0.0, min(left, HURRY_SECONDS)
+            self._thread.join(min(left, 0.2) if asked else left)
         self._stop.set()
         if self._whole and not self._thread.is_alive():
             return 0
