@@ -415,12 +415,10 @@ def test_only_one_process_publishes_and_another_takes_over(embedded):
     with driver(embedded, send=False, trials=1) as controller:
         trial = controller.next_trial()
         epoch(controller, trial, 1)
-        read, stop, wake, last = lambda: (read_studies(embedded), True), *(threading.Event() for _ in range(3))
-        first, second = Publisher(embedded, STUDY), Publisher(embedded, STUDY)
-        assert first.step(read, stop) is True
+        first, second = (Publisher(embedded, STUDY, lambda: read_studies(embedded)) for _ in range(2))
+        assert first.step(running=True) is True
         epoch(controller, trial, 2)
-        assert second.step(read, stop) is False and second.problem is None
-        stop.set()
-        first.run(read, lambda: None, stop, wake, last)
-        assert second.step(read, threading.Event()) is True
+        assert second.step(running=True) is False and second.problem is None
+        first.close()
+        assert second.step(running=True) is True
     assert metrics(embedded.root / "mlflow.db")[NAMES[1], "val/accuracy"] == [(1, 0.1), (2, 0.2)]

@@ -43,7 +43,7 @@ def test_what_was_told_while_the_server_was_down_arrives_when_it_is_up(store, em
     database, port = tmp_path / "server.db", free_port()
     shutil.copy(empty_database, database)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    monkeypatch.setattr("erpe.tracking.publisher.LONGEST_PAUSE", 1.0)
+    monkeypatch.setattr("erpe.tracking.tracker.LONGEST_PAUSE", 1.0)
     with driver(store) as controller:
         play(controller, files=True)
         time.sleep(1)

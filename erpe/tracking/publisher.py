@@ -1,4 +1,4 @@
-"""Brings MLflow to what a study holds: as often as it takes, in bounded memory, one process at a time.
+"""Brings MLflow to what a study holds, in bounded memory, one process at a time.
 
 Each step compares what should be there with what is there, and makes the calls that are left. A call that is made twice
 changes nothing, so a kill anywhere costs a comparison.
@@ -25,17 +25,8 @@ from erpe.tracking.marks import GONE, OPENED, Mark
 if TYPE_CHECKING:
     from erpe.tracking.mlflow_calls import Experiment
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds between attempts while nothing gets through: doubled each time."""
-
-PERIOD = 1.0
-"""Seconds between two looks at a study that runs, at least."""
-
 _ATTEMPTS = 3
 """So often is a run tried that a healthy server will not take."""
-
-Read = Callable[[], tuple[list[StudyRecord], bool]]
-"""Returns all parts of the experiment as they stand, and whether a driver is at work on it."""
 
 
 class Repaired(NamedTuple):
@@ -50,13 +41,21 @@ class Repaired(NamedTuple):
 class Publisher:
     """Publishes one study to the server that the store names."""
 
-    def __init__(self, store: Store, study: str) -> None:
+    def __init__(self, store: Store, study: str, read: Callable[[], list[StudyRecord]]) -> None:
+        """Publish nothing yet.
+
+        Args:
+            read: returns all parts of the study as they stand.
+        """
         self.store, self.study = store, study
         self.problem: str | None = None
         """What the user must repair; None while the server is only down."""
         self._mended: dict[str, bool] = {}
         """Runs that a look found wanting -> whether they were there at all."""
+        self.stop = threading.Event()
+        """Set by others: a step ends after the run that it is at."""
         self.cursor = Cursor(store, study)
+        self._read = read
         self._experiment: Experiment | None = None
         self._shown: dict[str, RunImage] = {}
         """What is known to be there of runs that have not ended."""
@@ -71,52 +70,24 @@ class Publisher:
         short = sum(self._mended.values())
         return Repaired(len(self._mended) - short, short)
 
-    def run(
-        self,
-        read: Read,
-        arrive: Callable[[], None],
-        stop: threading.Event,
-        wake: threading.Event,
-        last: threading.Event,
-    ) -> bool:
-        """Publish until `stop`; once `last` is set, until all is there or the user must repair something.
+    def close(self) -> None:
+        """Let another process publish."""
+        self._lock.release(force=True)
 
-        What is there is looked at first; where anything was sent, once more at the end.
+    def step(self, running: bool, last: bool = False) -> bool:
+        """Bring MLflow to where the study is; whether it is there.
+
+        The first step, and one after a failure, looks at all that is there.
 
         Args:
-            arrive: called when all is there that was read.
-        Returns:
-            Whether all was there at the end.
+            running: whether a driver is at work on the study.
+            last: look once more if anything was sent.
         """
-        pause, looked = FIRST_PAUSE, False
-        try:
-            while not stop.is_set():
-                wake.clear()
-                closing = last.is_set()  # asked before the step: what is told until then is in it
-                if arrived := self.step(read, stop):
-                    arrive()
-                if closing and arrived and self._sent and not looked:
-                    self._look = looked = True
-                elif closing and (arrived or self.problem):
-                    return arrived
-                elif not closing:
-                    wake.wait(None if arrived else 0)
-                    last.wait(PERIOD if arrived else pause)
-                else:
-                    stop.wait(pause)
-                pause = FIRST_PAUSE if arrived else min(2 * pause, LONGEST_PAUSE)
-            return False
-        finally:
-            self._lock.release(force=True)  # a thread that dies of something unforeseen must not keep it
-
-    def step(self, read: Read, stop: threading.Event) -> bool:
-        """Bring MLflow to where the study is; whether it is there."""
         try:
             if not self._lock.is_locked:
                 self._lock.acquire(timeout=0)
                 self.cursor = Cursor(self.store, self.study)  # another process may have been first
-            members, running = read()
-            if not members:
+            if not (members := self._read()):
                 return True
             if not (experiment := self._open()):
                 return False
@@ -125,7 +96,7 @@ class Publisher:
                 self._shown = experiment.observe()
             try:
                 for image in desired(members, self.store, running, self._is_known):
-                    if stop.is_set():
+                    if self.stop.is_set():
                         return False
                     self._bring(image, experiment)
                 if self._look:
@@ -134,6 +105,9 @@ class Publisher:
                 self.cursor.write()
             self._look = False
             self._shown = {uid: shown for uid, shown in self._shown.items() if not shown.ended}
+            if last and self._sent:
+                self._look, self._sent = True, False
+                return self.step(running)
             self.problem = self._told_refusals()
             return not self._refused
         except Timeout:

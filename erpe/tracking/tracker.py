@@ -1,4 +1,4 @@
-"""What a driver calls: it notes when things were, and wakes the publisher; MLflow is brought up to date meanwhile."""
+"""What a driver calls: it notes when things were, and wakes a thread that brings MLflow up to date meanwhile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from erpe.study import storage
 from erpe.study.lock import acquire
 from erpe.study.lookup import parts_of
 from erpe.study.reading import read_studies, read_study
-from erpe.study.records import StudyRecord, TrialRecord
+from erpe.study.records import GROUP, STUDY, StudyRecord, TrialRecord
 from erpe.study.spec import check_name
 from erpe.tracking.connection import examine
 from erpe.tracking.history import Journal
@@ -25,8 +25,14 @@ from erpe.tracking.spool import read_spool
 from erpe.tracking.waiting import own, waiting
 
 BEGIN_SECONDS = 30.0
-"""A study that has only started is sent so much later, or when there is more to tell: MLflow takes seconds to import,
-and the workers that start meanwhile need both cores."""
+"""What begins is shown so much later, or with the next epoch: MLflow takes seconds to import, and the workers that
+start meanwhile need both cores."""
+
+PERIOD = 1.0
+"""Seconds between two steps of a study that runs, at least."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+"""Seconds between attempts while nothing gets through: doubled each time."""
 
 HURRY_SECONDS = 5.0
 """How long the rest is sent once somebody waits for the end."""
@@ -52,38 +58,45 @@ class Tracker:
         Args:
             send: False publishes nothing and leaves it to `sync`.
             elsewhere: another process is at work on it, also afterwards.
-            parts: of the study as the database has them; default: they are read.
+            parts: what to publish; default: what the database has, whenever it changes.
         Raises:
             ConfigError: the name of the study cannot be the name of a file.
         """
         check_name(study)
         self.store, self.study = store, study
         read_spool(store, study)
-        self._publisher = Publisher(store, study)
-        self._journals: dict[str, Journal] = {}
-        self._books = _Books(store, study, parts)
+        self._parts = _Parts(store, study)
+        self._publisher = Publisher(store, study, (lambda: parts) if parts else self._parts.read)
         self._elsewhere = elsewhere
-        self._told = self._reading = self._arrived = 0
+        self._journals: dict[str, Journal] = {}
+        self._told = self._arrived = 0
         self._whole = False
-        self._stop, self._wake, self._last = threading.Event(), threading.Event(), threading.Event()
-        self._begin = threading.Event()
+        self._wake, self._last = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._publish, name=f"mlflow {study}", daemon=True)
         if send:
             self._thread.start()
 
     def _publish(self) -> None:
-        self._begin.wait(BEGIN_SECONDS)
+        """Publish until the study is over and all is there, or the user must repair something."""
+        publisher, pause = self._publisher, FIRST_PAUSE
+        self._wake.wait(BEGIN_SECONDS)
         try:
-            self._whole = self._publisher.run(self._read, self._arrive, self._stop, self._wake, self._last)
+            while not publisher.stop.is_set():
+                self._wake.clear()
+                told, last = self._told, self._last.is_set()  # before the step: what is told later comes with the next
+                arrived = publisher.step(self._elsewhere or not last, last)
+                if arrived:
+                    self._arrived = told
+                if last and (arrived or publisher.problem):
+                    self._whole = arrived
+                    return
+                if arrived:
+                    self._wake.wait(BEGIN_SECONDS)
+                (publisher.stop if last else self._last).wait(PERIOD if arrived else pause)
+                pause = FIRST_PAUSE if arrived else min(2 * pause, LONGEST_PAUSE)
         finally:
-            self._books.close()
-
-    def _read(self) -> tuple[list[StudyRecord], bool]:
-        self._reading = self._told  # before it is read: what is told meanwhile comes with the next step
-        return self._books.read(), self._elsewhere or not self._last.is_set()
-
-    def _arrive(self) -> None:
-        self._arrived = self._reading
+            publisher.close()
+            self._parts.close()
 
     @property
     def problem(self) -> str | None:
@@ -96,10 +109,9 @@ class Tracker:
         return self._publisher.repaired
 
     def tell(self, study: str) -> None:
-        """Show how a part of the study, as the database calls it, stands: it begins, has news, or ends."""
+        """Show how a part of the study, as the database calls it, stands: it begins, or has news."""
         self._told += 1
-        self._books.changed.add(study)
-        self._wake.set()
+        self._parts.names.add(study)
 
     def start_trial(self, study: str, trial: TrialRecord, tags: dict[str, str]) -> None:
         """Note whose driver has a trial from now on.
@@ -108,24 +120,25 @@ class Tracker:
             study: its part, as the database calls it.
             tags: of the driver.
         """
-        journal = Journal(self.store.trial_folder(study, trial.number, trial.config.seed))
-        journal.start(tags)
-        self._journals[trial.uid] = journal
+        self._journal(study, trial).start(tags)
         self.tell(study)
 
     def epoch(self, study: str, trial: TrialRecord, measures: dict[str, float]) -> None:
         """Note when an epoch was, and its measures. The first word on it counts, also after a restart."""
-        if trial.uid not in self._journals:
-            self._journals[trial.uid] = Journal(self.store.trial_folder(study, trial.number, trial.config.seed))
-        self._journals[trial.uid].epoch(measures)
-        self._begin.set()
+        self._journal(study, trial).epoch(measures)
         self.tell(study)
+        self._wake.set()
 
     def end_trial(self, study: str, trial: TrialRecord) -> None:
         """Show how a trial ended, or what was measured of it later."""
         self._journals.pop(trial.uid, None)
-        self._begin.set()
         self.tell(study)
+        self._wake.set()
+
+    def _journal(self, study: str, trial: TrialRecord) -> Journal:
+        if trial.uid not in self._journals:
+            self._journals[trial.uid] = Journal(self.store.trial_folder(study, trial.number, trial.config.seed))
+        return self._journals[trial.uid]
 
     def lag(self) -> int:
         """Return how many changes were told and are not there yet."""
@@ -139,31 +152,28 @@ class Tracker:
         Returns:
             How many changes MLflow lacks; `sync` sends them later.
         """
-        for event in (self._last, self._begin, self._wake):
-            event.set()
-        deadline = time.monotonic() + timeout
-        while self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
-            if asked and asked.is_set():
-                asked, deadline, left = None, 0.0, min(left, HURRY_SECONDS)
-            self._thread.join(min(left, 0.2) if asked else left)
-        self._stop.set()
-        if self._whole and not self._thread.is_alive():
+        self._last.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        self._publisher.stop.set()
+        if self._whole:
             return 0
         found = waiting(self.store, self.study).get(self.study)
         return max(1, found.changes.total()) if found else self.lag()
 
 
-class _Books:
-    """The parts of an experiment as the database has them; only what changed is read again."""
+class _Parts:
+    """The parts of a study as the database has them; a trial that ended is read once."""
 
-    def __init__(self, store: Store, experiment: str, parts: list[StudyRecord] | None) -> None:
-        self._store, self._experiment = store, experiment
-        self.changed: set[str] = set()
-        """Names of parts that are to be read again; any thread adds to them."""
+    def __init__(self, store: Store, study: str) -> None:
+        self._store, self._study = store, study
+        self.names: set[str] = set()
+        """As far as they were told; any thread adds to them."""
         self._database: storage.Database | None = None
-        self._parts = {part.name: part for part in parts or ()}
-        self._ended: dict[str, dict[int, TrialRecord]] = {}
+        self._known: dict[str, tuple[optuna.Study, dict[int, TrialRecord]]] = {}
 
+    @storage.retry_while_unavailable
     def read(self) -> list[StudyRecord]:
         """Return all parts.
 
@@ -173,22 +183,13 @@ class _Books:
         if self._database is None:
             if not storage.exists(storage.parse(self._store.storage_url)):
                 return []
-            found = () if self._parts else read_studies(self._store)
-            self._parts |= {part.name: part for part in found if part.experiment == self._experiment}
             self._database = storage.Database(self._store.storage_url)
-        while self.changed:
-            name = self.changed.pop()
-            try:
-                self._parts[name] = self._one(self._database, name)
-            except BaseException:
-                self.changed.add(name)
-                raise
-        return list(self._parts.values())
-
-    @storage.retry_while_unavailable
-    def _one(self, database: storage.Database, name: str) -> StudyRecord:
-        study = optuna.load_study(study_name=name, storage=database.backend)
-        return read_study(study, self._ended.setdefault(name, {}))
+            attrs = {name: self._database.study_attrs(name) for name in self._database.names()}
+            found = {name for name, own in attrs.items() if own.get(GROUP, {}).get("study", name) == self._study}
+            self.names |= {name for name in found if STUDY in attrs[name]}
+        for name in sorted(self.names - self._known.keys()):
+            self._known[name] = optuna.load_study(study_name=name, storage=self._database.backend), {}
+        return [read_study(*self._known[name]) for name in sorted(self._known)]
 
     def close(self) -> None:
         """Leave the database alone."""
