@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from erpe.tracking.mlflow_calls import Experiment
 
 _ATTEMPTS = 3
-"""So often is a run tried that a healthy server will not take."""
+"""So often is tried what a healthy server will not take."""
 
 
 class Repaired(NamedTuple):
@@ -50,8 +50,8 @@ class Publisher:
         self.store, self.study = store, study
         self.problem: str | None = None
         """What the user must repair; None while the server is only down."""
-        self._mended: dict[str, bool] = {}
-        """Runs that a look found wanting -> whether they were there at all."""
+        self.repaired = Repaired()
+        """What MLflow had lost of what it had."""
         self.stop = threading.Event()
         """Set by others: a step ends after the run that it is at."""
         self.cursor = Cursor(store, study)
@@ -63,12 +63,6 @@ class Publisher:
         self._failures: Counter[str] = Counter()
         self._refused: dict[str, str] = {}
         self._lock = FileLock(self.cursor.path.with_suffix(".lock"), thread_local=False)
-
-    @property
-    def repaired(self) -> Repaired:
-        """What MLflow had lost of what it had."""
-        short = sum(self._mended.values())
-        return Repaired(len(self._mended) - short, short)
 
     def close(self) -> None:
         """Let another process publish."""
@@ -83,6 +77,7 @@ class Publisher:
             running: whether a driver is at work on the study.
             last: look once more if anything was sent.
         """
+        at = ""
         try:
             if not self._lock.is_locked:
                 self._lock.acquire(timeout=0)
@@ -98,7 +93,9 @@ class Publisher:
                 for image in desired(members, self.store, running, self._is_known):
                     if self.stop.is_set():
                         return False
+                    at = image.uid
                     self._bring(image, experiment)
+                at = ""
                 if self._look:
                     self.cursor.end_look()
             finally:
@@ -111,12 +108,12 @@ class Publisher:
             self.problem = self._told_refusals()
             return not self._refused
         except Timeout:
-            return False  # another process publishes
+            pass  # another process publishes
         except ErpeError as error:
             self.problem = str(error)
-            return False
         except Exception as error:
-            return self._understand(error)
+            self._judge(error, at)
+        return False
 
     def _open(self) -> Experiment | None:
         if self._experiment is None and self._is_well():  # a server that is not MLflow may say yes to everything
@@ -131,42 +128,31 @@ class Publisher:
         if mark.state == OPENED:
             return not self._look and uid in self.cursor.runs
         known = self.cursor.runs.get(uid) == mark
-        return known and (not self._look or self._is_whole(uid))
+        return known and (not self._look or self._is_whole(uid, mark))
 
-    def _is_whole(self, uid: str) -> bool:
-        """Whether a run that ended shows what it showed when nothing of it was lacking, and it is not its turn."""
-        shown, whole = self._shown.get(uid), self.cursor.whole.get(uid)
-        if shown is None or not shown.ended or whole is None:
-            return False
-        return whole == fingerprint(shown) and not self.cursor.has_turn(uid)
+    def _is_whole(self, uid: str, mark: Mark) -> bool:
+        """Whether a run that ended shows what it showed when it lacked nothing; a removed one is not there."""
+        shown = self._shown.get(uid)
+        if mark.state == GONE or shown is None:
+            return mark.state == GONE and (shown is None or shown.deleted)  # a server keeps its row
+        return bool(shown.ended) and self.cursor.whole.get(uid) == fingerprint(shown) and not self.cursor.has_turn(uid)
 
     def _bring(self, want: RunImage, experiment: Experiment) -> None:
-        """Make the calls that one run needs; set it apart if a healthy server does not take them."""
+        """Make the calls that one run needs."""
         from erpe.tracking.comparison import diff, read_points
 
-        before = self.cursor.runs.get(want.uid)
-        seen = shown = self._shown.get(want.uid)
-        if seen is None and before is not None and not self._look:
-            seen = experiment.find(want)
-        if want.mark.state == OPENED and seen:
+        before, shown = self.cursor.runs.get(want.uid), self._shown.get(want.uid)
+        if shown is None and before is not None and not self._look:
+            shown = experiment.find(want)
+        if want.mark.state == OPENED and shown:
             return
-        calls = []
-        if not (seen and seen.deleted and want.state == GONE and before == want.mark):  # a server keeps its row
-            trusted = before == want.mark and not self.cursor.has_turn(want.uid)
-            seen = read_points(experiment.client, want, seen, trusted)
-            calls = diff(want, seen)
-        try:
-            for call in calls:
-                getattr(experiment, call.what)(call)
-        except Exception as error:
-            self._failures[want.uid] += 1
-            if not _is_definite(error) or self._failures[want.uid] < _ATTEMPTS:
-                raise
-            self._refused[want.uid] = first_line(error)
-            return
-        lost = before == want.mark or (before and not seen)
-        if self._look and lost and calls and want.state != GONE:
-            self._mended.setdefault(want.uid, bool(seen))
+        trusted = before == want.mark and not self.cursor.has_turn(want.uid)
+        calls = diff(want, read_points(experiment.client, want, shown, trusted))
+        for call in calls:
+            getattr(experiment, call.what)(call)
+        if self._look and calls and want.state != GONE and (before == want.mark or (before and not shown)):
+            missing, short = self.repaired
+            self.repaired = Repaired(missing + (not shown), short + bool(shown))
         if self._look and not calls and shown:
             self.cursor.whole[want.uid] = fingerprint(shown)
         self._sent = self._sent or bool(calls)
@@ -177,17 +163,20 @@ class Publisher:
         if not self._refused:
             return None
         uid, why = next(iter(self._refused.items()))
-        return f"MLflow refuses {len(self._refused)} run(s) of {self.study}; {uid}: {redact(why)}"
+        return f"MLflow refuses {len(self._refused)} run(s) of {self.study}; {uid}: {why}"
 
-    def _understand(self, error: Exception) -> bool:
-        """Wait for a server that is down; name what the user must repair."""
+    def _judge(self, error: Exception, uid: str) -> None:
+        """Wait for a server that is down; of what a healthy one will not take, set a run apart, or name the problem."""
         self._experiment = None
         if not self._is_well():
-            return False
-        self._failures[""] += 1
-        if self._failures[""] >= _ATTEMPTS and not _is_definite(error):
-            self.problem = f"{self.store.destination}: {redact(first_line(error))}"
-        return False
+            return
+        self._failures[uid] += 1
+        if self._failures[uid] >= _ATTEMPTS:
+            said = redact(first_line(error))
+            if uid and _is_definite(error):
+                self._refused[uid] = said
+            else:
+                self.problem = f"{self.store.destination}: {said}"
 
     def _is_well(self) -> bool:
         if (health := examine(self.store.tracking_uri)).state == "well":
