@@ -73,19 +73,13 @@ def _image(uid: str, runs: list[Run], uids: dict[str, str]) -> RunImage:
     )  # fmt: skip
 
 
-def read_points(client: MlflowClient, want: RunImage, seen: RunImage | None, trusted: bool) -> RunImage | None:
-    """Return what is there with the histories that `diff` needs: one, unless a last value differs or it has gaps.
-
-    Args:
-        trusted: MLflow confirmed all of it once; then none is read where the last values are right.
-    """
+def read_points(client: MlflowClient, want: RunImage, seen: RunImage | None) -> RunImage | None:
+    """Return what is there with the histories that `diff` needs: one, unless a last value differs or it has gaps."""
     if seen is None or seen.deleted or not any(UNREAD in steps for steps in seen.points.values()):
         return seen
     if all(_shows(seen.points.get(key), steps[max(steps)]) for key, steps in want.points.items()):
-        curve = max(want.points.values(), key=len, default={})
-        key = next((key for key, steps in want.points.items() if steps is curve), "")
-        trusted = trusted and seen.state == want.state
-        if trusted or not want.is_trial or not key or curve.keys() <= _history(client, seen.run, key).keys():
+        key, curve = max(want.points.items(), key=lambda item: len(item[1]), default=("", {}))
+        if len(curve) < 2 or curve.keys() <= _history(client, seen.run, key).keys():
             return seen._replace(points=want.points)
     unread = [key for key in want.points if UNREAD in seen.points.get(key, {})]
     return seen._replace(points=seen.points | {key: _history(client, seen.run, key) for key in unread})

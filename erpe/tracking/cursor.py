@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import time
-import zlib
 
 from erpe import __version__
 from erpe.io import parse_json, read_plain, write_atomic
@@ -28,22 +27,20 @@ class Cursor:
         self.server = store.destination
         self.at = 0.0
         """When it was written last, in seconds since 1970."""
-        self.looks = 0
-        """How often the server was looked at as a whole."""
         self.runs: dict[str, Mark] = {}
         self.whole: dict[str, str] = {}
-        """Fingerprints of the runs that were there as a whole when the server was looked at last."""
+        """Fingerprints of runs that lacked nothing when they were compared in full, the longest ago first."""
         self.left = ""
         """What MLflow's database was like when it was left, see `database_state`; empty: unknown."""
-        self.turns = 0
-        """Looks until each run was compared in full since someone else wrote to that database."""
+        self.unchecked = 0
+        """How many of `whole` were not compared in full since someone else wrote to that database."""
         self._uri = store.tracking_uri
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
             found = parse_json(read_plain(self.path))
             self.runs = {str(uid): Mark(int(steps), str(state)) for uid, (steps, state) in found["runs"].items()}
-            self.at, self.looks = float(found["at"]), int(found["looks"])
+            self.at, self.unchecked = float(found["at"]), int(found["unchecked"])
             self.whole = {str(uid): str(text) for uid, text in found["whole"].items()}
-            self.left, self.turns = str(found["left"]), int(found["turns"])
+            self.left = str(found["left"])
 
     def write(self) -> None:
         """Keep it.
@@ -55,26 +52,23 @@ class Cursor:
         kept = {key: value for key, value in vars(self).items() if key not in ("path", "_uri")}
         write_atomic(self.path, json.dumps(kept))
 
-    def has_turn(self, uid: str) -> bool:
-        """Whether this look compares a run in full that seems whole."""
-        turns = self._all_turns()
-        return zlib.crc32(uid.encode()) % turns == self.looks % turns
-
     def begin_look(self) -> None:
-        """Note that the server is looked at as a whole."""
-        if self.left != database_state(self._uri):
-            self.turns = self._all_turns()
+        """Forget the runs whose turn it is to be compared in full: MLflow is looked at as a whole."""
+        if not self._is_as_left():
+            self.unchecked = len(self.whole)
+        for uid in [*self.whole][:CHECKED]:
+            del self.whole[uid]
 
     def end_look(self) -> None:
         """Note that all of it was compared."""
-        self.looks, self.turns = self.looks + 1, max(0, self.turns - 1)
+        self.unchecked = max(0, self.unchecked - CHECKED)
 
     def is_last_word(self) -> bool:
         """Whether nobody wrote to MLflow's database since all runs of the cursor were found whole there."""
-        return self.left != "" and not self.turns and self.left == database_state(self._uri)
+        return not self.unchecked and self._is_as_left()
 
-    def _all_turns(self) -> int:
-        return -(-len(self.runs) // CHECKED)
+    def _is_as_left(self) -> bool:
+        return self.left != "" and self.left == database_state(self._uri)
 
 
 def database_state(uri: str) -> str:

@@ -135,7 +135,7 @@ class Publisher:
         shown = self._shown.get(uid)
         if mark.state == GONE or shown is None:
             return mark.state == GONE and (shown is None or shown.deleted)  # a server keeps its row
-        return bool(shown.ended) and self.cursor.whole.get(uid) == fingerprint(shown) and not self.cursor.has_turn(uid)
+        return bool(shown.ended) and self.cursor.whole.get(uid) == fingerprint(shown)
 
     def _bring(self, want: RunImage, experiment: Experiment) -> None:
         """Make the calls that one run needs."""
@@ -146,8 +146,7 @@ class Publisher:
             shown = experiment.find(want)
         if want.mark.state == OPENED and shown:
             return
-        trusted = before == want.mark and not self.cursor.has_turn(want.uid)
-        calls = diff(want, read_points(experiment.client, want, shown, trusted))
+        calls = diff(want, read_points(experiment.client, want, shown))
         for call in calls:
             getattr(experiment, call.what)(call)
         if self._look and calls and want.state != GONE and (before == want.mark or (before and not shown)):
