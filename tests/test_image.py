@@ -105,7 +105,7 @@ def tracked(sent, tmp_path):
 
 
 def images(store, study, **how):
-    """uid -> what MLflow should show, without the parts' first words."""
+    """uid -> what MLflow should show."""
     members = [part for part in read_studies(store) if part.experiment == study]
     return {image.uid: image for image in desired(members, store, running=False, **how)}
 

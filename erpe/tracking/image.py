@@ -23,7 +23,7 @@ from erpe.study.records import StudyRecord, TrialRecord
 from erpe.study.spec import StudySpec
 from erpe.tracking.descriptions import NOTE, describe_part, describe_trial
 from erpe.tracking.history import milliseconds, read_history
-from erpe.tracking.marks import GONE, OPENED, RUNNING, Mark, best_of, state_of, study_mark, trial_mark
+from erpe.tracking.marks import GONE, RUNNING, Mark, best_of, state_of, study_mark, trial_mark
 from erpe.tracking.study_tags import made_with, study_tags
 
 REMOVED = "erpe.removed"
@@ -64,6 +64,8 @@ class RunImage(NamedTuple):
     """uid of the study."""
 
     # what should be
+    above: RunImage | None = None
+    """The parent as it is made for this run, if it is not there: all but its end."""
     mark: Mark = Mark(0, "")
     name: str = ""
     started: int = 0
@@ -92,7 +94,7 @@ class RunImage(NamedTuple):
 def desired(
     members: list[StudyRecord], store: Store, running: bool, known: Callable[[str, Mark], bool] = lambda *_: False
 ) -> Iterator[RunImage]:
-    """Yield what MLflow should show of an experiment: each part, opened, its trials, the whole part; the report.
+    """Yield what MLflow should show of an experiment: the trials of each part, then the part; the report.
 
     Args:
         members: all parts of the experiment.
@@ -104,11 +106,10 @@ def desired(
     for member in (member for member in members if member.trials or running):
         spec = _spec(member)
         tags = made_with(member) | member.tags | _tags(member, spec)
-        if not known(member.about.uid, Mark(0, OPENED)):
-            yield _study(member, tags, store, Mark(0, RUNNING))._replace(mark=Mark(0, OPENED))
+        above = _study(member, tags, store, Mark(0, RUNNING))
         for trial in member.trials:
             if not known(trial.uid, mark := trial_mark(member, trial)):
-                yield _trial(member, trial, spec, tags, store)._replace(mark=mark)
+                yield _trial(member, trial, spec, tags, store)._replace(mark=mark, above=above)
         if not known(member.about.uid, mark := study_mark(member, members, running)):
             yield _study(member, tags, store, mark)
     yield from _report(members, store, known)

@@ -6,16 +6,15 @@ from typing import NamedTuple
 
 from erpe.study.records import StudyRecord, TrialRecord, arm_of
 
-RUNNING, INTERRUPTED, GONE, OPENED = "RUNNING", "INTERRUPTED", "REMOVED", "OPENED"
-"""States beside COMPLETE, PRUNED and FAIL. GONE: the run must not be in MLflow. OPENED: it was made, and its trials
-follow before more is said of it."""
+RUNNING, INTERRUPTED, GONE = "RUNNING", "INTERRUPTED", "REMOVED"
+"""States beside COMPLETE, PRUNED and FAIL. GONE: the run must not be in MLflow."""
 
 
 class Mark(NamedTuple):
     """How far a run is: enough to know whether anything changed."""
 
     steps: int
-    """Epochs of a trial; ended trials of a study."""
+    """Epochs of a trial, and whether it was measured later; of a study, see `study_mark`."""
     state: str
 
 
@@ -24,7 +23,7 @@ def trial_mark(member: StudyRecord, trial: TrialRecord) -> Mark:
     if trial.removed:
         return Mark(0, GONE)
     timed = member.phase == "confirm" and trial.number in member.finals
-    return Mark(len(trial.epochs), state_of(trial) + (", timed" if timed else ""))
+    return Mark(len(trial.epochs) + timed, state_of(trial))
 
 
 def study_mark(member: StudyRecord, members: list[StudyRecord], running: bool) -> Mark:

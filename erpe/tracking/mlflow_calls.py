@@ -114,8 +114,10 @@ class Experiment:
     # What changes it: a method for each kind of `Call`
 
     def create(self, call: Call) -> None:
-        """Make the run."""
+        """Make the run, unless it was made as the parent of another."""
         want, key = call.image, TRIAL if call.image.is_trial else STUDY
+        if want.uid in self._runs:
+            return
         made = self.client.create_run(self.id, want.started, {key: want.uid}, want.name)
         self._runs[want.uid] = made.info.run_id
 
@@ -130,6 +132,10 @@ class Experiment:
         want, (tags, params) = call.image, call.news
         run = self._runs[want.uid]
         parent = self.run_of(want.parent, is_trial=False)
+        if want.above and not parent:
+            for made in comparison.diff(want.above, None):
+                getattr(self, made.what)(made)
+            parent = self._runs[want.parent]
         self.client.log_batch(run, params=[Param(*item) for item in params.items()])
         self._tag(run, tags | ({PARENT: parent} if parent else {}))
         if want.is_trial and "data_sha256" in want.tags:

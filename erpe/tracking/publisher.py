@@ -20,7 +20,7 @@ from erpe.text import first_line, redact
 from erpe.tracking.connection import examine
 from erpe.tracking.cursor import Cursor, fingerprint
 from erpe.tracking.image import RunImage, desired
-from erpe.tracking.marks import GONE, OPENED, Mark
+from erpe.tracking.marks import GONE, Mark
 
 if TYPE_CHECKING:
     from erpe.tracking.mlflow_calls import Experiment
@@ -123,12 +123,8 @@ class Publisher:
         return self._experiment
 
     def _is_known(self, uid: str, mark: Mark) -> bool:
-        if uid in self._refused:
-            return True
-        if mark.state == OPENED:
-            return not self._look and uid in self.cursor.runs
-        known = self.cursor.runs.get(uid) == mark
-        return known and (not self._look or self._is_whole(uid, mark))
+        known = self.cursor.runs.get(uid) == mark and (not self._look or self._is_whole(uid, mark))
+        return known or uid in self._refused
 
     def _is_whole(self, uid: str, mark: Mark) -> bool:
         """Whether a run that ended shows what it showed when it lacked nothing; a removed one is not there."""
@@ -144,8 +140,6 @@ class Publisher:
         before, shown = self.cursor.runs.get(want.uid), self._shown.get(want.uid)
         if shown is None and before is not None and not self._look:
             shown = experiment.find(want)
-        if want.mark.state == OPENED and shown:
-            return
         calls = diff(want, read_points(experiment.client, want, shown))
         for call in calls:
             getattr(experiment, call.what)(call)
@@ -191,11 +185,8 @@ def is_shown(store: Store, study: str, members: list[StudyRecord]) -> bool:
         StoreError: another version of erpe wrote a study.
     """
     cursor = Cursor(store, study)
-
-    def is_known(uid: str, mark: Mark) -> bool:
-        return uid in cursor.runs and mark in (cursor.runs[uid], Mark(0, OPENED))
-
-    return cursor.is_last_word() and next(desired(members, store, False, is_known), None) is None
+    lacking = desired(members, store, False, lambda uid, mark: cursor.runs.get(uid) == mark)
+    return cursor.is_last_word() and next(lacking, None) is None
 
 
 def _is_definite(error: Exception) -> bool:
