@@ -1,18 +1,16 @@
 """What MLflow shows of a study, and what is left to do until it shows what it should.
 
-seen = observed(client, experiment)          # uid -> RunImage: a few pages
-calls = diff(image, seen.get(image.uid))     # empty where all is there; each call may be repeated
+seen = image_of(uid, runs, uids)                       # what its runs show
+calls = diff(want, read_points(client, want, seen))    # empty where all is there; each call may be repeated
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from erpe.tracking.artifacts import FACTS
-from erpe.tracking.connection import runs_of
 from erpe.tracking.descriptions import NOTE
 from erpe.tracking.image import Point, Points, RunImage, same
 from erpe.tracking.marks import GONE, RUNNING
@@ -41,26 +39,12 @@ class Call(NamedTuple):
     news: Any = None
 
 
-def observed(
-    client: MlflowClient, experiment: str, query: str = "", known: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, RunImage]:
-    """Return what MLflow shows of an experiment, deleted runs, too; of the measures the last values alone.
+def image_of(uid: str, runs: list[Run], uids: Mapping[str, str]) -> RunImage:
+    """Return what the runs of one uid show, of several that are active that which has most; the last values alone.
 
     Args:
-        query: which runs, as `search_runs` takes it; default: all.
-        known: uid -> MLflow's id of other runs, which may be parents.
+        uids: MLflow's id -> uid of runs that may be parents.
     """
-    found: dict[str, list[Run]] = {}
-    uids = {run: uid for uid, run in known.items()}
-    for run in runs_of(client, experiment, query, deleted=True):
-        if uid := run.data.tags.get(TRIAL) or run.data.tags.get(STUDY, ""):
-            found.setdefault(uid, []).append(run)
-            uids[run.info.run_id] = uid
-    return {uid: _image(uid, runs, uids) for uid, runs in found.items()}
-
-
-def _image(uid: str, runs: list[Run], uids: dict[str, str]) -> RunImage:
-    """Return the image of the runs of one uid: of several that are active, that which has most."""
     runs.sort(key=lambda run: (-len(run.data.metrics), -len(run.data.params), run.info.run_id))
     active = [run for run in runs if run.info.lifecycle_stage == "active"]
     run, *others = active or runs

@@ -74,18 +74,17 @@ def connect(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def runs_of(client: MlflowClient, experiment: str, query: str = "", *, deleted: bool = False) -> Iterator[Run]:
+def runs_of(client: MlflowClient, experiment: str, *, deleted: bool = False) -> Iterator[Run]:
     """All runs of an experiment, page by page, in the order of their start.
 
     Args:
-        query: which runs, as `search_runs` takes it; default: all.
         deleted: those that are deleted, too.
     """
     from mlflow.entities import ViewType
 
     view, token, seen = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY, None, 0
     while True:
-        page = client.search_runs([experiment], query, view, order_by=["attributes.start_time ASC"], page_token=token)
+        page = client.search_runs([experiment], "", view, order_by=["attributes.start_time ASC"], page_token=token)
         yield from page
         token, seen = page.token, seen + len(page)
         if not token or not page or seen > _MOST_RUNS:

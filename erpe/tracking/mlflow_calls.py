@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mlflow.entities import Experiment as Found
+    from mlflow.entities import Run
 
 
 class Experiment:
@@ -37,8 +38,8 @@ class Experiment:
     def __init__(self, store: Store, study: str) -> None:
         self.store, self.study = store, study
         self.client = connect(store.tracking_uri)
-        self._runs: dict[str, str] = {}
-        """uid -> MLflow's id."""
+        self.runs: dict[str, str] = {}
+        """uid -> MLflow's id, of all that it has since it was looked at."""
         found = self.client.get_experiment_by_name(study)
         if found:
             self._check(found)
@@ -95,31 +96,33 @@ class Experiment:
 
     # What is there
 
-    def observe(self, query: str = "") -> dict[str, RunImage]:
-        """Return what it shows, see `erpe.tracking.comparison.observed`."""
-        found = comparison.observed(self.client, self.id, query, self._runs)
-        self._runs.update((uid, image.run) for uid, image in found.items())
-        return found
+    def observe(self) -> dict[str, RunImage]:
+        """Return what it shows, by uid, deleted runs, too; of the measures the last values alone."""
+        found: dict[str, list[Run]] = {}
+        for run in runs_of(self.client, self.id, deleted=True):
+            if uid := run.data.tags.get(TRIAL) or run.data.tags.get(STUDY):
+                found.setdefault(uid, []).append(run)
+        uids = {run.info.run_id: uid for uid, runs in found.items() for run in runs}
+        images = {uid: comparison.image_of(uid, runs, uids) for uid, runs in found.items()}
+        self.runs = {uid: image.run for uid, image in images.items()}
+        return images
 
-    def find(self, want: RunImage) -> RunImage | None:
+    def find(self, uid: str) -> RunImage | None:
         """Return what it shows of one run; None: there is no such run."""
-        return self.observe(_query(want.uid, want.is_trial)).get(want.uid)
-
-    def run_of(self, uid: str, is_trial: bool = True) -> str:
-        """Return MLflow's id of a run; empty: there is none."""
-        if uid and uid not in self._runs:
-            self.observe(_query(uid, is_trial))
-        return self._runs.get(uid, "")
+        if uid not in self.runs:
+            return None
+        uids = {run: uid for uid, run in self.runs.items()}
+        return comparison.image_of(uid, [self.client.get_run(self.runs[uid])], uids)
 
     # What changes it: a method for each kind of `Call`
 
     def create(self, call: Call) -> None:
         """Make the run, unless it was made as the parent of another."""
         want, key = call.image, TRIAL if call.image.is_trial else STUDY
-        if want.uid in self._runs:
+        if want.uid in self.runs:
             return
         made = self.client.create_run(self.id, want.started, {key: want.uid}, want.name)
-        self._runs[want.uid] = made.info.run_id
+        self.runs[want.uid] = made.info.run_id
 
     def merge(self, call: Call) -> None:
         """Delete a twin of the run."""
@@ -130,12 +133,11 @@ class Experiment:
         from mlflow.entities import Param
 
         want, (tags, params) = call.image, call.news
-        run = self._runs[want.uid]
-        parent = self.run_of(want.parent, is_trial=False)
-        if want.above and not parent:
+        run = self.runs[want.uid]
+        if want.above and want.parent not in self.runs:
             for made in comparison.diff(want.above, None):
                 getattr(self, made.what)(made)
-            parent = self._runs[want.parent]
+        parent = self.runs.get(want.parent)
         self.client.log_batch(run, params=[Param(*item) for item in params.items()])
         self._tag(run, tags | ({PARENT: parent} if parent else {}))
         if want.is_trial and "data_sha256" in want.tags:
@@ -154,11 +156,11 @@ class Experiment:
         metrics = [
             Metric(key, point.value, point.at, step) for key, own in call.news.items() for step, point in own.items()
         ]
-        self.client.log_batch(self._runs[call.image.uid], metrics)
+        self.client.log_batch(self.runs[call.image.uid], metrics)
 
     def file(self, call: Call) -> None:
         """Send the files that a run has at its end, and register a study's champion."""
-        want, run = call.image, self._runs[call.image.uid]
+        want, run = call.image, self.runs[call.image.uid]
         if "\n" in want.reason.strip():
             artifacts.log_text(self.client, run, want.reason, "traceback.txt")
         if want.folder and want.is_trial:
@@ -168,13 +170,13 @@ class Experiment:
             self._tag(run, artifacts.facts(want.folder) | ({"erpe.note": "; ".join(notes)} if notes else {}))
         if want.plots_of:
             artifacts.log_plots(self.client, run, self.store.storage_url, want.plots_of)
-        champion = self.run_of(want.best) if want.best and want.model and want.folder else ""
-        if champion and want.folder:
+        champion = self.runs.get(want.best)
+        if champion and want.model and want.folder:
             artifacts.register(self.client, want.model, champion, want.best, want.folder)
 
     def close(self, call: Call) -> None:
         """Say how the run ended, or that it goes on."""
-        want, run = call.image, self._runs[call.image.uid]
+        want, run = call.image, self.runs[call.image.uid]
         said: Mapping[str, str] = {STATE: want.state, REASON: (want.reason.strip().splitlines() or [""])[-1]}
         self._tag(run, {key: text for key, text in {**said, BEST: want.best}.items() if text})
         if want.ended:
@@ -184,14 +186,10 @@ class Experiment:
 
     def remove(self, call: Call) -> None:
         """Delete all runs of a trial that was given up, also those that were deleted, with their artifacts."""
-        for run in runs_of(self.client, self.id, _query(call.image.uid, is_trial=True), deleted=True):
-            deletion.remove_run(self.client, self.store, self.study, run)
+        for run in (call.news.run, *call.news.twins):
+            deletion.remove_run(self.client, self.store, self.study, self.client.get_run(run))
 
     def _tag(self, run: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
         self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
-
-
-def _query(uid: str, is_trial: bool) -> str:
-    return f"tags.`{TRIAL if is_trial else STUDY}` = '{uid}'"

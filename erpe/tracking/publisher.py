@@ -139,7 +139,7 @@ class Publisher:
 
         before, shown = self.cursor.runs.get(want.uid), self._shown.get(want.uid)
         if shown is None and before is not None and not self._look:
-            shown = experiment.find(want)
+            shown = experiment.find(want.uid)
         calls = diff(want, read_points(experiment.client, want, shown))
         for call in calls:
             getattr(experiment, call.what)(call)
@@ -150,7 +150,7 @@ class Publisher:
             self.cursor.whole[want.uid] = fingerprint(shown)
         self._sent = self._sent or bool(calls)
         self.cursor.runs[want.uid] = want.mark
-        self._shown[want.uid] = want._replace(run=experiment.run_of(want.uid), status="RUNNING")
+        self._shown[want.uid] = want._replace(run=experiment.runs.get(want.uid, ""), status="RUNNING")
 
     def _told_refusals(self) -> str | None:
         if not self._refused:
