@@ -214,9 +214,8 @@ def _measures(member: StudyRecord, trial: TrialRecord) -> dict[str, float]:
 
 def _report(members: list[StudyRecord], store: Store, known: Callable[[str, Mark], bool]) -> Iterator[RunImage]:
     """Yield the run of a study's page, if `erpe report` or `erpe study run` wrote one."""
-    part_of = next((member.part_of for member in reversed(members) if member.part_of), None)
-    page = store.root / "reports" / part_of.study / "report.html" if part_of else None
-    if part_of is None or page is None or not page.is_file():
+    part_of = members[-1].part_of if members else None
+    if not part_of or not (page := store.root / "reports" / part_of.study / "report.html").is_file():
         return
     written, uid = int(page.stat().st_mtime * 1000), f"report of {part_of.study}"
     if known(uid, mark := Mark(0, str(written))):

@@ -51,16 +51,13 @@ class Experiment:
         return str(self.client.create_experiment(self.study, location, EXPERIMENT_TAGS))
 
     def _check(self, found: Found) -> None:
+        """Nothing is written outside the store, unless a server or a bucket has the artifacts."""
         if found.lifecycle_stage == "deleted":
             raise TrackingError(
                 f"experiment {self.study} was deleted in MLflow; "
                 f"use `MLFLOW_TRACKING_URI={shlex.quote(redact(self.store.tracking_uri))} "
                 f"mlflow experiments restore -x {found.experiment_id}` to bring it back"
             )
-        self._check_place(found)
-
-    def _check_place(self, found: Found) -> None:
-        """Nothing is written outside the store, unless a server or a bucket has the artifacts."""
         if deletion.is_server(self.store) or not found.artifact_location.startswith("file:"):
             return
         place = self._place(found)

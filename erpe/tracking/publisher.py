@@ -105,7 +105,9 @@ class Publisher:
             if last and self._sent:
                 self._look, self._sent = True, False
                 return self.step(running)
-            self.problem = self._told_refusals()
+            self.problem = None
+            for uid, why in [*self._refused.items()][:1]:
+                self.problem = f"MLflow refuses {len(self._refused)} run(s) of {self.study}; {uid}: {why}"
             return not self._refused
         except Timeout:
             pass  # another process publishes
@@ -137,26 +139,18 @@ class Publisher:
         """Make the calls that one run needs."""
         from erpe.tracking.comparison import diff, read_points
 
-        before, shown = self.cursor.runs.get(want.uid), self._shown.get(want.uid)
-        if shown is None and before is not None and not self._look:
-            shown = experiment.find(want.uid)
+        before, missing = self.cursor.runs.get(want.uid), want.uid not in self._shown
+        shown = self._shown.get(want.uid) or experiment.find(want.uid)
         calls = diff(want, read_points(experiment.client, want, shown))
         for call in calls:
             getattr(experiment, call.what)(call)
-        if self._look and calls and want.state != GONE and (before == want.mark or (before and not shown)):
-            missing, short = self.repaired
-            self.repaired = Repaired(missing + (not shown), short + bool(shown))
+        if self._look and calls and before and want.state != GONE and (missing or before == want.mark):
+            self.repaired = Repaired(self.repaired.missing + missing, self.repaired.short + (not missing))
         if self._look and not calls and shown:
             self.cursor.whole[want.uid] = fingerprint(shown)
         self._sent = self._sent or bool(calls)
         self.cursor.runs[want.uid] = want.mark
         self._shown[want.uid] = want._replace(run=experiment.runs.get(want.uid, ""), status="RUNNING")
-
-    def _told_refusals(self) -> str | None:
-        if not self._refused:
-            return None
-        uid, why = next(iter(self._refused.items()))
-        return f"MLflow refuses {len(self._refused)} run(s) of {self.study}; {uid}: {why}"
 
     def _judge(self, error: Exception, uid: str) -> None:
         """Wait for a server that is down; of what a healthy one will not take, set a run apart, or name the problem."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
 
 import optuna
 
-from erpe.errors import BusyError, ErpeError, StudyError, TrackingError
+from erpe.errors import BusyError, StudyError, TrackingError
 from erpe.store import Store
 from erpe.study import storage
 from erpe.study.lock import acquire
@@ -66,8 +65,8 @@ class Tracker:
         self.store, self.study = store, study
         read_spool(store, study)
         self._parts = _Parts(store, study)
-        self._publisher = Publisher(store, study, (lambda: parts) if parts else self._parts.read)
-        self._elsewhere = elsewhere
+        self.publisher = Publisher(store, study, (lambda: parts) if parts else self._parts.read)
+        self.elsewhere = elsewhere
         self._journals: dict[str, Journal] = {}
         self._told = self._arrived = 0
         self._whole = False
@@ -78,13 +77,13 @@ class Tracker:
 
     def _publish(self) -> None:
         """Publish until the study is over and all is there, or the user must repair something."""
-        publisher, pause = self._publisher, FIRST_PAUSE
+        publisher, pause = self.publisher, FIRST_PAUSE
         self._wake.wait(BEGIN_SECONDS)
         try:
             while not publisher.stop.is_set():
                 self._wake.clear()
                 told, last = self._told, self._last.is_set()  # before the step: what is told later comes with the next
-                arrived = publisher.step(self._elsewhere or not last, last)
+                arrived = publisher.step(self.elsewhere or not last, last)
                 if arrived:
                     self._arrived = told
                 if last and (arrived or publisher.problem):
@@ -101,12 +100,7 @@ class Tracker:
     @property
     def problem(self) -> str | None:
         """Why MLflow does not get the study, where waiting does not help: one line. The store has it."""
-        return self._publisher.problem
-
-    @property
-    def repaired(self) -> Repaired:
-        """What MLflow had lost of what it had."""
-        return self._publisher.repaired
+        return self.publisher.problem
 
     def tell(self, study: str) -> None:
         """Show how a part of the study, as the database calls it, stands: it begins, or has news."""
@@ -156,7 +150,7 @@ class Tracker:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout)
-        self._publisher.stop.set()
+        self.publisher.stop.set()
         if self._whole:
             return 0
         found = waiting(self.store, self.study).get(self.study)
@@ -219,45 +213,40 @@ def sync(
         StoreError: the database cannot be read.
         TrackingError: the server is down, refuses, or is not MLflow.
     """
-    deadline = time.monotonic() + timeout
-    left: dict[str, int] = {}
-    error: ErpeError | None = None
-    known = own(store)
+    deadline, known = time.monotonic() + timeout, own(store)
     if study and study not in known:
         study = parts_of(read_studies(store), study)[0].experiment  # of an arm, or of another store
-    if study and study not in known:
-        raise StudyError(f"study {study}: none of its trials is in this store; use --store with the one that has them")
-    chosen = [study] if study else [*known]
-    behind = [name for name in chosen if not is_shown(store, name, known[name])]
+        if study not in known:
+            raise StudyError(
+                f"study {study}: none of its trials is in this store; use --store with the one that has them"
+            )
+    chosen = {study: known[study]} if study else known
+    behind = [name for name, parts in chosen.items() if not is_shown(store, name, parts)]
     if behind and mend():
-        behind = chosen
+        behind = [*chosen]
     if behind and (health := examine(store.tracking_uri)).state != "well":
         raise TrackingError(f"{health.fact}; {health.advice if health.state == 'refuses' else _DOWN}".rstrip("; "))
-    for name in chosen:
-        if name not in behind:
-            left[name] = 0
-            tell(name, 0, Repaired())
-            continue
-        elsewhere = is_running(store, known[name])
-        tracker = Tracker(store, name, elsewhere=elsewhere, parts=known[name])
-        patience = max(1.0, deadline - time.monotonic())
-        left[name] = tracker.close(min(patience, BEGIN_SECONDS) if elsewhere else patience)  # its driver publishes it
-        tell(name, left[name], tracker.repaired)
-        if tracker.problem:
-            error = TrackingError(tracker.problem)
-    if error:
-        raise error
+    left, problem = dict.fromkeys(chosen, 0), None
+    for name, parts in chosen.items():
+        repaired = Repaired()
+        if name in behind:
+            tracker = Tracker(store, name, elsewhere=is_running(store, parts), parts=parts)
+            patience = max(1.0, deadline - time.monotonic())
+            left[name] = tracker.close(min(patience, BEGIN_SECONDS) if tracker.elsewhere else patience)
+            repaired, problem = tracker.publisher.repaired, tracker.problem or problem
+        tell(name, left[name], repaired)
+    if problem:
+        raise TrackingError(problem)
     return left
 
 
 def is_running(store: Store, members: list[StudyRecord]) -> bool:
     """Whether a driver holds one of these studies."""
     url = storage.parse(store.storage_url)
-    with contextlib.ExitStack() as leases:
-        try:
-            for member in members:
-                if study_mark(member, members, running=False).state == INTERRUPTED:
-                    leases.callback(acquire(url, member.name).release)
-        except BusyError:
-            return True
+    try:
+        for member in members:
+            if study_mark(member, members, running=False).state == INTERRUPTED:
+                acquire(url, member.name).release()
+    except BusyError:
+        return True
     return False
