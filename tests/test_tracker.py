@@ -104,10 +104,10 @@ def test_the_first_word_on_an_epoch_counts_and_a_torn_line_costs_itself(store):
             Journal(path.parent).epoch({"epoch": 2.0, "val/accuracy": told})
         controller.session.report(0, 2, 0.3)
         found = read_history(controller.session.trial(0), path.parent, SPEC)
-    assert [each.measures for each in found.epochs.values()] == [
-        {"epoch": 1.0, "val/accuracy": 0.1, "train/loss": 0.1}, {"epoch": 2.0, "val/accuracy": 0.3}
-    ]  # fmt: skip
-    assert found.tags["variant"] == "relu_general" and 17 < found.epochs[1].at < found.epochs[2].at
+    accuracy = found.points.pop("val/accuracy")
+    assert {step: point.value for step, point in accuracy.items()} == {1: 0.1, 2: 0.3}
+    assert found.points == {"train/loss": {1: (accuracy[1].at, 0.1)}}
+    assert found.tags["variant"] == "relu_general" and 17 < accuracy[1].at < accuracy[2].at
 
 
 def test_a_final_measure_that_replaces_an_epochs_comes_after_it(embedded):

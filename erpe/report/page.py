@@ -114,13 +114,13 @@ def publish(plan: Plan, store: Store, outcomes: Outcomes, comparison: Comparison
         StoreError: it cannot be written.
     """
     from erpe.study.reading import read_studies
-    from erpe.tracking.tracker import Tracker, is_running
+    from erpe.tracking.tracker import Tracker
 
     folder = store.root / "reports" / plan.name
     folder.mkdir(parents=True, exist_ok=True)
     page = write_report(outcomes, comparison, folder / "report.html")
     parts = [part for part in read_studies(store) if part.experiment == plan.name]
-    return page, Tracker(store, plan.name, elsewhere=is_running(store, parts)).close(60)
+    return page, Tracker(store, plan.name, parts=parts).close(60)
 
 
 def page(outcomes: Outcomes, comparison: Comparison) -> str:

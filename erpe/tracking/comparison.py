@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from erpe.tracking.artifacts import FACTS
 from erpe.tracking.descriptions import NOTE
-from erpe.tracking.image import Point, Points, RunImage, same
+from erpe.tracking.history import Point, Points
+from erpe.tracking.image import RunImage, same
 from erpe.tracking.marks import GONE, RUNNING
 
 if TYPE_CHECKING:
@@ -109,11 +110,9 @@ def diff(want: RunImage, seen: RunImage | None) -> list[Call]:
 
 def _is_open(want: RunImage, seen: RunImage) -> bool:
     """Whether a run has not ended as it should, or goes on; a study goes on after a pause, and so ends later."""
-    if (want.state, STATUS.get(want.state, "KILLED")) != (seen.state, seen.status):
-        return True
-    if not want.ended:
-        return False
-    return not seen.ended or (not want.is_trial and (want.ended, want.best) != (seen.ended, seen.tags.get(BEST, "")))
+    differs = (want.state, STATUS.get(want.state, "KILLED")) != (seen.state, seen.status)
+    later = not want.is_trial and (want.ended, want.best) != (seen.ended, seen.tags.get(BEST, ""))
+    return differs or bool(want.ended and (later or not seen.ended))
 
 
 def _is_news(key: str, text: str, there: dict[str, str], want: RunImage) -> bool:

@@ -11,7 +11,7 @@ from erpe import __version__
 from erpe.io import parse_json, read_plain, write_atomic
 from erpe.store import Store, sqlite_path
 from erpe.tracking.image import RunImage
-from erpe.tracking.marks import Mark
+from erpe.tracking.marks import GONE, Mark
 
 CHECKED = 50
 """Runs that a look compares in full though they seem whole: what was lost within a learning curve is found in turn."""
@@ -54,18 +54,14 @@ class Cursor:
 
     def begin_look(self) -> None:
         """Forget the runs whose turn it is to be compared in full: MLflow is looked at as a whole."""
-        if not self._is_as_left():
-            self.unchecked = len(self.whole)
+        self.unchecked = max(0, (self.unchecked if self._is_as_left() else len(self.whole)) - CHECKED)
         for uid in [*self.whole][:CHECKED]:
             del self.whole[uid]
 
-    def end_look(self) -> None:
-        """Note that all of it was compared."""
-        self.unchecked = max(0, self.unchecked - CHECKED)
-
     def is_last_word(self) -> bool:
         """Whether nobody wrote to MLflow's database since all runs of the cursor were found whole there."""
-        return not self.unchecked and self._is_as_left()
+        whole = all(uid in self.whole or mark.state == GONE for uid, mark in self.runs.items())
+        return whole and not self.unchecked and self._is_as_left()
 
     def _is_as_left(self) -> bool:
         return self.left != "" and self.left == database_state(self._uri)
@@ -83,6 +79,6 @@ def database_state(uri: str) -> str:
     return ", ".join(found)
 
 
-def fingerprint(shown: RunImage) -> str:
+def fingerprint(shown: RunImage | None) -> str:
     """Return what tells whether a server shows a run as it did before; another version of erpe does not trust it."""
     return hashlib.sha256(json.dumps([__version__, shown], sort_keys=True).encode()).hexdigest()[:16]

@@ -26,11 +26,15 @@ from erpe.study.spec import StudySpec
 from erpe.training.outcome import is_measures, read_outcome
 
 
-class Epoch(NamedTuple):
-    """When an epoch was told, in milliseconds since 1970, and its measures."""
+class Point(NamedTuple):
+    """A measure at a step: when, in milliseconds since 1970, and its value."""
 
     at: int
-    measures: dict[str, float]
+    value: float
+
+
+Points = dict[str, dict[int, Point]]
+"""Measure -> step -> its last point."""
 
 
 class History(NamedTuple):
@@ -38,7 +42,8 @@ class History(NamedTuple):
 
     tags: dict[str, str]
     """Of the driver that had it last; empty: not known."""
-    epochs: dict[int, Epoch]
+    points: Points
+    """Of its epochs."""
 
 
 class Journal:
@@ -74,15 +79,12 @@ class Journal:
         line = json.dumps({"at": self._at} | fact).encode() + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = open_plain(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-            try:
-                size = os.fstat(file).st_size
-                line = line if not size or os.pread(file, 1, size - 1) == b"\n" else b"\n" + line
-                if os.write(file, line) < len(line):
-                    os.ftruncate(file, size)
+            with os.fdopen(open_plain(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+b", buffering=0) as file:
+                size = file.tell()
+                line = line if not size or os.pread(file.fileno(), 1, size - 1) == b"\n" else b"\n" + line
+                if file.write(line) < len(line):
+                    file.truncate(size)
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            finally:
-                os.close(file)
         except OSError as error:
             raise StoreError(f"{self.path}: cannot be written ({error.strerror or error}); nothing is lost") from None
 
@@ -91,17 +93,22 @@ def read_history(trial: TrialRecord, folder: Path, spec: StudySpec) -> History:
     """Return what a trial's folder tells of the epochs that the database has, as far as the two agree."""
     began, lines = milliseconds(trial.started), _lines(folder)
     tags: dict[str, str] = next((line["tags"] for line in reversed(lines) if "tags" in line), {})
-    found: dict[int, Epoch] = {}
+    found: dict[int, dict[str, Any]] = {}
     for line in lines:
         if _agrees(line, trial, spec):
-            found.setdefault(int(line["epoch"]), Epoch(line["at"], {k: v for k, v in line.items() if k != "at"}))
+            found.setdefault(int(line["epoch"]), line)
     if lost := trial.epochs.keys() - found.keys():
         kept = {int(entry["epoch"]): entry for entry in _kept(trial, folder) if _agrees(entry, trial, spec)}
         ended, last = max(milliseconds(trial.ended), began), max(trial.epochs)
         for epoch in lost:
             at = began + max(epoch, (ended - began) * epoch // (last + 1))
-            found[epoch] = Epoch(at, kept.get(epoch) or spec.measured(trial.epochs[epoch]))
-    return History(tags, dict(sorted(found.items())))
+            found[epoch] = (kept.get(epoch) or spec.measured(trial.epochs[epoch])) | {"at": at}
+    points: Points = {}
+    for epoch, line in sorted(found.items()):
+        for key, value in line.items():
+            if key not in ("at", "epoch"):  # as a measure, MLflow would draw the epoch first when runs are compared
+                points.setdefault(key, {})[epoch] = Point(line["at"], value)
+    return History(tags, points)
 
 
 def milliseconds(time: datetime | None) -> int:

@@ -22,7 +22,7 @@ from erpe.study.naming import model_name, trial_name
 from erpe.study.records import StudyRecord, TrialRecord
 from erpe.study.spec import StudySpec
 from erpe.tracking.descriptions import NOTE, describe_part, describe_trial
-from erpe.tracking.history import milliseconds, read_history
+from erpe.tracking.history import Point, Points, milliseconds, read_history
 from erpe.tracking.marks import GONE, RUNNING, Mark, best_of, state_of, study_mark, trial_mark
 from erpe.tracking.study_tags import made_with, study_tags
 
@@ -34,17 +34,6 @@ MOST_TAGGED = 40
 
 MOST_PAGE = 64 * 2**20
 """Bytes of a report's page."""
-
-
-class Point(NamedTuple):
-    """A measure at a step: when, in milliseconds since 1970, and its value."""
-
-    at: int
-    value: float
-
-
-Points = dict[str, dict[int, Point]]
-"""Measure -> step -> its last point."""
 
 
 class RunImage(NamedTuple):
@@ -129,17 +118,13 @@ def _trial(member: StudyRecord, trial: TrialRecord, spec: StudySpec, tags: dict[
     if trial.removed:
         return RunImage(trial.uid, is_trial=True, state=GONE, parent=member.about.uid)
     folder = store.trial_folder(member.name, trial.number, trial.config.seed)
-    history = read_history(trial, folder, spec)
-    tags = (history.tags or tags) | {"optuna.number": str(trial.number), "seed": str(trial.config.seed)}
+    own, points = read_history(trial, folder, spec)
+    tags = (own or tags) | {"optuna.number": str(trial.number), "seed": str(trial.config.seed)}
     settings, state = trial.config.tree("json"), state_of(trial)
-    points: Points = {}
-    for epoch, (at, measures) in history.epochs.items():
-        for key, value in measures.items():
-            if key != "epoch":  # the step; as a measure it would be the one MLflow draws first when runs are compared
-                points.setdefault(key, {})[epoch] = Point(at, value)
     began, ended = milliseconds(trial.started), 0
     if state != RUNNING:
-        ended = max(milliseconds(trial.ended), began + 1, *(epoch.at + 1 for epoch in history.epochs.values()), 0)
+        times = [point.at + 1 for steps in points.values() for point in steps.values()]
+        ended = max(milliseconds(trial.ended), began + 1, *times)
         _add_ends(points, trial.verdict.metrics if trial.verdict else {}, max(trial.epochs, default=0), ended)
         if member.phase == "confirm":  # a search's best is tested for its study
             _add_ends(points, member.finals.get(trial.number, {}), max(trial.epochs, default=0), ended + 1)
@@ -148,7 +133,7 @@ def _trial(member: StudyRecord, trial: TrialRecord, spec: StudySpec, tags: dict[
         tags={NOTE: describe_trial(tags, trial.number)} | tags,
         params={key: str(value) for key, value in flatten(settings).items()},
         name=trial_name(member.arm or tags["study"], member.phase, trial.number),
-        started=began, exact=bool(history.tags), config=settings,
+        started=began, exact=bool(own), config=settings,
         reason=(trial.verdict.reason if trial.verdict else None) or "",
         folder=folder if state == "COMPLETE" else None,
     )  # fmt: skip
@@ -174,19 +159,16 @@ def _study(member: StudyRecord, tags: dict[str, str], store: Store, mark: Mark) 
     """A search has the measures of its best trial; a confirmation their means over seeds, and its champion is seed 0:
     no test score chooses it.
     """
-    best, over = best_of(member), mark.state in ("COMPLETE", "FAIL")
+    confirm, best, over = member.phase == "confirm", best_of(member), mark.state in ("COMPLETE", "FAIL")
     removed = sum(trial.removed for trial in member.trials)
     times = [time for trial in member.trials for time in (trial.started, trial.ended) if time]
     ended = 0 if mark.state == RUNNING else max(map(milliseconds, times), default=0) + 1
-    measures = means(member) if member.phase == "confirm" else _measures(member, best) if best else {}
-    of = [
-        trial for trial in member.trials if trial.state == "COMPLETE" and (member.phase == "confirm" or trial == best)
-    ]
+    of = [trial for trial in member.trials if trial.state == "COMPLETE" and (confirm or trial == best)]
     at = max((milliseconds(trial.ended) for trial in of), default=0) + 1  # the same whatever else is trained later
     front = dict(list(member.front.items())[:MOST_TAGGED]) if ended else {}
     # what is not over may change yet
-    points = {key: {0: Point(at, value)} for key, value in measures.items()} if ended else {}
-    model = model_name(member.experiment, member.arm) if over and (member.phase == "confirm" or not member.arm) else ""
+    points = {key: {0: Point(at, value)} for key, value in _means(member, of).items()} if ended else {}
+    model = model_name(member.experiment, member.arm) if over and (confirm or not member.arm) else ""
     return RunImage(
         member.about.uid, is_trial=False, state=mark.state, points=points, ended=ended, mark=mark,
         exact=bool(member.tags),
@@ -199,17 +181,12 @@ def _study(member: StudyRecord, tags: dict[str, str], store: Store, mark: Mark) 
     )  # fmt: skip
 
 
-def means(member: StudyRecord) -> dict[str, float]:
-    """Return the mean over seeds of every measure that each of them has, and `seeds`, how many they are."""
-    measured = [_measures(member, trial) for trial in member.trials if trial.state == "COMPLETE"]
+def _means(member: StudyRecord, of: list[TrialRecord]) -> dict[str, float]:
+    """Return the mean over trials of every measure that each of them has; of a confirmation also how many they are."""
+    measured = [(trial.verdict.metrics if trial.verdict else {}) | member.finals.get(trial.number, {}) for trial in of]
     shared = [name for name in measured[0] if all(name in own for own in measured)] if measured else []
     found = {name: math.fsum(own[name] for own in measured) / len(measured) for name in shared}
-    return found | ({"seeds": float(len(measured))} if measured else {})
-
-
-def _measures(member: StudyRecord, trial: TrialRecord) -> dict[str, float]:
-    """Return what was measured at the end of a trial, and later: the test of a search's best, the times of a seed."""
-    return (trial.verdict.metrics if trial.verdict else {}) | member.finals.get(trial.number, {})
+    return found | ({"seeds": float(len(measured))} if measured and member.phase == "confirm" else {})
 
 
 def _report(members: list[StudyRecord], store: Store, known: Callable[[str, Mark], bool]) -> Iterator[RunImage]:

@@ -28,19 +28,15 @@ def trial_mark(member: StudyRecord, trial: TrialRecord) -> Mark:
 
 def study_mark(member: StudyRecord, members: list[StudyRecord], running: bool) -> Mark:
     """How far a study is: with the trials that ended, those that were measured later, and those that were removed."""
-    later = len(member.finals) + sum(trial.removed for trial in member.trials)
-    return Mark(sum(trial.ended is not None for trial in member.trials) + later, _stands(member, members, running))
+    steps = sum((trial.ended is not None) + trial.removed for trial in member.trials) + len(member.finals)
+    if not _is_over(member, members) or (running and not member.part_of):
+        return Mark(steps, RUNNING if running else INTERRUPTED)
+    return Mark(steps, "COMPLETE" if best_of(member) else "FAIL")
 
 
 def state_of(trial: TrialRecord) -> str:
     """Return what was decided of a trial, else what the database says."""
     return trial.verdict.state if trial.verdict else trial.state
-
-
-def _stands(member: StudyRecord, members: list[StudyRecord], running: bool) -> str:
-    if not _is_over(member, members) or (running and not member.part_of):
-        return RUNNING if running else INTERRUPTED
-    return "COMPLETE" if best_of(member) else "FAIL"
 
 
 def _is_over(member: StudyRecord, members: list[StudyRecord]) -> bool:

@@ -40,15 +40,12 @@ class Experiment:
         self.client = connect(store.tracking_uri)
         self.runs: dict[str, str] = {}
         """uid -> MLflow's id, of all that it has since it was looked at."""
-        found = self.client.get_experiment_by_name(study)
-        if found:
+        if found := self.client.get_experiment_by_name(study):
             self._check(found)
-        self.id = found.experiment_id if found else self._make()
-
-    def _make(self) -> str:
-        """Make it; where no server says otherwise, its artifacts lie in the store."""
-        location = None if deletion.is_server(self.store) else (self.store.artifacts / self.study).as_uri()
-        return str(self.client.create_experiment(self.study, location, EXPERIMENT_TAGS))
+            self.id = found.experiment_id
+        else:  # where no server says otherwise, its artifacts lie in the store
+            location = None if deletion.is_server(store) else (store.artifacts / study).as_uri()
+            self.id = str(self.client.create_experiment(study, location, EXPERIMENT_TAGS))
 
     def _check(self, found: Found) -> None:
         """Nothing is written outside the store, unless a server or a bucket has the artifacts."""
@@ -87,9 +84,8 @@ class Experiment:
         if not place.match("artifacts/*/*/artifacts"):
             return False
         own = self.store.artifacts / self.study
-        here = {path.name for path in own.iterdir()} if own.is_dir() else set()
         runs = runs_of(self.client, found.experiment_id, deleted=True)
-        return not is_store(place.parents[3]) or any(run.info.run_id in here for run in runs)
+        return not is_store(place.parents[3]) or any((own / run.info.run_id).is_dir() for run in runs)
 
     # What is there
 
@@ -114,10 +110,8 @@ class Experiment:
     # What changes it: a method for each kind of `Call`
 
     def create(self, call: Call) -> None:
-        """Make the run, unless it was made as the parent of another."""
+        """Make the run."""
         want, key = call.image, TRIAL if call.image.is_trial else STUDY
-        if want.uid in self.runs:
-            return
         made = self.client.create_run(self.id, want.started, {key: want.uid}, want.name)
         self.runs[want.uid] = made.info.run_id
 
@@ -131,9 +125,6 @@ class Experiment:
 
         want, (tags, params) = call.image, call.news
         run = self.runs[want.uid]
-        if want.above and want.parent not in self.runs:
-            for made in comparison.diff(want.above, None):
-                getattr(self, made.what)(made)
         parent = self.runs.get(want.parent)
         self.client.log_batch(run, params=[Param(*item) for item in params.items()])
         self._tag(run, tags | ({PARENT: parent} if parent else {}))

@@ -59,7 +59,7 @@ class Publisher:
         self._experiment: Experiment | None = None
         self._shown: dict[str, RunImage] = {}
         """What is known to be there of runs that have not ended."""
-        self._look, self._sent = True, False
+        self._look = self._sent = False
         self._failures: Counter[str] = Counter()
         self._refused: dict[str, str] = {}
         self._lock = FileLock(self.cursor.path.with_suffix(".lock"), thread_local=False)
@@ -84,11 +84,9 @@ class Publisher:
                 self.cursor = Cursor(self.store, self.study)  # another process may have been first
             if not (members := self._read()):
                 return True
-            if not (experiment := self._open()):
+            self._look = self._experiment is None
+            if not (experiment := self._experiment or self._open()):
                 return False
-            if self._look:
-                self.cursor.begin_look()
-                self._shown = experiment.observe()
             try:
                 for image in desired(members, self.store, running, self._is_known):
                     if self.stop.is_set():
@@ -96,18 +94,14 @@ class Publisher:
                     at = image.uid
                     self._bring(image, experiment)
                 at = ""
-                if self._look:
-                    self.cursor.end_look()
             finally:
                 self.cursor.write()
-            self._look = False
             self._shown = {uid: shown for uid, shown in self._shown.items() if not shown.ended}
             if last and self._sent:
-                self._look, self._sent = True, False
+                self._experiment, self._sent = None, False
                 return self.step(running)
-            self.problem = None
-            for uid, why in [*self._refused.items()][:1]:
-                self.problem = f"MLflow refuses {len(self._refused)} run(s) of {self.study}; {uid}: {why}"
+            uid, why = next(iter(self._refused.items()), ("", ""))
+            self.problem = f"MLflow refuses {len(self._refused)} run(s) of {self.study}; {uid}: {why}" if uid else None
             return not self._refused
         except Timeout:
             pass  # another process publishes
@@ -115,33 +109,39 @@ class Publisher:
             self.problem = str(error)
         except Exception as error:
             self._judge(error, at)
+        self._experiment = None
         return False
 
     def _open(self) -> Experiment | None:
-        if self._experiment is None and self._is_well():  # a server that is not MLflow may say yes to everything
-            from erpe.tracking.mlflow_calls import Experiment
+        """Look at all that MLflow has of the study; None: it does not answer."""
+        if not self._is_well():  # a server that is not MLflow may say yes to everything
+            return None
+        from erpe.tracking.mlflow_calls import Experiment
 
-            self._experiment, self._look = Experiment(self.store, self.study), True
-        return self._experiment
+        experiment = Experiment(self.store, self.study)
+        self._shown = experiment.observe()
+        self.cursor.begin_look()
+        self._experiment = experiment
+        return experiment
 
     def _is_known(self, uid: str, mark: Mark) -> bool:
-        known = self.cursor.runs.get(uid) == mark and (not self._look or self._is_whole(uid, mark))
+        """Whether nothing is to be done for a run; a look also asks that it shows what it showed when it was whole."""
+        known = self.cursor.runs.get(uid) == mark
+        if known and self._look:
+            shown = self._shown.get(uid)
+            gone = mark.state == GONE and (shown is None or shown.deleted)  # a server keeps its row
+            known = gone or self.cursor.whole.get(uid) == fingerprint(shown)
         return known or uid in self._refused
 
-    def _is_whole(self, uid: str, mark: Mark) -> bool:
-        """Whether a run that ended shows what it showed when it lacked nothing; a removed one is not there."""
-        shown = self._shown.get(uid)
-        if mark.state == GONE or shown is None:
-            return mark.state == GONE and (shown is None or shown.deleted)  # a server keeps its row
-        return bool(shown.ended) and self.cursor.whole.get(uid) == fingerprint(shown)
-
     def _bring(self, want: RunImage, experiment: Experiment) -> None:
-        """Make the calls that one run needs."""
+        """Make the calls that one run needs, and its parent if it is not there."""
         from erpe.tracking.comparison import diff, read_points
 
         before, missing = self.cursor.runs.get(want.uid), want.uid not in self._shown
         shown = self._shown.get(want.uid) or experiment.find(want.uid)
         calls = diff(want, read_points(experiment.client, want, shown))
+        if want.above and want.parent not in experiment.runs:
+            calls = diff(want.above, None) + calls
         for call in calls:
             getattr(experiment, call.what)(call)
         if self._look and calls and before and want.state != GONE and (missing or before == want.mark):
@@ -154,7 +154,6 @@ class Publisher:
 
     def _judge(self, error: Exception, uid: str) -> None:
         """Wait for a server that is down; of what a healthy one will not take, set a run apart, or name the problem."""
-        self._experiment = None
         if not self._is_well():
             return
         self._failures[uid] += 1
@@ -173,7 +172,7 @@ class Publisher:
 
 
 def is_shown(store: Store, study: str, members: list[StudyRecord]) -> bool:
-    """Whether MLflow's database is as it was left, with all of a study in it: then nobody need look.
+    """Whether MLflow's database is as it was left, with all of a study in it: then nobody needs to look.
 
     Raises:
         StoreError: another version of erpe wrote a study.

@@ -21,17 +21,17 @@ from erpe.tracking.history import Journal
 from erpe.tracking.marks import INTERRUPTED, study_mark
 from erpe.tracking.publisher import Publisher, Repaired, is_shown
 from erpe.tracking.spool import read_spool
-from erpe.tracking.waiting import own, waiting
+from erpe.tracking.waiting import lags, own
 
 BEGIN_SECONDS = 30.0
 """What begins is shown so much later, or with the next epoch: MLflow takes seconds to import, and the workers that
 start meanwhile need both cores."""
 
 PERIOD = 1.0
-"""Seconds between two steps of a study that runs, at least."""
+"""Seconds between two steps, at least; doubled each time while nothing gets through."""
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds between attempts while nothing gets through: doubled each time."""
+LONGEST_PAUSE = 30.0
+"""As many seconds at most."""
 
 HURRY_SECONDS = 5.0
 """How long the rest is sent once somebody waits for the end."""
@@ -43,21 +43,13 @@ class Tracker:
     Every call raises `StoreError` if the store cannot be written, and nothing else.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        study: str,
-        *,
-        send: bool = True,
-        elsewhere: bool = False,
-        parts: list[StudyRecord] | None = None,
-    ) -> None:
+    def __init__(self, store: Store, study: str, *, send: bool = True, parts: list[StudyRecord] | None = None) -> None:
         """Start publishing. Until `close` the study is at work.
 
         Args:
             send: False publishes nothing and leaves it to `sync`.
-            elsewhere: another process is at work on it, also afterwards.
-            parts: what to publish; default: what the database has, whenever it changes.
+            parts: of a study that this process does not run, as they stand; default: what the database has, until
+                `close` and whenever it changes.
         Raises:
             ConfigError: the name of the study cannot be the name of a file.
         """
@@ -66,7 +58,8 @@ class Tracker:
         read_spool(store, study)
         self._parts = _Parts(store, study)
         self.publisher = Publisher(store, study, (lambda: parts) if parts else self._parts.read)
-        self.elsewhere = elsewhere
+        self.elsewhere = parts is not None and _is_running(store, parts)
+        """Whether another process is at work on it, also afterwards."""
         self._journals: dict[str, Journal] = {}
         self._told = self._arrived = 0
         self._whole = False
@@ -77,22 +70,20 @@ class Tracker:
 
     def _publish(self) -> None:
         """Publish until the study is over and all is there, or the user must repair something."""
-        publisher, pause = self.publisher, FIRST_PAUSE
+        publisher, pause = self.publisher, PERIOD
         self._wake.wait(BEGIN_SECONDS)
         try:
             while not publisher.stop.is_set():
                 self._wake.clear()
                 told, last = self._told, self._last.is_set()  # before the step: what is told later comes with the next
-                arrived = publisher.step(self.elsewhere or not last, last)
-                if arrived:
-                    self._arrived = told
+                if arrived := publisher.step(self.elsewhere or not last, last):
+                    self._arrived, self._whole, pause = told, last, PERIOD
                 if last and (arrived or publisher.problem):
-                    self._whole = arrived
                     return
                 if arrived:
                     self._wake.wait(BEGIN_SECONDS)
-                (publisher.stop if last else self._last).wait(PERIOD if arrived else pause)
-                pause = FIRST_PAUSE if arrived else min(2 * pause, LONGEST_PAUSE)
+                (publisher.stop if last else self._last).wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
         finally:
             publisher.close()
             self._parts.close()
@@ -153,8 +144,7 @@ class Tracker:
         self.publisher.stop.set()
         if self._whole:
             return 0
-        found = waiting(self.store, self.study).get(self.study)
-        return max(1, found.changes.total()) if found else self.lag()
+        return max(1, lags(self.store, self.study).get(self.study, self.lag()))
 
 
 class _Parts:
@@ -230,7 +220,7 @@ def sync(
     for name, parts in chosen.items():
         repaired = Repaired()
         if name in behind:
-            tracker = Tracker(store, name, elsewhere=is_running(store, parts), parts=parts)
+            tracker = Tracker(store, name, parts=parts)
             patience = max(1.0, deadline - time.monotonic())
             left[name] = tracker.close(min(patience, BEGIN_SECONDS) if tracker.elsewhere else patience)
             repaired, problem = tracker.publisher.repaired, tracker.problem or problem
@@ -240,7 +230,7 @@ def sync(
     return left
 
 
-def is_running(store: Store, members: list[StudyRecord]) -> bool:
+def _is_running(store: Store, members: list[StudyRecord]) -> bool:
     """Whether a driver holds one of these studies."""
     url = storage.parse(store.storage_url)
     try:

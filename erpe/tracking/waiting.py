@@ -35,14 +35,13 @@ def waiting(store: Store, study: str | None = None) -> dict[str, Waiting]:
 def _waits(store: Store, name: str, members: list[StudyRecord]) -> Waiting:
     cursor, found, since = Cursor(store, name), Counter[str](), []
     for member in members:
-        marks = {trial.uid: (trial_mark(member, trial), milliseconds(trial.started)) for trial in member.trials}
-        last = milliseconds(member.ended) or min((at for _, at in marks.values()), default=0)
-        if member.trials:
-            marks[member.about.uid] = study_mark(member, members, running=False), last
-        for uid, (mark, at) in marks.items():
+        runs = [(trial.uid, trial_mark(member, trial), trial.started) for trial in member.trials]
+        if runs:
+            runs.append((member.about.uid, study_mark(member, members, running=False), member.ended or runs[0][2]))
+        for uid, mark, at in runs:
             if lacking := _lacking(mark, cursor.runs.get(uid)):
                 found[uid] = lacking
-                since.append(max(at / 1000, cursor.at))
+                since.append(max(milliseconds(at) / 1000, cursor.at))
     return Waiting(found, min(since, default=None))
 
 
@@ -53,9 +52,9 @@ def _lacking(want: Mark, there: Mark | None) -> int:
     return max(0, want.steps - there.steps) + ended
 
 
-def lags(store: Store) -> dict[str, int]:
-    """Return how many changes of each study MLflow does not show yet."""
-    return {study: found.changes.total() for study, found in waiting(store).items()}
+def lags(store: Store, study: str | None = None) -> dict[str, int]:
+    """Return how many changes of each study MLflow does not show yet; see `waiting`."""
+    return {name: found.changes.total() for name, found in waiting(store, study).items()}
 
 
 def own(store: Store, study: str | None = None) -> dict[str, list[StudyRecord]]:
