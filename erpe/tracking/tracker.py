@@ -139,8 +139,11 @@ class Tracker:
         """
         self._last.set()
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+        deadline = time.monotonic() + timeout
+        while self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+            if asked and asked.is_set():
+                asked, deadline, left = None, 0.0, min(left, HURRY_SECONDS)
+            self._thread.join(min(left, 0.2) if asked else left)
         self.publisher.stop.set()
         if self._whole:
             return 0
