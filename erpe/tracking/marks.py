@@ -22,8 +22,7 @@ def trial_mark(member: StudyRecord, trial: TrialRecord) -> Mark:
     """How far a trial is."""
     if trial.removed:
         return Mark(0, GONE)
-    timed = member.phase == "confirm" and trial.number in member.finals
-    return Mark(len(trial.epochs) + timed, state_of(trial))
+    return Mark(len(trial.epochs) + (member.phase == "confirm" and trial.number in member.finals), state_of(trial))
 
 
 def study_mark(member: StudyRecord, members: list[StudyRecord], running: bool) -> Mark:

@@ -112,8 +112,7 @@ class Experiment:
     def create(self, call: Call) -> None:
         """Make the run."""
         want, key = call.image, TRIAL if call.image.is_trial else STUDY
-        made = self.client.create_run(self.id, want.started, {key: want.uid}, want.name)
-        self.runs[want.uid] = made.info.run_id
+        self.runs[want.uid] = self.client.create_run(self.id, want.started, {key: want.uid}, want.name).info.run_id
 
     def merge(self, call: Call) -> None:
         """Delete a twin of the run."""

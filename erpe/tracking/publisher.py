@@ -59,7 +59,7 @@ class Publisher:
         self._experiment: Experiment | None = None
         self._shown: dict[str, RunImage] = {}
         """What is known to be there of runs that have not ended."""
-        self._look = self._sent = False
+        self._look = self._sent = self._begun = False  # begun: a server that is down is asked before more is read
         self._failures: Counter[str] = Counter()
         self._refused: dict[str, str] = {}
         self._lock = FileLock(self.cursor.path.with_suffix(".lock"), thread_local=False)
@@ -82,13 +82,14 @@ class Publisher:
             if not self._lock.is_locked:
                 self._lock.acquire(timeout=0)
                 self.cursor = Cursor(self.store, self.study)  # another process may have been first
-            if not (members := self._read()):
+            self._begun = self._begun or bool(self._read())
+            if not self._begun:
                 return True
             self._look = self._experiment is None
             if not (experiment := self._experiment or self._open()):
                 return False
             try:
-                for image in desired(members, self.store, running, self._is_known):
+                for image in desired(self._read(), self.store, running, self._is_known):
                     if self.stop.is_set():
                         return False
                     at = image.uid

@@ -145,9 +145,7 @@ class Tracker:
                 asked, deadline, left = None, 0.0, min(left, HURRY_SECONDS)
             self._thread.join(min(left, 0.2) if asked else left)
         self.publisher.stop.set()
-        if self._whole:
-            return 0
-        return max(1, lags(self.store, self.study).get(self.study, self.lag()))
+        return 0 if self._whole else max(1, lags(self.store, self.study).get(self.study, self.lag()))
 
 
 class _Parts:
