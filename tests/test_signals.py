@@ -144,7 +144,7 @@ def test_a_search_that_a_signal_ends_before_it_began_starts_no_workers(tmp_path,
 def test_after_a_signal_a_slow_server_is_not_waited_for(tmp_path, monkeypatch):
     """Neither after one that came before the rest is sent, nor after one that comes meanwhile."""
     monkeypatch.setattr("erpe.tracking.tracker.HURRY_SECONDS", 0.1)
-    monkeypatch.setattr("erpe.tracking.publisher.Publisher.run", lambda self, read, arrive, stop, *_: stop.wait(500))
+    monkeypatch.setattr("erpe.tracking.publisher.Publisher.step", lambda self, *_: not self.stop.wait(500))
     for seconds in (0, 0.5):
         asked, began = threading.Event(), time.monotonic()
         threading.Timer(seconds, asked.set).start()
