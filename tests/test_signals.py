@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -141,15 +140,15 @@ def test_a_search_that_a_signal_ends_before_it_began_starts_no_workers(tmp_path,
         assert search().interrupted
 
 
+@pytest.mark.timeout(60)
 def test_after_a_signal_a_slow_server_is_not_waited_for(tmp_path, monkeypatch):
     """Neither after one that came before the rest is sent, nor after one that comes meanwhile."""
     monkeypatch.setattr("erpe.tracking.tracker.HURRY_SECONDS", 0.1)
-    monkeypatch.setattr("erpe.tracking.publisher.Publisher.step", lambda self, *_: not self.stop.wait(500))
+    monkeypatch.setattr("erpe.tracking.publisher.Publisher.step", lambda self, *_: not self.stop.wait())
     for seconds in (0, 0.5):
-        asked, began = threading.Event(), time.monotonic()
+        asked = threading.Event()
         threading.Timer(seconds, asked.set).start()
-        Tracker(Store.open(tmp_path), "of").close(300, asked)
-        assert time.monotonic() - began < 200
+        assert Tracker(Store.open(tmp_path), "of").close(10**6, asked) == 1, "what is left was not counted"
 
 
 def test_while_ray_is_imported_one_signal_ends_the_command(tmp_path, without_mlflow, monkeypatch):
