@@ -46,6 +46,19 @@ def unfinished(outcomes, arm, seeds):
     return dataclasses.replace(outcomes, arms=arms, runs=runs.drop(gone))
 
 
+def switched(outcomes, *switches):
+    """The same outcomes once for each value of a switch."""
+    parts = [changed(outcomes, lambda arm, switch=switch: f"{arm}-{switch}") for switch in switches]
+    renamed = [
+        {name: getattr(part, name).assign(uid=getattr(part, name)["uid"] + switch) for name in TABLES[1:]}
+        | {"arms": part.arms}
+        for part, switch in zip(parts, switches, strict=True)
+    ]
+    said = {uid + switch: found for uid, found in outcomes.predictions.items() for switch in switches}
+    tables = {name: pd.concat([part[name] for part in renamed], ignore_index=True) for name in TABLES}
+    return dataclasses.replace(outcomes, predictions=said, **tables)
+
+
 def with_attention(outcomes, folder, grid=(2, 4), cls=0, image=None):
     """The same outcomes with an attention.npz a run: every patch looks at itself only."""
     image = np.zeros((1, 8, 8), np.float32) if image is None else image
@@ -79,6 +92,13 @@ def twelve(tmp_path_factory):
     return outcomes, compare(outcomes)
 
 
+@pytest.fixture(scope="module")
+def eighteen():
+    """The nine with and without learned positions, one of them unfinished."""
+    outcomes = unfinished(switched(made_up(NINE), "learned", "position_none"), "relu-position_none", 2)
+    return outcomes, compare(outcomes)
+
+
 def test_every_chart_has_a_caption_that_says_how_many():
     assert set(CHARTS) == set(CAPTIONS)
     without = {name for name, caption in CAPTIONS.items() if "{n}" not in caption.text}
@@ -88,7 +108,11 @@ def test_every_chart_has_a_caption_that_says_how_many():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arms", "chart"),
-    [*(("twelve", chart) for chart in CHARTS), *(("nine", chart) for chart in ("tradeoffs", "critical_difference"))],
+    [
+        *(("twelve", chart) for chart in CHARTS),
+        *(("nine", chart) for chart in ("tradeoffs", "critical_difference")),
+        *(("eighteen", chart) for chart in ("differences", "accuracy", "tradeoffs", "learning_curves")),
+    ],
 )
 def test_every_chart_is_drawn_with_nothing_outside_the_figure(arms, chart, request):
     assert drawn_inside(CHARTS[chart](*request.getfixturevalue(arms)))
@@ -307,6 +331,21 @@ def test_the_twelve_variants_look_different_and_a_colour_is_an_attention():
     assert {mark.colour for mark in found.values()} == set(COLOURS.values())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("chart", ["tradeoffs", "learning_curves", "search_effort"])
+def test_a_filling_is_a_switch_where_there_is_one_and_the_legend_tells_both(eighteen, chart):
+    shown = marks(eighteen[0].arms)
+    assert {(mark.switch, mark.fill) for mark in shown.values()} == {
+        ("learned positions", "full"),
+        ("no positions", "none"),
+    }
+    assert len({(mark.colour, mark.marker, mark.fill) for mark in shown.values()}) == 18
+    (legend,) = CHARTS[chart](*eighteen).legends
+    names = [text.get_text() for text in legend.get_texts()]
+    encodings = ["no encoding", "general RPE", "circulant-STRING", "RoPE"]
+    assert names == [*encodings, "learned positions", "no positions"]
+
+
 def test_encodings_of_plug_ins_have_markers_of_their_own():
     arms = made_up(FEW[:3], images=50).arms
     arms["encoding"], arms["arm"] = ["none", "alibi", "cayley"], ["relu", "relu_alibi", "relu_cayley"]
@@ -410,14 +449,14 @@ def test_equal_outcomes_give_equal_files(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("arms", ["nine", "eighteen"])
 @pytest.mark.parametrize("name", NARROW)
-def test_a_figure_of_one_column_lies_within_it(name):
-    outcomes = made_up(seeds=8)
-    [part] = parts(outcomes, compare(outcomes)).values()
-    figure = NARROW[name](*part, width=COLUMN)
+def test_a_figure_of_one_column_lies_within_it_and_its_axes_have_room(name, arms, request):
+    figure = NARROW[name](*request.getfixturevalue(arms), width=COLUMN)
     figure.draw_without_rendering()
     box = figure.get_tightbbox()
     assert box.x0 >= -0.02 and box.x1 <= COLUMN + 0.02 and figure.get_figwidth() == COLUMN
+    assert figure.axes[0].get_position().width > 0.35
 
 
 @pytest.mark.parametrize("kind", ["pdf", "png", "svg"])

@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from erpe.report.charts.intervals import interval
-from erpe.report.charts.style import FULL, PALE, SMALL, Mark, direct_labels, legend_height, legend_of, marks, panels_of
+from erpe.report.charts.legends import by_switch, direct_labels, legend_height, legend_of
+from erpe.report.charts.style import FULL, PALE, SMALL, Mark, marks, panels_of
 from erpe.report.comparison import Comparison
 from erpe.report.labels import ATTENTION
 from erpe.report.outcomes import Outcomes
@@ -57,16 +58,16 @@ def tradeoffs(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
 
 def _name(figure: Figure, drawn: list[tuple[Axes, dict[str, tuple[float, float]], list[Line2D]]],
           shown: dict[str, Mark]) -> None:  # fmt: skip
-    """Name every mark by a text beside it; where one has no room, by a legend, too."""
+    """Name every mark by a text beside it; where one has no room, by a legend, too; those of switches by that alone."""
     figure.draw_without_rendering()
-    names = [direct_labels(axes, points, lines) for axes, points, lines in drawn]
+    names = [[] if by_switch(shown) else direct_labels(axes, points, lines) for axes, points, lines in drawn]
     if any(len(placed) < len(points) for placed, (_, points, _) in zip(names, drawn, strict=True)):
         for name in (name for placed in names for name in placed):
             name.remove()
         figure.set_figheight(figure.get_figheight() + legend_height(shown, FULL))
         legend_of(figure, shown)
         figure.draw_without_rendering()
-        for axes, points, lines in drawn:
+        for axes, points, lines in drawn if any(names) else []:
             direct_labels(axes, points, lines)
     figure.set_layout_engine("none")  # names must not move what they were placed by
 

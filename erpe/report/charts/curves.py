@@ -16,7 +16,8 @@ from matplotlib.ticker import MaxNLocator
 
 from erpe.errors import StoreError
 from erpe.io import read_arrays
-from erpe.report.charts.style import FULL, INK, PALE, SMALL, Mark, blank, legend_height, legend_of, marks, panels_of
+from erpe.report.charts.legends import legend_height, legend_of
+from erpe.report.charts.style import FULL, INK, PALE, SMALL, Mark, blank, marks, panels_of
 from erpe.report.outcomes import Outcomes, goals_of
 from erpe.study.objectives import drawn_as
 

@@ -7,7 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from erpe.report.charts.style import FULL, PALE, legend_height, legend_of, marks, panels_of
+from erpe.report.charts.legends import legend_height, legend_of
+from erpe.report.charts.style import FULL, PALE, marks, panels_of
 from erpe.report.outcomes import Outcomes, goals_of
 from erpe.report.pairing import KEY, arm_keys
 from erpe.study.objectives import drawn_as

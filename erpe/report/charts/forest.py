@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from erpe.report.charts.style import COLUMN, FULL, INK, PALE, PAPER, SMALL, blank, dress, legend_below
+from erpe.report.charts.legends import legend_below
+from erpe.report.charts.style import COLUMN, FULL, GREY, INK, PALE, PAPER, SMALL, blank, dress
 from erpe.report.comparison import Comparison
 from erpe.report.labels import label, names, switched
 from erpe.report.outcomes import Outcomes
@@ -23,7 +24,7 @@ VERDICT: dict[str, dict[str, Any]] = {
     "better": {"marker": ">", "color": "#0072b2"},
     "worse": {"marker": "<", "color": "#d55e00"},
     "equivalent": {"marker": "s", "color": "#009e73"},
-    "undecided": {"marker": "o", "color": "#7a7a7a", "markerfacecolor": PAPER},
+    "undecided": {"marker": "o", "color": GREY, "markerfacecolor": PAPER},
 }
 """Mark and colour of each verdict, safe for colour-blind eyes."""
 ROW, HEADING = 0.19, 0.28

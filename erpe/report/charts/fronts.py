@@ -7,7 +7,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from erpe.report.charts.style import FULL, PALE, legend_height, legend_of, marks, panels_of
+from erpe.report.charts.legends import legend_height, legend_of
+from erpe.report.charts.style import FULL, PALE, marks, panels_of
 from erpe.report.comparison import Comparison
 from erpe.report.outcomes import Outcomes, goals_of
 from erpe.study.objectives import CLOSED, drawn_as

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from erpe.report.charts.style import FULL, INK, SMALL, Mark, blank, dress, marks
+from erpe.report.charts.style import COLUMN, FULL, INK, SMALL, Mark, blank, dress, marks
 from erpe.report.comparison import Comparison
 from erpe.report.outcomes import Outcomes
 from erpe.report.pairing import sound_runs
@@ -32,9 +32,10 @@ def accuracy(outcomes: Outcomes, comparison: Comparison, width: float = FULL) ->
     shown = {arm: mark for arm, mark in marks(outcomes.arms).items() if arm in table.index}
     if not shown:
         return None
-    figure = blank(width, 0.6 + 0.27 * (len(shown) + _breaks(shown)))
+    names = _names(shown, comparison, width)
+    figure = blank(width, 0.6 + _inches(names, 0.27) * (len(shown) + _breaks(shown)))
     axes = figure.add_subplot()
-    rows = _rows(axes, shown, _remarks(comparison))
+    rows = _rows(axes, shown, names)
     _dots(axes, 100 * table, rows, shown)
     runs = sound_runs(outcomes)
     values = 100 * runs["test/accuracy"]
@@ -46,7 +47,7 @@ def accuracy(outcomes: Outcomes, comparison: Comparison, width: float = FULL) ->
     axes.set_xlim(right=min(100.0, axes.get_xlim()[1]))
     for drawn in (*axes.lines, *axes.collections):
         drawn.set_clip_on(False)  # a marker at 100 is whole
-    figure.supxlabel("test accuracy (%)", fontsize=SMALL, color=INK)
+    axes.set_xlabel("test accuracy (%)")
     dress(axes, grid="x")
     return figure
 
@@ -72,10 +73,11 @@ def criteria(outcomes: Outcomes, comparison: Comparison) -> Figure | None:
     shown = {arm: mark for arm, mark in marks(outcomes.arms).items() if arm in known}
     if not shown:
         return None
+    names = _names(shown, comparison, FULL)
     figure = blank(FULL, 0.6 + 0.22 * (len(shown) + _breaks(shown)))
     for axes, (name, table) in zip(figure.subplots(1, len(tables), squeeze=False, sharey=True)[0], tables.items(),
                                    strict=True):  # fmt: skip
-        rows = _rows(axes, shown, _remarks(comparison))
+        rows = _rows(axes, shown, names)
         _dots(axes, table, rows, shown)
         if table["mean"].min() > 0 and table["mean"].max() > 20 * table["mean"].min():
             axes.set_xscale("log")
@@ -98,9 +100,10 @@ def gap_closed(outcomes: Outcomes, comparison: Comparison, width: float = FULL) 
     shown = {arm: mark for arm, mark in marks(outcomes.arms).items() if arm in gaps.index}
     if not shown:
         return None
-    figure = blank(width, 0.8 + 0.22 * (len(shown) + _breaks(shown)))
+    names = _names(shown, comparison, width)
+    figure = blank(width, 0.8 + _inches(names, 0.22) * (len(shown) + _breaks(shown)))
     axes = figure.add_subplot()
-    rows = _rows(axes, shown, _remarks(comparison))
+    rows = _rows(axes, shown, names)
     gaps = gaps[["closed", "low", "high"]] * 100
     _dots(axes, gaps.rename(columns={"closed": "mean"}), rows, shown)
     axes.set_xlim(*_reach(gaps))
@@ -109,7 +112,8 @@ def gap_closed(outcomes: Outcomes, comparison: Comparison, width: float = FULL) 
         axes.axvline(place, color=INK, linewidth=1, zorder=1)
         axes.annotate(name, (place, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
                       ha=side, va="bottom", fontsize=SMALL, color=INK)  # fmt: skip
-    figure.supxlabel("part of the gap in test accuracy that is closed (%)", fontsize=SMALL, color=INK)
+    axes.set_xlabel("part of the gap in test accuracy that is closed (%)" if width > COLUMN else "gap closed (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(8 if width > COLUMN else 3))
     dress(axes, grid="x")
     return figure
 
@@ -124,23 +128,32 @@ def interval(comparison: Comparison, measure: str) -> pd.DataFrame:
     return rows.assign(low=rows["low"].clip(least, most), high=rows["high"].clip(least, most))
 
 
-def _remarks(comparison: Comparison) -> dict[str, str]:
-    """Arm -> what is amiss with it ("3 of 5 seeds"), where something is."""
-    return {arm: mark for arm, mark in zip(comparison.arms["arm"], comparison.arms["mark"], strict=True) if mark}
+def _names(shown: Mapping[str, Mark], comparison: Comparison, width: float) -> list[str]:
+    """Name of each arm, and what is amiss with it ("3 of 5 seeds"), where something is; in lines where there is little
+    room.
+    """
+    arms = comparison.arms
+    remarks = {arm: f" ({mark})" for arm, mark in zip(arms["arm"], arms["mark"], strict=True) if mark}
+    names = [mark.label + remarks.get(arm, "") for arm, mark in shown.items()]
+    return names if width > COLUMN else [name.replace(" (", "\n(").replace(", ", ",\n") for name in names]
+
+
+def _inches(names: Sequence[str], least: float) -> float:
+    """Height of a row that has room for the longest name."""
+    return max(least, 0.06 + 0.13 * max(1 + name.count("\n") for name in names))
 
 
 def _breaks(shown: Mapping[str, Mark]) -> int:
     return len({mark.attention for mark in shown.values()}) - 1
 
 
-def _rows(axes: Axes, shown: Mapping[str, Mark], remarks: Mapping[str, str]) -> dict[str, float]:
+def _rows(axes: Axes, shown: Mapping[str, Mark], names: Sequence[str]) -> dict[str, float]:
     """Arm -> its height on the axes; arms downwards, a little room between attentions."""
     rows: dict[str, float] = {}
     height, last = 0.0, ""
     for arm, mark in shown.items():
         height -= 1.6 if last and mark.attention != last else 1.0
         rows[arm], last = height, mark.attention
-    names = [shown[arm].label + (f" ({remarks[arm]})" if arm in remarks else "") for arm in rows]
     axes.set_yticks(list(rows.values()), names)
     axes.set_ylim(height - 0.7, -0.3)
     return rows

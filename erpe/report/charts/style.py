@@ -1,26 +1,21 @@
 """How an arm looks, the same in every figure: colour and filling are the attention, marker and dashes the encoding.
 
-Arms that share a variant (`relu_rope-patch2`, `relu_rope-patch4`) differ in how their marker is filled. Figures are as
+Where arms share a variant (`relu_rope-patch2`, `relu_rope-patch4`) the filling is the switch instead. Figures are as
 wide as a column of a paper, or as both, and their text has 8 points.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.text import Annotation
-from matplotlib.transforms import Bbox
 
-from erpe.report.labels import ATTENTION, label
+from erpe.report.labels import ATTENTION, label, switched
+from erpe.report.pairing import switches
 from erpe.variants import ATTENTIONS, ENCODINGS
 
 COLOURS = {"softmax": "#0072b2", "favor": "#d55e00", "relu": "#009e73"}
@@ -37,14 +32,16 @@ DASHES: dict[str, Any] = {
 }
 FILLS = ("full", "none", "left", "top", "right", "bottom")
 FIRST_FILL = {"softmax": 0, "favor": 1, "relu": 2}
-"""Of the first arm of a variant, in `FILLS`: without colours, too, one sees the attention."""
+"""In `FILLS`, where no arms share a variant: without colours, too, one sees the attention."""
 EDGED = ("full", "left", "top", "right", "bottom")
-"""For the seventh arm of a variant and those after it, whose markers have a dark edge."""
+"""For the seventh switch and those after it, whose markers have a dark edge."""
 
 NO_LINE: dict[str, Any] = {"linestyle": "none"}
 
 INK, PALE, PAPER = "#222222", "#b0b0b0", "#fefefe"
 """Text and axes, grid and context, background. The page swaps exactly these colours in the dark."""
+GREY = "#7a7a7a"
+"""Of marks that belong to no attention; seen on light and on dark."""
 
 SMALL = 8.0
 """Points of the text in a figure."""
@@ -67,6 +64,8 @@ class Mark(NamedTuple):
     """Colour of the marker's edge."""
     label: str
     """What papers call the arm: `ReLU + RoPE`."""
+    switch: str
+    """`no positions`, or nothing."""
 
     def line(self, **more: Any) -> dict[str, Any]:
         """Keywords of `Axes.plot` for a curve with markers."""
@@ -100,25 +99,28 @@ def marks(arms: pd.DataFrame) -> dict[str, Mark]:
         return _index(ATTENTIONS, row.attention), _index(ENCODINGS, row.encoding)
 
     found: dict[str, Mark] = {}
-    of_variant: dict[str, int] = {}
+    shared = once["variant"].duplicated().any()
+    values = list(dict.fromkeys(switches(row.arm, row.variant) for row in once.itertuples())) if shared else []
     for row in sorted(once.itertuples(), key=place):
         colour = COLOURS.get(row.attention, OTHER_COLOUR)
-        turn = of_variant[row.variant] = of_variant.get(row.variant, -1) + 1
+        switch = switches(row.arm, row.variant)
+        turn = values.index(switch) if shared else 0
         found[row.arm] = Mark(
             row.attention,
             row.encoding,
             colour,
             shapes[row.encoding],
             DASHES.get(row.encoding, "-"),
-            _fill(turn, FIRST_FILL.get(row.attention, 0)),
+            _fill(turn, 0 if shared else FIRST_FILL.get(row.attention, 0)),
             INK if turn % len(FILLS + EDGED) >= len(FILLS) else colour,
             label(row.arm, row.variant),
+            switched(switch),
         )
     return found
 
 
 def _fill(turn: int, first: int) -> str:
-    """Of the `turn`-th arm of a variant."""
+    """Of the `turn`-th value of a switch."""
     turn %= len(FILLS + EDGED)
     return FILLS[(turn + first) % len(FILLS)] if turn < len(FILLS) else EDGED[turn - len(FILLS)]
 
@@ -153,85 +155,6 @@ def dress(axes: Axes, grid: str = "both") -> None:
     axes.set_axisbelow(True)
     for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
         text.set(color=INK, fontsize=SMALL)
-
-
-def legend_of(figure: Figure, shown: Mapping[str, Mark], line: bool = False) -> None:
-    """Every arm once, below the figure; a column an attention where the names leave room."""
-    names, columns = _legend_grid(shown, figure.get_figwidth())
-    looks = {
-        arm: {"label": mark.label} | (mark.line() if line else NO_LINE | mark.dot()) for arm, mark in shown.items()
-    }
-    nothing = NO_LINE | {"label": " "}
-    legend_below(figure, [Line2D([], [], **looks.get(arm, nothing)) for arm in names], columns)
-
-
-def legend_below(figure: Figure, handles: list[Any], columns: int) -> None:
-    """Below the figure, in so many columns."""
-    look: Any = {"frameon": False, "fontsize": SMALL, "labelcolor": INK}
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, **look)
-
-
-def legend_height(shown: Mapping[str, Mark], width: float) -> float:
-    """Inches that `legend_of` takes below a figure of that width."""
-    names, columns = _legend_grid(shown, width)
-    return 0.2 + 0.165 * math.ceil(len(names) / columns)
-
-
-def _legend_grid(shown: Mapping[str, Mark], width: float) -> tuple[list[str], int]:
-    """Names column by column, "" where nothing stands, and the number of columns."""
-    fit = max(1, int(width / (0.075 * max((len(mark.label) for mark in shown.values()), default=1) + 0.5)))
-    attentions = list(dict.fromkeys(mark.attention for mark in shown.values()))
-    groups = [[arm for arm, mark in shown.items() if mark.attention == name] for name in attentions]
-    if not 1 < len(groups) <= fit:
-        return list(shown), fit
-    rows = max(map(len, groups))
-    return [name for group in groups for name in group + [""] * (rows - len(group))], len(groups)
-
-
-def direct_labels(axes: Axes, points: Mapping[str, tuple[float, float]], lines: Sequence[Line2D]) -> list[Annotation]:
-    """Name points beside their markers where there is room: no name covers another or a line, or leaves the axes.
-
-    A point whose name fits nowhere stays without: is the list shorter, a legend is needed. Call it when limits and
-    layout are final.
-
-    Args:
-        points: name -> (x, y) in data.
-        lines: markers and lines that no name may cover.
-    """
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    inside = axes.get_window_extent(renderer)
-    taken = [box for line in lines for box in _boxes(line, figure.dpi / 72)]
-    placed = []
-    for arm, point in points.items():
-        name = axes.annotate(arm, point, xytext=(0, 0), textcoords="offset points", fontsize=SMALL - 1, color=INK)
-        for across, up in _PLACES:
-            name.set(ha="left" if across > 0 else "right" if across < 0 else "center")
-            name.set(va="bottom" if up > 0 else "top" if up < 0 else "center")
-            name.xyann = (across, up)
-            box = name.get_window_extent(renderer)
-            within = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-            if within and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
-                placed.append(name)
-                break
-        else:
-            name.remove()
-    return placed
-
-
-def _boxes(line: Line2D, scale: float) -> list[Bbox]:
-    """Return what a line of horizontal and vertical parts, and its marker, cover in pixels; `scale` pixels a point."""
-    path = np.asarray(line.get_transform().transform_path(line.get_path()).vertices)  # (corners, 2)
-    reach = (line.get_markersize() / 2 if line.get_marker() not in ("None", None, "") else 1.0) * scale
-    ends = itertools.pairwise(path) if len(path) > 1 else [(path[0], path[0])]
-    return [Bbox([np.minimum(*both) - reach, np.maximum(*both) + reach]) for both in ends]
-
-
-_AROUND = ((1, 0), (-1, 0), (0.7, 1), (-0.7, 1), (0.7, -1), (-0.7, -1), (0, 1), (0, -1))
-_PLACES = [(reach * x, reach * y) for reach in (5, 8, 12, 17) for x, y in _AROUND]
-"""Offsets in points, the nearest first."""
 
 
 def _index(known: Sequence[str], name: str) -> int:
