@@ -172,10 +172,10 @@ def test_a_missing_seed_leaves_its_pair_out_and_is_said():
     found = row(differences(outcomes), arm="relu_rope", against="relu")
     assert found["difference"] == pytest.approx(0.03) and found["n"] == 2 and found["preliminary"]
     comparison = compare(outcomes)
-    assert "s: relu_rope on digits lacks seeds 2; its pairs are over the 2 it has" in comparison.notes
+    assert "s on digits: seeds 2 are missing, pairs are over 2: relu_rope" in comparison.notes
     assert comparison.arms["mark"].tolist() == ["", "2 of 3 seeds", ""]
     assert "preliminary" in row(comparison.verdicts, arm="relu_rope", kind="encoding")["text"]
-    assert "relu_rope is unfinished: 2 of 3 seeds are confirmed" in comparison.verdicts["text"].tolist()
+    assert "ReLU + RoPE is unfinished: 2 of 3 seeds are confirmed" in comparison.verdicts["text"].tolist()
 
 
 def test_an_unfinished_arm_with_one_common_seed_is_not_tested():
@@ -192,7 +192,7 @@ def test_an_arm_without_runs_is_shown_and_not_tested():
     comparison = compare(study({"softmax": [0.95, 0.96], "relu": [0.90, 0.92], "relu_rope": {}}, planned=2))
     assert comparison.arms["mark"].tolist() == ["", "", "0 of 2 seeds"]
     assert row(comparison.verdicts, arm="relu_rope", kind="encoding")["text"].startswith(
-        "relu_rope and relu have no seed in common"
+        "ReLU + RoPE and ReLU have no seed in common"
     )
 
 
@@ -281,7 +281,7 @@ def test_a_part_of_a_gap_is_told_only_where_the_gap_is_shown(state):
     assert (gap[["closed", "low", "high"]].notna() == gap["shown"]).all()
     assert (NOT_SHOWN in text) == (not gap["shown"]) and ("closes" in text) == gap["shown"]
     if not gap["shown"]:  # instead: how it stands to both ends
-        assert re.search(r"; it is .* relu.* and .* softmax", text)
+        assert re.search(r"; it is .* ReLU.* and .* softmax", text)
 
 
 def test_friedman_gives_no_p_of_too_few_seeds():
@@ -376,12 +376,12 @@ def test_the_verdict_tells_size_interval_and_n():
     outcomes = study({"softmax": [0.9500, 0.9510, 0.9490], "relu": [0.9000, 0.9012, 0.8988]})
     # differences 5.00, 4.98, 5.02 points: mean 5, sd 0.02, half-width 4.30265 x 0.02 / sqrt(3) = 0.0497
     assert row(compare(outcomes).verdicts, arm="relu")["text"] == (
-        "relu is 5.00 points below softmax (95 % 4.95 to 5.05, 3 seeds): worse"
+        "ReLU is 5.00 points below softmax (95 % 4.95 to 5.05, 3 seeds): worse"
     )
     # differences 1, -2, 2: mean 1 / 3, sd 2.08, half-width 5.17
     open_ = study({"softmax": [0.93, 0.95, 0.91], "relu": [0.94, 0.93, 0.93]})
     assert row(compare(open_).verdicts, arm="relu")["text"] == (
-        "relu is 0.3 points above softmax (95 % -4.8 to 5.5, 3 seeds): undecided, up to 4.8 points below and 5.5 above "
+        "ReLU is 0.3 points above softmax (95 % -4.8 to 5.5, 3 seeds): undecided, up to 4.8 points below and 5.5 above "
         "are not excluded"
     )
     close = study({"softmax": [0.950, 0.951, 0.949], "relu": [0.9505, 0.9505, 0.9496]})
@@ -433,9 +433,9 @@ BAD = {
     ),
     "unequal seeds": (
         lambda runs: runs.drop(index=5),
-        "s: relu on digits lacks seeds 2; its pairs are over the 2 it has",
+        "s on digits: seeds 2 are missing, pairs are over 2: relu",
     ),
-    "an arm missing": (lambda runs: runs[runs["arm"] != "relu"], "s: relu on digits has no run to compare"),
+    "an arm missing": (lambda runs: runs[runs["arm"] != "relu"], "s on digits: no run to compare: relu"),
     "another version": (
         lambda runs: runs.assign(version=["0.1.0"] * 3 + ["0.0.9"] * 3 + ["0.1.0"] * 3),
         "s: 3 runs of relu by erpe 0.0.9, not 0.1.0: left out of every test",

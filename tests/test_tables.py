@@ -125,7 +125,7 @@ def test_one_seed_is_shown_without_an_interval():
 def test_unfinished_arms_and_other_versions_are_marked_wherever_they_stand(half, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     text = render(half, "terminal")
-    assert text.replace("\n", " ").count("* favor_rope: erpe 0.0.9; relu_rope: 2 of 5 seeds") == 1
+    assert text.replace("\n", " ").count("* erpe 0.0.9: favor_rope; 2 of 5 seeds: relu_rope") == 1
     assert not [line for line in text.splitlines() if line != line.rstrip()]
     for line in text.splitlines():
         if re.match(r" (relu_rope|favor_rope) ", line):

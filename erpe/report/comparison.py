@@ -147,19 +147,19 @@ def _one_seed(outcomes: Outcomes) -> Iterator[str]:
 
 
 def _missing_seeds(outcomes: Outcomes) -> Iterator[str]:
-    """Note arms that lack seeds that others have: the mean is over fewer, and its pairs are."""
-    runs = sound_runs(outcomes)
+    """Note arms that lack seeds that others have: the mean is over fewer, and its pairs are. A line for all alike."""
+    runs, alike = sound_runs(outcomes), dict[tuple[str, str], list[str]]()
     for (study, dataset), arms in outcomes.arms.groupby(KEY[:2], sort=False):
         here = runs[(runs["study"] == study) & (runs["dataset"] == dataset)]
         for arm in arms.itertuples(index=False):
             has = set(here.loc[here["arm"] == arm.arm, "seed"])
             missing = ", ".join(str(seed) for seed in sorted(set(here["seed"]) - has))
-            if not has:
-                yield f"{study}: {arm.arm} on {dataset} has no run to compare"
-            elif missing:
-                yield f"{study}: {arm.arm} on {dataset} lacks seeds {missing}; its pairs are over the {len(has)} it has"
-            elif not arm.finished:
-                yield f"{study}: {arm.arm} on {dataset} has {len(has)} of {int(arm.seeds_planned)} seeds"
+            said = "no run to compare" if not has else f"seeds {missing} are missing, pairs are over {len(has)}"
+            if has and not missing:
+                said = "" if arm.finished else f"{len(has)} of {int(arm.seeds_planned)} seeds so far"
+            if said:
+                alike.setdefault((f"{study} on {dataset}", said), []).append(arm.arm)
+    yield from (f"{where}: {said}: {', '.join(arms)}" for (where, said), arms in alike.items())
 
 
 def _without_partner(arms: pd.DataFrame) -> Iterator[str]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from erpe.report.decisions import ALPHA, VERDICTS
 from erpe.report.gaps import NOT_SHOWN
-from erpe.report.labels import names
+from erpe.report.labels import label, names
 from erpe.report.pairing import KEY
 from erpe.report.statistics import ACCURACY
 from erpe.text import counted
@@ -21,7 +21,7 @@ BETTER, WORSE, EQUIVALENT, UNDECIDED = VERDICTS
 
 
 def verdicts(arms: pd.DataFrame, differences: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
-    """Return a sentence for every pair, every gap closed, and every unfinished arm.
+    """Return a sentence for every pair, every gap closed, and every unfinished arm; arms are called as in a paper.
 
     Args:
         arms: of `Outcomes`.
@@ -32,17 +32,23 @@ def verdicts(arms: pd.DataFrame, differences: pd.DataFrame, gaps: pd.DataFrame) 
         (one of `VERDICTS`; of a gap closed that on the arm against its baseline), `preliminary`, `text`.
     """
     rows, known = [], {}
+    names = {arm: label(arm, variant) for arm, variant in zip(arms["arm"], arms["variant"], strict=True)}
+
+    def named(row: dict[Any, Any]) -> dict[Any, Any]:
+        return row | {at: names.get(row[at], row[at]) for at in ("arm", "against", "baseline", "softmax") if at in row}
+
     for arm in arms[~arms["finished"].astype(bool)].to_dict("records"):
-        text = f"{arm['arm']} is unfinished: {int(arm['seeds'])} of {int(arm['seeds_planned'])} seeds are confirmed"
-        rows.append(_row(arm, "", "unfinished", UNDECIDED, True, text))
+        seeds = f"{int(arm['seeds'])} of {int(arm['seeds_planned'])} seeds are confirmed"
+        rows.append(_row(arm, "", "unfinished", UNDECIDED, True, f"{names[arm['arm']]} is unfinished: {seeds}"))
     for pair in differences[differences["measure"] == MEASURE].to_dict("records"):
-        text = f"{told(pair)}: {judged(pair)}" if pair["n"] else told(pair)
+        text = f"{told(named(pair))}: {judged(pair)}" if pair["n"] else told(named(pair))
         rows.append(_row(pair, pair["against"], pair["kind"], pair["verdict"], pair["preliminary"], text))
-        known[pair["study"], pair["dataset"], pair["arm"], pair["kind"]] = pair
+        known[pair["study"], pair["dataset"], pair["arm"], pair["kind"]] = named(pair)
     for gap in gaps.to_dict("records"):
         gain, left = (known.get((*(gap[name] for name in KEY), kind)) for kind in ("encoding", "softmax"))
         verdict = gain["verdict"] if gain else UNDECIDED
-        rows.append(_row(gap, gap["baseline"], "closed", verdict, gap["preliminary"], _closed(gap, gain, left)))
+        text = _closed(named(gap), gain, left)
+        rows.append(_row(gap, gap["baseline"], "closed", verdict, gap["preliminary"], text))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

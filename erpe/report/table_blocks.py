@@ -92,7 +92,10 @@ class Slice:
 
     def stars(self) -> str:
         """Return what the stars mean."""
-        return "* " + "; ".join(f"{self.plain(arm)}: {mark}" for arm, mark in self.marks.items())
+        alike = dict[str, list[str]]()
+        for arm, mark in self.marks.items():
+            alike.setdefault(mark, []).append(self.plain(arm))
+        return "* " + "; ".join(f"{mark}: {', '.join(arms)}" for mark, arms in alike.items())
 
 
 def _main(one: Slice) -> list[Block]:
