@@ -15,7 +15,7 @@ from erpe.report import ranks as order
 from erpe.report.comparison import compare
 from erpe.report.decisions import VERDICTS, holm
 from erpe.report.gaps import NOT_SHOWN, gap_closed
-from erpe.report.outcomes import Outcomes
+from erpe.report.outcomes import TIMED, Outcomes
 from erpe.report.pairing import pairs, sound_runs
 from erpe.report.ranks import friedman, nemenyi, nemenyi_matrix, pareto, pareto_front, ranks, surely_unbeaten
 from erpe.report.statistics import (
@@ -463,6 +463,13 @@ def test_notes_tell_of_devices_budgets_and_missing_partners():
     assert notes[0] == "said before"
     for words in ("ran on cuda, cpu", "relu-patch4 3 of 4", "the same FLOPs", "no arm relu or softmax with its"):
         assert any(words in note for note in notes)
+
+
+def test_times_of_one_device_may_be_compared_though_other_runs_are_of_another():
+    outcomes = study({"softmax": [0.95, 0.96], "relu": [0.9, 0.92]})
+    runs = outcomes.runs.assign(device=["old", "new"] * 2, **{TIMED: [float("nan"), 2.0] * 2})
+    told = [note for note in compare(replace(outcomes, runs=runs)).time_notes if "ran on" in note]
+    assert told == ["s on digits: ran on old, new; do not compare its memory"]
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from erpe.tracking.history import Journal, read_history
 from erpe.tracking.mlflow_calls import Experiment
 from erpe.tracking.provenance import collect
 from erpe.tracking.publisher import Publisher
-from erpe.tracking.tracker import sync
+from erpe.tracking.tracker import _Parts, sync
 from erpe.tracking.waiting import lags
 
 slow = pytest.mark.slow
@@ -300,6 +300,24 @@ def test_the_champion_loads_and_predicts(finished):
     with torch.inference_mode():
         probabilities = model(normalise(images, "digits")).softmax(-1).numpy()
     np.testing.assert_allclose(champion.predict(images.numpy()), probabilities, atol=1e-6)
+
+
+@slow
+def test_a_part_without_news_is_not_read_again_until_the_end(digits_study, monkeypatch):
+    read = []
+    monkeypatch.setattr("erpe.tracking.tracker.read_study", lambda study, ended: read.append(study.study_name))
+    parts = _Parts(digits_study, "digits-nine")
+    parts.read()
+    every, (first, *_) = sorted(read), read
+    for told, wanted in ((set(), []), ({first}, [first])):
+        read.clear()
+        parts.news |= told
+        parts.read()
+        assert read == wanted
+    read.clear()
+    parts.look_again()
+    assert len(parts.read()) == len(every) > 2 and sorted(read) == every
+    parts.close()
 
 
 @slow

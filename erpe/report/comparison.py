@@ -183,10 +183,12 @@ def _budgets(arms: pd.DataFrame) -> Iterator[str]:
 
 
 def _devices(outcomes: Outcomes) -> Iterator[str]:
+    """Note that runs are of several devices; their times may be of one, as runs whose model is gone have none."""
     for (study, dataset), group in sound_runs(outcomes).groupby(KEY[:2], sort=False):
-        devices = group["device"].unique()
+        devices, timed = group["device"].unique(), group.reindex(columns=["device", TIMED]).dropna(subset=TIMED)
         if len(devices) > 1:
-            yield f"{study} on {dataset}: ran on {', '.join(map(str, devices))}; do not compare its times and memory"
+            what = "memory" if timed["device"].nunique() == 1 else "times and memory"
+            yield f"{study} on {dataset}: ran on {', '.join(map(str, devices))}; do not compare its {what}"
 
 
 def _untimed(outcomes: Outcomes) -> Iterator[str]:

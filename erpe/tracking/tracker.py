@@ -96,7 +96,7 @@ class Tracker:
     def tell(self, study: str) -> None:
         """Show how a part of the study, as the database calls it, stands: it begins, or has news."""
         self._told += 1
-        self._parts.names.add(study)
+        self._parts.news.add(study)
 
     def start_trial(self, study: str, trial: TrialRecord, tags: dict[str, str]) -> None:
         """Note whose driver has a trial from now on.
@@ -137,6 +137,7 @@ class Tracker:
         Returns:
             How many changes MLflow lacks; `sync` sends them later.
         """
+        self._parts.look_again()
         self._last.set()
         self._wake.set()
         deadline = time.monotonic() + timeout
@@ -149,14 +150,15 @@ class Tracker:
 
 
 class _Parts:
-    """The parts of a study as the database has them; a trial that ended is read once."""
+    """The parts of a study as the database has them; one without news, and a trial that ended, are read once."""
 
     def __init__(self, store: Store, study: str) -> None:
         self._store, self._study = store, study
-        self.names: set[str] = set()
-        """As far as they were told; any thread adds to them."""
+        self.news: set[str] = set()
+        """Parts to read; any thread adds to them."""
         self._database: storage.Database | None = None
         self._known: dict[str, tuple[optuna.Study, dict[int, TrialRecord]]] = {}
+        self._records: dict[str, StudyRecord] = {}
 
     @storage.retry_while_unavailable
     def read(self) -> list[StudyRecord]:
@@ -171,10 +173,21 @@ class _Parts:
             self._database = storage.Database(self._store.storage_url)
             attrs = {name: self._database.study_attrs(name) for name in self._database.names()}
             found = {name for name, own in attrs.items() if own.get(GROUP, {}).get("study", name) == self._study}
-            self.names |= {name for name in found if STUDY in attrs[name]}
-        for name in sorted(self.names - self._known.keys()):
-            self._known[name] = optuna.load_study(study_name=name, storage=self._database.backend), {}
-        return [read_study(*self._known[name]) for name in sorted(self._known)]
+            self.news |= {name for name in found if STUDY in attrs[name]}
+        for name in self.news.copy():
+            self.news.discard(name)  # before it is read: what is told meanwhile is for the next time
+            try:
+                if name not in self._known:
+                    self._known[name] = optuna.load_study(study_name=name, storage=self._database.backend), {}
+                self._records[name] = read_study(*self._known[name])
+            except BaseException:
+                self.news.add(name)
+                raise
+        return [self._records[name] for name in sorted(self._records)]
+
+    def look_again(self) -> None:
+        """Read all parts again, also what nobody told of."""
+        self.news.update(list(self._known))
 
     def close(self) -> None:
         """Leave the database alone."""
