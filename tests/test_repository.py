@@ -149,9 +149,12 @@ def test_the_readme_tells_what_confirmed_runs_on_cifar10_found():
     ) in READMES["."]
 
 
-def test_the_tables_of_a_study_are_those_of_the_files_beside_them():
-    rewritten = runpy.run_path(str(ROOT / "infra/results.py"))["rewritten"]
-    assert rewritten(CIFAR10) == (CIFAR10 / "README.md").read_text()
+def test_the_tables_of_a_study_and_readmes_grid_are_those_of_the_files_beside_them():
+    results = runpy.run_path(str(ROOT / "infra/results.py"))
+    comparison = results["compared"](CIFAR10)
+    assert results["page"](CIFAR10, comparison) == (CIFAR10 / "README.md").read_text()
+    assert "<!-- grid of cifar10_positions -->" in READMES["."]
+    assert results["with_grid"](READMES["."], CIFAR10.name, comparison) == READMES["."]
 
 
 def test_the_table_of_settings_is_that_of_the_configuration():

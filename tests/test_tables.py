@@ -213,6 +213,7 @@ def test_latex_is_well_formed_and_needs_only_booktabs(half):
         .split()
     )  # fmt: skip
     assert set(re.findall(r"\\([A-Za-z]+)", body)) <= known
+    assert "ReLU + RoPE $^{*}$ &" in body and r"relu\_rope" not in body
     depth = 0
     for brace in re.findall(r"(?<!\\)[{}]", body):
         depth += 1 if brace == "{" else -1

@@ -37,7 +37,7 @@ def as_latex(comparison: Comparison, searches: Sequence[Block] = ()) -> str:
     parts = ["% needs \\usepackage{booktabs}", *(f"% {_ascii(note)}" for note in comparison.notes)]
     for study, dataset in comparison.arms[["study", "dataset"]].drop_duplicates().itertuples(index=False, name=None):
         parts.append(_main(comparison.only(study, dataset), study, dataset))
-    parts += [_further(block) for block in [*blocks(comparison), *searches] if block.columns]
+    parts += [_further(block) for block in [*blocks(comparison, labels=True), *searches] if block.columns]
     return "\n".join(parts)
 
 
