@@ -114,44 +114,45 @@ def test_the_readme_tells_the_accuracies_of_mnist_as_they_were_measured():
     rows = runs[(runs["table"] == "summary") & (runs["measure"] == "test/accuracy")]
     means = 100 * rows.set_index("arm")["mean"]
     assert len(means) == 9
-    assert f"all nine arms reach {means.min():.1f} to {means.max():.1f} % test accuracy" in READMES["."]
+    assert f"All nine arms reach {means.min():.1f} to {means.max():.1f} % test accuracy" in READMES["."]
 
 
-def test_the_readme_tells_what_the_search_on_cifar10_found():
-    trials = pd.read_csv(CIFAR10 / "compare_trials.csv")
-    assert (trials.groupby("arm").size() == 4).all()
-    assert (trials.groupby("number")[["train.lr", "train.weight_decay"]].nunique() == 1).all(axis=None)
-    means = 100 * trials.groupby("arm")["value"].mean()
-
-    def spread(pattern):
-        found = means[means.index.str.fullmatch(pattern)]
-        return f"{found.min():.1f} to {found.max():.1f} %"
-
-    without = {kind: spread(f"(favor|relu)_{kind}-position_none") for kind in ("general", "circulant", "rope")}
-    assert (
-        f"all nine models reach {spread('.*-learned')}. Without absolute positions it is "
-        f"{spread('(softmax|favor|relu)-position_none')} with no encoding, {without['general']} with the general one, "
-        f"{without['circulant']} with circulant-STRING and {without['rope']} with RoPE."
-    ) in READMES["."]
-
-
-def test_the_readme_tells_what_confirmed_runs_on_cifar10_found():
-    runs = pd.read_csv(CIFAR10 / "compare_runs.csv")
-    arms = pd.read_csv(CIFAR10 / "compare_arms.csv")["arm"]
-    seeds = runs.groupby("arm").size().reindex(arms, fill_value=0)
-    mean = (100 * runs.groupby("arm")["test/accuracy"].mean()).map("{:.1f}".format)
-    assert seeds.max() < 8, "a whole study has intervals to tell of"
-    how_many = f"Of its {8 * len(arms)} confirmed runs {len(runs)} are done, {seeds.min()} to {seeds.max()} seeds"
-    assert (
-        f"{how_many} of each arm: on the test set softmax reaches {mean['softmax-learned']} % with learned positions "
-        f"and {mean['softmax-position_none']} % without, FAVOR+ {mean['favor-learned']} and "
-        f"{mean['favor-position_none']} %, and with RoPE in their place {mean['favor_rope-position_none']} %."
-    ) in READMES["."]
-
-
-def test_the_tables_of_a_study_and_readmes_grid_are_those_of_the_files_beside_them():
+@pytest.fixture(scope="module")
+def found():
+    """What `infra/results.py` makes of the study on CIFAR-10, and the comparison."""
     results = runpy.run_path(str(ROOT / "infra/results.py"))
-    comparison = results["compared"](CIFAR10)
+    return results, results["compared"](CIFAR10)
+
+
+def test_the_readme_tells_the_answer_on_cifar10_as_it_was_measured(found):
+    _, comparison = found
+    assert comparison.arms["finished"].all() and (comparison.arms["seeds"] == 8).all()
+    answer = READMES["."].partition("**CIFAR-10**")[2].partition("<!-- grid")[0]
+    pairs = comparison.differences[comparison.differences["measure"] == "test/accuracy"]
+    known = {
+        tuple(f"{100 * sign * value:.1f}".replace("-0.0", "0.0") for value in ends)
+        for pair in pairs.to_dict("records") for sign, ends in (
+            (1, (pair["difference"], pair["all_low"], pair["all_high"])),
+            (-1, (pair["difference"], pair["all_high"], pair["all_low"])),
+        )
+    }  # fmt: skip
+    said = re.findall(r"(-?\d+\.\d)[^0-9(]*\(95 % (-?\d+\.\d) to (-?\d+\.\d)\)", answer)
+    assert len(said) > 8 and set(said) <= known
+    table = comparison.ratios
+    times = table[table["measure"] == "time/inference_ms_per_image"].set_index("arm")["ratio"].map("{:.2f}".format)
+    relu, favor = (
+        {kind: times[f"{attention}{kind}-learned"] for kind in ("", "_general", "_circulant", "_rope")}
+        for attention in ("relu", "favor")
+    )
+    assert (
+        f"ReLU {relu['']} times as long as softmax, with RoPE {relu['_rope']}, the general encoding "
+        f"{relu['_general']}, circulant-STRING {relu['_circulant']}; FAVOR+ {favor['']}, with RoPE {favor['_rope']}, "
+        f"circulant-STRING {favor['_circulant']}, the general encoding {favor['_general']} "
+    ) in answer
+
+
+def test_the_tables_of_a_study_and_readmes_grid_are_those_of_the_files_beside_them(found):
+    results, comparison = found
     assert results["page"](CIFAR10, comparison) == (CIFAR10 / "README.md").read_text()
     assert "<!-- grid of cifar10_positions -->" in READMES["."]
     assert results["with_grid"](READMES["."], CIFAR10.name, comparison) == READMES["."]
