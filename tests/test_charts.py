@@ -203,7 +203,7 @@ def test_a_caption_names_the_attentions_without_a_gap_and_the_figure_has_no_bar_
     outcomes, comparison = nine
     gaps = comparison.gaps.assign(shown=comparison.gaps["shown"] & (shown | (comparison.gaps["baseline"] != "favor")))
     changed = dataclasses.replace(comparison, gaps=gaps)
-    assert ("From favor: no gap shown." in told("gap_closed", changed)) == (not shown)
+    assert ("From FAVOR+: no gap shown." in told("gap_closed", changed)) == (not shown)
     assert len(spans(gap_closed(outcomes, changed).axes[0])) >= (6 if shown else 3)
     names = [text.get_text() for text in gap_closed(outcomes, changed).axes[0].get_yticklabels()]
     assert any(name.startswith("FAVOR+") for name in names) == shown

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import pandas as pd
-
 from erpe.report.comparison import Comparison
 from erpe.report.gaps import NOT_SHOWN
+from erpe.report.labels import label
 from erpe.report.significance import MEASURE
 from erpe.text import counted
 
@@ -119,7 +118,7 @@ BARS: dict[str, tuple[tuple[str, ...], str]] = {
 
 def told(name: str, comparison: Comparison) -> str:
     """Return the text below a chart of one study: it tells of what is drawn there, and of nothing else."""
-    facts = {"n": seeds_told(comparison, name), "bar": _bar(name, comparison), "without": _without(comparison.gaps)}
+    facts = {"n": seeds_told(comparison, name), "bar": _bar(name, comparison), "without": _without(comparison)}
     return " ".join(CAPTIONS[name].text.format(**facts).split())
 
 
@@ -139,7 +138,8 @@ def _bar(name: str, comparison: Comparison) -> str:
     return NO_BAR if measures and drawn.empty else text
 
 
-def _without(gaps: pd.DataFrame) -> str:
+def _without(comparison: Comparison) -> str:
     """Which attentions have no gap to close."""
-    baselines = gaps.loc[~gaps["shown"], "baseline"].unique()
-    return f"From {' and from '.join(baselines)}: {NOT_SHOWN}." if len(baselines) else ""
+    arms, gaps = comparison.arms.set_index("arm")["variant"], comparison.gaps
+    names = [label(arm, arms[arm]) for arm in gaps.loc[~gaps["shown"], "baseline"].unique()]
+    return f"From {' and from '.join(names)}: {NOT_SHOWN}." if names else ""
