@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from erpe.report.comparison import Comparison, compare
-from erpe.report.grid import Cell, grid
+from erpe.report.grid import SIGNS, Cell, grid
 from erpe.report.labels import ENCODING
 from erpe.report.sources.files import read
 from erpe.report.tables import render
@@ -22,7 +22,6 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "studies" / "results"
 BEGIN = "\n### "
 """A page's own words end where the first table begins."""
-SIGNS = {"better": "▲", "worse": "▼", "equivalent": "■", "undecided": "○"}
 NAMES = {"cifar10": "CIFAR-10", "mnist": "MNIST"}
 
 

@@ -15,6 +15,9 @@ from erpe.report.significance import digits_of, point_digits, signed
 from erpe.report.statistics import ACCURACY
 from erpe.variants import ATTENTIONS, ENCODINGS
 
+SIGNS = {"better": "▲", "worse": "▼", "equivalent": "■", "undecided": "○"}
+"""Of each verdict, where colour alone would tell it."""
+
 
 class Cell(NamedTuple):
     """One arm; all words. A dash stands where there is nothing."""
