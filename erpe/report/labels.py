@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from erpe.report.pairing import LEARNED_POSITIONS, NO_POSITIONS, switches
 
 
@@ -28,6 +30,15 @@ def label(arm: str, variant: str, without: frozenset[str] = frozenset()) -> str:
     attention, _, encoding = variant.partition("_")
     words = ATTENTION[attention] + (f" + {ENCODING[encoding]}" if encoding else "")
     return words + switched(switches(arm, variant) - without, " ({})")
+
+
+def labels_of(arms: pd.DataFrame) -> dict[str, str]:
+    """Arm -> `label`.
+
+    Args:
+        arms: with columns `arm` and `variant`.
+    """
+    return {arm: label(arm, variant) for arm, variant in zip(arms["arm"], arms["variant"], strict=True)}
 
 
 def switched(names: frozenset[str], form: str = "{}") -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from erpe.report.decisions import ALPHA, VERDICTS
 from erpe.report.gaps import NOT_SHOWN
-from erpe.report.labels import label, names
+from erpe.report.labels import labels_of, names
 from erpe.report.pairing import KEY
 from erpe.report.statistics import ACCURACY
 from erpe.text import counted
@@ -32,7 +32,7 @@ def verdicts(arms: pd.DataFrame, differences: pd.DataFrame, gaps: pd.DataFrame) 
         (one of `VERDICTS`; of a gap closed that on the arm against its baseline), `preliminary`, `text`.
     """
     rows, known = [], {}
-    names = {arm: label(arm, variant) for arm, variant in zip(arms["arm"], arms["variant"], strict=True)}
+    names = labels_of(arms)
 
     def named(row: dict[Any, Any]) -> dict[Any, Any]:
         return row | {at: names.get(row[at], row[at]) for at in ("arm", "against", "baseline", "softmax") if at in row}

@@ -11,7 +11,7 @@ import pandas as pd
 from erpe.report.comparison import Comparison
 from erpe.report.gaps import NOT_SHOWN
 from erpe.report.grid import as_lines, grid
-from erpe.report.labels import label
+from erpe.report.labels import labels_of
 from erpe.report.measures import MAIN, PERCENT, WIDE, Measure
 from erpe.report.outcomes import goals_of
 from erpe.report.pairing import KINDS
@@ -72,8 +72,7 @@ class Slice:
         self.comparison = comparison.only(study, dataset)
         self.title = f"{study} on {dataset}"
         self.arms = self.comparison.arms
-        variants = zip(self.arms["arm"], self.arms["variant"], strict=True)
-        self.labels = {arm: label(arm, variant) for arm, variant in variants if labels}
+        self.labels = labels_of(self.arms) if labels else {}
         self.marks = {arm: mark for arm, mark in zip(self.arms["arm"], self.arms["mark"], strict=True) if mark}
 
     def name(self, arm: str) -> str:

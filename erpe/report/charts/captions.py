@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from erpe.report.comparison import Comparison
 from erpe.report.gaps import NOT_SHOWN
-from erpe.report.labels import label
+from erpe.report.labels import labels_of
 from erpe.report.significance import MEASURE
 from erpe.text import counted
 
@@ -140,6 +140,6 @@ def _bar(name: str, comparison: Comparison) -> str:
 
 def _without(comparison: Comparison) -> str:
     """Which attentions have no gap to close."""
-    arms, gaps = comparison.arms.set_index("arm")["variant"], comparison.gaps
-    names = [label(arm, arms[arm]) for arm in gaps.loc[~gaps["shown"], "baseline"].unique()]
+    gaps, labels = comparison.gaps, labels_of(comparison.arms)
+    names = [labels[arm] for arm in gaps.loc[~gaps["shown"], "baseline"].unique()]
     return f"From {' and from '.join(names)}: {NOT_SHOWN}." if names else ""

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from erpe.report.charts.legends import legend_below
 from erpe.report.charts.style import COLUMN, FULL, GREY, INK, PALE, PAPER, SMALL, blank, dress
 from erpe.report.comparison import Comparison
-from erpe.report.labels import label, names, switched
+from erpe.report.labels import labels_of, names, switched
 from erpe.report.outcomes import Outcomes
 from erpe.report.pairing import KEY, KINDS
 from erpe.report.statistics import ACCURACY
@@ -50,7 +50,7 @@ def forest(comparison: Comparison) -> pd.DataFrame:
     order = {kind: place for place, kind in enumerate(KINDS)}
     table = table.iloc[table["kind"].map(order).argsort(kind="stable")]
     called = [names(pair, variants) for pair in table.to_dict("records")]
-    labels = {arm: label(arm, variant) for arm, variant in variants.items()}
+    labels = labels_of(comparison.arms)
     found = table.assign(
         label=table["arm"].map(labels), against_label=table["against"].map(labels), name=[pair.arm for pair in called],
         shared=[pair.shared for pair in called], **{new: 100 * table[old] for old, new in COLUMNS.items()},
