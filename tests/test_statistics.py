@@ -18,6 +18,7 @@ from erpe.report.gaps import NOT_SHOWN, gap_closed
 from erpe.report.outcomes import TIMED, Outcomes
 from erpe.report.pairing import pairs, sound_runs
 from erpe.report.ranks import friedman, nemenyi, nemenyi_matrix, pareto, pareto_front, ranks, surely_unbeaten
+from erpe.report.significance import plus
 from erpe.report.statistics import (
     differences,
     mean_interval,
@@ -386,6 +387,10 @@ def test_the_verdict_tells_size_interval_and_n():
     )
     close = study({"softmax": [0.950, 0.951, 0.949], "relu": [0.9505, 0.9505, 0.9496]})
     assert row(compare(close).verdicts, arm="relu")["text"].endswith("3 seeds): equivalent within 0.5 points")
+
+
+def test_a_difference_that_is_rounded_to_zero_has_no_sign():
+    assert [plus(value, 1) for value in (-0.06, -0.04, 0.04, 0.06)] == ["-0.1", "0.0", "0.0", "+0.1"]
 
 
 def test_every_pair_has_one_verdict():

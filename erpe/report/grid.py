@@ -11,7 +11,7 @@ import pandas as pd
 from erpe.report.comparison import Comparison
 from erpe.report.labels import ATTENTION, ENCODING, switched
 from erpe.report.pairing import switches
-from erpe.report.significance import digits_of, point_digits, signed
+from erpe.report.significance import digits_of, plus, point_digits, signed
 from erpe.report.statistics import ACCURACY
 from erpe.variants import ATTENTIONS, ENCODINGS
 
@@ -30,7 +30,7 @@ class Cell(NamedTuple):
     against: str
     """What the difference is to: no encoding to softmax, an encoding to none; empty: to nothing."""
     difference: str
-    """In points, with a sign: `+0.14`."""
+    """In points, with a sign: `+0.14`; `0.00` if it is rounded to zero."""
     interval: str
     """Simultaneous, in points: `-0.03 to 0.31`."""
     verdict: str
@@ -76,8 +76,7 @@ def _cell(arm: str, means: pd.DataFrame, pair: dict | None, digits: int, of_diff
         accuracy = signed(mean, digits)
         half = "-" if np.isnan(low) else signed((high - low) / 2, digits)
     if pair is not None and pair["n"]:
-        against, difference = pair["against"], signed(100 * pair["difference"], of_difference)
-        difference = difference if difference.startswith("-") else f"+{difference}"
+        against, difference = pair["against"], plus(100 * pair["difference"], of_difference)
         verdict = pair["verdict"]
         if not np.isnan(pair["all_low"]):
             ends = (signed(100 * pair[name], of_difference) for name in ("all_low", "all_high"))

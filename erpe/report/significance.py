@@ -160,6 +160,11 @@ def signed(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:,.{digits}f}"
 
 
+def plus(value: float, digits: int) -> str:
+    """Return a difference with its sign, `+0.14`; one that is rounded to zero has none, `0.00`."""
+    return ("+" if round(value, digits) > 0 else "") + signed(value, digits)
+
+
 def p_value(p: float) -> str:
     """`0.002`, `< 0.001`: never 0; a dash where nothing was tested."""
     return "-" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -188,8 +193,8 @@ class Pair(dict[Any, Any]):
         if not self["n"]:
             return "no common seed"
         digits = digits_of(self)
-        size, low, high = (signed(100 * self[name], digits) for name in ("difference", "all_low", "all_high"))
+        low, high = (signed(100 * self[name], digits) for name in ("all_low", "all_high"))
         interval = counted(self["n"], "seed") if np.isnan(self["all_low"]) else f"95 % {low} to {high}"
         small = self["verdict"] in (BETTER, WORSE) and self["p_equivalent"] < ALPHA
         less = f", by less than {margin_of(self)}" if small else ""
-        return f"{'+' if self['difference'] > 0 else ''}{size} points, {interval}{less}"
+        return f"{plus(100 * self['difference'], digits)} points, {interval}{less}"
