@@ -201,7 +201,8 @@ def test_a_bad_folder_is_refused_with_the_file_s_name(flowers, tmp_path, spoil):
     ("changed", "told"),
     [
         ({"labels": np.arange(20) % 2 + 1, "names": np.array(["ant", "bee"])}, "images[1]: label 2; use 0 to 1"),
-        ({"labels": np.arange(20) % 2 - 1}, "label -1"),
+        ({"labels": np.arange(20) % 2 - 1}, "label -1; use 0 or more"),
+        ({"labels": np.zeros(20, int)}, "classes: 1 given; use 2 to 256"),
         ({"labels": np.arange(20) % 2 * 2}, "images[1] has label 2; a class needs"),
         ({"labels": np.arange(20) / 2}, "labels are float64"),
         ({"images": arrays()["images"] / 255}, "use uint8 from 0 to 255"),

@@ -13,8 +13,9 @@ from erpe.config import defaults
 from erpe.errors import ConfigError
 from erpe.model.flops import train_step_flops
 from erpe.report.power import detectable_difference
+from erpe.store import Store
 from erpe.study.entries import check_agreement
-from erpe.study.plan_file import load_plan, schema
+from erpe.study.plan_file import find_plan, load_plan, schema
 from erpe.variants import NINE, VARIANTS
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -136,6 +137,13 @@ def test_what_show_prints_is_a_file_of_the_same_study_with_every_default(path, b
     assert again.flops_per_image() == plan.flops_per_image()
 
 
+def test_neither_a_file_nor_a_study_is_told_so_by_an_empty_store_too(tmp_path):
+    with pytest.raises(ConfigError, match="mine: no such file, and no such study in the store; the store has none"):
+        find_plan("mine", (), Store(tmp_path))
+    (tmp_path / "file_without_a_suffix").write_text(SMALL)
+    assert find_plan(tmp_path / "file_without_a_suffix", (), Store(tmp_path)).seed == 3
+
+
 def test_a_file_that_an_editor_marked_as_utf8_is_read(plan_of):
     assert plan_of("\ufeff" + SMALL) == plan_of(SMALL)
 
@@ -167,6 +175,7 @@ def test_a_confirmation_trains_the_best_configuration_on_everything_with_seeds_o
         (SMALL.replace("digits", "digit"), [], "and no such folder or .npz; did you mean digits"),
         (SMALL, ['variants="ten"'], "'ten'"),
         (SMALL, ["variants=[]"], "variants: none given"),
+        (SMALL, ["variants=[softmax, relu]"], 'or a list, as ["softmax", "relu"], instead'),
         (SMALL, ['variants=["relu", "relu"]'], "variants: relu is there 2 times"),
         (SMALL, ['name="../x"'], "study name '../x'"),
         (SMALL + '[settings]\n"data.validation" = 0.2\n', [], "data.validation: the study sets it"),

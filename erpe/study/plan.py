@@ -33,7 +33,7 @@ _NAMED = {"nine": NINE, "twelve": VARIANTS}
 
 def _listed(given: Any) -> Any:
     if isinstance(given, str) and given not in _NAMED:
-        raise ConfigError(f"{given!r} given; use nine, twelve or a list instead")
+        raise ConfigError(f'{given!r} given; use nine, twelve or a list, as ["softmax", "relu"], instead')
     return _NAMED[given] if isinstance(given, str) else given
 
 

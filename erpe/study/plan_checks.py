@@ -60,7 +60,7 @@ def _names(plan: Plan) -> Iterator[str]:
     except ConfigError as error:
         yield str(error)
     if not plan.variants:
-        yield "variants: none given; use nine, twelve or a list instead"
+        yield 'variants: none given; use nine, twelve or a list, as ["softmax", "relu"], instead'
     for name, count in Counter(plan.variants).items():
         if count > 1:
             yield f"variants: {name} is there {count} times"

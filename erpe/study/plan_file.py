@@ -66,8 +66,9 @@ def find_plan(given: str | os.PathLike[str] | dict[str, Any], changes: Sequence[
         plan = _with_plugins(stored_plan(plans[str(given)], changes, store.datasets))
         recall(plan.dataset, store.datasets)
         return plan
-    if plans and not Path(given).suffix:
-        raise ConfigError(f"{given}: no such file, and no such study in the store; {nearest(str(given), plans)}")
+    if not os.path.exists(given) and not Path(given).suffix:
+        hint = nearest(str(given), plans) if plans else "the store has none"
+        raise ConfigError(f"{given}: no such file, and no such study in the store; {hint}")
     return load_plan(given, changes, store.datasets)
 
 

@@ -188,13 +188,15 @@ def _checked(path: Path, names: tuple[str, ...], train: _Part, test: _Part | Non
     for part in (train, test) if test else (train,):
         wrong = np.flatnonzero((part.labels < 0) | (part.labels >= len(names)))
         if len(wrong):
-            raise DataError(f"{part.where[wrong[0]]}: label {part.labels[wrong[0]]}; use 0 to {len(names) - 1} instead")
+            label = part.labels[wrong[0]]
+            use = "0 or more" if label < 0 else f"0 to {len(names) - 1}"  # without names, the labels say how many
+            raise DataError(f"{part.where[wrong[0]]}: label {label}; use {use} instead")
     if test and test.pixels.shape[1:] != train.pixels.shape[1:]:
         (c, h, w), own = train.pixels.shape[1:], test.pixels.shape[1:]
         remedy = f"--resize {h}x{w} makes all alike" if c == own[0] else "use as many channels in both"
         raise DataError(f"{path}: test images are {own}, training images {(c, h, w)}; {remedy}")
     if not 2 <= len(names) <= MOST_CLASSES:
-        raise DataError(f"{path}: {len(names)} classes; use 2 to {MOST_CLASSES} instead")
+        raise DataError(f"{path}: classes: {len(names)} given; use 2 to {MOST_CLASSES} instead")
     counts = np.bincount(train.labels, minlength=len(names))
     few = int(counts.argmin())
     if counts[few] < 2:
