@@ -231,6 +231,7 @@ def test_one_picture_in_two_classes_is_a_warning_with_both_names_every_time(flow
 
 def test_what_is_neither_a_name_nor_a_path_is_refused(tmp_path):
     assert "did you mean digits?" in refusal(find_dataset, "digit")
+    assert "unknown data set ''" in refusal(find_dataset, ""), "not the current folder"
     assert "own images alone are resized" in refusal(find_dataset, "mnist", resize=(8, 8))
     (tmp_path / "x.npz").write_bytes(b"zip?")
     assert str(tmp_path / "x.npz") in refusal(find_dataset, tmp_path / "x.npz")

@@ -179,6 +179,7 @@ def test_a_confirmation_trains_the_best_configuration_on_everything_with_seeds_o
         (SMALL, ['variants=["relu", "relu"]'], "variants: relu is there 2 times"),
         (SMALL, ['name="../x"'], "study name '../x'"),
         (SMALL + '[settings]\n"data.validation" = 0.2\n', [], "data.validation: the study sets it"),
+        (SMALL, ["settings.train.epochs=2"], "settings.train.epochs: the study sets it; use search.epochs instead"),
         (SMALL + '[settings]\n"train.lrr" = 0.2\n', [], "train.lrr"),
         (SMALL + '[space]\n"train.lr" = {low = 1.0, high = 0.1}\n', [], 'space."train.lr": low 1 is above high 0.1'),
         (SMALL + '[switches]\n"model.patch" = []\n', [], "switches.model.patch: no value"),

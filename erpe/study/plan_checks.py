@@ -69,7 +69,7 @@ def _names(plan: Plan) -> Iterator[str]:
 def _strange(table: str, name: str) -> str | None:
     """Return what is told of a setting that a file cannot set."""
     if name in RESERVED or name == "data.validation":
-        return f"{table}.{name}: the study sets it"
+        return f"{table}.{name}: the study sets it" + ("; use search.epochs instead" if name == "train.epochs" else "")
     if name not in KNOWN and not name.startswith("model.options."):
         return f"{table}: unknown setting {name[:100]!r}; {nearest(name, sorted(KNOWN))}"
     return None

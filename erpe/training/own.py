@@ -61,7 +61,7 @@ def find_dataset(
         path = ((base or Path()) / Path(given).expanduser()).resolve()
     except RuntimeError as error:
         raise DataError(f"data set {given}: no such place ({error})") from None
-    if not os.path.exists(path):
+    if not str(given) or not os.path.exists(path):
         facts_of(str(given))  # says what is meant
     try:
         dataset = _described(path, resize, cache)
