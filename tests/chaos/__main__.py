@@ -153,6 +153,6 @@ if __name__ == "__main__":
             if all(word in (fault, home, executor, f"{home}-{executor}") for word in words):
                 run(fault, home, executor, min(times, most), seed=time.time_ns())
         if words in ([], ["outage"]):
-            run_outage()
+            run_outage(min(60, most))
             write_tables("outage")
     write_tables("table")
