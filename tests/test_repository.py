@@ -18,11 +18,12 @@ import typer
 from erpe.cli.app import app
 from erpe.cli.doctor import PACKAGES
 from erpe.config import defaults
+from erpe.report.significance import signed
 from erpe.study.search_space import load_space
 from erpe.variants import VARIANTS
 
 ROOT = Path(__file__).parent.parent
-CIFAR10 = ROOT / "studies/results/cifar10_positions"
+ANSWERS = {"cifar10": "CIFAR-10", "mnist": "MNIST"}
 READMES = {
     name: (ROOT / name / "README.md").read_text() for name in (".", "studies", "infra", "erpe", "erpe/bench", "tests")
     if (ROOT / name / "README.md").exists()
@@ -109,35 +110,38 @@ def test_the_readme_tells_what_a_layer_of_4096_tokens_costs_as_it_was_measured()
     assert said.format(min(others), max(others), min(general), max(general)) in READMES["."]
 
 
-def test_the_readme_tells_the_accuracies_of_mnist_as_they_were_measured():
-    runs = pd.read_csv(ROOT / "studies/results/mnist_nine_small.csv")
-    rows = runs[(runs["table"] == "summary") & (runs["measure"] == "test/accuracy")]
-    means = 100 * rows.set_index("arm")["mean"]
-    assert len(means) == 9
-    assert f"All nine arms reach {means.min():.1f} to {means.max():.1f} % test accuracy" in READMES["."]
-
-
-@pytest.fixture(scope="module")
-def found():
-    """What `infra/results.py` makes of the study on CIFAR-10, and the comparison."""
+@pytest.fixture(scope="module", params=ANSWERS)
+def found(request):
+    """Data set, folder of its study, what `infra/results.py` makes of that, and the comparison."""
+    folder = ROOT / f"studies/results/{request.param}_positions"
     results = runpy.run_path(str(ROOT / "infra/results.py"))
-    return results, results["compared"](CIFAR10)
+    return request.param, folder, results, results["compared"](folder)
 
 
-def test_the_readme_tells_the_answer_on_cifar10_as_it_was_measured(found):
-    _, comparison = found
+def answer(dataset):
+    """What README says of one data set: sentences on CIFAR-10 come first, then those on MNIST."""
+    text = READMES["."].partition("## The answer")[2].partition("<!-- grid")[0]
+    parts = [line.partition("On MNIST") for line in re.findall(r"^\d\. .*$", text, re.MULTILINE)]
+    return "\n".join(after if dataset == "mnist" else before for before, _, after in parts)
+
+
+def test_the_readme_tells_the_answer_as_it_was_measured(found):
+    dataset, _, _, comparison = found
     assert comparison.arms["finished"].all() and (comparison.arms["seeds"] == 8).all()
-    answer = READMES["."].partition("**CIFAR-10**")[2].partition("<!-- grid")[0]
     pairs = comparison.differences[comparison.differences["measure"] == "test/accuracy"]
     known = {
-        tuple(f"{100 * sign * value:.1f}".replace("-0.0", "0.0") for value in ends)
-        for pair in pairs.to_dict("records") for sign, ends in (
+        tuple(signed(100 * sign * value, digits) for value in ends)
+        for pair in pairs.to_dict("records") for digits in (1, 2) for sign, ends in (
             (1, (pair["difference"], pair["all_low"], pair["all_high"])),
             (-1, (pair["difference"], pair["all_high"], pair["all_low"])),
         )
     }  # fmt: skip
-    said = re.findall(r"(-?\d+\.\d)[^0-9(]*\(95 % (-?\d+\.\d) to (-?\d+\.\d)\)", answer)
+    said = re.findall(r"(-?\d+\.\d+)[^0-9(]*\(95 % (-?\d+\.\d+) to (-?\d+\.\d+)\)", answer(dataset))
     assert len(said) > 8 and set(said) <= known
+
+
+def test_the_readme_tells_what_inference_costs_as_it_was_measured(found):
+    dataset, _, _, comparison = found
     table = comparison.ratios
     times = table[table["measure"] == "time/inference_ms_per_image"].set_index("arm")["ratio"].map("{:.2f}".format)
     relu, favor = (
@@ -147,15 +151,15 @@ def test_the_readme_tells_the_answer_on_cifar10_as_it_was_measured(found):
     assert (
         f"ReLU {relu['']} times as long as softmax, with RoPE {relu['_rope']}, the general encoding "
         f"{relu['_general']}, circulant-STRING {relu['_circulant']}; FAVOR+ {favor['']}, with RoPE {favor['_rope']}, "
-        f"circulant-STRING {favor['_circulant']}, the general encoding {favor['_general']} "
-    ) in answer
+        f"circulant-STRING {favor['_circulant']}, the general encoding {favor['_general']}"
+    ) in answer(dataset)
 
 
 def test_the_tables_of_a_study_and_readmes_grid_are_those_of_the_files_beside_them(found):
-    results, comparison = found
-    assert results["page"](CIFAR10, comparison) == (CIFAR10 / "README.md").read_text()
-    assert "<!-- grid of cifar10_positions -->" in READMES["."]
-    assert results["with_grid"](READMES["."], CIFAR10.name, comparison) == READMES["."]
+    dataset, folder, results, comparison = found
+    assert results["page"](folder, comparison) == (folder / "README.md").read_text()
+    assert f"<!-- grid of {folder.name} -->\n| {ANSWERS[dataset]} |" in READMES["."]
+    assert results["with_grid"](READMES["."], folder.name, comparison) == READMES["."]
 
 
 def test_the_table_of_settings_is_that_of_the_configuration():

@@ -1,9 +1,7 @@
 import io
 import json
 import re
-import runpy
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,8 +16,6 @@ from erpe.report.protocol import search_tables
 from erpe.report.sources.files import exports, read
 from erpe.report.tables import FORMATS, TIDY, TYPES, compare, render, tidy
 from erpe.report.terminal import ending
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -311,10 +307,3 @@ def test_an_unknown_format_is_refused_with_the_nearest(whole):
     with pytest.raises(ConfigError, match="unknown format 'markdwon'; did you mean markdown"):
         render(whole, "markdwon")
     assert set(FORMATS) == {"terminal", "markdown", "csv", "parquet", "json", "latex"}
-
-
-def test_the_committed_tables_of_mnist_are_of_this_code():
-    """As `python infra/mnist_tables.py` writes them."""
-    found = runpy.run_path(str(ROOT / "infra/mnist_tables.py"))
-    page = found["RESULTS"] / "mnist_nine_small.md"
-    assert found["rewritten"](page.read_text()) == page.read_text()
