@@ -145,9 +145,9 @@ def _bar_of_multiples(bar: Colorbar, most: float) -> None:
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG of 256 colours, a third as large as one of all colours."""
     drawn = BytesIO()
-    figure.savefig(drawn, dpi=150, pil_kwargs={"compress_level": 1})
+    figure.savefig(drawn, dpi=150, pil_kwargs={"compress_level": 0})
     with Image.open(drawn) as picture:
-        picture.convert("RGB").quantize(256).save(path)
+        picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(path)
 
 
 def _figure(width: float, height: float, left: float, bottom: float, top: float, between: float = 0.0) -> Figure:
