@@ -138,6 +138,19 @@ def test_the_readme_tells_the_answer_as_it_was_measured(found):
     }  # fmt: skip
     said = re.findall(r"(-?\d+\.\d+)[^0-9(]*\(95 % (-?\d+\.\d+) to (-?\d+\.\d+)\)", answer(dataset))
     assert len(said) > 8 and set(said) <= known
+    of_switch = pairs[(pairs["kind"] == "switch") & pairs["arm"].str.match("(softmax|favor|relu)-")]
+    lost = -100 * of_switch["difference"]
+    assert len(lost) == 3 and f"lose {lost.min():.0f} to {lost.max():.0f} points" in answer(dataset)
+
+
+def test_the_readme_tells_the_sizes_of_models_and_what_they_reach_as_they_were_measured(found):
+    dataset, folder, _, _ = found
+    runs, text = pd.read_csv(folder / "compare_runs.csv"), READMES["."].partition("## The answer")[2]
+    sizes = f"{runs['params'].min():,.0f} to {runs['params'].max():,.0f} parameters"
+    assert sizes in text.partition(f"**{ANSWERS[dataset]}**")[2].partition("**")[0]
+    best = 100 * runs.groupby("arm")["test/accuracy"].mean().max()
+    reached = re.search(r"trained to the end \((\d+) and (\d+) % are far from it\)", text)
+    assert f"{best:.0f}" == reached[1 + [*ANSWERS].index(dataset)]
 
 
 def test_the_readme_tells_what_inference_costs_as_it_was_measured(found):
