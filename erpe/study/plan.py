@@ -19,7 +19,7 @@ from erpe.settings import Config
 from erpe.study.distributions import Axis, Choices, Scalar, typical
 from erpe.study.entries import dotted
 from erpe.study.objectives import Limits, Objective
-from erpe.study.plan_checks import beside, mistakes_of
+from erpe.study.plan_checks import USE_VARIANTS, beside, mistakes_of
 from erpe.study.search_space import apply_overrides, variant_params
 from erpe.study.spec import Pruner, Sampler, StudySpec, confirmation, confirmed_epochs, define
 from erpe.variants import NINE, VARIANTS
@@ -33,7 +33,7 @@ _NAMED = {"nine": NINE, "twelve": VARIANTS}
 
 def _listed(given: Any) -> Any:
     if isinstance(given, str) and given not in _NAMED:
-        raise ConfigError(f'{given!r} given; use nine, twelve or a list, as ["softmax", "relu"], instead')
+        raise ConfigError(f"{given!r} given; {USE_VARIANTS}")
     return _NAMED[given] if isinstance(given, str) else given
 
 

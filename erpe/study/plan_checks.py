@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MOST_ARMS = 1000
 
+USE_VARIANTS = 'use nine, twelve or a list, as ["softmax", "relu"], instead'
+
 
 def mistakes_of(plan: Plan) -> list[str]:
     """Return a line for each mistake; arms are looked at without the settings whose names are wrong."""
@@ -60,7 +62,7 @@ def _names(plan: Plan) -> Iterator[str]:
     except ConfigError as error:
         yield str(error)
     if not plan.variants:
-        yield 'variants: none given; use nine, twelve or a list, as ["softmax", "relu"], instead'
+        yield f"variants: none given; {USE_VARIANTS}"
     for name, count in Counter(plan.variants).items():
         if count > 1:
             yield f"variants: {name} is there {count} times"
