@@ -80,6 +80,23 @@ def test_on_ray_a_dead_worker_is_replaced_and_a_poisonous_trial_ends(store, with
     check_books(store, 5, repeated=MAX_ATTEMPTS + 1)
 
 
+def test_a_worker_that_tune_ends_before_its_first_step_leaves_another_one_its_last_words(tmp_path):
+    from erpe.execution.ray_tune.trainable import LAST_WORDS, Worker
+
+    pack = {"start": toy, "pack": {"0": {"config": SPEC.base.model_dump(), "folder": str(tmp_path)}}}
+    trains, waits = Worker.__new__(Worker), Worker.__new__(Worker)
+    try:
+        for worker in (trains, waits):
+            worker.setup(pack)
+        trains.step()
+        waits.cleanup()
+        assert (tmp_path / LAST_WORDS).exists()
+        trains.cleanup()
+        assert not (tmp_path / LAST_WORDS).exists()
+    finally:
+        gc.unfreeze()
+
+
 class Deadly:
     """Makes trials; a worker that has trained one and is handed the next dies of it, once."""
 

@@ -173,6 +173,7 @@ def _last_words(folder: Path) -> str:
     """What a worker that died could say, its cause in the last line: the traceback of a signal, or nothing."""
     with suppress(OSError):
         words = (folder / LAST_WORDS).read_text(errors="replace").partition("\n\nExtension")[0][:MOST].strip()
+        (folder / LAST_WORDS).unlink()  # the next death has its own cause
         if words:
             return f"{words}\nthe worker died of: {words.splitlines()[0]}"
     return KILLED

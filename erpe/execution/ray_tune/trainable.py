@@ -29,6 +29,7 @@ class Worker(tune.Trainable):
     """Plays one pack of trials after the other, an event of each a step; the checkpoint is each trial's own affair."""
 
     _together: PackRunner | None = None
+    _folder: Path
     _last_words: TextIO | None = None
     _crash: Exception | None = None
 
@@ -37,12 +38,7 @@ class Worker(tune.Trainable):
         self._together = PackRunner(config["start"])
         trials = {uid: (TrialConfig(**trial["config"]), Path(trial["folder"])) for uid, trial in config["pack"].items()}
         self._together.hold(trials)
-        _, folder = next(iter(trials.values()))
-        with suppress(OSError):  # a full disk is told by the first step
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / LAST_WORDS).unlink(missing_ok=True)  # never write through what lies there
-            self._last_words = (folder / LAST_WORDS).open("x")
-            faulthandler.enable(self._last_words, all_threads=False)
+        _, self._folder = next(iter(trials.values()))
 
     def reset_config(self, config: dict[str, Any]) -> bool:
         """Take another pack in the same process."""
@@ -58,12 +54,22 @@ class Worker(tune.Trainable):
         if self._crash:
             raise self._crash
         assert self._together
+        if not self._last_words:
+            self._leave_last_words()
         try:
             return {"events": list(self._together.round().items()), "crash": ""}
         except Exception as error:
             self._crash = error
             lines = traceback.format_exc().splitlines()
             return {"events": [], "crash": "\n".join(line for line in lines if line.strip(" ^"))[-MOST:]}
+
+    def _leave_last_words(self) -> None:
+        # Not in `setup`: Tune may set up a second worker on the same pack, and end one of them before its first step.
+        with suppress(OSError):  # a full disk is told by the trial itself
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / LAST_WORDS).unlink(missing_ok=True)  # never write through what lies there
+            self._last_words = (self._folder / LAST_WORDS).open("x")
+            faulthandler.enable(self._last_words, all_threads=False)
 
     def cleanup(self) -> None:
         """Release the memory of the trials, also on the GPU."""
