@@ -97,6 +97,15 @@ def test_a_worker_that_tune_ends_before_its_first_step_leaves_another_one_its_la
         gc.unfreeze()
 
 
+def _priority():
+    return os.nice(0)
+
+
+@pytest.mark.slow
+def test_on_ray_trials_run_at_the_priority_of_the_command(ray):
+    assert ray.get(ray.remote(_priority).remote()) == _priority()
+
+
 class Deadly:
     """Makes trials; a worker that has trained one and is handed the next dies of it, once."""
 

@@ -9,6 +9,7 @@ for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about its coming default
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what Ray says of dead workers goes to stdout; the session has it
+    "RAY_worker_niceness": "0",  # trials run at the command's own priority; 15 starves them on a shared machine
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # prints a box even when told to be silent
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours lets trials finish their epoch
