@@ -46,7 +46,7 @@ class Reader(HTMLParser):
 
     def handle_data(self, data):
         if data.strip() and self.open[-1:] != ["style"]:
-            self.text.append(data.strip())
+            self.text.append(data.strip().replace("\N{NO-BREAK SPACE}%", " %"))
 
     def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
@@ -142,7 +142,8 @@ def test_the_page_has_every_number_of_the_tables_and_every_verdict(outcomes, see
 def test_the_first_screen_answers_with_sentences_the_grid_and_the_forest_and_warnings_follow(outcomes, html):
     places = ["The answer", sentences(compare(outcomes))[0], 'class="grid"', "Paired differences.", "What to know",
               "are missing, pairs are over", "Contents", "Differences</h3>"]  # fmt: skip
-    found = [html.index(place) for place in places]
+    text = html.replace("\N{NO-BREAK SPACE}%", " %")
+    found = [text.index(place) for place in places]
     assert found == sorted(found)
 
 
@@ -177,6 +178,10 @@ def test_every_link_of_the_contents_goes_somewhere(seen):
 
 
 @pytest.mark.slow
+def test_no_number_is_parted_from_its_per_cent_sign(html):
+    assert re.search("[0-9]\N{NO-BREAK SPACE}%", html) and not re.search("[0-9] %", html)
+
+
 def test_equal_outcomes_give_the_same_page_written_whole(outcomes, html, tmp_path):
     path = write_report(outcomes, compare(outcomes), tmp_path / "report.html")
     assert path.read_text(encoding="utf-8") == html and list(tmp_path.iterdir()) == [path]

@@ -49,9 +49,10 @@ def result_table(result: TuneResult, spec: StudySpec, store: Path) -> None:
     if result.finished:
         print(finished_words(result.study, result.finished, "--new trains afresh"))
     if result.best is not None and result.config is not None:
+        ended = sum(count for state, count in result.counts.items() if state != "RUNNING")
         table = Table(
             box=SIMPLE,
-            title=f"{result.study}: best of {counted(sum(result.counts.values()), 'trial')}",
+            title=f"{result.study}: best of {counted(ended, 'trial')}",
             title_justify="left",
         )
         table.add_column("trial")

@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -127,13 +127,18 @@ def page(outcomes: Outcomes, comparison: Comparison) -> str:
     """Return the report as HTML, the same text for the same outcomes."""
     environment = Environment(
         loader=PackageLoader("erpe", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        lstrip_blocks=True, finalize=_unbroken,
     )  # fmt: skip
     studies = [_study(place, *part) for place, part in enumerate(parts(outcomes, comparison).values(), 1)]
     return environment.get_template("page.html.j2").render(
         title=", ".join(dict.fromkeys(outcomes.arms["study"])), studies=studies, encoding_names=ENCODING, signs=SIGNS,
         notes=[note for note in comparison.notes if note not in comparison.time_notes], version=__version__,
     )  # fmt: skip
+
+
+def _unbroken(value: Any) -> Any:
+    """Keep a number and its per cent sign on one line."""
+    return value.replace(" %", "\N{NO-BREAK SPACE}%") if isinstance(value, str) else value
 
 
 def _study(place: int, outcomes: Outcomes, comparison: Comparison) -> Study:
