@@ -9,6 +9,7 @@ import sys
 import pytest
 from toys import Toy, number_of, once, work
 
+from erpe.cli.tables import result_table
 from erpe.errors import ConfigError, DataError, StoreError, TrialError
 from erpe.execution.callbacks import Progress
 from erpe.execution.executors import ResourceRequest, allocate
@@ -141,7 +142,7 @@ def test_missing_data_is_told_once_before_any_trial(store, without_mlflow):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.usefixtures("hangup")
-def test_one_signal_ends_the_search_after_the_epoch_and_the_same_call_continues(store, without_mlflow, number):
+def test_one_signal_ends_the_search_after_the_epoch_and_the_same_call_continues(store, without_mlflow, number, capsys):
     def interrupt(folder, epoch):
         if number_of(folder) == 1 and epoch == 2 and once(folder, "signal"):
             signal.raise_signal(number)
@@ -149,6 +150,8 @@ def test_one_signal_ends_the_search_after_the_epoch_and_the_same_call_continues(
     before = signal.getsignal(number)
     result = inline(store, work=work(accident=interrupt))
     assert result.interrupted and result.counts == {"COMPLETE": 1, "RUNNING": 1} and result.test is None
+    result_table(result, SPEC, store.root)
+    assert "best of 1 trial\n" in capsys.readouterr().out  # the one that is to be continued is none yet
     assert signal.getsignal(number) is before
     assert list(read_studies(store)[0].trials[1].epochs) == [1, 2]
     result = inline(store)
