@@ -18,6 +18,7 @@ class Words(dict[str, str]):
 
 ATTENTION = Words(softmax="softmax", favor="FAVOR+", relu="ReLU")
 ENCODING = Words(none="none", general="general RPE", circulant="circulant-STRING", rope="RoPE")
+DATASET = Words(mnist="MNIST", cifar10="CIFAR-10")
 SWITCH = dict.fromkeys(NO_POSITIONS, "no positions") | dict.fromkeys(LEARNED_POSITIONS, "learned positions")
 
 

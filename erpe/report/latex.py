@@ -10,7 +10,7 @@ import pandas as pd
 
 from erpe.report.comparison import Comparison
 from erpe.report.grid import Cell, grid
-from erpe.report.labels import label
+from erpe.report.labels import DATASET, label
 from erpe.report.measures import MEGA
 from erpe.report.ratios import TIMES
 from erpe.report.significance import signed
@@ -68,7 +68,7 @@ def _main(one: Comparison, study: str, dataset: str) -> str:
         f"{margin:g} points of it. Difference in points: without an encoding to softmax, with one to the same "
         "attention without; its interval holds for all differences of one kind together. ×: ratio to softmax."
     )
-    caption = f"Test accuracy on {dataset} by attention and encoding"
+    caption = f"Test accuracy on {DATASET[dataset]} by attention and encoding"
     return _table(head, rows, [1, 2, 3, *range(5, len(head))], caption, f"{study}-{dataset}", [remark])
 
 

@@ -23,7 +23,7 @@ from erpe.report.charts.data import DATA
 from erpe.report.comparison import Comparison
 from erpe.report.decisions import VERDICTS
 from erpe.report.grid import SIGNS, Row, grid
-from erpe.report.labels import ENCODING
+from erpe.report.labels import DATASET, ENCODING
 from erpe.report.outcomes import Outcomes
 from erpe.report.protocol import protocol, search_tables
 from erpe.report.summary import sentences
@@ -131,8 +131,9 @@ def page(outcomes: Outcomes, comparison: Comparison) -> str:
     )  # fmt: skip
     studies = [_study(place, *part) for place, part in enumerate(parts(outcomes, comparison).values(), 1)]
     return environment.get_template("page.html.j2").render(
-        title=", ".join(dict.fromkeys(outcomes.arms["study"])), studies=studies, encoding_names=ENCODING, signs=SIGNS,
-        notes=[note for note in comparison.notes if note not in comparison.time_notes], version=__version__,
+        title=", ".join(dict.fromkeys(outcomes.arms["study"])), studies=studies, signs=SIGNS, version=__version__,
+        encoding_names=ENCODING, dataset_names=DATASET,
+        notes=[note for note in comparison.notes if note not in comparison.time_notes],
     )  # fmt: skip
 
 
