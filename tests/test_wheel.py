@@ -52,6 +52,11 @@ def run(python, folder, *words):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+def test_what_a_clone_installed_is_found_beside_the_clone_too(tmp_path):
+    (tmp_path / "erpe").mkdir()  # as `git clone` calls it: Python could take it for the package
+    assert run(sys.executable, tmp_path, "--version").stdout.strip() == f"erpe {erpe.__version__}"
+
+
 def test_the_wheel_has_every_module_and_one_version(wheel):
     names = set(wheel.namelist())
     assert {str(path.relative_to(ROOT)) for path in (ROOT / "erpe").rglob("*.py")} <= names
