@@ -208,7 +208,7 @@ def test_a_bad_folder_is_refused_with_the_file_s_name(flowers, tmp_path, spoil):
         ({"images": arrays()["images"] / 255}, "use uint8 from 0 to 255"),
         ({"labels": None}, "no array 'labels'"),
         ({"test_images": arrays()["images"][:2], "test_labels": np.array([0, 1])}, "test_images[0]: also in the train"),
-        ({"test_images": np.ones((2, 9, 12, 3), np.uint8), "test_labels": np.arange(2)}, "--resize 8x12 makes all"),
+        ({"test_images": np.ones((2, 9, 12, 3), np.uint8), "test_labels": np.arange(2)}, '"8x12") makes all'),
         ({"names": np.array(["ant", {}], dtype=object)}, "cannot be read as an .npz"),
     ],
 )  # fmt: skip

@@ -22,7 +22,7 @@ import numpy as np
 from erpe.datasets import DATASETS, Dataset, facts_of, kind_of
 from erpe.errors import ConfigError, DataError
 from erpe.io import read_json, write_atomic
-from erpe.training.own_files import Read, read_folder, read_npz
+from erpe.training.own_files import Read, read_folder, read_npz, resize_words
 
 Grid = tuple[int, int]
 """(height, width) in pixels."""
@@ -209,7 +209,7 @@ def _describe(found: Read, name: str) -> Dataset:
     )  # fmt: skip
     if not dataset.patches:
         raise DataError(f"{found.path}: no square patch divides images of {image[1]} x {image[2]} pixels; "
-                        "use --resize HEIGHTxWIDTH, as --resize 32x32")  # fmt: skip
+                        f"{resize_words(32, 32)} would help")  # fmt: skip
     return dataset
 
 

@@ -126,7 +126,7 @@ def _decoded(files: list[Path], resize: Grid | None) -> np.ndarray:
         if images and image.shape[1:] != images[0].shape[1:]:
             (h, w), (h0, w0) = image.shape[1:], images[0].shape[1:]
             raise DataError(f"{file}: {h} x {w} pixels, and {files[0]} has {h0} x {w0}; "
-                            f"--resize {h0}x{w0} makes all alike")  # fmt: skip
+                            f"{resize_words(h0, w0)} makes all alike")  # fmt: skip
         images.append(image)
     channels = max((len(image) for image in images), default=1)
     return np.stack([np.broadcast_to(image, (channels, *image.shape[1:])) for image in images])
@@ -184,6 +184,11 @@ def _part_of(path: Path, arrays: dict[str, np.ndarray], prefix: str, resize: Gri
     return _Part(np.ascontiguousarray(images), labels.astype(np.int64), where)
 
 
+def resize_words(height: int, width: int) -> str:
+    """Say how images get a size: of a command, and of a study file or a program."""
+    return f'--resize {height}x{width} (in a study file or a program: resize = "{height}x{width}")'
+
+
 def _checked(path: Path, names: tuple[str, ...], train: _Part, test: _Part | None) -> Read:
     for part in (train, test) if test else (train,):
         wrong = np.flatnonzero((part.labels < 0) | (part.labels >= len(names)))
@@ -193,7 +198,7 @@ def _checked(path: Path, names: tuple[str, ...], train: _Part, test: _Part | Non
             raise DataError(f"{part.where[wrong[0]]}: label {label}; use {use} instead")
     if test and test.pixels.shape[1:] != train.pixels.shape[1:]:
         (c, h, w), own = train.pixels.shape[1:], test.pixels.shape[1:]
-        remedy = f"--resize {h}x{w} makes all alike" if c == own[0] else "use as many channels in both"
+        remedy = f"{resize_words(h, w)} makes all alike" if c == own[0] else "use as many channels in both"
         raise DataError(f"{path}: test images are {own}, training images {(c, h, w)}; {remedy}")
     if not 2 <= len(names) <= MOST_CLASSES:
         raise DataError(f"{path}: classes: {len(names)} given; use 2 to {MOST_CLASSES} instead")
