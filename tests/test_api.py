@@ -19,7 +19,11 @@ from erpe import plugins, variants
 from erpe.cli.app import main
 from erpe.errors import ErpeError
 from erpe.store import Store
+from erpe.study.objectives import check_limits
+from erpe.study.plan_file import load_plan
 from erpe.study.reading import read_studies
+
+TOP = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
@@ -56,6 +60,24 @@ def test_a_search_is_drawn_and_gives_its_models_and_a_wrong_name_is_told(tmp_pat
             erpe.train(store=tmp_path, **words)
 
 
+def readme_s_program(images):
+    _, text = (TOP / "README.md").read_text().split("## Your own data, encoding and goal")
+    program = text.partition("```python\n")[2].partition("```")[0].replace("studies/plugins", f"{TOP}/studies/plugins")
+    return program.replace("path/to/flowers", str(images))
+
+
+def test_the_limits_of_readme_s_program_leave_models_for_photographs(tmp_path, monkeypatch):
+    draw = np.random.default_rng(0)
+    photographs = draw.integers(0, 256, (24, 96, 96, 3), dtype=np.uint8)
+    np.savez(tmp_path / "flowers.npz", images=photographs, labels=np.arange(24) % 2)
+    given = []
+    monkeypatch.setattr(erpe, "run_study", given.append)
+    with suppress(AttributeError):  # nothing was run
+        exec(readme_s_program(tmp_path / "flowers.npz"), {})
+    plan = load_plan(given[0] | {"plugins": [], "variants": ["relu"]})
+    assert check_limits(plan.search_spec(plan.arms()[0])) > 0.1
+
+
 SMALLER = """
 import erpe
 from functools import partial
@@ -68,10 +90,7 @@ erpe.run_study = partial(erpe.run_study, changes=less, executor="inline", offlin
 @pytest.mark.slow
 def test_readme_s_program_over_own_images_and_encodings_is_killed_and_goes_on_by_command(tmp_path, monkeypatch, capsys):
     """As it stands there, but for the path, less to train, no Ray and no MLflow."""
-    top = Path(__file__).parent.parent
-    _, text = (top / "README.md").read_text().split("## Your own data, encoding and goal")
-    program = text.partition("```python\n")[2].partition("```")[0].replace("studies/plugins", f"{top}/studies/plugins")
-    program = SMALLER + program.replace("path/to/flowers", "flowers.npz")
+    program = SMALLER + readme_s_program("flowers.npz")
     draw = np.random.default_rng(0)
     images, labels = draw.integers(0, 256, (60, 6, 4, 3), dtype=np.uint8), np.arange(60) % 3
     np.savez(tmp_path / "flowers.npz", images=images, labels=labels)
@@ -90,7 +109,7 @@ def test_readme_s_program_over_own_images_and_encodings_is_killed_and_goes_on_by
 
     monkeypatch.setattr(variants, "REGISTERED", {})
     monkeypatch.setattr(plugins, "_LOADED", {})
-    own = " ".join(f"--plugin {top}/studies/plugins/{name}.py" for name in ("alibi", "cayley_string"))
+    own = " ".join(f"--plugin {TOP}/studies/plugins/{name}.py" for name in ("alibi", "cayley_string"))
     assert own in run("study run mine --executor inline --offline").err
     told = run(f"study run mine --executor inline --offline {own}")
     assert "relu_cayley" in told.out and "starting the workers" not in told.err
