@@ -466,7 +466,7 @@ def test_notes_tell_of_devices_budgets_and_missing_partners():
     outcomes.arms.loc[1, "trials"] = 3
     notes = compare(replace(outcomes, arms=outcomes.arms.assign(budget="flops"), notes=("said before",))).notes
     assert notes[0] == "said before"
-    for words in ("ran on cuda, cpu", "relu-patch4 3 of 4", "the same FLOPs", "no arm relu or softmax with its"):
+    for words in ("ran on cuda, cpu", "relu-patch4 3 of 4", "the same FLOPs", "no arm relu or softmax with their"):
         assert any(words in note for note in notes)
 
 

@@ -163,13 +163,13 @@ def _missing_seeds(outcomes: Outcomes) -> Iterator[str]:
 
 
 def _without_partner(arms: pd.DataFrame) -> Iterator[str]:
-    known = named(arms)
+    known, alike = named(arms), dict[tuple[str, str, str], list[str]]()
     for arm in arms.itertuples(index=False):
         wanted = dict.fromkeys([arm.attention, "softmax"])
-        lacking = [variant for variant in wanted if partner(known, arm, variant) is None]
-        if lacking:
-            names = " or ".join(lacking)
-            yield f"{arm.study}: no arm {names} with its switches on {arm.dataset} to compare {arm.arm} with"
+        if lacking := [variant for variant in wanted if partner(known, arm, variant) is None]:
+            alike.setdefault((arm.study, arm.dataset, " or ".join(lacking)), []).append(arm.arm)
+    for (study, dataset, names), without in alike.items():
+        yield f"{study}: no arm {names} with their switches on {dataset} to compare with: {', '.join(without)}"
 
 
 def _budgets(arms: pd.DataFrame) -> Iterator[str]:
