@@ -22,7 +22,7 @@ from erpe.cli.report import outcomes_of
 from erpe.errors import StoreError, StudyError, TrackingError
 from erpe.io import MOST_BYTES, read_arrays
 from erpe.report.comparison import compare
-from erpe.report.outcomes import describe
+from erpe.report.outcomes import Rows, describe
 from erpe.report.sources.store import load
 from erpe.store import Store
 from erpe.study.reading import read_studies
@@ -230,3 +230,7 @@ def test_an_array_from_a_store_cannot_be_a_link_a_pickle_or_a_bomb(tmp_path):
         with pytest.raises(StoreError) as error:
             read_arrays(path)
         assert "\n" not in str(error.value) and path.name in str(error.value)
+
+
+def test_before_the_first_confirmed_run_there_is_no_accuracy_and_no_error():
+    assert Rows().outcomes().runs.groupby("arm")["test/accuracy"].mean().empty

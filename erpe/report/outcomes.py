@@ -25,7 +25,7 @@ TIMED = "time/inference_ms_per_image"
 COLUMNS = {
     "arms": "study dataset arm variant attention encoding budget trials_planned trials seeds_planned seeds finished "
     "openings abandoned own_axes default_won",
-    "runs": "study dataset arm variant attention encoding seed uid version device",
+    "runs": "study dataset arm variant attention encoding seed uid version device test/accuracy",
     "trials": "study arm variant number uid seed state value epochs seconds",
     "epochs": "study arm variant phase uid seed epoch val/accuracy train/loss",
 }
