@@ -243,6 +243,19 @@ def test_scripts_are_valid_bash_and_can_be_run(script):
         assert (ROOT / script).stat().st_mode & 0o111
 
 
+def test_the_oldest_and_the_newest_versions_are_written_where_the_tests_install_from(tmp_path):
+    """As infra/test does it: what is written is what `constraints` then names."""
+    script = f'source {ROOT}/infra/setup; constraints={tmp_path}/ends.txt; ends $0 >"$constraints"; cat "$constraints"'
+    pinned = {}
+    for end in ("oldest", "newest"):
+        done = subprocess.run(["bash", "-c", script, end], check=True, capture_output=True, text=True)
+        pinned[end] = dict(line.split("==") for line in done.stdout.split() if "==" in line)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name, asked in {"mlflow": extras["mlflow"][0], "ray": extras["ray"][0]}.items():
+        assert f">={pinned['oldest'].pop(name).removesuffix('.*')}," in asked
+    assert pinned["oldest"] == pinned["newest"] and "torch" in pinned["newest"]
+
+
 def test_configuration_and_command_line_know_nothing_of_torch_ray_or_mlflow():
     heavy = r"^(?:import|from) (torch|ray|mlflow|optuna|numpy|pandas|sklearn|matplotlib)\b"
     for name in ("config", "errors", "io", "store", "cli/app", "cli/bench", "cli/options"):
