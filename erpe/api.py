@@ -245,5 +245,5 @@ def _check_tracking(store: Store, progress: Progress) -> None:
     health = examine(store.tracking_uri)
     if health.state == "refuses":
         raise TrackingError(health.line)
-    if health.state == "down":
+    if health.state != "well":
         progress.on_warning(name_store(health.line, store.root))

@@ -130,6 +130,17 @@ def test_a_call_returns_while_no_server_is_there(store, monkeypatch):
         assert controller.tracker.lag() == 1 + 1 + 99
 
 
+@pytest.mark.timeout(60)  # who waited would wait ten minutes
+def test_nobody_waits_for_a_mlflow_that_is_not_installed(store, monkeypatch):
+    monkeypatch.setattr("erpe.tracking.connection.find_spec", lambda _: None)
+    with driver(store) as controller:
+        epoch(controller, controller.next_trial(), 1)
+        tracker = controller.tracker
+        assert tracker.close(600) and tracker.problem.startswith("MLflow is not installed; pip install")
+    with pytest.raises(TrackingError, match="MLflow is not installed; pip install"):
+        sync(store)
+
+
 def test_a_history_that_cannot_be_written_is_one_line(store):
     with driver(store, send=False, trials=1) as controller:
         trial = controller.next_trial()

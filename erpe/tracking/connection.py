@@ -41,8 +41,9 @@ _MOST_RUNS = 100_000
 class Health(NamedTuple):
     """Whether a tracking URI answers as MLflow does."""
 
-    state: Literal["well", "down", "refuses"]
-    """down: it may come back by itself; refuses: the user must act."""
+    state: Literal["well", "down", "refuses", "missing"]
+    """down: it may come back by itself; refuses: the user must act; missing: MLflow is not installed, which stops
+    nothing, and nothing waits for it."""
     fact: str = ""
     """What is the matter; empty if well."""
     advice: str = ""
@@ -124,7 +125,7 @@ def probe(uri: str) -> str | None:
 def examine(uri: str) -> Health:
     """Ask for one experiment: /health would be green while every client gets a 403."""
     if find_spec("mlflow") is None:
-        return Health("down", "MLflow is not installed", "pip install 'erpe[mlflow]'; `erpe sync` sends what waits")
+        return Health("missing", "MLflow is not installed", "pip install 'erpe[mlflow]'; `erpe sync` sends what waits")
     return _examine_server(uri) if uri.startswith(("http://", "https://")) else _examine_database(uri)
 
 

@@ -168,7 +168,7 @@ class Publisher:
     def _is_well(self) -> bool:
         if (health := examine(self.store.tracking_uri)).state == "well":
             return True
-        self.problem = health.line if health.state == "refuses" else None
+        self.problem = None if health.state == "down" else health.line
         return False
 
 

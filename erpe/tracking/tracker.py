@@ -229,7 +229,7 @@ def sync(
     if behind and mend():
         behind = [*chosen]
     if behind and (health := examine(store.tracking_uri)).state != "well":
-        raise TrackingError(f"{health.fact}; {health.advice if health.state == 'refuses' else _DOWN}".rstrip("; "))
+        raise TrackingError(f"{health.fact}; {_DOWN if health.state == 'down' else health.advice}".rstrip("; "))
     left, problem = dict.fromkeys(chosen, 0), None
     for name, parts in chosen.items():
         repaired = Repaired()
