@@ -125,7 +125,7 @@ def probe(uri: str) -> str | None:
 def examine(uri: str) -> Health:
     """Ask for one experiment: /health would be green while every client gets a 403."""
     if find_spec("mlflow") is None:
-        return Health("missing", "MLflow is not installed", "pip install 'erpe[mlflow]'; `erpe sync` sends what waits")
+        return Health("missing", "MLflow is not installed; pip install 'erpe[mlflow]'", "`erpe sync` sends what waits")
     return _examine_server(uri) if uri.startswith(("http://", "https://")) else _examine_database(uri)
 
 
