@@ -13,7 +13,7 @@ from pathlib import Path
 
 from erpe.report.comparison import Comparison, compare
 from erpe.report.grid import SIGNS, Cell, grid
-from erpe.report.labels import ENCODING
+from erpe.report.labels import DATASET, ENCODING
 from erpe.report.sources.files import read
 from erpe.report.tables import render
 from erpe.variants import ENCODINGS
@@ -22,7 +22,6 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "studies" / "results"
 BEGIN = "\n### "
 """A page's own words end where the first table begins."""
-NAMES = {"cifar10": "CIFAR-10", "mnist": "MNIST"}
 
 
 def compared(folder: Path) -> Comparison:
@@ -39,7 +38,7 @@ def page(folder: Path, comparison: Comparison) -> str:
 def with_grid(readme: str, study: str, comparison: Comparison) -> str:
     """Return README with the grid of a study as it is today, where it has one."""
     dataset = str(comparison.arms["dataset"].iloc[0])
-    titles = [NAMES[dataset], "no encoding", *(ENCODING[name] for name in ENCODINGS if name != "none")]
+    titles = [DATASET[dataset], "no encoding", *(ENCODING[name] for name in ENCODINGS if name != "none")]
     rows = [[row.label, *(_told(row.cells.get(name)) for name in ENCODINGS)] for row in grid(comparison)]
     lines = [titles, ["---", *["---:"] * len(ENCODINGS)], *rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)

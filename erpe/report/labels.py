@@ -18,7 +18,9 @@ class Words(dict[str, str]):
 
 ATTENTION = Words(softmax="softmax", favor="FAVOR+", relu="ReLU")
 ENCODING = Words(none="none", general="general RPE", circulant="circulant-STRING", rope="RoPE")
-DATASET = Words(mnist="MNIST", cifar10="CIFAR-10")
+DATASET = Words(
+    mnist="MNIST", fashion_mnist="Fashion-MNIST", kmnist="KMNIST", cifar10="CIFAR-10", cifar100="CIFAR-100", svhn="SVHN"
+)
 SWITCH = dict.fromkeys(NO_POSITIONS, "no positions") | dict.fromkeys(LEARNED_POSITIONS, "learned positions")
 
 

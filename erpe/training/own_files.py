@@ -185,7 +185,7 @@ def _part_of(path: Path, arrays: dict[str, np.ndarray], prefix: str, resize: Gri
 
 
 def resize_words(height: int, width: int) -> str:
-    """Say how images get a size: of a command, and of a study file or a program."""
+    """What gives images a size: the option of a command, and the line of a study file or a program."""
     return f'--resize {height}x{width} (in a study file or a program: resize = "{height}x{width}")'
 
 

@@ -171,12 +171,11 @@ class AbortStopper(tune.Stopper):
 
 def _last_words(folder: Path) -> str:
     """What a worker that died could say, its cause in the last line: the traceback of a signal, or nothing."""
+    file, words = folder / LAST_WORDS, ""
     with suppress(OSError):
-        words = (folder / LAST_WORDS).read_text(errors="replace").partition("\n\nExtension")[0][:MOST].strip()
-        (folder / LAST_WORDS).unlink()  # the next death has its own cause
-        if words:
-            return f"{words}\nthe worker died of: {words.splitlines()[0]}"
-    return KILLED
+        words = file.read_text(errors="replace").partition("\n\nExtension")[0][:MOST].strip()
+        file.unlink()  # the next death has its own cause
+    return f"{words}\nthe worker died of: {words.splitlines()[0]}" if words else KILLED
 
 
 def run_ray(
